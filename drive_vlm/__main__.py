@@ -1,0 +1,37 @@
+"""python -m drive_vlm COMMAND: the commands, each loaded when it is called."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
+    "generate": ("drive_vlm.generate:main", "answers of a model for the rows of a file"),
+    "merge": ("drive_vlm.merge:main", "one plain model directory from a LoRA or ZeRO checkpoint"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: python -m drive_vlm COMMAND [flags]\n\ncommands:\n" + "\n".join(lines) + "\n\nEach command has its own --help."
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if words[0] == "--version":
+        from drive_vlm import __version__
+
+        print(__version__)
+        return
+    if words[0] not in COMMANDS:
+        from drive_vlm.config import nearest
+
+        sys.exit(f"drive_vlm: unknown command {words[0]!r}.{nearest(words[0], COMMANDS)}\n\n{usage()}")
+    module, function = COMMANDS[words[0]][0].split(":")
+    getattr(importlib.import_module(module), function)(words[1:])
+
+
+if __name__ == "__main__":
+    main()

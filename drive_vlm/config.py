@@ -1,0 +1,184 @@
+"""What every command line of the project shares: one parser, flags derived from dataclass fields, YAML beside flags.
+
+No torch here: `--help` of any command must come at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import enum
+import types
+import typing
+from typing import Any, Literal, NoReturn
+
+IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
+
+
+def field(default: Any = dataclasses.MISSING, *, help: str, choices: tuple[str, ...] | None = None, **kwargs: Any) -> Any:
+    """A dataclass field with its help text; the field is the one owner of default, type, choices and help."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata, **kwargs)
+    return dataclasses.field(default=default, metadata=metadata, **kwargs)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """' Did you mean X?' for an error message, or '' when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after each flag, examples in the epilog left as they are written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=120)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is argparse.SUPPRESS or action.default == []:
+            return action.help or ""
+        return super()._get_help_string(action) or ""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of every command and tool.
+
+    Flags are spelled with underscores; dashes are accepted as well. A flag it does not know is refused with the
+    nearest known name, abbreviations are refused, and an `examples` text is shown under `--help`.
+    """
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        if examples:
+            kwargs["epilog"] = "examples:\n" + "\n".join("  " + line.strip() for line in examples.strip().splitlines())
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        import sys
+
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([_underscored(word) for word in words], namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown argument {flag}.{nearest(flag, known)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in {"true", "1", "yes"}:
+        return True
+    if text.lower() in {"false", "0", "no"}:
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None = None) -> None:
+    """Add one flag for each init field of the dataclass `cls`, in a group named after it.
+
+    `bool` takes an optional true/false, `list[X]` takes one or more words, `X | None` may stay unset.
+    """
+    group = parser.add_argument_group(title or cls.__name__)
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        if not item.init or "help" not in item.metadata:
+            continue
+        kind, options = hints[item.name], {}
+        arguments = [a for a in typing.get_args(kind) if a is not type(None)]
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+            kind = arguments[0]
+        if typing.get_origin(kind) is list:
+            options["nargs"] = "+"
+            kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is Literal:
+            options["choices"] = typing.get_args(kind)
+            kind = str
+        if item.metadata.get("choices"):
+            options["choices"] = item.metadata["choices"]
+        if kind is bool:
+            options.update(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
+        else:
+            options["type"] = kind
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if default is dataclasses.MISSING:
+            options["required"] = True
+        else:
+            options["default"] = default
+        group.add_argument(f"--{item.name}", help=item.metadata["help"].replace("%", "%%"), **options)
+
+
+def from_namespace(cls: type, namespace: argparse.Namespace) -> Any:
+    """Build the dataclass `cls` from the parsed flags that belong to it."""
+    names = [item.name for item in dataclasses.fields(cls) if item.init and "help" in item.metadata]
+    return cls(**{name: getattr(namespace, name) for name in names})
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: dataclasses become dicts, enums their values, paths strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Which model, and which of its weights train."""
+
+    model: str = field(help="model directory, hub id (OpenGVLab/InternVL3-1B-hf) or LoRA checkpoint directory")
+    attn_implementation: str = field("sdpa", help="attention kernel", choices=("sdpa", "flash", "flex", "eager"))
+    dtype: str = field("auto", help="weights in memory; auto: bfloat16 under DeepSpeed with --bf16, else float32", choices=("auto", "float32", "bfloat16"))
+    freeze: list[str] = field([], help="parts that do not train: vision_tower, projector, language_model, or a module path")
+    lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full")
+    lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)")
+    lora_dropout: float = field(0.0, help="dropout before each adapter")
+    lora_targets: str | None = field(None, help="regular expression of the linear layers to adapt (default: all of the language model)")
+    max_tiles: int | None = field(None, help="tiles a row may use for its pictures (default: the processor's max_patches)")
+    trust_remote_code: bool = field(False, help="run Python code that comes with the model's configuration; never done otherwise")
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which rows, and what happens with one that cannot be used."""
+
+    data: list[str] = field(help="training rows: .jsonl, LLaVA .json or InternVL meta .json; several are joined")
+    eval_data: list[str] = field([], help="rows for the evaluation loss during training")
+    image_root: str | None = field(None, help="folder that picture paths start from (default: the data file's own folder)")
+    max_length: int = field(4096, help="tokens of a row at most, and of a pack")
+    packing: bool = field(False, help="put several rows into one sequence of --max_length tokens, without attention across rows")
+    num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    on_bad_row: str = field("error", help="error: stop at the first bad row; skip: leave it out, count it in data_audit.json", choices=("error", "skip"))
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """How the run is laid out; every flag of transformers.TrainingArguments is accepted beside these."""
+
+    global_batch_size: int | None = field(
+        None, help="sequences for one optimizer step over all processes; gradient accumulation follows from it (default: no accumulation)"
+    )
+    deepspeed: str | None = field(None, help="memory layout: a name in ds_configs (zero1, zero2, zero3, zero2_offload ...) or a JSON file")
+    resume: str | None = field(None, help="checkpoint directory to go on from, or auto: the newest in --output_dir")
+    keep: int = field(2, help="checkpoints to keep besides the best")
+    chunk_tokens: int | None = field(None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)")
+    peak_flops: float | None = field(None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)")

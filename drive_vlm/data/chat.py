@@ -1,0 +1,92 @@
+"""Messages -> the text of the model's own chat template, and the character spans of the assistant's words.
+
+The spans are found by rendering the conversation up to each answer with the template itself, so that labels follow
+whatever the template does; nothing of any template is written down here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample, Turn
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rendered:
+    """Template output: `text`, and `spans` [(start, end)] of the assistant's words with their end-of-turn token."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def to_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Turns as the content lists that chat templates take."""
+    kinds = {IMAGE: {"type": "image"}, VIDEO: {"type": "video"}}
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn.role == "user":
+            content: Any = [kinds.get(part) or {"type": "text", "text": part} for part in turn.parts]
+        else:
+            content = [{"type": "text", "text": turn.text}]
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+class ChatRenderer:
+    """Renders turns with a model's chat template.
+
+    Args:
+        tokenizer: a fast tokenizer (transformers).
+        template: the Jinja chat template, from the processor or the tokenizer.
+        expand: applied to every rendered text, e.g. to write out the frames of a video.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, reserved: Sequence[str]) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
+
+    def _apply(self, turns: Sequence[Turn], prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            to_messages(turns), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+        )
+
+    def render(self, turns: Sequence[Turn], where: str, expand: Callable[[str], str] = str, prompt: bool = False) -> Rendered:
+        """Text of all turns; with `prompt` the header that makes the model answer is added and there are no spans.
+
+        Raises BadRow (special_token) when a text holds one of the template's own tokens, which would forge a turn, and
+        ValueError when the template rewrites earlier turns, so that no span can be trusted.
+        """
+        for turn in turns:
+            for token in self.reserved:
+                if token in turn.text:
+                    raise BadRow("special_token", where, f"the text holds the reserved token {token!r}", "Remove it from the row")
+        text = expand(self._apply(turns, prompt))
+        if prompt:
+            return Rendered(text, ())
+        spans = []
+        for i, turn in enumerate(turns):
+            if turn.role == "assistant":
+                header = expand(self._apply(turns[:i], True))
+                closed = expand(self._apply(turns[: i + 1], False)) if i + 1 < len(turns) else text
+                if not closed.startswith(header) or not text.startswith(closed.rstrip()):
+                    raise ValueError(
+                        f"{where}: the chat template does not keep earlier turns as they were, so the assistant's words cannot be "
+                        "told from the rest. Give a template that only appends (chat_template.jinja beside the model)."
+                    )
+                # What follows the end-of-turn token (a newline in most templates) is not the assistant's.
+                spans.append((len(header), len(closed.rstrip())))
+        return Rendered(text, tuple(spans))
+
+
+def label_mask(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """bool[T]: tokens that lie within a span. `offsets` int[T, 2] are the tokens' character ranges."""
+    mask = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        mask |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+    return mask
+
+
+def turns_of(sample: Sample, prompt: bool) -> tuple[Turn, ...]:
+    return sample.prompt_turns() if prompt else sample.turns

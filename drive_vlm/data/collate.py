@@ -1,0 +1,99 @@
+"""Sequences of encoded rows -> one batch. Packed rows share a sequence but never see each other."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from drive_vlm.config import IGNORE_INDEX
+from drive_vlm.data.encoder import Encoder
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.table import RowTable
+
+
+class EncodedRows(Dataset):
+    """`dataset[(3, 17)] -> [features of row 3, features of row 17]`; decoding happens here, in the loader's workers.
+
+    A row that cannot be decoded takes its place in the list as a BadRow: raised from a worker it would lose its type,
+    so the trainer decides whether to stop or to count it.
+    """
+
+    def __init__(self, table: RowTable, encoder: Encoder) -> None:
+        self.table, self.encoder = table, encoder
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, sequence: tuple[int, ...]) -> list[dict[str, Any] | BadRow]:
+        return [self._row(i) for i in sequence]
+
+    def _row(self, i: int) -> dict[str, Any] | BadRow:
+        try:
+            sample = self.table.sample(i)
+            features = self.encoder.encode(sample, self.table.sources[self.table.source[i]].max_tiles)
+        except BadRow as error:
+            return error
+        measured, length = int(self.table.length[i]), len(features["input_ids"])
+        if length != measured:
+            raise ValueError(
+                f"{sample.where}: the row has {length} tokens now, but had {measured} when the lengths were measured. "
+                "A picture changed on disk: touch the data file so that it is measured again."
+            )
+        return features
+
+
+@dataclasses.dataclass
+class Collator:
+    """Joins sequences into `input_ids int64[B, T]`, `labels int64[B, T]`, the family's vision tensors and `sample_ids`.
+
+    Unpacked: right padding and `attention_mask int64[B, T]`. Packed: `position_ids int64[B, T]` that restart at 0 for
+    each row, no attention mask, and the trailing padding is a segment of its own. With `flatten` the packs are laid end
+    to end in one sequence (B = 1), as flash attention needs to tell segments apart.
+    An empty list of sequences (a short last step) gives one token with no label: a forward pass without a loss.
+    """
+
+    pad_id: int
+    vision: Any = None
+    packed: bool = False
+    flatten: bool = False
+    pad_to_multiple_of: int = 8
+
+    def __call__(self, sequences: Sequence[Sequence[dict[str, Any] | BadRow]]) -> dict[str, Any]:
+        import torch
+
+        bad = [row for sequence in sequences for row in sequence if isinstance(row, BadRow)]
+        rows = [[row for row in sequence if not isinstance(row, BadRow)] for sequence in sequences]
+        rows = [sequence for sequence in rows if sequence]
+        if self.flatten and len(rows) > 1:
+            rows = [[row for sequence in rows for row in sequence]]
+        batch = self._join(rows) if rows else self._filler()
+        batch = {key: torch.from_numpy(value) for key, value in batch.items()}
+        if self.vision is not None:
+            batch |= self.vision.collate_vision([row["vision"] for sequence in rows for row in sequence if row["vision"]])
+        batch["num_tokens"] = sum(len(row["input_ids"]) for sequence in rows for row in sequence)
+        batch["sample_ids"] = [row["sample_id"] for sequence in rows for row in sequence]
+        batch["bad_rows"] = bad
+        return batch
+
+    def _join(self, rows: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+        longest = max(sum(len(row["input_ids"]) for row in sequence) for sequence in rows)
+        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(rows), width)
+        input_ids, labels = np.full(shape, self.pad_id, dtype=np.int64), np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        positions, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for b, sequence in enumerate(rows):
+            end = 0
+            for row in sequence:
+                start, end = end, end + len(row["input_ids"])
+                input_ids[b, start:end], labels[b, start:end] = row["input_ids"], row["labels"]
+                positions[b, start:end], mask[b, start:end] = np.arange(end - start), 1
+            positions[b, end:] = np.arange(width - end)
+        side = {"position_ids": positions} if self.packed else {"attention_mask": mask}
+        return {"input_ids": input_ids, "labels": labels, **side}
+
+    def _filler(self) -> dict[str, np.ndarray]:
+        one = np.zeros((1, 1), dtype=np.int64)
+        side = {"position_ids": one} if self.packed else {"attention_mask": one + 1}
+        return {"input_ids": one + self.pad_id, "labels": one + IGNORE_INDEX, **side}

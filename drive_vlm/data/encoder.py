@@ -1,0 +1,119 @@
+"""Sample -> what the model sees: token ids, labels and vision tensors; its length without touching a pixel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.config import IGNORE_INDEX
+from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
+from drive_vlm.data.jsonl import cache_key
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.vision import VisionAdapter, checked_image_size, load_image, load_video, video_length
+
+
+class Encoder:
+    """Turns samples into `input_ids int64[T]`, `labels int64[T]` and the family's vision tensors.
+
+    Args:
+        tokenizer: the model's fast tokenizer.
+        template: its chat template.
+        vision: its picture side; None for a plain language model.
+        num_frames: frames taken of a video, at most.
+        max_length: rows longer than this are refused (BadRow too_long); None sets no limit.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str, vision: VisionAdapter | None, num_frames: int = 8, max_length: int | None = None
+    ) -> None:
+        self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
+        self.chat = ChatRenderer(tokenizer, template, tokenizer.all_special_tokens)
+        self.template = template
+        self.image_id = tokenizer.convert_tokens_to_ids(vision.image_token) if vision else None
+
+    def fingerprint(self) -> str:
+        """Key of everything that decides a row's length."""
+        vision = self.vision.fingerprint() if self.vision else None
+        backend = self.tokenizer.backend_tokenizer.to_str() if hasattr(self.tokenizer, "backend_tokenizer") else ""
+        return cache_key(self.template, vision, self.num_frames, cache_key(backend))
+
+    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
+        """Tiles of each picture (1 for each frame of a video), read from headers."""
+        if (sample.images or sample.video) and self.vision is None:
+            raise BadRow("no_vision", sample.where, "the row has pictures but the model is a plain language model", "Use a vision-language model")
+        if sample.video:
+            return [1] * min(video_length(sample.video, sample.where), self.num_frames)
+        sizes = [checked_image_size(path, sample.where) for path in sample.images]
+        return [self.vision.num_tiles(*size, len(sizes), max_tiles) for size in sizes] if self.vision else []
+
+    def render(self, sample: Sample, num_pictures: int, prompt: bool = False) -> Rendered:
+        """The template's text with one image token for each picture or frame."""
+        if sample.video and self.vision is not None:
+            expand = lambda text: self.vision.expand_video(text, num_pictures)  # noqa: E731
+        else:
+            expand = str
+        return self.chat.render(turns_of(sample, prompt), sample.where, expand, prompt)
+
+    def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[int]]) -> list[int]:
+        """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+        return [
+            len(ids) + sum(len(self.vision.image_ids(n)) - 1 for n in counts) if self.vision else len(ids)
+            for ids, counts in zip(encoded, tiles, strict=True)
+        ]
+
+    def encode(self, sample: Sample, max_tiles: int | None = None, prompt: bool = False) -> dict[str, Any]:
+        """One row: `input_ids`, `labels` (IGNORE_INDEX but for the assistant's words), `vision` tensors, `sample_id`.
+
+        With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
+        """
+        vision, tiles = self._load_vision(sample, max_tiles)
+        rendered = self.render(sample, len(tiles), prompt)
+        encoded = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        spoken = label_mask(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2), rendered.spans)
+        labels = np.where(spoken, ids, IGNORE_INDEX)
+        if self.vision is not None:
+            ids, labels = self._expand_pictures(ids, labels, tiles, sample)
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise too_long(sample.where, len(ids), self.max_length)
+        if not prompt and (not spoken.any() or labels[0] != IGNORE_INDEX):
+            raise BadRow("empty_answer", sample.where, "no token of the assistant could be labelled", "Check the chat template")
+        return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
+
+    def _load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], list[int]]:
+        expected = self.tile_counts(sample, max_tiles)
+        if not expected or self.vision is None:
+            return {}, []
+        if sample.video:
+            pictures = load_video(sample.video, self.num_frames, sample.where)
+        else:
+            pictures = [load_image(path, sample.where) for path in sample.images]
+        tensors, counts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
+        assert counts == expected, f"{sample.where}: {counts} tiles decoded, {expected} expected from the headers"
+        return tensors, counts
+
+    def _expand_pictures(self, ids: np.ndarray, labels: np.ndarray, tiles: Sequence[int], sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Each image token becomes the tokens of its tiles, unlabelled."""
+        places = np.flatnonzero(ids == self.image_id)
+        if len(places) != len(tiles):
+            raise ValueError(
+                f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(tiles)} pictures. "
+                "Check chat_template of the processor: it must write one image token for each picture."
+            )
+        out_ids, out_labels, start = [], [], 0
+        for place, count in zip(places, tiles, strict=True):
+            picture = np.asarray(self.vision.image_ids(count), dtype=np.int64)
+            out_ids += [ids[start:place], picture]
+            out_labels += [labels[start:place], np.full(len(picture), IGNORE_INDEX)]
+            start = place + 1
+        return np.concatenate([*out_ids, ids[start:]]), np.concatenate([*out_labels, labels[start:]])
+
+
+def too_long(where: str, length: int, limit: int) -> BadRow:
+    return BadRow(
+        "too_long",
+        where,
+        f"the row has {length} tokens, more than --max_length {limit}",
+        "Raise --max_length, lower --max_tiles or --num_frames, or use --on_bad_row skip",
+    )

@@ -1,0 +1,106 @@
+"""Random access to JSONL files of any length: an index of line offsets on disk, one line in memory at a time."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.data.samples import BadRow
+
+_BLOCK = 1 << 24
+
+
+def cache_dir() -> Path:
+    """Where indices are kept: $DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
+    path = Path(os.environ.get("DRIVE_VLM_CACHE") or Path.home() / ".cache" / "drive_vlm")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(file)` on a binary file beside `path`, then rename it: readers see the whole file or none."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "wb") as file:
+        write(file)
+    os.replace(beside, path)
+
+
+def cache_key(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def file_key(path: str | Path) -> str:
+    """Identity of a file without reading it: resolved path, size and time of change."""
+    stat = os.stat(path)
+    return cache_key(str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+class JsonlFile:
+    """A JSONL file as a sequence of rows. `len(file)`, `file[i] -> dict`, `file.where(i) -> "path:line"`.
+
+    The index int64[N, 3] (start and end of the line in bytes, its number from 1; blank lines are left out) is built once,
+    kept in the cache directory and memory-mapped, so that a million rows cost no memory. Threads and forked workers may
+    share one JsonlFile: it reads by absolute position.
+    Raises BadRow for a line that is not UTF-8 (not_utf8) or not JSON (broken_json).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such data file. Give an existing .jsonl or .json file.")
+        index = cache_dir() / f"lines-{file_key(self.path)}.npy"
+        if not index.is_file():
+            offsets = _line_offsets(self.path)
+            write_atomically(index, lambda file: np.save(file, offsets))
+        self._offsets = np.load(index, mmap_mode="r")
+        self._file = open(self.path, "rb")  # noqa: SIM115 - open as long as the object lives
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def where(self, i: int) -> str:
+        return f"{self.path}:{int(self._offsets[i, 2])}"
+
+    def line(self, i: int) -> bytes:
+        start, end = int(self._offsets[i, 0]), int(self._offsets[i, 1])
+        return os.pread(self._file.fileno(), end - start, start)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return json.loads(self.line(i).decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise BadRow("not_utf8", self.where(i), f"not UTF-8 ({error.reason} at byte {error.start})", "Save the file as UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise BadRow(
+                "broken_json", self.where(i), f"not valid JSON ({error.msg}, column {error.colno})", "Mend or remove the line"
+            ) from error
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+
+def _line_offsets(path: Path) -> np.ndarray:
+    """int64[N, 3]: start, end and number of every line that is not blank."""
+    starts = [np.zeros(1, dtype=np.int64)]
+    position = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            starts.append(np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + position + 1)
+            position += len(block)
+    begin = np.concatenate(starts)
+    length = np.diff(np.append(begin, position))
+    numbers = np.arange(1, len(begin) + 1)
+    keep = length > 2  # a line of two bytes or less is "", "\n", "\r\n" or cannot be an object of any use
+    short = np.flatnonzero((length > 0) & ~keep)
+    if len(short):
+        with open(path, "rb") as file:
+            for i in short:
+                file.seek(begin[i])
+                keep[i] = bool(file.read(length[i]).strip())
+    return np.stack([begin[keep], (begin + length)[keep], numbers[keep]], axis=1)

@@ -1,0 +1,79 @@
+"""Splits that never cut a scene or a video, and the check that finds what leaked between them."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One value that several splits share: a row id, a group (scene or video id) or a picture's path."""
+
+    kind: str  # "id" | "group" | "image"
+    value: str
+    splits: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value!r} is in {' and '.join(self.splits)}"
+
+
+def assign_split(group: str, fractions: Mapping[str, float], seed: int = 0) -> str:
+    """The split of `group`: a pure hash of (seed, group), so that it never changes as the data grows.
+
+    `fractions` maps a split's name to its share; the shares sum to 1 and their order matters.
+    Raises ValueError for shares that are negative or do not sum to 1.
+    """
+    check_fractions(fractions)
+    digest = hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=8).digest()
+    position = int.from_bytes(digest, "big") / 2**64
+    reached = 0.0
+    for name, share in fractions.items():
+        reached += share
+        if position < reached:
+            return name
+    return [name for name, share in fractions.items() if share > 0][-1]  # rounding left the sum just below 1
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raises ValueError unless the shares are non-negative and sum to 1 (within 1e-6)."""
+    bad = {name: share for name, share in fractions.items() if not 0 <= share <= 1}
+    if bad:
+        raise ValueError(f"split fractions must lie in [0, 1], got {bad}")
+    total = math.fsum(fractions.values())
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"split fractions must sum to 1, got {total:g} from {dict(fractions)}")
+
+
+def find_leaks(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Leak]:
+    """Every id, group and media path that more than one split holds, in order of kind and value.
+
+    Rows carry `id`, optionally `group`, and their media as `image`, `images` or `video` (a path or a list of paths).
+    Memory grows with the number of distinct values: a million rows fit in a few hundred MB.
+    """
+    names = list(splits)
+    seen: dict[str, dict[str, int]] = {"id": {}, "group": {}, "image": {}}
+    for position, rows in enumerate(splits.values()):
+        mark = 1 << position
+        for row in rows:
+            for kind, value in _keys(row):
+                table = seen[kind]
+                table[value] = table.get(value, 0) | mark
+    leaks = []
+    for kind, table in seen.items():
+        for value in sorted(value for value, marks in table.items() if marks & (marks - 1)):
+            marks = table[value]
+            leaks.append(Leak(kind, value, tuple(name for i, name in enumerate(names) if marks >> i & 1)))
+    return leaks
+
+
+def _keys(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if row.get("id") is not None:
+        yield "id", str(row["id"])
+    if row.get("group") is not None:
+        yield "group", str(row["group"])
+    for column in ("image", "images", "video"):
+        value = row.get(column)
+        for path in [value] if isinstance(value, str) else value or ():
+            yield "image", str(path)

@@ -1,0 +1,163 @@
+"""The table of a run's rows: which row of which file, how many tokens it has, and which rows cannot be used and why.
+
+Lengths are computed from text and image headers, never from pixels, and cached by file and processor: the second run
+on the same data reads one array.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.data.encoder import Encoder, too_long
+from drive_vlm.data.jsonl import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.data.samples import BadRow, Sample, parse_row
+from drive_vlm.data.sources import Source
+
+_BLOCK = 2048
+BAD = -1
+
+
+@dataclasses.dataclass
+class RowTable:
+    """`source int32[N]`, `row int64[N]`, `length int32[N]` of the usable rows, repeats included, and the bad ones."""
+
+    sources: list[Source]
+    source: np.ndarray
+    row: np.ndarray
+    length: np.ndarray
+    bad: list[BadRow]
+    rows_read: int
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def sample(self, i: int, need_answer: bool = True) -> Sample:
+        return read_sample(self.sources[self.source[i]], int(self.row[i]), need_answer)
+
+    def audit(self) -> dict[str, Any]:
+        """What data_audit.json says of this table."""
+        quantiles = np.quantile(self.length, [0, 0.5, 0.95, 1]).tolist() if len(self) else [0] * 4
+        return {
+            "files": [
+                {
+                    "name": source.name,
+                    "path": str(source.label or source.rows.path),
+                    "image_root": source.root,
+                    "rows": len(source.rows),
+                    "repeat_time": source.repeat_time,
+                    "used": int((self.source == i).sum()),
+                }
+                for i, source in enumerate(self.sources)
+            ],
+            "rows_read": self.rows_read,
+            "rows_used": len(self),
+            "tokens": {"total": int(self.length.sum()), **dict(zip(("min", "median", "p95", "max"), quantiles, strict=True))},
+            "bad_rows": audit_bad_rows(self.bad),
+        }
+
+
+def audit_bad_rows(bad: Sequence[BadRow]) -> dict[str, Any]:
+    """Counts by reason, and every row by its place."""
+    return {
+        "total": len(bad),
+        "by_reason": dict(Counter(row.reason for row in bad)),
+        "rows": [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad],
+    }
+
+
+def read_sample(source: Source, i: int, need_answer: bool = True) -> Sample:
+    """Row `i` of a source as a Sample; BadRow names the file and line that the user knows."""
+    try:
+        return parse_row(source.rows[i], source.where(i), source.root, need_answer)
+    except BadRow as error:
+        raise BadRow(error.reason, source.where(i), error.problem, error.way_out) from error
+
+
+def build_table(
+    sources: Sequence[Source],
+    encoder: Encoder,
+    on_bad_row: str = "error",
+    max_length: int | None = None,
+    seed: int = 0,
+    need_answer: bool = True,
+    progress: Callable[[Iterator, int], Iterator] | None = None,
+) -> RowTable:
+    """Measure every row of `sources`. With on_bad_row "error" the first bad row is raised, with "skip" all are kept in `bad`.
+
+    Raises BadRow, and ValueError when no usable row is left.
+    """
+    columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    bad: list[BadRow] = []
+    for number, source in enumerate(sources):
+        lengths, bad_here = _measure(source, encoder, on_bad_row, need_answer, progress)
+        if max_length is not None:
+            bad_here += [too_long(source.where(i), int(lengths[i]), max_length) for i in np.flatnonzero(lengths > max_length)]
+        if bad_here and on_bad_row == "error":
+            raise bad_here[0]
+        bad += bad_here
+        usable = np.flatnonzero((lengths != BAD) & (lengths <= (max_length or np.inf)))
+        rows = np.asarray(source.repeated_rows(usable.tolist(), seed), dtype=np.int64) if source.repeat_time != 1 else usable
+        columns.append((np.full(len(rows), number, dtype=np.int32), rows, lengths[rows]))
+    source_id, row, length = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    if not len(length):
+        names = ", ".join(str(source.label or source.rows.path) for source in sources)
+        raise ValueError(f"{names}: no usable row ({len(bad)} bad rows). Run tools/check_data.py on the file to see why.")
+    return RowTable(list(sources), source_id, row, length, bad, sum(len(source.rows) for source in sources))
+
+
+def _measure(
+    source: Source, encoder: Encoder, on_bad_row: str, need_answer: bool, progress: Callable[[Iterator, int], Iterator] | None
+) -> tuple[np.ndarray, list[BadRow]]:
+    """int32[rows] lengths (BAD where a row cannot be used) and the bad rows; from the cache when file and processor are the same."""
+    key = cache_key(file_key(source.rows.path), source.root, source.max_tiles, encoder.fingerprint(), need_answer)
+    path = cache_dir() / f"lengths-{key}.npy"
+    if path.is_file():
+        lengths = np.load(path)
+        again = np.flatnonzero(lengths == BAD)  # a picture that was missing may be there now
+    else:
+        lengths = np.full(len(source.rows), BAD, dtype=np.int32)
+        again = np.arange(len(lengths))
+    bad: list[BadRow] = []
+    blocks = iter(range(0, len(again), _BLOCK))
+    with ThreadPoolExecutor(16) as headers:
+        for start in progress(blocks, -(-len(again) // _BLOCK)) if progress else blocks:
+            part = again[start : start + _BLOCK]
+            bad += _measure_block(source, part, lengths, encoder, need_answer, headers)
+            if bad and on_bad_row == "error":
+                return lengths, bad
+    if len(again):
+        write_atomically(path, lambda file: np.save(file, lengths))
+    return lengths, bad
+
+
+def _measure_block(
+    source: Source, rows: np.ndarray, lengths: np.ndarray, encoder: Encoder, need_answer: bool, headers: ThreadPoolExecutor
+) -> list[BadRow]:
+    """Fill `lengths` at `rows`; header reads overlap in threads, the tokenizer sees the whole block at once."""
+
+    def look(i: int) -> tuple[int, list[int], str] | BadRow:
+        try:
+            sample = read_sample(source, i, need_answer)
+            tiles = encoder.tile_counts(sample, source.max_tiles)
+            return i, tiles, encoder.render(sample, len(tiles), prompt=not need_answer).text
+        except BadRow as error:
+            return error
+
+    seen = list(headers.map(look, (int(i) for i in rows)))
+    good = [item for item in seen if not isinstance(item, BadRow)]
+    for (i, _, _), length in zip(good, encoder.lengths([g[2] for g in good], [g[1] for g in good]), strict=True):
+        lengths[i] = length
+    return [item for item in seen if isinstance(item, BadRow)]
+
+
+def save_audit(path: Path, tables: dict[str, RowTable], runtime: Sequence[BadRow] = ()) -> None:
+    """Write data_audit.json: each table's audit, and the rows that failed to decode during the run."""
+    content = {name: table.audit() for name, table in tables.items()}
+    content["bad_during_run"] = audit_bad_rows(runtime)
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))

@@ -1,0 +1,152 @@
+"""Pictures and video frames from disk: sizes from headers only, decoding with clear errors, never a substitute."""
+
+import io
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from drive_vlm.data.samples import BadRow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+_FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+class VisionAdapter(Protocol):
+    """What the data path needs to know of a model's pictures; each family in drive_vlm/models provides one."""
+
+    image_token: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Whatever changes token counts or pixels: the key of caches."""
+
+    def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
+        """Tiles that one of `num_images` pictures of this size becomes."""
+
+    def image_ids(self, num_tiles: int) -> list[int]:
+        """Token ids that stand for one picture of `num_tiles` tiles."""
+
+    def expand_video(self, text: str, num_frames: int) -> str:
+        """`text` with the template's video placeholder written out as one image token a frame."""
+
+    def load_pixels(
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Vision tensors of one row, and the number of tiles of each picture (1 for a frame of a video)."""
+
+    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Join the vision tensors of the rows of a batch."""
+
+
+@lru_cache(maxsize=1 << 16)
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) as displayed, from the file's header; no pixels are decoded. Raises OSError."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(0x0112) in _TRANSPOSED else (height, width)
+
+
+def checked_image_size(path: str, where: str) -> tuple[int, int]:
+    """`image_size`, with BadRow (image_missing, image_corrupt) instead of OSError."""
+    try:
+        return image_size(path)
+    except FileNotFoundError as error:
+        raise _missing(path, where) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _corrupt(path, where, error) from error
+
+
+def load_image(path: str, where: str) -> "Image":
+    """The picture as RGB, upright. Raises BadRow (image_missing, image_corrupt), also for a truncated file."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+            image.load()
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise _missing(path, where) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _corrupt(path, where, error) from error
+
+
+def _missing(path: str, where: str) -> BadRow:
+    return BadRow("image_missing", where, f"the picture {path} does not exist", "Check the image root (--image_root), or use --on_bad_row skip")
+
+
+def _corrupt(path: str, where: str, error: Exception) -> BadRow:
+    return BadRow("image_corrupt", where, f"the picture {path} cannot be read ({error})", "Replace the file, or use --on_bad_row skip")
+
+
+def frame_indices(total: int, count: int) -> list[int]:
+    """`count` frame numbers spread evenly over `total` (the middle of equal shares); all of them when there are fewer."""
+    if total <= count:
+        return list(range(total))
+    return [int((i + 0.5) * total / count) for i in range(count)]
+
+
+def video_length(path: str, where: str) -> int:
+    """Number of frames: of a folder of pictures, or of a video file by its header (decoded only when it tells none)."""
+    if os.path.isdir(path):
+        count = len(_frame_files(path))
+    elif os.path.isfile(path):
+        import av
+
+        try:
+            with av.open(path) as container:
+                stream = _video_stream(container, path, where)
+                count = stream.frames or sum(1 for _ in container.decode(stream))
+        except av.error.FFmpegError as error:
+            raise _corrupt_video(path, where, error) from error
+    else:
+        raise BadRow("video_missing", where, f"the video {path} does not exist", "Check the image root (--image_root), or use --on_bad_row skip")
+    if not count:
+        raise BadRow("video_empty", where, f"the video {path} has zero frames", "Replace the file, or use --on_bad_row skip")
+    return count
+
+
+def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
+    """Up to `num_frames` frames as RGB, spread evenly. Raises BadRow (video_missing, video_empty, video_corrupt)."""
+    total = video_length(path, where)
+    wanted = frame_indices(total, num_frames)
+    if os.path.isdir(path):
+        files = _frame_files(path)
+        return [load_image(files[i], where) for i in wanted]
+    import av
+
+    frames = []
+    try:
+        with av.open(path) as container:
+            stream = _video_stream(container, path, where)
+            stream.thread_type = "AUTO"
+            for i, frame in enumerate(container.decode(stream)):
+                if i == wanted[len(frames)]:
+                    frames.append(frame.to_image())
+                    if len(frames) == len(wanted):
+                        break
+    except av.error.FFmpegError as error:
+        raise _corrupt_video(path, where, error) from error
+    if len(frames) < len(wanted):
+        raise _corrupt_video(path, where, f"frame {wanted[len(frames)]} of {total} is missing")
+    return frames
+
+
+def _video_stream(container: Any, path: str, where: str) -> Any:
+    if not container.streams.video:
+        raise BadRow("video_empty", where, f"the file {path} holds no video stream", "Replace the file, or use --on_bad_row skip")
+    return container.streams.video[0]
+
+
+def _corrupt_video(path: str, where: str, error: object) -> BadRow:
+    return BadRow("video_corrupt", where, f"the video {path} cannot be decoded ({error})", "Replace the file, or use --on_bad_row skip")
+
+
+def _frame_files(folder: str) -> list[str]:
+    """Frames of a folder in the order of their names."""
+    return sorted(entry.path for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in _FRAME_SUFFIXES)

@@ -1,0 +1,105 @@
+"""Prediction rows `{"id", "dataset", "prediction", "reference", "image", ...}` as every evaluator takes them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.data.jsonl import JsonlFile
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One checked row. `where` is "file:line"; `row` keeps the extra columns (category, template, group ...)."""
+
+    where: str
+    id: str
+    dataset: str
+    prediction: str
+    reference: str
+    images: tuple[str, ...]
+    row: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names the same question in two prediction files."""
+        return self.dataset, self.id
+
+    @property
+    def group(self) -> str:
+        """Samples that are not independent share it: the row's `group`, else its pictures, else the sample itself."""
+        return str(self.row.get("group") or "|".join(self.images) or self.id)
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """All rows of one prediction file, checked.
+
+    An empty prediction is a result (the model said nothing) and stays. Raises ValueError with file:line and id for a
+    row without id, prediction or reference, for an id that comes twice in one data set, and for a file without rows.
+    """
+    file = JsonlFile(path)
+    rows: list[Prediction] = []
+    seen: dict[tuple[str, str], str] = {}
+    for index in range(len(file)):
+        item = parse_prediction(file[index], file.where(index))
+        if item.key in seen:
+            raise ValueError(
+                f"{item.where}: id {item.id!r} came before at {seen[item.key]}; ids must be unique in a file"
+            )
+        seen[item.key] = item.where
+        rows.append(item)
+    if not rows:
+        raise ValueError(f"{path}: no rows; expected one prediction a line (python -m drive_vlm generate writes it)")
+    return rows
+
+
+def parse_prediction(row: Any, where: str) -> Prediction:
+    """One decoded row, checked; raises ValueError with `where` (file:line) and the id."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    if "id" not in row:
+        raise ValueError(f'{where}: the row has no "id"; every row of a prediction file needs one')
+    name = f"{where}: id {str(row['id'])!r}"
+    for column in ("prediction", "reference"):
+        if not isinstance(row.get(column), str):
+            raise ValueError(f'{name}: "{column}" must be a text, got {json.dumps(row.get(column))}')
+    if not row["reference"].strip():
+        raise ValueError(f'{name}: "reference" is empty; there is nothing to compare with')
+    image = row.get("image") or row.get("images") or []
+    images = [image] if isinstance(image, str) else image
+    if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
+        raise ValueError(f'{name}: "image" must be a path or a list of paths, got {json.dumps(image)}')
+    dataset = str(row.get("dataset") or "unnamed")
+    return Prediction(where, str(row["id"]), dataset, row["prediction"], row["reference"], tuple(images), row)
+
+
+def checkpoint_names(paths: Sequence[str]) -> list[str]:
+    """Short names that differ: the file stems, with as many parent folders as it takes."""
+    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"--predictions names a file twice: {', '.join(paths)}")
+
+
+def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]], list[int]]:
+    """The samples that every file has, in the order of the first file, and how many each file has beside them.
+
+    Raises ValueError when no sample is common, or when one sample has two different references.
+    """
+    tables = [{item.key: item for item in items} for items in files]
+    keys = [key for key in tables[0] if all(key in table for table in tables)]
+    if not keys:
+        raise ValueError("the prediction files have no id in common; compare files generated from the same rows")
+    for key in keys:
+        first = tables[0][key]
+        for table in tables[1:]:
+            if table[key].reference != first.reference:
+                other = table[key]
+                raise ValueError(
+                    f"{other.where}: id {other.id!r} has another reference than at {first.where}; "
+                    "compare files generated from the same rows"
+                )
+    return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]

@@ -1,0 +1,192 @@
+"""Text overlap of one prediction with one or several references: corpus BLEU-1..4, ROUGE-L and CIDEr.
+
+The definitions are those of the COCO caption evaluation (Chen et al. 2015, arXiv 1504.00325; packages `pycocoevalcap`
+and `language_evaluation`, which DriveLM's official script calls), in pure Python:
+
+- BLEU: Papineni et al. 2002, over the whole corpus, closest reference length, clipped counts; instead of smoothing
+  1e-15 is added to every match count and 1e-9 to every n-gram count.
+- ROUGE-L: Lin 2004, F with beta = 1.2, best precision and best recall over the references, mean over the samples.
+- CIDEr: Vedantam et al. 2015 (arXiv 1411.5726). What the package calls CIDEr clips counts and multiplies with a
+  Gaussian of the length difference (sigma 6), as CIDEr-D does; lengths there count bigrams. idf comes from the
+  references of the evaluated set, so a single sample always scores 0. Scale 0-10.
+
+The package tokenises with the Stanford PTBTokenizer (Java). `tokenize` reproduces it for plain English, DriveLM's
+object tags and option letters, with its known effects: brackets survive as `-lrb-` (the list of removed punctuation
+holds the upper-case name only), `<c1,CAM_BACK,1088.3,497.5>` becomes `< c1 cam_back ,1088.3,497.5 >`. Not reproduced:
+web and e-mail addresses, file names, rare abbreviations, scripts other than Latin, and that a last "5 m." of a text
+loses its period when the next text of the file happens to begin with a word such as "The".
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+Tokens = list[str]
+NGram = tuple[str, ...]
+MAX_N = 4
+ROUGE_BETA = 1.2
+CIDER_SIGMA = 6.0
+
+_PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_UNICODE = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "€": "$", "½": "1/2"})
+# Words that keep their period whatever follows them; "no." keeps it only before a number.
+_ABBREVIATIONS = (
+    "mr|mrs|ms|dr|prof|st|ave|blvd|rd|vs|etc|inc|co|corp|ltd|jr|sr|mt|gen|col|lt|sgt|capt|gov|sen|rep|rev|"
+    "jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|wed|thu|fri|ph\\.d|al"
+)
+# A single letter keeps its period ("A. Going", "5 m.") unless one of these words opens the next sentence.
+_STARTERS = (
+    "The|In|It|This|That|If|He|She|We|They|You|A|An|And|But|When|There|These|Then|At|As|What|Our|One|After|While|So|"
+    "However|Mr|Some|Her|Their|Here|Now|About|According|Since|Such|Other|Many|More|Last|Yet|Once"
+)
+_TOKEN = re.compile(
+    rf"""
+    <[!/?]?[a-z][a-z0-9_-]*\s*/?>                               # a tag such as <image>
+  | (?<![^\W_])(?:{_ABBREVIATIONS})\.(?![a-z0-9])                # mr.  vs.
+  | (?<![^\W\d])[a-z](?:\.[a-z])+\.(?![a-z0-9])                  # p.m.  u.s.
+  | (?<![^\W\d])[a-z]\.(?![a-z0-9]|(?-i:\s+(?:{_STARTERS})\b))   # option letters and initials
+  | \bno\.(?=\s*\d)
+  | \d{{1,4}}/\d{{1,4}}(?:/\d{{2,4}})?(?![\w/])                   # 1/2  12/10/2020
+  | [-+]?(?:\d++|(?=[.:,]\d))(?:[.,:]\d++)*+(?![a-z0-9_/-])      # -5  1,000.5  12:30  ,1088.3,497.5
+  | [-+]?\d+(?:[.,:]\d+)+                                       # 3.5 of 3.5m
+  | [a-z]+(?:\.[a-z]+)+                                         # two sentences with no blank between them
+  | n't | '(?:s|m|d|re|ve|ll|em|til)\b
+  | [a-z0-9]+(?=n't\b)                                          # is|n't
+  | [^\W_]+(?:[-_/&'](?!(?:s|m|d|re|ve|ll)\b)[^\W_]+)*
+  | [-+]\d+
+  | \.{{2,}} | [!?]{{2,}} | -{{2,}} | \*+ | _+
+  | \S
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_SPLIT = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "wanna": ("wan", "na"), "gimme": ("gim", "me")}
+
+
+def tokenize(text: str) -> Tokens:
+    """Lower-case words of `text` as the COCO caption evaluation counts them, punctuation removed."""
+    tokens: Tokens = []
+    for token in _TOKEN.findall(text.translate(_UNICODE)):
+        token = token.lower()
+        if token in _PUNCTUATION or token == '"' or set(token) in ({"-"}, {"."}):
+            continue
+        tokens.extend(_SPLIT.get(token, (_BRACKETS.get(token, token),)))
+    return tokens
+
+
+def ngram_counts(tokens: Tokens) -> Counter[NGram]:
+    """Counts of all 1- to 4-grams."""
+    return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
+
+
+def corpus_bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """BLEU-1..4 over the corpus, each in 0-1.
+
+    `hypotheses[i]` is scored against all of `references[i]`. Raises ValueError where the lengths differ or a sample
+    has no reference.
+    """
+    _check(hypotheses, references)
+    matched, guessed = [0] * MAX_N, [0] * MAX_N
+    length = reference_length = 0
+    for tokens, candidates in zip(hypotheses, references, strict=True):
+        allowed: Counter[NGram] = Counter()
+        for candidate in candidates:
+            allowed |= ngram_counts(candidate)
+        for gram, count in (ngram_counts(tokens) & allowed).items():
+            matched[len(gram) - 1] += count
+        for n in range(MAX_N):
+            guessed[n] += max(0, len(tokens) - n)
+        length += len(tokens)
+        reference_length += min((abs(len(c) - len(tokens)), len(c)) for c in candidates)[1]
+    ratio = (length + 1e-15) / (reference_length + 1e-9)
+    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    scores, product = [], 1.0
+    for n in range(MAX_N):
+        product *= (matched[n] + 1e-15) / (guessed[n] + 1e-9)
+        scores.append(product ** (1 / (n + 1)) * penalty)
+    return scores
+
+
+def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, in O(len * len) time and one row of memory."""
+    row = [0] * (len(second) + 1)
+    for token in first:
+        diagonal = 0
+        for j, other in enumerate(second, start=1):
+            diagonal, row[j] = row[j], diagonal + 1 if token == other else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """ROUGE-L F (beta 1.2) of each sample, 0-1. An empty text counts as one empty token, as in the package."""
+    _check(hypotheses, references)
+    scores = []
+    for tokens, candidates in zip(hypotheses, references, strict=True):
+        common = [lcs_length(tokens or [""], candidate or [""]) for candidate in candidates]
+        precision = max(common) / max(len(tokens), 1)
+        recall = max(c / max(len(candidate), 1) for c, candidate in zip(common, candidates, strict=True))
+        weight = ROUGE_BETA**2
+        score = (1 + weight) * precision * recall / (recall + weight * precision) if precision and recall else 0.0
+        scores.append(score)
+    return scores
+
+
+def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    """CIDEr of each sample, 0-10: mean over n = 1..4 of the clipped tf-idf cosine with each reference, times 10."""
+    _check(hypotheses, references)
+    counted = [[ngram_counts(candidate) for candidate in candidates] for candidates in references]
+    document_frequency: Counter[NGram] = Counter()
+    for candidates in counted:
+        document_frequency.update(set().union(*candidates))
+    log_documents = math.log(len(references)) if references else 0.0
+    scores = []
+    for tokens, candidates in zip(hypotheses, counted, strict=True):
+        vector = _tf_idf(ngram_counts(tokens), document_frequency, log_documents)
+        total = sum(_similarity(vector, _tf_idf(c, document_frequency, log_documents)) for c in candidates)
+        scores.append(10.0 * total / len(candidates))
+    return scores
+
+
+def language_scores(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """The six numbers of DriveLM's language part from raw texts: Bleu_1..4 (0-1), ROUGE_L (0-1), CIDEr (0-10)."""
+    if not hypotheses:
+        raise ValueError("no texts to score: BLEU, ROUGE-L and CIDEr are undefined for an empty set")
+    words = [tokenize(text) for text in hypotheses]
+    wanted = [[tokenize(t) for t in ([texts] if isinstance(texts, str) else texts)] for texts in references]
+    scores = {f"Bleu_{n}": value for n, value in enumerate(corpus_bleu(words, wanted), start=1)}
+    scores["ROUGE_L"] = sum(rouge_l(words, wanted)) / len(words)
+    scores["CIDEr"] = sum(cider(words, wanted)) / len(words)
+    return scores
+
+
+def _tf_idf(
+    counts: Counter[NGram], document_frequency: Counter[NGram], log_documents: float
+) -> tuple[list[dict[NGram, float]], int]:
+    """Weights of the n-grams by n, and the length of the text as the package counts it: its bigrams."""
+    vector: list[dict[NGram, float]] = [{} for _ in range(MAX_N)]
+    for gram, count in counts.items():
+        idf = log_documents - math.log(max(1, document_frequency[gram]))
+        vector[len(gram) - 1][gram] = count * idf
+    return vector, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+
+def _similarity(
+    hypothesis: tuple[list[dict[NGram, float]], int], reference: tuple[list[dict[NGram, float]], int]
+) -> float:
+    """Clipped cosine, averaged over n, times the Gaussian of the length difference: 0-1."""
+    (mine, my_length), (theirs, their_length) = hypothesis, reference
+    total = 0.0
+    for weights, wanted in zip(mine, theirs, strict=True):
+        dot = sum(min(weights[gram], wanted[gram]) * wanted[gram] for gram in weights.keys() & wanted.keys())
+        norm = math.sqrt(sum(w * w for w in weights.values())) * math.sqrt(sum(w * w for w in wanted.values()))
+        total += dot / norm if norm else 0.0
+    return total / MAX_N * math.exp(-((my_length - their_length) ** 2) / (2 * CIDER_SIGMA**2))
+
+
+def _check(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
+    if len(hypotheses) != len(references):
+        raise ValueError(f"{len(hypotheses)} predictions but {len(references)} sets of references; give one set each")
+    for index, candidates in enumerate(references):
+        if not candidates:
+            raise ValueError(f"sample {index} has no reference text")

@@ -1,0 +1,1 @@
+"""What surrounds a run: topology, DeepSpeed configuration, manifest. Imports no torch."""

@@ -1,0 +1,84 @@
+"""Model families: how a checkpoint becomes a model, a processor, named parts and picture tokens.
+
+A new family is one file with a `build` function and one line in MODELS.
+"""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import ModelConfig, nearest
+
+# model_type of config.json -> "module:builder"; a builder takes (path, ModelConfig, dtype) and returns a Family.
+MODELS = {
+    "internvl": "drive_vlm.models.internvl:build",
+}
+
+
+@dataclasses.dataclass
+class Family:
+    """A loaded model and what the rest of the project needs to know of it.
+
+    Attributes:
+        model: the transformers model, perhaps wrapped by peft.
+        processor: its processor; saved beside every checkpoint.
+        tokenizer: the processor's fast tokenizer.
+        template: its Jinja chat template.
+        vision: picture side for the data path (drive_vlm.data.vision.VisionAdapter); None for a plain language model.
+        parts: part name -> module path prefixes, e.g. {"projector": ("model.multi_modal_projector",)}.
+        lora_targets: regular expression of the linear layers that `--lora_rank` adapts.
+        tokens_per_tile: vision tower tokens for one tile (for the FLOPs count).
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    tokenizer: Any
+    template: str
+    vision: Any
+    parts: dict[str, tuple[str, ...]]
+    lora_targets: str
+    tokens_per_tile: int
+
+
+def model_type(path: str, trust_remote_code: bool = False) -> str:
+    """The `model_type` of a local directory or hub id. Raises ValueError when there is no readable config."""
+    config = Path(path) / "config.json"
+    if config.is_file():
+        return json.loads(config.read_text())["model_type"]
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id.")
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
+    except OSError as error:
+        raise ValueError(f"{path}: neither a local directory nor reachable on the hub. Download it and give the directory.") from error
+
+
+def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chunk_tokens: int | None = None) -> Family:
+    """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
+
+    With `for_training` the loss is computed in chunks and every batch passes the vision tower (training_forward.py).
+    Raises ValueError for an unknown family, with the nearest known one.
+    """
+    path, adapter = config.model, None
+    if (Path(path) / "adapter_config.json").is_file():
+        adapter = path
+        path = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    kind = model_type(path, config.trust_remote_code)
+    if kind not in MODELS:
+        raise ValueError(f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}")
+    module, builder = MODELS[kind].split(":")
+    family = getattr(importlib.import_module(module), builder)(path, config, dtype)
+    if for_training:
+        from drive_vlm.models.training_forward import install_training_forward
+
+        install_training_forward(family.model, family.vision.dummy_inputs() if family.vision else None, chunk_tokens)
+    if adapter is not None:
+        from peft import PeftModel
+
+        family.model = PeftModel.from_pretrained(family.model, adapter, is_trainable=for_training)
+    return family

@@ -1,0 +1,54 @@
+"""Model FLOPs of a training step, from weight counts: 2 a weight for the forward pass, 2 for the gradient that flows
+on, 2 for the weight's own gradient. Attention scores are left out; recomputed activations are not counted."""
+
+import dataclasses
+from typing import Any
+
+from drive_vlm.models import Family
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFlops:
+    """FLOPs for one token of the language model, one labelled position of the head, one tile of the vision tower."""
+
+    token: float
+    label: float
+    tile: float
+
+    def __call__(self, tokens: int, labels: int, tiles: int) -> float:
+        return self.token * tokens + self.label * labels + self.tile * tiles
+
+
+def train_flops(family: Family) -> TrainFlops:
+    """FLOPs of `family` as it is frozen and adapted now."""
+    model = family.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    body = _part_weights(base, family, "language_model", skip=(embedding, head))
+    tower = _part_weights(base, family, "vision_tower")
+    projector = _part_weights(base, family, "projector")
+    # Gradients flow through the language model whenever anything in or before it trains.
+    vision_trains = tower[1] or projector[1]
+    tile_tokens = family.tokens_per_tile
+    return TrainFlops(
+        token=body[0] * (4 + 2 * body[1]),
+        label=_size(head.weight) * (4 + 2 * head.weight.requires_grad),
+        tile=tile_tokens * (tower[0] * (6 if tower[1] else 2)) + tile_tokens / 4 * projector[0] * (6 if vision_trains else 2),
+    )
+
+
+def _size(parameter: Any) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _part_weights(base: Any, family: Family, part: str, skip: tuple[Any, ...] = ()) -> tuple[int, bool]:
+    """(weights of the part's matrices, whether any of its own weights trains)."""
+    left_out = {id(parameter) for module in skip for parameter in module.parameters()}
+    total, trains = 0, False
+    for prefix in family.parts.get(part, ()):
+        for name, parameter in base.get_submodule(prefix).named_parameters():
+            if id(parameter) in left_out or "lora_" in name:
+                continue
+            total += _size(parameter)
+            trains |= parameter.requires_grad
+    return total, trains

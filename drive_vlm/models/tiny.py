@@ -1,0 +1,126 @@
+"""A tiny random InternVL of the real classes, with a real BPE tokenizer and processor, built offline in a second.
+
+For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes one to disk.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+
+# The layout of InternVL3: ChatML turns, a newline after each picture.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(corpus: Iterable[str], vocab_size: int = 2000) -> Any:
+    """A byte-level BPE tokenizer with InternVL3's special tokens, trained on `corpus`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+
+
+def build_tiny_internvl(
+    out: str | Path,
+    corpus: Iterable[str],
+    image_size: int = 56,
+    patch_size: int = 7,
+    hidden_size: int = 64,
+    vision_layers: int = 2,
+    text_layers: int = 2,
+    max_tiles: int = 4,
+    vocab_size: int = 2000,
+    tie_word_embeddings: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write a random InternVLForConditionalGeneration with tokenizer and processor to `out`; from_pretrained loads it."""
+    import torch
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
+
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(corpus, vocab_size)
+    grid = image_size // patch_size
+    if grid * patch_size != image_size or grid % 2:
+        raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
+    tokens = grid * grid // 4
+    heads = max(1, hidden_size // 32)
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden_size * 4,
+            image_size=image_size,
+            patch_size=patch_size,
+        ).to_dict(),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=hidden_size * 4,
+            num_hidden_layers=text_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2),
+            max_position_embeddings=4096,
+            tie_word_embeddings=tie_word_embeddings,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ).to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=tokens,
+        downsample_ratio=0.5,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    model = InternVLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size={"height": image_size, "width": image_size}, max_patches=max_tiles),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size={"height": image_size, "width": image_size}),
+        image_seq_length=tokens,
+        chat_template=CHAT_TEMPLATE,
+    )
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return Path(out)
+
+
+def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """All words of conversation or messages rows, for `train_tokenizer`."""
+    return [json.dumps(turn, ensure_ascii=False) for row in rows for turn in row.get("conversations", row.get("messages", []))]

@@ -1,0 +1,83 @@
+"""The forward pass of training: a loss without the logits, and a vision tower that every batch passes.
+
+* The head runs on labelled positions only, a chunk at a time, and each chunk's logits are recomputed in the backward
+  pass: 16,384 labelled tokens on InternVL3's vocabulary would otherwise hold 9.9 GB of fp32 logits.
+* A batch without a picture sends one dummy tile through tower and projector, times zero. Under ZeRO-3 every module
+  gathers its weights from all ranks, so a rank that left the tower out would let the others wait for ever.
+"""
+
+import functools
+import types
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from drive_vlm.config import IGNORE_INDEX
+
+_CHUNK_ELEMENTS = 1 << 26  # logits held at a time: 256 MB in fp32
+
+
+def _cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk_tokens: int | None = None
+) -> torch.Tensor:
+    """Sum of the cross entropy of `labels int64[N]` under softmax(hidden float[N, D] @ weight.T float[D, V] + bias).
+
+    At most `chunk_tokens` rows of logits exist at a time, forward or backward (default: 64 M elements).
+    """
+    rows = chunk_tokens or max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    total = hidden.new_zeros((), dtype=torch.float32)
+    # Without a label there is still one (empty) chunk, so that every rank's graph reaches every parameter.
+    for h, y in zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True):
+        total = total + checkpoint(_cross_entropy_sum, h, weight, bias, y, use_reentrant=False)
+    return total
+
+
+def install_training_forward(model: Any, dummy_vision: dict[str, torch.Tensor] | None, chunk_tokens: int | None = None) -> None:
+    """Replace `model.forward` for calls with `labels`; without labels the model's own forward runs.
+
+    The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
+    embedding that is a linear layer. Given `labels int64[B, T]` it returns `loss`: the summed cross entropy of the next
+    tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count.
+    """
+    own_forward, head = model.forward, model.get_output_embeddings()
+
+    def head_forward(self: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits, or the summed loss when labels are given: one module call, so that ZeRO-3 gathers the weight once."""
+        if labels is None:
+            return F.linear(hidden, self.weight, self.bias)
+        return chunked_cross_entropy(hidden, self.weight, self.bias, labels, chunk_tokens)
+
+    head.forward = types.MethodType(head_forward, head)
+
+    @functools.wraps(own_forward)
+    def forward(*args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        if labels is None:
+            return own_forward(*args, **kwargs)
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        kwargs["use_cache"] = False  # with a cache, sdpa would not keep packed rows apart
+        if dummy_vision is not None and kwargs.get("pixel_values") is None:
+            kwargs = _through_the_tower(model, kwargs, dummy_vision)
+        hidden = model.model(*args, **kwargs)[0]
+        following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        labelled = following != IGNORE_INDEX
+        total = head(hidden[labelled], labels=following[labelled])
+        count = labelled.sum().clamp(min=1) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return CausalLMOutputWithPast(loss=total / count.to(total.device))
+
+    model.forward = forward
+
+
+def _through_the_tower(model: Any, kwargs: dict[str, Any], dummy: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Embed the tokens here and add zero times the dummy's features; modules run in the order of a batch with pictures."""
+    kwargs = dict(kwargs)
+    embeds = model.get_input_embeddings()(kwargs.pop("input_ids"))
+    features = model.model.get_image_features(**{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True)
+    kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
+    return kwargs

@@ -1,0 +1,5 @@
+"""Training stages; each builds one transformers Trainer. A new stage is one file and one line here and in __main__."""
+
+STAGES = {
+    "sft": "drive_vlm.stages.sft:main",
+}

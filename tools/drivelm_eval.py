@@ -1,0 +1,219 @@
+"""DriveLM's challenge score of a prediction file: accuracy, language, match, and the GPT part where a judge is given.
+
+Reads the challenge's own list `[{id, question, gt_answer, answer}]` and the project's predictions JSONL, whose ids may
+be the official ones, a `drivelm_id` column, or those of tools/build_drivelm.py.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, plain
+from drive_vlm.data.stitching import denormalise_tags
+from drive_vlm.evaluation.drivelm import (
+    JUDGE_PROMPT,
+    WEIGHTS,
+    DriveLMScore,
+    Judge,
+    Pair,
+    Question,
+    parse_rating,
+    read_questions,
+    score,
+)
+
+EXAMPLES = """
+python tools/drivelm_eval.py --predictions output.json --reference test_eval.json
+python tools/drivelm_eval.py --predictions generated.jsonl --reference test_eval.json --stitched --json score.json
+python tools/drivelm_eval.py --predictions output.json --reference test_eval.json --judge_model gpt-4o --cache judge
+"""
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--predictions", required=True, help="output.json or predictions.jsonl")
+    parser.add_argument("--reference", required=True, help="test_eval.json of the challenge")
+    parser.add_argument(
+        "--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back"
+    )
+    parser.add_argument(
+        "--judge_model", help="model that rates answers for the GPT part; without it the part is left out"
+    )
+    parser.add_argument(
+        "--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge"
+    )
+    parser.add_argument("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
+    parser.add_argument(
+        "--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt"
+    )
+    parser.add_argument("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
+    parser.add_argument("--cache", help="directory that keeps the judge's replies; a second run asks nothing")
+    parser.add_argument("--json", "--out", dest="json", help="write the score with all its parts and counts here")
+    return parser
+
+
+def load_reference(path: str) -> list[Question]:
+    """Raises ValueError for a file that is absent or no test_eval JSON."""
+    test = _load_json(path)
+    if not isinstance(test, dict):
+        raise ValueError(f"{path}: expected {{scene: ...}} as in test_eval.json, got a {type(test).__name__}")
+    return read_questions(test, path)
+
+
+def load_answers(path: str, questions: list[Question], stitched: bool = False) -> dict[str, str]:
+    """Official id -> answer. Ids that the test file does not have are left out and reported on stderr.
+
+    Raises ValueError for a row without id or answer, an id that comes twice, and a question that is not the test
+    file's under this id (the numbers count within one test file and mean nothing in another).
+    """
+    known = {question.id: question for question in questions}
+    known |= {question.alias: question for question in questions}
+    answers: dict[str, str] = {}
+    strangers = []
+    for where, row in _rows(path):
+        name = row.get("drivelm_id", row.get("id"))
+        text = row.get("prediction", row.get("answer"))
+        if name is None or not isinstance(text, str):
+            raise ValueError(f'{where}: a row needs "id" and a text "prediction" (or "answer")')
+        question = known.get(str(name)) or known.get(str(row.get("id")))
+        if question is None:
+            strangers.append(str(name))
+            continue
+        if question.id in answers:
+            raise ValueError(f"{where}: id {name!r} comes twice")
+        if "question" in row and _words(row["question"]) != _words(question.question):
+            raise ValueError(
+                f"{where}: id {name!r} asks {row['question'][:60]!r}, the test file asks {question.question[:60]!r}; "
+                "build the rows from this very test file"
+            )
+        answers[question.id] = denormalise_tags(text) if stitched else text
+    if strangers:
+        print(f"{path}: {len(strangers)} rows are not in the test file, e.g. {strangers[0]}", file=sys.stderr)
+    return answers
+
+
+def make_judge(args: Any) -> Judge | None:
+    """The judge of the flags, or None; raises ValueError for a prompt file without its two places."""
+    if not args.judge_model:
+        return None
+    prompt = _read(args.judge_prompt) if args.judge_prompt else JUDGE_PROMPT
+    if "{reference}" not in prompt or "{answer}" not in prompt:
+        raise ValueError(f"{args.judge_prompt}: the prompt must hold {{reference}} and {{answer}}")
+    from drive_vlm.judge import ChatClient
+
+    client = ChatClient(args.judge_url, args.judge_model, args.judge_key_env, cache_dir=args.cache)
+
+    def rate(pairs: list[Pair]) -> list[float | None]:
+        texts = [_fill(prompt, answer, reference) for answer, reference in pairs]
+        conversations = [[{"role": "user", "content": text}] for text in texts]
+        replies = client.complete_many(conversations, args.judge_workers, "judge", temperature=0)
+        return [parse_rating(reply.text) for reply in replies]
+
+    return rate
+
+
+def show(result: DriveLMScore) -> None:
+    """A table of the parts and one line for everything that was counted on the way."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="DriveLM")
+    for column in ("part", "score", "of", "questions", "weight"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    rows = [
+        ("GPT", result.gpt, "100", result.n["gpt"], WEIGHTS["gpt"]),
+        ("language", result.language, "1", result.n["language"], WEIGHTS["language"]),
+        *(
+            (f"  {name}", value, "10" if name == "CIDEr" else "1", "", "")
+            for name, value in result.language_parts.items()
+        ),
+        ("match", result.match, "100", result.n["match"], WEIGHTS["match"]),
+        ("  F1", result.match_f1, "100", "", ""),
+        ("  GPT", result.match_gpt, "100", "", ""),
+        ("accuracy", result.accuracy, "1", result.n["accuracy"], WEIGHTS["accuracy"]),
+    ]
+    for part, value, scale, count, weight in rows:
+        table.add_row(part, "-" if value is None else f"{value:.4f}", scale, str(count), str(weight))
+    console = Console()
+    console.print(table)
+    if result.final is None:
+        print(f"no final score: {result.note}")
+        print(f"parts at hand: {result.covered_score:.4f} of the weights' {result.covered_weight:.1f}")
+    else:
+        print(f"final score: {result.final:.4f}")
+    print(f"{result.questions} questions: {result.counted} counted, {result.gated} gated out by the graph")
+    warnings = {
+        "answers missing (scored as empty)": result.missing,
+        "answers with an odd number of decimals": result.odd_decimals,
+        "coordinates without decimals, which the official rule ignores": result.ignored_coordinates,
+        "replies of the judge without a rating (left out of the mean)": result.unrated,
+    }
+    for text, count in warnings.items():
+        if count:
+            print(f"{count} {text}")
+
+
+def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """("file:line" or "file[i]", row) of a JSONL file or a JSON list; the first character tells which."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        is_list = file.read(64).lstrip().startswith(b"[")
+    if is_list:
+        rows = [(f"{path}[{index}]", row) for index, row in enumerate(_load_json(path))]
+    else:
+        from drive_vlm.data.jsonl import JsonlFile
+
+        lines = JsonlFile(path)
+        rows = [(lines.where(index), lines[index]) for index in range(len(lines))]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected an object, got {type(row).__name__}")
+    return rows
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _load_json(path: str) -> Any:
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+
+
+def _fill(prompt: str, answer: str, reference: str) -> str:
+    """Both texts put in at once, so that braces inside an answer stay as they are."""
+    values = {"{reference}": reference, "{answer}": answer}
+    return re.sub(r"\{reference\}|\{answer\}", lambda match: values[match.group(0)], prompt)
+
+
+def _words(question: str) -> str:
+    """A question without pictures, coordinates and blanks: stitched rows carry other numbers."""
+    return re.sub(r"<image>|[\d.,\[\]\s]+", "", question)
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        questions = load_reference(args.reference)
+        answers = load_answers(args.predictions, questions, args.stitched)
+        result = score(questions, answers, make_judge(args))
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
+            Path(args.json).write_text(json.dumps(record | plain(result), indent=2) + "\n", encoding="utf-8")
+    except ValueError as error:
+        parser.error(str(error))
+    show(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Answer accuracy: exact match after normalisation, with what a blind model and a guess would get beside it.
+
+Normalised: lower case, no punctuation, no articles, single spaces (drive_vlm/evaluation/answer_accuracy.py). Accuracy
+comes overall, for each category and for each template, with 95 % bootstrap intervals that resample whole scenes.
+Baselines, from --train: the commonest training answer of the question's template, and chance (one over the number of
+different training answers of the template); from --blind_predictions: the same model with its pictures blanked.
+Several --predictions compare checkpoints on the questions they have in common.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import CommandParser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from drive_vlm.evaluation.answer_accuracy import TrainingAnswers
+    from drive_vlm.evaluation.predictions import Prediction
+
+EXAMPLES = """
+python tools/qa_eval.py --predictions before.jsonl after.jsonl --train data/train.jsonl --json accuracy.json
+python tools/qa_eval.py --predictions p.jsonl --train data/train.jsonl --blind_predictions blank.jsonl --out answers.csv
+"""
+
+
+def parse() -> CommandParser:
+    parser = CommandParser(prog="python tools/qa_eval.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    parser.add_argument("--train", help="training rows, for the majority baseline and chance")
+    parser.add_argument("--blind_predictions", help="predictions of the last checkpoint with its pictures blanked")
+    parser.add_argument("--template_column", default="template", help="column that says which questions are alike")
+    parser.add_argument("--category_column", default="category", help="column of the coarse kind of question")
+    parser.add_argument("--out", help="CSV with one line for each question and checkpoint")
+    parser.add_argument("--json", help="write every number to this file")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return parser
+
+
+def training_answers(path: str, template_column: str) -> "TrainingAnswers":
+    """Every assistant turn of the training rows, counted under the row's template; errors name file:line."""
+    from drive_vlm.data.jsonl import JsonlFile
+    from drive_vlm.data.samples import parse_row
+    from drive_vlm.evaluation.answer_accuracy import TrainingAnswers
+
+    file, answers = JsonlFile(path), TrainingAnswers()
+    for index in range(len(file)):
+        row, where = file[index], file.where(index)
+        sample = parse_row(row, where, "")
+        template = column(row, template_column, where)
+        for turn in sample.turns:
+            if turn.role == "assistant":
+                answers.add(template, turn.text)
+    if not answers.overall:
+        raise ValueError(f"--train {path}: no rows")
+    return answers
+
+
+def column(row: dict[str, Any], name: str, where: str) -> str:
+    if row.get(name) in (None, ""):
+        raise ValueError(
+            f'{where}: the row has no "{name}", which tells like questions apart; '
+            "name another column (--template_column, --category_column)"
+        )
+    return str(row[name])
+
+
+def accuracy(values: "np.ndarray", items: list["Prediction"], seed: int) -> dict[str, Any]:
+    """{n, groups, accuracy, low, high} of values float[N] (0 or 1)."""
+    from drive_vlm.evaluation.statistics import summarize
+
+    result = summarize(values, [item.group for item in items], seed).to_dict()
+    return {"n": result["n"], "groups": result["groups"], "accuracy": result["mean"], **_ends(result)}
+
+
+def _ends(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"low": entry["low"], "high": entry["high"]}
+
+
+def accuracy_by(values: "np.ndarray", items: list["Prediction"], name: str, seed: int) -> dict[str, Any]:
+    """`accuracy` of each value of a column; rows without the column stand under "(none)"."""
+    members: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        members.setdefault(str(item.row.get(name) or "(none)"), []).append(index)
+    return {key: accuracy(values[rows], [items[i] for i in rows], seed) for key, rows in sorted(members.items())}
+
+
+def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any], "np.ndarray | None"]:
+    """Majority, chance and blanked accuracy on `items`, and the better blind one's values float[N] (None: no data)."""
+    from drive_vlm.evaluation.answer_accuracy import correct_answers
+    from drive_vlm.evaluation.predictions import common_samples, read_predictions
+
+    result: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    references = [item.reference for item in items]
+    if args.train:
+        answers = training_answers(args.train, args.template_column)
+        templates = [column(item.row, args.template_column, f"{item.where}: id {item.id!r}") for item in items]
+        values["majority"] = correct_answers(answers.majority(templates), references)
+        result["chance"] = float(answers.chance(templates).mean())
+        result["questions_of_unseen_templates"] = sum(template not in answers.by_template for template in templates)
+    if args.blind_predictions:
+        blanked = read_predictions(args.blind_predictions)
+        (_, blanked), (missing, _) = common_samples([items, blanked])
+        if missing:
+            raise ValueError(
+                f"--blind_predictions {args.blind_predictions} lacks {missing} of {len(items)} questions; "
+                "generate it from the same rows"
+            )
+        values["blanked"] = correct_answers([item.prediction for item in blanked], references)
+    for name, correct in values.items():
+        result[name] = accuracy(correct, items, args.seed)
+    if not values:
+        return result, None
+    best = max(values, key=lambda name: values[name].mean())
+    result["blind"] = {"which": best, **result[best]}
+    return result, values[best]
+
+
+def run(args: Any) -> dict[str, Any]:
+    """Read, score, write the CSV; returns what --json holds."""
+    from drive_vlm.evaluation.answer_accuracy import correct_answers
+    from drive_vlm.evaluation.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.evaluation.statistics import paired_difference
+
+    names = checkpoint_names(args.predictions)
+    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
+    correct = [correct_answers([i.prediction for i in items], [i.reference for i in items]) for items in files]
+    baselines, blind = blind_baselines(files[-1], args)
+    groups = [item.group for item in files[0]]
+    result: dict[str, Any] = {"checkpoints": {}, "baselines": baselines, "comparisons": []}
+    for name, path, items, values, missing in zip(names, args.predictions, files, correct, left_out, strict=True):
+        result["checkpoints"][name] = {
+            "file": path,
+            **accuracy(values, items, args.seed),
+            "ids_left_out": missing,
+            "by_category": accuracy_by(values, items, args.category_column, args.seed),
+            "by_template": accuracy_by(values, items, args.template_column, args.seed),
+            "above_blind": None if blind is None else paired_difference(blind, values, groups, args.seed).to_dict(),
+        }
+    for name, values in zip(names[1:], correct[1:], strict=True):
+        change = paired_difference(correct[0], values, groups, args.seed).to_dict()
+        result["comparisons"].append({"first": names[0], "second": name, **change})
+    if args.out:
+        write_csv(Path(args.out), names, files, correct, args)
+    return result
+
+
+def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], correct: list, args: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "dataset", "checkpoint", "category", "template", "correct", "prediction", "reference"])
+        for name, items, values in zip(names, files, correct, strict=True):
+            for item, value in zip(items, values, strict=True):
+                kinds = [item.row.get(args.category_column, ""), item.row.get(args.template_column, "")]
+                writer.writerow([item.id, item.dataset, name, *kinds, int(value), item.prediction, item.reference])
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 120)
+    names = list(result["checkpoints"])
+    table = Table(title="answer accuracy, 95 % interval", title_justify="left")
+    table.add_column("questions", overflow="fold")
+    table.add_column("n", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    first = result["checkpoints"][names[0]]
+    table.add_row("all", str(first["n"]), *(_percent(result["checkpoints"][name]) for name in names), end_section=True)
+    for part in ("by_category", "by_template"):
+        for key, entry in first[part].items():
+            cells = (_percent(result["checkpoints"][name][part][key]) for name in names)
+            table.add_row(key, str(entry["n"]), *cells)
+        table.add_section()
+    console.print(table)
+    baselines = result["baselines"]
+    words = {"majority": "majority training answer of the template", "blanked": "same model, pictures blanked"}
+    for key, title in words.items():
+        if key in baselines:
+            console.print(f"blind, {title}: {_percent(baselines[key])}", highlight=False)
+    if "chance" in baselines:
+        console.print(f"chance: {baselines['chance']:.1%}", highlight=False)
+    if baselines.get("questions_of_unseen_templates"):
+        count = baselines["questions_of_unseen_templates"]
+        console.print(f"{count} questions have a template that training never saw; all training answers stand in")
+    for name in names:
+        checkpoint = result["checkpoints"][name]
+        if checkpoint["above_blind"]:
+            console.print(
+                f"{name} above the better blind baseline: {_points(checkpoint['above_blind'])}", highlight=False
+            )
+        if checkpoint["ids_left_out"]:
+            console.print(
+                f"{name}: {checkpoint['ids_left_out']} ids left out, missing in another file", highlight=False
+            )
+    for entry in result["comparisons"]:
+        console.print(
+            f"{entry['second']} - {entry['first']}: {_points(entry)} (newly right {entry['wins']}, newly wrong "
+            f"{entry['losses']} of {entry['n']})",
+            highlight=False,
+        )
+
+
+def _percent(entry: dict[str, Any]) -> str:
+    interval = "" if entry["low"] is None else rf" \[{entry['low']:.1%}, {entry['high']:.1%}]"
+    return f"{entry['accuracy']:.1%}{interval}"
+
+
+def _points(entry: dict[str, Any]) -> str:
+    interval = "" if entry["low"] is None else rf" \[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+    return f"{100 * entry['difference']:+.1f} points{interval}"
+
+
+def main() -> None:
+    parser = parse()
+    args = parser.parse_args()
+    try:
+        result = run(args)
+    except ValueError as error:
+        parser.error(str(error))
+    print_tables(result)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
