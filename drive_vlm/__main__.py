@@ -16,7 +16,8 @@ def usage() -> str:
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    # The deepspeed launcher puts --local_rank=N before everything; LOCAL_RANK in the environment says the same.
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return

@@ -21,13 +21,24 @@ class Encoder:
         vision: its picture side; None for a plain language model.
         num_frames: frames taken of a video, at most.
         max_length: rows longer than this are refused (BadRow too_long); None sets no limit.
+        blank_images: put a grey picture of the same size in the place of every picture (the blind baseline).
     """
 
     def __init__(
-        self, tokenizer: Any, template: str, vision: VisionAdapter | None, num_frames: int = 8, max_length: int | None = None
+        self,
+        tokenizer: Any,
+        template: str,
+        vision: VisionAdapter | None,
+        num_frames: int = 8,
+        max_length: int | None = None,
+        blank_images: bool = False,
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
-        self.chat = ChatRenderer(tokenizer, template, tokenizer.all_special_tokens)
+        self.blank_images = blank_images
+        # all_special_tokens leaves out what has no role of its own, such as <|im_start|>: a row holding it could forge a turn.
+        self.chat = ChatRenderer(
+            tokenizer, template, [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        )
         self.template = template
         self.image_id = tokenizer.convert_tokens_to_ids(vision.image_token) if vision else None
 
@@ -40,7 +51,12 @@ class Encoder:
     def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
         """Tiles of each picture (1 for each frame of a video), read from headers."""
         if (sample.images or sample.video) and self.vision is None:
-            raise BadRow("no_vision", sample.where, "the row has pictures but the model is a plain language model", "Use a vision-language model")
+            raise BadRow(
+                "no_vision",
+                sample.where,
+                "the row has pictures but the model is a plain language model",
+                "Use a vision-language model",
+            )
         if sample.video:
             return [1] * min(video_length(sample.video, sample.where), self.num_frames)
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
@@ -56,7 +72,11 @@ class Encoder:
 
     def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[int]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+        encoded = (
+            self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            if texts
+            else []
+        )
         return [
             len(ids) + sum(len(self.vision.image_ids(n)) - 1 for n in counts) if self.vision else len(ids)
             for ids, counts in zip(encoded, tiles, strict=True)
@@ -78,7 +98,9 @@ class Encoder:
         if self.max_length is not None and len(ids) > self.max_length:
             raise too_long(sample.where, len(ids), self.max_length)
         if not prompt and (not spoken.any() or labels[0] != IGNORE_INDEX):
-            raise BadRow("empty_answer", sample.where, "no token of the assistant could be labelled", "Check the chat template")
+            raise BadRow(
+                "empty_answer", sample.where, "no token of the assistant could be labelled", "Check the chat template"
+            )
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
     def _load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], list[int]]:
@@ -89,11 +111,15 @@ class Encoder:
             pictures = load_video(sample.video, self.num_frames, sample.where)
         else:
             pictures = [load_image(path, sample.where) for path in sample.images]
+        if self.blank_images:
+            pictures = [_grey(picture) for picture in pictures]
         tensors, counts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
         assert counts == expected, f"{sample.where}: {counts} tiles decoded, {expected} expected from the headers"
         return tensors, counts
 
-    def _expand_pictures(self, ids: np.ndarray, labels: np.ndarray, tiles: Sequence[int], sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    def _expand_pictures(
+        self, ids: np.ndarray, labels: np.ndarray, tiles: Sequence[int], sample: Sample
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Each image token becomes the tokens of its tiles, unlabelled."""
         places = np.flatnonzero(ids == self.image_id)
         if len(places) != len(tiles):
@@ -108,6 +134,12 @@ class Encoder:
             out_labels += [labels[start:place], np.full(len(picture), IGNORE_INDEX)]
             start = place + 1
         return np.concatenate([*out_ids, ids[start:]]), np.concatenate([*out_labels, labels[start:]])
+
+
+def _grey(picture: Any) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", picture.size, (128, 128, 128))
 
 
 def too_long(where: str, length: int, limit: int) -> BadRow:

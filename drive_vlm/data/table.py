@@ -57,7 +57,10 @@ class RowTable:
             ],
             "rows_read": self.rows_read,
             "rows_used": len(self),
-            "tokens": {"total": int(self.length.sum()), **dict(zip(("min", "median", "p95", "max"), quantiles, strict=True))},
+            "tokens": {
+                "total": int(self.length.sum()),
+                **dict(zip(("min", "median", "p95", "max"), quantiles, strict=True)),
+            },
             "bad_rows": audit_bad_rows(self.bad),
         }
 
@@ -97,22 +100,34 @@ def build_table(
     for number, source in enumerate(sources):
         lengths, bad_here = _measure(source, encoder, on_bad_row, need_answer, progress)
         if max_length is not None:
-            bad_here += [too_long(source.where(i), int(lengths[i]), max_length) for i in np.flatnonzero(lengths > max_length)]
+            bad_here += [
+                too_long(source.where(i), int(lengths[i]), max_length) for i in np.flatnonzero(lengths > max_length)
+            ]
         if bad_here and on_bad_row == "error":
             raise bad_here[0]
         bad += bad_here
         usable = np.flatnonzero((lengths != BAD) & (lengths <= (max_length or np.inf)))
-        rows = np.asarray(source.repeated_rows(usable.tolist(), seed), dtype=np.int64) if source.repeat_time != 1 else usable
+        rows = (
+            np.asarray(source.repeated_rows(usable.tolist(), seed), dtype=np.int64)
+            if source.repeat_time != 1
+            else usable
+        )
         columns.append((np.full(len(rows), number, dtype=np.int32), rows, lengths[rows]))
     source_id, row, length = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     if not len(length):
         names = ", ".join(str(source.label or source.rows.path) for source in sources)
-        raise ValueError(f"{names}: no usable row ({len(bad)} bad rows). Run tools/check_data.py on the file to see why.")
+        raise ValueError(
+            f"{names}: no usable row ({len(bad)} bad rows). Run tools/check_data.py on the file to see why."
+        )
     return RowTable(list(sources), source_id, row, length, bad, sum(len(source.rows) for source in sources))
 
 
 def _measure(
-    source: Source, encoder: Encoder, on_bad_row: str, need_answer: bool, progress: Callable[[Iterator, int], Iterator] | None
+    source: Source,
+    encoder: Encoder,
+    on_bad_row: str,
+    need_answer: bool,
+    progress: Callable[[Iterator, int], Iterator] | None,
 ) -> tuple[np.ndarray, list[BadRow]]:
     """int32[rows] lengths (BAD where a row cannot be used) and the bad rows; from the cache when file and processor are the same."""
     key = cache_key(file_key(source.rows.path), source.root, source.max_tiles, encoder.fingerprint(), need_answer)
@@ -137,7 +152,12 @@ def _measure(
 
 
 def _measure_block(
-    source: Source, rows: np.ndarray, lengths: np.ndarray, encoder: Encoder, need_answer: bool, headers: ThreadPoolExecutor
+    source: Source,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    encoder: Encoder,
+    need_answer: bool,
+    headers: ThreadPoolExecutor,
 ) -> list[BadRow]:
     """Fill `lengths` at `rows`; header reads overlap in threads, the tokenizer sees the whole block at once."""
 

@@ -29,7 +29,7 @@ def read_topology() -> Topology:
         return Topology()
     return Topology(
         rank=int(os.environ["RANK"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ["WORLD_SIZE"]),
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
     )

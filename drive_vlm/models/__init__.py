@@ -49,13 +49,17 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
     if config.is_file():
         return json.loads(config.read_text())["model_type"]
     if Path(path).is_dir():
-        raise ValueError(f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id.")
+        raise ValueError(
+            f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
+        )
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     except OSError as error:
-        raise ValueError(f"{path}: neither a local directory nor reachable on the hub. Download it and give the directory.") from error
+        raise ValueError(
+            f"{path}: neither a local directory nor reachable on the hub. Download it and give the directory."
+        ) from error
 
 
 def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chunk_tokens: int | None = None) -> Family:
@@ -70,9 +74,12 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
         path = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
     kind = model_type(path, config.trust_remote_code)
     if kind not in MODELS:
-        raise ValueError(f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}")
+        raise ValueError(
+            f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}"
+        )
     module, builder = MODELS[kind].split(":")
     family = getattr(importlib.import_module(module), builder)(path, config, dtype)
+    _keep_used_renamings(family.model)
     if for_training:
         from drive_vlm.models.training_forward import install_training_forward
 
@@ -82,3 +89,13 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
 
         family.model = PeftModel.from_pretrained(family.model, adapter, is_trainable=for_training)
     return family
+
+
+def _keep_used_renamings(model: Any) -> None:
+    """Leave only the renamings that matched a name in the checkpoint, for save_pretrained to undo.
+
+    transformers does so itself, but not under ZeRO-3: there the saved names would grow a second `.model`.
+    """
+    renamings = getattr(model, "_weight_conversions", None) or []
+    if renamings:
+        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]

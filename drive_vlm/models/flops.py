@@ -33,7 +33,8 @@ def train_flops(family: Family) -> TrainFlops:
     return TrainFlops(
         token=body[0] * (4 + 2 * body[1]),
         label=_size(head.weight) * (4 + 2 * head.weight.requires_grad),
-        tile=tile_tokens * (tower[0] * (6 if tower[1] else 2)) + tile_tokens / 4 * projector[0] * (6 if vision_trains else 2),
+        tile=tile_tokens * (tower[0] * (6 if tower[1] else 2))
+        + tile_tokens / 4 * projector[0] * (6 if vision_trains else 2),
     )
 
 

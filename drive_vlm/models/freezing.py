@@ -15,7 +15,9 @@ def freeze(model: Any, parts: dict[str, tuple[str, ...]], names: Sequence[str]) 
     for name in names:
         prefixes = parts.get(name) or ((name,) if name in modules else ())
         if not prefixes:
-            raise ValueError(f"--freeze {name}: no such part. Parts are {', '.join(parts)}, or a module path.{nearest(name, [*parts, *modules])}")
+            raise ValueError(
+                f"--freeze {name}: no such part. Parts are {', '.join(parts)}, or a module path.{nearest(name, [*parts, *modules])}"
+            )
         for prefix in prefixes:
             model.get_submodule(prefix).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -30,7 +32,9 @@ def count_parameters(model: Any, parts: dict[str, tuple[str, ...]]) -> dict[str,
     counts = {name: {"total": 0, "trainable": 0} for name in [*parts, "other", "all"]}
     for path, parameter in model.named_parameters():
         path = path.removeprefix("base_model.model.")  # peft
-        part = next((name for name, prefixes in parts.items() if path.startswith(tuple(p + "." for p in prefixes))), "other")
+        part = next(
+            (name for name, prefixes in parts.items() if path.startswith(tuple(p + "." for p in prefixes))), "other"
+        )
         size = getattr(parameter, "ds_numel", parameter.numel())
         for name in (part, "all"):
             counts[name]["total"] += size

@@ -36,7 +36,9 @@ class InternVLVision:
         return {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
 
     def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
-        return self.processor.image_processor.get_number_of_image_patches(height, width, self._crop(num_images, max_tiles))
+        return self.processor.image_processor.get_number_of_image_patches(
+            height, width, self._crop(num_images, max_tiles)
+        )
 
     def image_ids(self, num_tiles: int) -> list[int]:
         context = [self.processor.image_token_id] * (num_tiles * self.processor.image_seq_length)
@@ -46,7 +48,9 @@ class InternVLVision:
         frames = "\n".join(f"Frame{i + 1}: {self.image_token}" for i in range(num_frames))
         return text.replace(self.processor.video_token, frames)
 
-    def load_pixels(self, images: Sequence[Any], max_tiles: int | None, is_video: bool) -> tuple[dict[str, Any], list[int]]:
+    def load_pixels(
+        self, images: Sequence[Any], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, Any], list[int]]:
         crop = self._crop(len(images), 1 if is_video else max_tiles)
         out = self.processor.image_processor(images=list(images), return_tensors="pt", **crop)
         return {"pixel_values": out["pixel_values"]}, [int(n) for n in out["num_patches"]]
@@ -66,9 +70,11 @@ class InternVLVision:
 
 def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     """Load model and processor. The head stays untied where the checkpoint has a head of its own."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    hf_config = AutoConfig.from_pretrained(path)
+    from drive_vlm.models.compose import internvl_config
+
+    hf_config = internvl_config(path)
     if _has_own_head(path):
         # InternVLConfig ties by default; InternVL3-1B has its own lm_head, which tying would throw away silently.
         hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
@@ -105,7 +111,9 @@ def _has_own_head(path: str) -> bool:
     else:
         weights = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if weights is None:
-            raise ValueError(f"{path}: no model.safetensors. Weights are loaded from safetensors only: convert the checkpoint with save_pretrained.")
+            raise ValueError(
+                f"{path}: no model.safetensors. Weights are loaded from safetensors only: convert the checkpoint with save_pretrained."
+            )
         with safe_open(weights, "pt") as file:
             names = list(file.keys())
     return any(name.endswith("lm_head.weight") for name in names)

@@ -15,8 +15,15 @@ def apply_lora(family: Family, config: ModelConfig, frozen: Sequence[str]) -> An
     from peft import LoraConfig, get_peft_model
 
     if "language_model" in frozen:
-        raise ValueError("--freeze language_model with --lora_rank: LoRA already keeps its weights. Leave language_model out of --freeze.")
-    trained = [path.rsplit(".", 1)[-1] for name, paths in family.parts.items() if name not in (*frozen, "language_model") for path in paths]
+        raise ValueError(
+            "--freeze language_model with --lora_rank: LoRA already keeps its weights. Leave language_model out of --freeze."
+        )
+    trained = [
+        path.rsplit(".", 1)[-1]
+        for name, paths in family.parts.items()
+        if name not in (*frozen, "language_model")
+        for path in paths
+    ]
     return get_peft_model(
         family.model,
         LoraConfig(

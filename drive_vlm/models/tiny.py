@@ -123,4 +123,8 @@ def build_tiny_internvl(
 
 def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:
     """All words of conversation or messages rows, for `train_tokenizer`."""
-    return [json.dumps(turn, ensure_ascii=False) for row in rows for turn in row.get("conversations", row.get("messages", []))]
+    return [
+        json.dumps(turn, ensure_ascii=False)
+        for row in rows
+        for turn in row.get("conversations", row.get("messages", []))
+    ]

@@ -19,12 +19,18 @@ from drive_vlm.config import IGNORE_INDEX
 _CHUNK_ELEMENTS = 1 << 26  # logits held at a time: 256 MB in fp32
 
 
-def _cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+def _cross_entropy_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, chunk_tokens: int | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """Sum of the cross entropy of `labels int64[N]` under softmax(hidden float[N, D] @ weight.T float[D, V] + bias).
 
@@ -38,7 +44,9 @@ def chunked_cross_entropy(
     return total
 
 
-def install_training_forward(model: Any, dummy_vision: dict[str, torch.Tensor] | None, chunk_tokens: int | None = None) -> None:
+def install_training_forward(
+    model: Any, dummy_vision: dict[str, torch.Tensor] | None, chunk_tokens: int | None = None
+) -> None:
     """Replace `model.forward` for calls with `labels`; without labels the model's own forward runs.
 
     The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
@@ -46,6 +54,8 @@ def install_training_forward(model: Any, dummy_vision: dict[str, torch.Tensor] |
     tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count.
     """
     own_forward, head = model.forward, model.get_output_embeddings()
+    if dummy_vision is not None:
+        _install_tower_pass(model.model, dummy_vision)
 
     def head_forward(self: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, or the summed loss when labels are given: one module call, so that ZeRO-3 gathers the weight once."""
@@ -63,21 +73,35 @@ def install_training_forward(model: Any, dummy_vision: dict[str, torch.Tensor] |
 
         kwargs["use_cache"] = False  # with a cache, sdpa would not keep packed rows apart
         if dummy_vision is not None and kwargs.get("pixel_values") is None:
-            kwargs = _through_the_tower(model, kwargs, dummy_vision)
+            kwargs["tower_pass"] = True
         hidden = model.model(*args, **kwargs)[0]
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         labelled = following != IGNORE_INDEX
         total = head(hidden[labelled], labels=following[labelled])
-        count = labelled.sum().clamp(min=1) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).clamp(min=1)
+        count = (
+            labelled.sum().clamp(min=1)
+            if num_items_in_batch is None
+            else torch.as_tensor(num_items_in_batch).clamp(min=1)
+        )
         return CausalLMOutputWithPast(loss=total / count.to(total.device))
 
     model.forward = forward
 
 
-def _through_the_tower(model: Any, kwargs: dict[str, Any], dummy: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Embed the tokens here and add zero times the dummy's features; modules run in the order of a batch with pictures."""
-    kwargs = dict(kwargs)
-    embeds = model.get_input_embeddings()(kwargs.pop("input_ids"))
-    features = model.model.get_image_features(**{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True)
-    kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
-    return kwargs
+def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
+    """Let `body(input_ids=..., tower_pass=True)` add zero times the dummy picture's features to the token embeddings.
+
+    This happens inside the body's forward, since ZeRO-3 compares the order in which ranks enter modules: top, body,
+    embeddings, tower, projector, language model, with a picture or without.
+    """
+    own_forward = body.forward
+
+    @functools.wraps(own_forward)
+    def forward(*args: Any, tower_pass: bool = False, **kwargs: Any) -> Any:
+        if tower_pass:
+            embeds = body.get_input_embeddings()(kwargs.pop("input_ids"))
+            features = body.get_image_features(**{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True)
+            kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
+        return own_forward(*args, **kwargs)
+
+    body.forward = forward

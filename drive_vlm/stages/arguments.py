@@ -1,5 +1,6 @@
 """The command line of a stage: its dataclasses, a YAML file beside flags, and every flag of TrainingArguments."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -44,8 +45,6 @@ def parse_stage(
 
 def _yaml_words(parser: CommandParser, words: Sequence[str]) -> list[str]:
     """The YAML file's content as flags, to stand before those of the command line."""
-    import argparse
-
     import yaml
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

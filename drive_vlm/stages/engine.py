@@ -35,7 +35,8 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
         **extra,
         deepspeed=config,
         gradient_accumulation_steps=accumulation_steps(run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size),
-        save_total_limit=run.keep,
+        # With a best checkpoint to protect, room for one more: at a limit of 1 the Trainer would remove the newest at the end.
+        save_total_limit=run.keep + ("metric_for_best_model" in extra),
         remove_unused_columns=False,
         label_names=["labels"],
     )

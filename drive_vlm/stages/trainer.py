@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from drive_vlm.config import IGNORE_INDEX
@@ -148,6 +149,19 @@ class DriveTrainerMixin:
                     "data, --seed, --max_length and --global_batch_size, or start anew in another --output_dir."
                 )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.model if model is None else model  # type: ignore[attr-defined]
+        if isinstance(model, PreTrainedModel):
+            load_saved_weights(model, resume_from_checkpoint)
+        else:  # peft: an adapter's names are the same on disk
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PreTrainedModel) and not self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            load_saved_weights(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self.save_data_state(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
@@ -183,6 +197,18 @@ class DriveTrainerMixin:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
 
 
+def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
+    """Load the weights of a save_pretrained directory into `model`.
+
+    The Trainer's own loading compares names as they stand on disk. Those of InternVL and LLaVA differ from the module's:
+    it would load not one tensor, warn, and go on from the weights the run began with. Raises ValueError for a missing tensor.
+    """
+    saved, info = type(model).from_pretrained(directory, config=model.config, dtype=model.dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint.")
+    model.load_state_dict(saved.state_dict())
+
+
 class ProgressBar(ProgressCallback):
     """The Trainer's bar with the figures of the last log beside it, in place of a dict a line."""
 
@@ -215,4 +241,6 @@ class StopOnNan(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and loss != loss:
-            raise ValueError(f"The loss is NaN at step {state.global_step}. Lower --learning_rate, or look at the rows of this step.")
+            raise ValueError(
+                f"The loss is NaN at step {state.global_step}. Lower --learning_rate, or look at the rows of this step."
+            )

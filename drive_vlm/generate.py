@@ -1,0 +1,313 @@
+"""Answers of a model for the rows of a file, as predictions JSONL: batched, sharded over ranks, restartable."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
+from drive_vlm.data.samples import IMAGE, BadRow, Sample
+from drive_vlm.launch.topology import read_topology
+from drive_vlm.stages.arguments import stop_on_user_error
+
+EXAMPLES = """
+python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl
+torchrun --nproc_per_node 8 -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --batch_size 16
+python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
+"""
+
+
+@dataclasses.dataclass
+class GenerateConfig:
+    """What to answer, how, and where the answers go."""
+
+    data: list[str] = field(help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json")
+    out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
+    image_root: str | None = field(
+        None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    batch_size: int = field(16, help="rows answered at a time")
+    max_new_tokens: int = field(128, help="tokens of an answer, at most")
+    temperature: float = field(0.0, help="0 takes the likeliest token, above 0 samples")
+    top_p: float = field(1.0, help="nucleus of sampling")
+    seed: int = field(0, help="seed of sampling")
+    num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    limit: int | None = field(None, help="answer the first N rows only")
+    blank_images: bool = field(False, help="replace every picture by a grey one of the same size: the blind baseline")
+    on_bad_row: str = field(
+        "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")
+    )
+    backend: str = field("hf", help="hf: this process; openai: any OpenAI-compatible server", choices=("hf", "openai"))
+    base_url: str | None = field(None, help="address of the server, e.g. http://localhost:8000/v1")
+    api_key_env: str = field("OPENAI_API_KEY", help="environment variable that holds the server's key")
+    workers: int = field(8, help="requests to the server at a time")
+
+
+def main(words: Sequence[str]) -> None:
+    """`python -m drive_vlm generate`."""
+    parser = CommandParser(prog="python -m drive_vlm generate", description=__doc__, examples=EXAMPLES)
+    add_dataclass(parser, GenerateConfig)
+    add_dataclass(parser, ModelConfig)
+    namespace = parser.parse_args(list(words))
+    try:
+        generate(from_namespace(ModelConfig, namespace), from_namespace(GenerateConfig, namespace))
+    except ValueError as error:
+        stop_on_user_error("generate", error)
+
+
+def generate(model: ModelConfig, config: GenerateConfig) -> None:
+    """Answer every row that has no answer yet. Each rank appends to a part file; the main one joins them in the rows' order."""
+    topology = read_topology()
+    samples, bad = read_rows(config)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = finished_rows(out)
+    todo = [sample for sample in samples if sample.id not in done]
+    mine = todo[topology.rank :: topology.world_size]
+    if topology.is_main:
+        print(
+            f"{len(samples):,} rows, {len(samples) - len(todo):,} answered before, {len(todo):,} to do, {len(bad)} bad",
+            flush=True,
+        )
+    if topology.world_size > 1:
+        _start_ranks()
+    answers = (
+        _answers_of_server(mine, model, config)
+        if config.backend == "openai"
+        else _answers_of_model(mine, model, config, bad)
+    )
+    with open(_part(out, topology.rank), "a", encoding="utf-8") as file:
+        for sample, answer in answers:
+            file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
+            file.flush()
+    _finish_ranks(topology.world_size)
+    if topology.is_main:
+        join_parts(out, samples)
+        if bad:
+            audit = out.with_suffix(".bad_rows.json")
+            audit.write_text(
+                json.dumps(
+                    [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad], indent=2
+                )
+            )
+        print(f"{out}: {len(finished_rows(out)):,} predictions", flush=True)
+
+
+def read_rows(config: GenerateConfig) -> tuple[list[Sample], list[BadRow]]:
+    """All rows in order, and the bad ones (on_bad_row skip). Raises BadRow, and ValueError for an id that comes twice."""
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import read_sample
+
+    samples: list[Sample] = []
+    bad: list[BadRow] = []
+    seen: dict[str, str] = {}
+    for source in open_sources(config.data, config.image_root):
+        for i in range(len(source.rows)):
+            if config.limit is not None and len(samples) >= config.limit:
+                break
+            try:
+                sample = read_sample(source, i, need_answer=False)
+            except BadRow as error:
+                if config.on_bad_row == "error":
+                    raise
+                bad.append(error)
+                continue
+            if sample.id in seen:
+                raise ValueError(
+                    f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are told apart by id: make ids unique."
+                )
+            seen[sample.id] = sample.where
+            relative = [os.path.relpath(path, source.root) for path in sample.images]
+            columns = {
+                "dataset": source.name,
+                **sample.columns,
+                "_image": relative[0] if len(relative) == 1 else relative,
+                "_max_tiles": source.max_tiles,
+            }
+            samples.append(dataclasses.replace(sample, columns=columns))
+    return samples, bad
+
+
+def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """A row of the predictions file: the contract's keys, then the row's own extra columns."""
+    extra = {key: value for key, value in sample.columns.items() if not key.startswith("_") and key != "dataset"}
+    question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
+    row = {
+        "id": sample.id,
+        "dataset": sample.columns["dataset"],
+        "prediction": answer,
+        "reference": sample.reference,
+        "question": question,
+    }
+    if sample.images:
+        row["image"] = sample.columns["_image"]
+    if sample.group is not None:
+        row["group"] = sample.group
+    return row | extra
+
+
+def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                rows[row["id"]] = row
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not a prediction row. Remove the line or give another --out."
+                ) from error
+    return rows
+
+
+def join_parts(out: Path, samples: Sequence[Sample]) -> None:
+    """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
+    rows = finished_rows(out)
+    ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
+    beside = out.with_name(f".{out.name}.joined")
+    beside.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ordered, *rows.values()]), encoding="utf-8"
+    )
+    os.replace(beside, out)
+    for part in out.parent.glob(f"{out.name}.part*"):
+        part.unlink()
+
+
+def _part(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.name}.part{rank}")
+
+
+def _start_ranks() -> None:
+    import torch
+
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()  # every rank has read what is finished before anybody writes
+
+
+def _finish_ranks(world_size: int) -> None:
+    if world_size > 1:
+        import torch
+
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _answers_of_model(
+    samples: list[Sample], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
+) -> Iterator[tuple[Sample, str]]:
+    """Generate in batches of similar length, so that little is spent on padding."""
+    import torch
+    from rich.progress import track
+
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.models import load_family
+
+    if not samples:
+        return
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
+    dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
+    family = load_family(model, dtype)
+    network = family.model.to(device).eval()
+    encoder = Encoder(
+        family.tokenizer, family.template, family.vision, config.num_frames, blank_images=config.blank_images
+    )
+    torch.manual_seed(config.seed + read_topology().rank)
+    sampling = (
+        {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+        if config.temperature > 0
+        else {"do_sample": False}
+    )
+    samples = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
+    batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
+    for batch in track(batches, "answering", disable=not read_topology().is_main):
+        encoded = []
+        for sample in batch:
+            try:
+                encoded.append((sample, encoder.encode(sample, sample.columns["_max_tiles"], prompt=True)))
+            except BadRow as error:
+                if config.on_bad_row == "error":
+                    raise
+                bad.append(error)
+        if not encoded:
+            continue
+        inputs = _left_padded([features for _, features in encoded], family.tokenizer.pad_token_id, family.vision)
+        inputs = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
+        with torch.inference_mode():
+            tokens = network.generate(
+                **inputs, max_new_tokens=config.max_new_tokens, pad_token_id=family.tokenizer.pad_token_id, **sampling
+            )
+        texts = family.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        yield from zip((sample for sample, _ in encoded), (text.strip() for text in texts), strict=True)
+
+
+def _left_padded(rows: list[dict[str, Any]], pad_id: int, vision: Any) -> dict[str, Any]:
+    """input_ids and attention_mask int64[B, T] padded on the left, where generation needs it, and the vision tensors."""
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row["input_ids"]) :] = torch.from_numpy(row["input_ids"])
+        mask[i, width - len(row["input_ids"]) :] = 1
+    pixels = vision.collate_vision([row["vision"] for row in rows if row["vision"]]) if vision else {}
+    return {"input_ids": input_ids, "attention_mask": mask, **pixels}
+
+
+def _answers_of_server(
+    samples: list[Sample], model: ModelConfig, config: GenerateConfig
+) -> Iterator[tuple[Sample, str]]:
+    """The same rows through an OpenAI-compatible server, `workers` requests at a time."""
+    from drive_vlm.judge import ChatClient
+
+    if not config.base_url:
+        raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
+    client = ChatClient(config.base_url, model.model, config.api_key_env)
+    sampling = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_new_tokens,
+        "seed": config.seed,
+    }
+    for start in range(0, len(samples), 8 * config.workers):
+        block = samples[start : start + 8 * config.workers]
+        replies = client.complete_many([chat_messages(sample) for sample in block], workers=config.workers, **sampling)
+        yield from zip(block, (reply.text.strip() for reply in replies), strict=True)
+
+
+def chat_messages(sample: Sample) -> list[dict[str, Any]]:
+    """The prompt as OpenAI chat messages, pictures in their places as data URLs."""
+    from drive_vlm.data.vision import load_image
+    from drive_vlm.judge import image_part
+
+    if sample.video:
+        raise BadRow(
+            "no_video",
+            sample.where,
+            "OpenAI-compatible servers take no video files",
+            "Write the frames as images, or use --backend hf",
+        )
+    for path in sample.images:
+        load_image(path, sample.where)
+    images = iter(sample.images)
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                image_part(next(images)) if part == IMAGE else {"type": "text", "text": part} for part in turn.parts
+            ],
+        }
+        if turn.role == "user"
+        else {"role": turn.role, "content": turn.text}
+        for turn in sample.prompt_turns()
+    ]

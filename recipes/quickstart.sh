@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The whole line in minutes on a plain CPU: synthetic driving scenes -> tiny InternVL from scratch on two ranks with ZeRO-2
+# -> answers before and after -> accuracy against blind baselines and CLIP scores with pictures.
+#
+# Hardware    two CPU cores, 4 GB; no GPU, no hub
+# Measured    see README, "Quickstart"
+# Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+cd "$DRIVE_VLM_ROOT"
+started=$SECONDS
+ensure_environment eval
+out=runs/quickstart
+rm -rf "$out"
+mkdir -p "$out"
+export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "1/7  synthetic driving scenes"
+python tools/build_synthetic.py --out "$out/data" --scenes 3000 --size 64 --image_format png --questions_per_scene 8 \
+  --splits train:0.9 val:0.03 test:0.07
+
+step "2/7  a tiny InternVL with random weights"
+python tools/build_tiny_model.py --out "$out/model" --corpus "$out/data/train.jsonl" --image_size 64 --patch_size 8 \
+  --hidden_size 128 --vision_layers 3 --text_layers 3 --max_tiles 1
+
+step "3/7  answers before training"
+launch generate --model "$out/model" --data "$out/data/test.jsonl" --out "$out/before.jsonl" --max_new_tokens 8 --batch_size 64
+
+step "4/7  training on two ranks, ZeRO-2"
+launch sft --model "$out/model" --data "$out/data/train.jsonl" --eval_data "$out/data/val.jsonl" --deepspeed zero2 \
+  --packing --max_length 512 --per_device_train_batch_size 4 --global_batch_size 8 --learning_rate 2e-3 \
+  --lr_scheduler_type cosine --warmup_steps 0.05 --max_steps "${QUICKSTART_STEPS:-700}" --logging_steps 20 --eval_strategy steps --eval_steps 175 \
+  --save_strategy steps --save_steps 175 --keep 1 --output_dir "$out/run"
+
+step "5/7  answers after training, and with blanked pictures"
+launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/after.jsonl" --max_new_tokens 8 --batch_size 64
+launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/blind.jsonl" --max_new_tokens 8 --batch_size 64 --blank_images
+
+step "6/7  a small CLIP, trained here on synthetic captions because no CLIP weights can be had offline"
+python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip"
+
+step "7/7  scores"
+python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
+  --blind_predictions "$out/blind.jsonl" --json "$out/accuracy.json"
+python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --images "$out/data" --clip_model "$out/clip" \
+  --out "$out/clip_scores.csv" --json "$out/clip_scores.json" --plot "$out/clip_scores.png"
+python tools/quickstart_summary.py --run "$out" --seconds $((SECONDS - started))

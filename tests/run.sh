@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The one test command: makes and fills .venv when no environment is active, then runs ruff, shellcheck and pytest.
+#   bash tests/run.sh                    everything
+#   bash tests/run.sh -m "not slow"      the quick part
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source recipes/_launch.sh
+ensure_environment dev
+ruff check .
+shellcheck -x recipes/*.sh tests/run.sh .ci/run
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-$(if [ "$(_gpu_count)" -gt 0 ]; then echo cuda; else echo cpu; fi)}"
+python -m pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"

@@ -1,0 +1,137 @@
+"""A small mixed data set, a tiny model and a runner of the real command line, for the tests of the stages."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# ZeRO-3 that shards even the smallest weight: ds_configs/zero3.json keeps those below 10 M elements whole.
+SHARD_EVERYTHING = {
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "reduce_bucket_size": 20000,
+        "stage3_prefetch_bucket_size": 20000,
+        "stage3_max_live_parameters": 100000,
+        "stage3_max_reuse_distance": 10000,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Paths of the data (70 training rows, of which some have no picture or two; 13 evaluation rows) and of the model."""
+
+    root: Path
+    train: Path
+    eval: Path
+    model: Path
+    zero3: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run of the command line."""
+
+    out: Path
+    code: int
+    text: str
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+
+    def curve(self, name: str = "loss") -> list[float]:
+        return [row[name] for row in self.metrics if "loss" in row]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Built anew by each worker in a second: seeded, so that the golden curve can be compared."""
+    root = tmp_path_factory.mktemp("world")
+    tools = ROOT / "tools"
+    build = [sys.executable, tools / "build_synthetic.py", "--out", root / "data", "--scenes", "24", "--size", "64", "--seed", "11"]
+    subprocess.run([*build, "--workers", "1"], check=True, capture_output=True)
+    data = root / "data"
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        if i % 7 == 3:  # no picture
+            del row["image"]
+            row["conversations"][0]["value"] = row["conversations"][0]["value"].replace("<image>\n", "")
+        elif i % 7 == 5:  # two pictures
+            row["image"] = [row["image"], rows[(i + 3) % len(rows)].get("image", row["image"])]
+            row["conversations"][0]["value"] = "<image>\n" + row["conversations"][0]["value"]
+    for name, part in (("train70", rows[:70]), ("eval13", rows[70:83])):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    tiny = [sys.executable, tools / "build_tiny_model.py", "--out", root / "tiny", "--corpus", data / "train70.jsonl"]
+    subprocess.run(tiny, check=True, capture_output=True)
+    zero3 = root / "shard_everything.json"
+    zero3.write_text(json.dumps(SHARD_EVERYTHING))
+    return World(root, data / "train70.jsonl", data / "eval13.jsonl", root / "tiny", zero3)
+
+
+def _launch(launcher: str) -> list[str]:
+    if launcher == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "drive_vlm"]
+    if launcher == "deepspeed":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        return [
+            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module", "drive_vlm",
+        ]  # fmt: skip
+    return [sys.executable, "-m", "drive_vlm"]
+
+
+@pytest.fixture(scope="session")
+def sft(world: World) -> Callable[..., Run]:
+    """`sft(out, *flags, launcher="python" | "torchrun" | "deepspeed", code=0, timeout=120) -> Run` of 8 steps of 16 rows."""
+
+    def run(out: Path, *flags: object, launcher: str = "python", code: int = 0, timeout: float = 120) -> Run:
+        words = [
+            "sft", "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower",
+            "--max_steps", 8, "--logging_steps", 1, "--global_batch_size", 16, "--per_device_train_batch_size", 8,
+            "--learning_rate", 1e-3, "--lr_scheduler_type", "constant", "--save_strategy", "no", "--disable_tqdm", "true", *flags,
+        ]  # fmt: skip
+        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TENSORBOARD_LOGGING_DIR")}
+        env |= {"OMP_NUM_THREADS": "1", "DRIVE_VLM_CACHE": str(world.root / "cache"), "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+        env |= {"CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(
+            [*_launch(launcher), *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=world.root, start_new_session=True,
+        )  # fmt: skip
+        try:
+            text = process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"hangs: no end after {timeout} s\n{process.communicate()[0][-3000:]}")
+        assert process.returncode == code, text[-3000:]
+        return Run(out, process.returncode, text)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`fresh(name)`: a new folder, removed after the module (checkpoints are large)."""
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        made.append(tmp_path_factory.mktemp(name))
+        return made[-1]
+
+    yield make
+    for path in made:
+        shutil.rmtree(path)

@@ -1,0 +1,85 @@
+"""Gather the quickstart's results into summary.json and training.png, and print them; exit 1 when the model learned nothing to see."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser
+
+EXAMPLES = "python tools/quickstart_summary.py --run runs/quickstart --seconds 400"
+MARGIN = 0.15  # above the better blind baseline and chance
+
+
+def parse() -> Any:
+    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--run", required=True, help="the quickstart's directory")
+    parser.add_argument("--seconds", type=float, required=True, help="how long the quickstart took")
+    return parser.parse_args()
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
+    """Mean score of a checkpoint over its one data set."""
+    (dataset,) = scores["checkpoints"][checkpoint]["datasets"].values()
+    return dataset[part]["mean"]
+
+
+def summarize(run: Path, seconds: float) -> dict[str, Any]:
+    """The quickstart's numbers, accuracies and shares as fractions."""
+    accuracy, clip, manifest = load(run / "accuracy.json"), load(run / "clip_scores.json"), load(run / "run" / "run.json")
+    summary = {f"accuracy_{name}": _mean(accuracy["checkpoints"][name]["accuracy"]) for name in ("before", "after")}
+    summary["accuracy_blind"] = _mean(accuracy["baselines"]["blind"]["accuracy"])
+    summary["accuracy_chance"] = _mean(accuracy["baselines"]["chance"])
+    for part in ("text_text", "text_image"):
+        for name in ("before", "after"):
+            summary[f"clip_{part}_{name}"] = clip_mean(clip, name, part)
+    return {**summary, "world_size": manifest["world_size"], "zero_stage": manifest["zero_stage"], "seconds": round(seconds)}
+
+
+def _mean(value: Any) -> float:
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def plot_training(run: Path) -> None:
+    """Training and evaluation loss over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logs = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for key, label in (("loss", "training"), ("eval_loss", "held-out scenes")):
+        points = [(log["step"], log[key]) for log in logs if key in log]
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
+    axes.set(xlabel="optimizer step", ylabel="loss per answer token", title="Quickstart: tiny InternVL, two ranks, ZeRO-2")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / "training.png", dpi=120)
+
+
+def main() -> None:
+    flags = parse()
+    run = Path(flags.run)
+    summary = summarize(run, flags.seconds)
+    plot_training(run)
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    baseline = max(summary["accuracy_blind"], summary["accuracy_chance"])
+    gain = summary["accuracy_after"] - baseline
+    print(f"\nQuickstart: {summary['world_size']} ranks, ZeRO-{summary['zero_stage']}, {summary['seconds']} s")
+    print(f"  answer accuracy on held-out scenes   {summary['accuracy_before']:.1%} before -> {summary['accuracy_after']:.1%} after training")
+    print(f"  blind baseline {summary['accuracy_blind']:.1%}, chance {summary['accuracy_chance']:.1%}: {100 * gain:+.1f} points above the better")
+    for part, name in (("text_text", "CLIP text-text "), ("text_image", "CLIP text-image")):
+        before, after = summary[f"clip_{part}_before"], summary[f"clip_{part}_after"]
+        print(f"  {name}                      {before:.3f} -> {after:.3f} (difference {after - before:+.3f}; its interval stands in the table above)")
+    print(f"  pictures   {run}/clip_scores.png  {run}/training.png\n  logs       tensorboard --logdir {run}/run/tensorboard\n  summary    {run}/summary.json")
+    if gain < MARGIN:
+        sys.exit(f"The model is only {100 * gain:.1f} points above the blind baseline; expected at least {100 * MARGIN:.0f}.")
+
+
+if __name__ == "__main__":
+    main()
