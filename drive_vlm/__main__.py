@@ -12,7 +12,11 @@ COMMANDS = {
 
 def usage() -> str:
     lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "usage: python -m drive_vlm COMMAND [flags]\n\ncommands:\n" + "\n".join(lines) + "\n\nEach command has its own --help."
+    return (
+        "usage: python -m drive_vlm COMMAND [flags]\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\nEach command has its own --help."
+    )
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from typing import Any, Literal, NoReturn
 IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
 
 
-def field(default: Any = dataclasses.MISSING, *, help: str, choices: tuple[str, ...] | None = None, **kwargs: Any) -> Any:
+def field(
+    default: Any = dataclasses.MISSING, *, help: str, choices: tuple[str, ...] | None = None, **kwargs: Any
+) -> Any:
     """A dataclass field with its help text; the field is the one owner of default, type, choices and help."""
     metadata = {"help": help, "choices": choices}
     if isinstance(default, list):
@@ -147,14 +149,26 @@ class ModelConfig:
 
     model: str = field(help="model directory, hub id (OpenGVLab/InternVL3-1B-hf) or LoRA checkpoint directory")
     attn_implementation: str = field("sdpa", help="attention kernel", choices=("sdpa", "flash", "flex", "eager"))
-    dtype: str = field("auto", help="weights in memory; auto: bfloat16 under DeepSpeed with --bf16, else float32", choices=("auto", "float32", "bfloat16"))
-    freeze: list[str] = field([], help="parts that do not train: vision_tower, projector, language_model, or a module path")
+    dtype: str = field(
+        "auto",
+        help="weights in memory; auto: bfloat16 under DeepSpeed with --bf16, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    freeze: list[str] = field(
+        [], help="parts that do not train: vision_tower, projector, language_model, or a module path"
+    )
     lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full")
     lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)")
     lora_dropout: float = field(0.0, help="dropout before each adapter")
-    lora_targets: str | None = field(None, help="regular expression of the linear layers to adapt (default: all of the language model)")
-    max_tiles: int | None = field(None, help="tiles a row may use for its pictures (default: the processor's max_patches)")
-    trust_remote_code: bool = field(False, help="run Python code that comes with the model's configuration; never done otherwise")
+    lora_targets: str | None = field(
+        None, help="regular expression of the linear layers to adapt (default: all of the language model)"
+    )
+    max_tiles: int | None = field(
+        None, help="tiles a row may use for its pictures (default: the processor's max_patches)"
+    )
+    trust_remote_code: bool = field(
+        False, help="run Python code that comes with the model's configuration; never done otherwise"
+    )
 
 
 @dataclasses.dataclass
@@ -163,11 +177,19 @@ class DataConfig:
 
     data: list[str] = field(help="training rows: .jsonl, LLaVA .json or InternVL meta .json; several are joined")
     eval_data: list[str] = field([], help="rows for the evaluation loss during training")
-    image_root: str | None = field(None, help="folder that picture paths start from (default: the data file's own folder)")
+    image_root: str | None = field(
+        None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
     max_length: int = field(4096, help="tokens of a row at most, and of a pack")
-    packing: bool = field(False, help="put several rows into one sequence of --max_length tokens, without attention across rows")
+    packing: bool = field(
+        False, help="put several rows into one sequence of --max_length tokens, without attention across rows"
+    )
     num_frames: int = field(8, help="frames taken from a video, evenly spread")
-    on_bad_row: str = field("error", help="error: stop at the first bad row; skip: leave it out, count it in data_audit.json", choices=("error", "skip"))
+    on_bad_row: str = field(
+        "error",
+        help="error: stop at the first bad row; skip: leave it out, count it in data_audit.json",
+        choices=("error", "skip"),
+    )
 
 
 @dataclasses.dataclass
@@ -175,10 +197,17 @@ class RunConfig:
     """How the run is laid out; every flag of transformers.TrainingArguments is accepted beside these."""
 
     global_batch_size: int | None = field(
-        None, help="sequences for one optimizer step over all processes; gradient accumulation follows from it (default: no accumulation)"
+        None,
+        help="sequences for one optimizer step over all processes; gradient accumulation follows from it (default: no accumulation)",
     )
-    deepspeed: str | None = field(None, help="memory layout: a name in ds_configs (zero1, zero2, zero3, zero2_offload ...) or a JSON file")
+    deepspeed: str | None = field(
+        None, help="memory layout: a name in ds_configs (zero1, zero2, zero3, zero2_offload ...) or a JSON file"
+    )
     resume: str | None = field(None, help="checkpoint directory to go on from, or auto: the newest in --output_dir")
     keep: int = field(2, help="checkpoints to keep besides the best")
-    chunk_tokens: int | None = field(None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)")
-    peak_flops: float | None = field(None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)")
+    chunk_tokens: int | None = field(
+        None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)"
+    )
+    peak_flops: float | None = field(
+        None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)"
+    )

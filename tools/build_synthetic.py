@@ -5,6 +5,7 @@ Everything is a pure function of the arguments: a second run with the same argum
   {split}.jsonl            question rows: id, image, conversations, group, category, template
   captions_{split}.jsonl   caption rows, one a scene: caption_short, caption_long, and a conversation that asks for one
                            of the two (template says which; even scenes short, odd scenes long)
+  dialogs_{split}.jsonl    one row a scene: all its questions as the turns of one conversation, in random order
   clips/000003.mp4         or clips/000003/00.jpg ... with --clip_format frames
   clips_{split}.jsonl      video rows: one asks for the caption, the others for what changes
   scenes.jsonl             full ground truth: objects with boxes, light, actions int[4], reason int[21]; clips by frame
@@ -52,6 +53,7 @@ class Build:
     seed: int
     size: int
     questions_per_scene: int
+    templates: list[str]
     num_frames: int
     clip_format: str
     image_format: str
@@ -71,6 +73,14 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, the choice of questions and the splits")
     parser.add_argument("--size", type=int, default=224, help="width and height in pixels")
+    parser.add_argument(
+        "--templates",
+        nargs="+",
+        choices=synthetic.TEMPLATES,
+        default=list(synthetic.TEMPLATES),
+        metavar="NAME",
+        help="question templates to ask (default: all); one of " + ", ".join(synthetic.TEMPLATES),
+    )
     parser.add_argument("--questions_per_scene", type=int, default=6, help="templates drawn for each scene")
     parser.add_argument(
         "--splits", nargs="+", default=["train:0.8", "val:0.1", "test:0.1"], help="name:share words; shares sum to 1"
@@ -101,7 +111,7 @@ def build_scene(build: Build, index: int) -> dict[str, Any]:
     scene = synthetic.make_scene(build.seed, index, (build.size, build.size))
     image = f"images/{index:06d}.{build.image_format}"
     save_image(build, image, synthetic.render(scene))
-    found = synthetic.questions(scene)
+    found = [question for question in synthetic.questions(scene) if question.template in build.templates]
     rng = np.random.default_rng([build.seed, index, 7])
     chosen = sorted(rng.permutation(len(found))[: build.questions_per_scene].tolist())
     media = {"image": image}
@@ -113,6 +123,7 @@ def build_scene(build: Build, index: int) -> dict[str, Any]:
         "truth": truth,
         "questions": rows,
         "captions": [caption],
+        "dialogs": [dialog_row(scene.group, media, [found[i] for i in rng.permutation(len(found))])],
         "clips": [],
     }
 
@@ -136,7 +147,14 @@ def build_clip(build: Build, index: int) -> dict[str, Any]:
     rows = [question_row(group, media, synthetic.Question("caption", "clip_caption", asked, text))]
     rows += [question_row(group, media, question) for question in synthetic.clip_questions(scenes)]
     truth = [{**truth_of(scene), "video": video} for scene in scenes]
-    return {"split": split_of(build, group), "truth": truth, "questions": [], "captions": [], "clips": rows}
+    return {
+        "split": split_of(build, group),
+        "truth": truth,
+        "questions": [],
+        "captions": [],
+        "dialogs": [],
+        "clips": rows,
+    }
 
 
 def question_row(group: str, media: dict[str, str], question: synthetic.Question) -> dict[str, Any]:
@@ -153,6 +171,18 @@ def question_row(group: str, media: dict[str, str], question: synthetic.Question
         "category": question.category,
         "template": question.template,
     }
+
+
+def dialog_row(group: str, media: dict[str, str], questions: list[synthetic.Question]) -> dict[str, Any]:
+    """One conversation about one picture: a model reads the picture once for all of its questions."""
+    first, *others = questions
+    row = question_row(group, media, first)
+    for question in others:
+        row["conversations"] += [
+            {"from": "human", "value": question.question},
+            {"from": "gpt", "value": question.answer},
+        ]
+    return {**row, "id": f"{group}-dialog", "category": "dialog", "template": "dialog"}
 
 
 def caption_row(
@@ -229,7 +259,7 @@ class Summary:
         self.rows[name] += len(rows)
         self.groups[name] += 1
         for row in rows:
-            if "template" in row and row["category"] != "caption":
+            if "template" in row and row["category"] not in ("caption", "dialog"):
                 self.answers[row["category"], row["template"]][row["conversations"][1]["value"]] += 1
 
     def show(self) -> None:
@@ -254,7 +284,12 @@ def write_files(build: Build, found: Iterator[dict[str, Any]]) -> Summary:
         files: dict[str, TextIO] = {}
         for result in found:
             parts = {"scenes.jsonl": result["truth"]}
-            for kind, prefix in (("questions", ""), ("captions", "captions_"), ("clips", "clips_")):
+            for kind, prefix in (
+                ("questions", ""),
+                ("captions", "captions_"),
+                ("dialogs", "dialogs_"),
+                ("clips", "clips_"),
+            ):
                 parts[f"{prefix}{result['split']}.jsonl"] = result[kind]
             for name, rows in parts.items():
                 if rows and name not in files:

@@ -38,7 +38,9 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     config = json.loads((Path(out) / "config.json").read_text())
-    print(f"{out}: {config['architectures'][0]}, vocabulary {config['text_config']['vocab_size']}, random weights (seed {flags['seed']})")
+    print(
+        f"{out}: {config['architectures'][0]}, vocabulary {config['text_config']['vocab_size']}, random weights (seed {flags['seed']})"
+    )
 
 
 if __name__ == "__main__":

@@ -30,18 +30,23 @@ def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
 
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The quickstart's numbers, accuracies and shares as fractions."""
-    accuracy, clip, manifest = load(run / "accuracy.json"), load(run / "clip_scores.json"), load(run / "run" / "run.json")
-    summary = {f"accuracy_{name}": _mean(accuracy["checkpoints"][name]["accuracy"]) for name in ("before", "after")}
-    summary["accuracy_blind"] = _mean(accuracy["baselines"]["blind"]["accuracy"])
-    summary["accuracy_chance"] = _mean(accuracy["baselines"]["chance"])
+    accuracy, clip, manifest = (
+        load(run / "accuracy.json"),
+        load(run / "clip_scores.json"),
+        load(run / "run" / "run.json"),
+    )
+    summary = {f"accuracy_{name}": accuracy["checkpoints"][name]["accuracy"] for name in ("before", "after")}
+    summary["accuracy_blind"] = accuracy["baselines"]["blind"]["accuracy"]
+    summary["accuracy_chance"] = accuracy["baselines"]["chance"]
     for part in ("text_text", "text_image"):
         for name in ("before", "after"):
             summary[f"clip_{part}_{name}"] = clip_mean(clip, name, part)
-    return {**summary, "world_size": manifest["world_size"], "zero_stage": manifest["zero_stage"], "seconds": round(seconds)}
-
-
-def _mean(value: Any) -> float:
-    return float(value["mean"] if isinstance(value, dict) else value)
+    return {
+        **summary,
+        "world_size": manifest["world_size"],
+        "zero_stage": manifest["zero_stage"],
+        "seconds": round(seconds),
+    }
 
 
 def plot_training(run: Path) -> None:
@@ -56,7 +61,9 @@ def plot_training(run: Path) -> None:
     for key, label in (("loss", "training"), ("eval_loss", "held-out scenes")):
         points = [(log["step"], log[key]) for log in logs if key in log]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
-    axes.set(xlabel="optimizer step", ylabel="loss per answer token", title="Quickstart: tiny InternVL, two ranks, ZeRO-2")
+    axes.set(
+        xlabel="optimizer step", ylabel="loss per answer token", title="Quickstart: tiny InternVL, two ranks, ZeRO-2"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(run / "training.png", dpi=120)
@@ -71,14 +78,24 @@ def main() -> None:
     baseline = max(summary["accuracy_blind"], summary["accuracy_chance"])
     gain = summary["accuracy_after"] - baseline
     print(f"\nQuickstart: {summary['world_size']} ranks, ZeRO-{summary['zero_stage']}, {summary['seconds']} s")
-    print(f"  answer accuracy on held-out scenes   {summary['accuracy_before']:.1%} before -> {summary['accuracy_after']:.1%} after training")
-    print(f"  blind baseline {summary['accuracy_blind']:.1%}, chance {summary['accuracy_chance']:.1%}: {100 * gain:+.1f} points above the better")
+    print(
+        f"  answer accuracy on held-out scenes   {summary['accuracy_before']:.1%} before -> {summary['accuracy_after']:.1%} after training"
+    )
+    print(
+        f"  blind baseline {summary['accuracy_blind']:.1%}, chance {summary['accuracy_chance']:.1%}: {100 * gain:+.1f} points above the better"
+    )
     for part, name in (("text_text", "CLIP text-text "), ("text_image", "CLIP text-image")):
         before, after = summary[f"clip_{part}_before"], summary[f"clip_{part}_after"]
-        print(f"  {name}                      {before:.3f} -> {after:.3f} (difference {after - before:+.3f}; its interval stands in the table above)")
-    print(f"  pictures   {run}/clip_scores.png  {run}/training.png\n  logs       tensorboard --logdir {run}/run/tensorboard\n  summary    {run}/summary.json")
+        print(
+            f"  {name}                      {before:.3f} -> {after:.3f} (difference {after - before:+.3f}; its interval stands in the table above)"
+        )
+    print(
+        f"  pictures   {run}/clip_scores.png  {run}/training.png\n  logs       tensorboard --logdir {run}/run/tensorboard\n  summary    {run}/summary.json"
+    )
     if gain < MARGIN:
-        sys.exit(f"The model is only {100 * gain:.1f} points above the blind baseline; expected at least {100 * MARGIN:.0f}.")
+        sys.exit(
+            f"The model is only {100 * gain:.1f} points above the blind baseline; expected at least {100 * MARGIN:.0f}."
+        )
 
 
 if __name__ == "__main__":

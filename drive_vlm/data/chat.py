@@ -40,28 +40,52 @@ class ChatRenderer:
     Args:
         tokenizer: a fast tokenizer (transformers).
         template: the Jinja chat template, from the processor or the tokenizer.
-        expand: applied to every rendered text, e.g. to write out the frames of a video.
+        reserved: special tokens that no row may hold, since they would forge a turn.
     """
 
     def __init__(self, tokenizer: Any, template: str, reserved: Sequence[str]) -> None:
         self.tokenizer, self.template = tokenizer, template
         self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
+        self.plain_text = self._takes_plain_text()
 
     def _apply(self, turns: Sequence[Turn], prompt: bool) -> str:
+        messages = to_messages(turns)
+        if self.plain_text:
+            messages = [{"role": turn.role, "content": "".join(turn.parts)} for turn in turns]
+        return self._template(messages, prompt)
+
+    def _template(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+        # Qwen3's template knows enable_thinking: the header then holds the empty think block that it writes before an
+        # answer, so that the block is no word of the assistant. Other templates ignore it.
         return self.tokenizer.apply_chat_template(
-            to_messages(turns), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
         )
 
-    def render(self, turns: Sequence[Turn], where: str, expand: Callable[[str], str] = str, prompt: bool = False) -> Rendered:
+    def _takes_plain_text(self) -> bool:
+        """Whether the template joins contents as strings, as those of language models do, and cannot take lists of parts."""
+        from jinja2.exceptions import UndefinedError
+
+        try:
+            text = self._template(to_messages([Turn("user", ("probe",)), Turn("assistant", ("probe",))]), False)
+        except (TypeError, UndefinedError):
+            return True
+        return "'type'" in text
+
+    def render(
+        self, turns: Sequence[Turn], where: str, expand: Callable[[str], str] = str, prompt: bool = False
+    ) -> Rendered:
         """Text of all turns; with `prompt` the header that makes the model answer is added and there are no spans.
 
         Raises BadRow (special_token) when a text holds one of the template's own tokens, which would forge a turn, and
-        ValueError when the template rewrites earlier turns, so that no span can be trusted.
+        ValueError when the template rewrites earlier turns, so that no span can be trusted. `expand` is applied to every
+        rendered text, e.g. to write out the frames of a video.
         """
         for turn in turns:
             for token in self.reserved:
                 if token in turn.text:
-                    raise BadRow("special_token", where, f"the text holds the reserved token {token!r}", "Remove it from the row")
+                    raise BadRow(
+                        "special_token", where, f"the text holds the reserved token {token!r}", "Remove it from the row"
+                    )
         text = expand(self._apply(turns, prompt))
         if prompt:
             return Rendered(text, ())

@@ -71,7 +71,9 @@ class Collator:
         batch = self._join(rows) if rows else self._filler()
         batch = {key: torch.from_numpy(value) for key, value in batch.items()}
         if self.vision is not None:
-            batch |= self.vision.collate_vision([row["vision"] for sequence in rows for row in sequence if row["vision"]])
+            batch |= self.vision.collate_vision(
+                [row["vision"] for sequence in rows for row in sequence if row["vision"]]
+            )
         batch["num_tokens"] = sum(len(row["input_ids"]) for sequence in rows for row in sequence)
         batch["sample_ids"] = [row["sample_id"] for sequence in rows for row in sequence]
         batch["bad_rows"] = bad

@@ -72,10 +72,15 @@ class JsonlFile:
         try:
             return json.loads(self.line(i).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise BadRow("not_utf8", self.where(i), f"not UTF-8 ({error.reason} at byte {error.start})", "Save the file as UTF-8") from error
+            raise BadRow(
+                "not_utf8", self.where(i), f"not UTF-8 ({error.reason} at byte {error.start})", "Save the file as UTF-8"
+            ) from error
         except json.JSONDecodeError as error:
             raise BadRow(
-                "broken_json", self.where(i), f"not valid JSON ({error.msg}, column {error.colno})", "Mend or remove the line"
+                "broken_json",
+                self.where(i),
+                f"not valid JSON ({error.msg}, column {error.colno})",
+                "Mend or remove the line",
             ) from error
 
     def __getstate__(self) -> dict:
@@ -96,7 +101,7 @@ def _line_offsets(path: Path) -> np.ndarray:
     begin = np.concatenate(starts)
     length = np.diff(np.append(begin, position))
     numbers = np.arange(1, len(begin) + 1)
-    keep = length > 2  # a line of two bytes or less is "", "\n", "\r\n" or cannot be an object of any use
+    keep = length > 64  # a row of a data set is longer; only lines shorter than that are looked at
     short = np.flatnonzero((length > 0) & ~keep)
     if len(short):
         with open(path, "rb") as file:

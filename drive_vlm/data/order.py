@@ -53,7 +53,12 @@ class EpochOrder:
     """
 
     def __init__(
-        self, lengths: np.ndarray, seed: int, max_length: int | None = None, group_by_length: bool = False, global_batch: int = 1
+        self,
+        lengths: np.ndarray,
+        seed: int,
+        max_length: int | None = None,
+        group_by_length: bool = False,
+        global_batch: int = 1,
     ) -> None:
         self.lengths, self.seed, self.global_batch = np.asarray(lengths), seed, global_batch
         self.group_by_length = group_by_length and max_length is None
@@ -108,7 +113,14 @@ class ShardedBatchSampler(Sampler[list[tuple[int, ...]]]):
     depends on the global batch alone. In a short last step some micro-batches hold fewer sequences, or none.
     """
 
-    def __init__(self, order: EpochOrder | FixedOrder, micro_batch: int, accumulation: int = 1, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        order: EpochOrder | FixedOrder,
+        micro_batch: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.order, self.accumulation, self.rank, self.world_size = order, accumulation, rank, world_size
         self.global_batch = micro_batch * accumulation * world_size
         self.epoch = 0

@@ -78,7 +78,9 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
     empty_question, path_outside_root.
     """
     if not isinstance(row, dict):
-        raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend the line")
+        raise BadRow(
+            "not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend the line"
+        )
     images, video = _picture_paths(row, where, root)
     turns = _turns(row, where, images, video)
     _check_turns(turns, where, need_answer)
@@ -155,7 +157,9 @@ def _message_turn(item: Any, where: str) -> Turn:
     if isinstance(content, str):
         return Turn(_role(item.get("role"), where), _split_placeholders(content))
     if not isinstance(content, list):
-        raise BadRow("missing_field", where, "a message needs 'role' and 'content' (a text or a list of parts)", "Mend the row")
+        raise BadRow(
+            "missing_field", where, "a message needs 'role' and 'content' (a text or a list of parts)", "Mend the row"
+        )
     parts: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -164,7 +168,9 @@ def _message_turn(item: Any, where: str) -> Turn:
         elif kind in ("image", "video"):
             parts.append(IMAGE if kind == "image" else VIDEO)
         else:
-            raise BadRow("missing_field", where, f"unknown content part {part!r}", "Use parts of type text, image or video")
+            raise BadRow(
+                "missing_field", where, f"unknown content part {part!r}", "Use parts of type text, image or video"
+            )
     return Turn(_role(item.get("role"), where), tuple(parts))
 
 
@@ -184,12 +190,16 @@ def _check_turns(turns: tuple[Turn, ...], where: str, need_answer: bool) -> None
             "After an optional system turn, user and assistant turns must alternate, beginning with the user",
         )
     if need_answer and spoken[-1].role != "assistant":
-        raise BadRow("empty_answer", where, "the last turn is the user's, so there is nothing to learn", "Add the answer")
+        raise BadRow(
+            "empty_answer", where, "the last turn is the user's, so there is nothing to learn", "Add the answer"
+        )
     for turn in spoken:
         if turn.role == "assistant" and not turn.text.strip():
             raise BadRow("empty_answer", where, "an assistant turn is empty", "Write the answer or remove the row")
         if turn.role == "assistant" and turn.text != "".join(turn.parts):
-            raise BadRow("image_count", where, "an assistant turn holds a picture placeholder", "Move it to a user turn")
+            raise BadRow(
+                "image_count", where, "an assistant turn holds a picture placeholder", "Move it to a user turn"
+            )
         if turn.role == "user" and not turn.text.strip() and turn.text == "".join(turn.parts):
             raise BadRow("empty_question", where, "a user turn has neither text nor picture", "Mend the row")
 

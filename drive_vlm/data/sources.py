@@ -47,14 +47,18 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> list[So
     for text in paths:
         path = Path(text)
         if not path.is_file():
-            raise ValueError(f"{path}: no such data file. Give an existing .jsonl file, LLaVA .json or InternVL meta .json.")
+            raise ValueError(
+                f"{path}: no such data file. Give an existing .jsonl file, LLaVA .json or InternVL meta .json."
+            )
         root = image_root or str(path.parent)
         if path.suffix == ".jsonl":
             sources.append(Source(path.stem, JsonlFile(path), root))
         elif path.suffix == ".json":
             sources.extend(_open_json(path, root))
         else:
-            raise ValueError(f"{path}: unknown data format. Give .jsonl rows, a LLaVA .json list or an InternVL meta .json.")
+            raise ValueError(
+                f"{path}: unknown data format. Give .jsonl rows, a LLaVA .json list or an InternVL meta .json."
+            )
     return sources
 
 
@@ -65,7 +69,9 @@ def _open_json(path: Path, root: str) -> list[Source]:
         if isinstance(content, dict):
             return [_meta_source(path, name, entry) for name, entry in content.items()]
         if not isinstance(content, list):
-            raise ValueError(f"{path}: expected a list of rows (LLaVA) or a meta object (InternVL), got {type(content).__name__}.")
+            raise ValueError(
+                f"{path}: expected a list of rows (LLaVA) or a meta object (InternVL), got {type(content).__name__}."
+            )
         # A JSON list cannot be read lazily: it becomes JSONL once, and is an ordinary lazy file from then on.
         write_atomically(converted, lambda file: file.writelines(json.dumps(row).encode() + b"\n" for row in content))
     return [Source(path.stem, JsonlFile(converted), root, label=str(path))]
@@ -75,27 +81,39 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8.") from error
+        raise ValueError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
+        ) from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}). One row a line? Then name it .jsonl.") from error
+        raise ValueError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}). One row a line? Then name it .jsonl."
+        ) from error
 
 
 def _meta_source(path: Path, name: str, entry: Any) -> Source:
     if not isinstance(entry, dict) or "annotation" not in entry:
-        raise ValueError(f'{path}: entry {name!r} needs {{"root": ..., "annotation": ..., "repeat_time": ...}} (InternVL meta JSON).')
+        raise ValueError(
+            f'{path}: entry {name!r} needs {{"root": ..., "annotation": ..., "repeat_time": ...}} (InternVL meta JSON).'
+        )
     for key in entry:
         if key not in _META_KEYS:
             raise ValueError(f"{path}: entry {name!r} has the unknown key {key!r}.{nearest(key, _META_KEYS)}")
     if entry.get("data_augment"):
-        raise ValueError(f"{path}: entry {name!r} asks for data_augment, which is not offered: it would change pictures silently. Set it to false.")
+        raise ValueError(
+            f"{path}: entry {name!r} asks for data_augment, which is not offered: it would change pictures silently. Set it to false."
+        )
     repeat = float(entry.get("repeat_time", 1))
     if repeat <= 0:
-        raise ValueError(f"{path}: entry {name!r} has repeat_time {repeat}; it must be above 0 (below 1 takes a part of the rows).")
+        raise ValueError(
+            f"{path}: entry {name!r} has repeat_time {repeat}; it must be above 0 (below 1 takes a part of the rows)."
+        )
     annotation, root = (_beside(path, entry.get(key, "")) for key in ("annotation", "root"))
     (source,) = open_sources([str(annotation)], str(root))
     source = dataclasses.replace(source, name=name, repeat_time=repeat, max_tiles=entry.get("max_dynamic_patch"))
     if "length" in entry and entry["length"] != len(source.rows):
-        raise ValueError(f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Mend the number.")
+        raise ValueError(
+            f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Mend the number."
+        )
     return source
 
 

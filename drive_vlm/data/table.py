@@ -90,10 +90,11 @@ def build_table(
     seed: int = 0,
     need_answer: bool = True,
     progress: Callable[[Iterator, int], Iterator] | None = None,
+    allow_empty: bool = False,
 ) -> RowTable:
     """Measure every row of `sources`. With on_bad_row "error" the first bad row is raised, with "skip" all are kept in `bad`.
 
-    Raises BadRow, and ValueError when no usable row is left.
+    Raises BadRow, and, unless `allow_empty`, ValueError when no usable row is left.
     """
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     bad: list[BadRow] = []
@@ -114,7 +115,7 @@ def build_table(
         )
         columns.append((np.full(len(rows), number, dtype=np.int32), rows, lengths[rows]))
     source_id, row, length = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    if not len(length):
+    if not len(length) and not allow_empty:
         names = ", ".join(str(source.label or source.rows.path) for source in sources)
         raise ValueError(
             f"{names}: no usable row ({len(bad)} bad rows). Run tools/check_data.py on the file to see why."

@@ -77,11 +77,21 @@ def load_image(path: str, where: str) -> "Image":
 
 
 def _missing(path: str, where: str) -> BadRow:
-    return BadRow("image_missing", where, f"the picture {path} does not exist", "Check the image root (--image_root), or use --on_bad_row skip")
+    return BadRow(
+        "image_missing",
+        where,
+        f"the picture {path} does not exist",
+        "Check the image root (--image_root), or use --on_bad_row skip",
+    )
 
 
 def _corrupt(path: str, where: str, error: Exception) -> BadRow:
-    return BadRow("image_corrupt", where, f"the picture {path} cannot be read ({error})", "Replace the file, or use --on_bad_row skip")
+    return BadRow(
+        "image_corrupt",
+        where,
+        f"the picture {path} cannot be read ({error})",
+        "Replace the file, or use --on_bad_row skip",
+    )
 
 
 def frame_indices(total: int, count: int) -> list[int]:
@@ -105,9 +115,16 @@ def video_length(path: str, where: str) -> int:
         except av.error.FFmpegError as error:
             raise _corrupt_video(path, where, error) from error
     else:
-        raise BadRow("video_missing", where, f"the video {path} does not exist", "Check the image root (--image_root), or use --on_bad_row skip")
+        raise BadRow(
+            "video_missing",
+            where,
+            f"the video {path} does not exist",
+            "Check the image root (--image_root), or use --on_bad_row skip",
+        )
     if not count:
-        raise BadRow("video_empty", where, f"the video {path} has zero frames", "Replace the file, or use --on_bad_row skip")
+        raise BadRow(
+            "video_empty", where, f"the video {path} has zero frames", "Replace the file, or use --on_bad_row skip"
+        )
     return count
 
 
@@ -139,12 +156,19 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
 
 def _video_stream(container: Any, path: str, where: str) -> Any:
     if not container.streams.video:
-        raise BadRow("video_empty", where, f"the file {path} holds no video stream", "Replace the file, or use --on_bad_row skip")
+        raise BadRow(
+            "video_empty", where, f"the file {path} holds no video stream", "Replace the file, or use --on_bad_row skip"
+        )
     return container.streams.video[0]
 
 
 def _corrupt_video(path: str, where: str, error: object) -> BadRow:
-    return BadRow("video_corrupt", where, f"the video {path} cannot be decoded ({error})", "Replace the file, or use --on_bad_row skip")
+    return BadRow(
+        "video_corrupt",
+        where,
+        f"the video {path} cannot be decoded ({error})",
+        "Replace the file, or use --on_bad_row skip",
+    )
 
 
 def _frame_files(folder: str) -> list[str]:

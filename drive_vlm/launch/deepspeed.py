@@ -29,7 +29,9 @@ def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
     if not path.is_file():
         known = sorted(p.stem for p in CONFIGS.glob("*.json"))
-        raise ValueError(f"--deepspeed {name}: no such configuration. Known: {', '.join(known)}, or give a JSON file.{nearest(name, known)}")
+        raise ValueError(
+            f"--deepspeed {name}: no such configuration. Known: {', '.join(known)}, or give a JSON file.{nearest(name, known)}"
+        )
     try:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -48,7 +50,9 @@ def _own(config: dict[str, Any], key: str, flag: str, path: Path) -> None:
     section, _, leaf = key.rpartition(".")
     place = config.setdefault(section, {}) if section else config
     if place.get(leaf, "auto") != "auto":
-        raise ValueError(f'{path}: "{key}": {json.dumps(place[leaf])} belongs to the command line. Write "auto" or remove it, and use {flag}.')
+        raise ValueError(
+            f'{path}: "{key}": {json.dumps(place[leaf])} belongs to the command line. Write "auto" or remove it, and use {flag}.'
+        )
     if leaf in ("optimizer", "scheduler"):
         place.pop(leaf, None)
     else:

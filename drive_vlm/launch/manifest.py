@@ -12,7 +12,19 @@ from typing import Any
 
 from drive_vlm.config import plain
 
-_PACKAGES = ("drive-vlm", "torch", "torchvision", "deepspeed", "transformers", "accelerate", "peft", "trl", "numpy", "pillow", "open_clip_torch")
+_PACKAGES = (
+    "drive-vlm",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "numpy",
+    "pillow",
+    "open_clip_torch",
+)
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +42,12 @@ def machine() -> dict[str, Any]:
     """Processor, cores and memory of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": platform.platform(), "processor": platform.machine(), "cores": cores, "memory_gib": round(memory / 2**30, 1)}
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": cores,
+        "memory_gib": round(memory / 2**30, 1),
+    }
 
 
 def git_state() -> dict[str, Any] | None:

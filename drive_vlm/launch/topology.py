@@ -24,7 +24,9 @@ def read_topology() -> Topology:
     given = [name for name in names if name in os.environ]
     if len(given) == 1:
         missing = next(name for name in names if name not in given)
-        raise ValueError(f"The environment sets {given[0]} but not {missing}. Start through recipes/, torchrun or deepspeed, or unset it.")
+        raise ValueError(
+            f"The environment sets {given[0]} but not {missing}. Start through recipes/, torchrun or deepspeed, or unset it."
+        )
     if not given:
         return Topology()
     return Topology(

@@ -12,9 +12,20 @@ from typing import Any
 from drive_vlm.config import ModelConfig, nearest
 
 # model_type of config.json -> "module:builder"; a builder takes (path, ModelConfig, dtype) and returns a Family.
+# The module also has load_processor(path, ModelConfig) -> ProcessorParts, which reads no weights.
 MODELS = {
     "internvl": "drive_vlm.models.internvl:build",
 }
+
+
+@dataclasses.dataclass
+class ProcessorParts:
+    """What the data path needs of a model, loaded without its weights; fields as in Family."""
+
+    processor: Any
+    tokenizer: Any
+    template: str
+    vision: Any
 
 
 @dataclasses.dataclass
@@ -62,12 +73,8 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
         ) from error
 
 
-def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chunk_tokens: int | None = None) -> Family:
-    """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
-
-    With `for_training` the loss is computed in chunks and every batch passes the vision tower (training_forward.py).
-    Raises ValueError for an unknown family, with the nearest known one.
-    """
+def _find(config: ModelConfig) -> tuple[Any, str, str, str | None]:
+    """(module and builder of the family, path of the model, path of a LoRA adapter on it or None) of `config.model`."""
     path, adapter = config.model, None
     if (Path(path) / "adapter_config.json").is_file():
         adapter = path
@@ -78,7 +85,26 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
             f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}"
         )
     module, builder = MODELS[kind].split(":")
-    family = getattr(importlib.import_module(module), builder)(path, config, dtype)
+    return importlib.import_module(module), builder, path, adapter
+
+
+def load_processor(config: ModelConfig) -> ProcessorParts:
+    """Processor, tokenizer, chat template and picture side of `config.model`, as load_family gives them, without weights.
+
+    Raises ValueError for an unknown family, with the nearest known one.
+    """
+    module, _, path, _ = _find(config)
+    return module.load_processor(path, config)
+
+
+def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chunk_tokens: int | None = None) -> Family:
+    """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
+
+    With `for_training` the loss is computed in chunks and every batch passes the vision tower (training_forward.py).
+    Raises ValueError for an unknown family, with the nearest known one.
+    """
+    module, builder, path, adapter = _find(config)
+    family = getattr(module, builder)(path, config, dtype)
     _keep_used_renamings(family.model)
     if for_training:
         from drive_vlm.models.training_forward import install_training_forward

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family
+from drive_vlm.models import Family, ProcessorParts
 
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
@@ -68,9 +68,22 @@ class InternVLVision:
         return {"pixel_values": torch.zeros(1, 3, size["height"], size["width"])}
 
 
+def load_processor(path: str, config: ModelConfig) -> ProcessorParts:
+    """The processor and what the data path takes from it; no weights are read."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path)
+    return ProcessorParts(
+        processor=processor,
+        tokenizer=processor.tokenizer,
+        template=processor.chat_template or processor.tokenizer.chat_template,
+        vision=InternVLVision(processor, config.max_tiles),
+    )
+
+
 def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     """Load model and processor. The head stays untied where the checkpoint has a head of its own."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     from drive_vlm.models.compose import internvl_config
 
@@ -78,24 +91,24 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     if _has_own_head(path):
         # InternVLConfig ties by default; InternVL3-1B has its own lm_head, which tying would throw away silently.
         hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
-    processor = AutoProcessor.from_pretrained(path)
+    parts = load_processor(path, config)
     model = AutoModelForImageTextToText.from_pretrained(
         path, config=hf_config, dtype=dtype, attn_implementation=ATTENTION[config.attn_implementation]
     )
     return Family(
         name="internvl",
         model=model,
-        processor=processor,
-        tokenizer=processor.tokenizer,
-        template=processor.chat_template or processor.tokenizer.chat_template,
-        vision=InternVLVision(processor, config.max_tiles),
+        processor=parts.processor,
+        tokenizer=parts.tokenizer,
+        template=parts.template,
+        vision=parts.vision,
         parts={
             "vision_tower": ("model.vision_tower",),
             "projector": ("model.multi_modal_projector",),
             "language_model": ("model.language_model", "lm_head"),
         },
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        tokens_per_tile=round(processor.image_seq_length / hf_config.downsample_ratio**2) + 1,
+        tokens_per_tile=round(parts.processor.image_seq_length / hf_config.downsample_ratio**2) + 1,
     )
 
 

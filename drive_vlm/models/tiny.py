@@ -80,6 +80,7 @@ def build_tiny_internvl(
         raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
     tokens = grid * grid // 4
     heads = max(1, hidden_size // 32)
+    init = hidden_size**-0.5  # the 0.02 of wide models would leave a narrow one's layers near zero
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
             hidden_size=hidden_size,
@@ -88,6 +89,8 @@ def build_tiny_internvl(
             intermediate_size=hidden_size * 4,
             image_size=image_size,
             patch_size=patch_size,
+            layer_scale_init_value=1.0,  # the pre-training value 0.1 would keep a tower from scratch silent for long
+            initializer_range=init,
         ).to_dict(),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer),
@@ -98,6 +101,7 @@ def build_tiny_internvl(
             num_key_value_heads=max(1, heads // 2),
             max_position_embeddings=4096,
             tie_word_embeddings=tie_word_embeddings,
+            initializer_range=init,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ).to_dict(),
@@ -107,6 +111,7 @@ def build_tiny_internvl(
         tie_word_embeddings=tie_word_embeddings,
     )
     model = InternVLForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=init)  # zero otherwise
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = InternVLProcessor(

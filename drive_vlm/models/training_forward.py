@@ -100,7 +100,9 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
     def forward(*args: Any, tower_pass: bool = False, **kwargs: Any) -> Any:
         if tower_pass:
             embeds = body.get_input_embeddings()(kwargs.pop("input_ids"))
-            features = body.get_image_features(**{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True)
+            features = body.get_image_features(
+                **{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True
+            )
             kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
         return own_forward(*args, **kwargs)
 

@@ -19,7 +19,12 @@ _NOT_FOR_USERS = {
 
 
 def parse_stage(
-    command: str, description: str, examples: str, dataclasses_: Sequence[type], words: Sequence[str], training_class: str
+    command: str,
+    description: str,
+    examples: str,
+    dataclasses_: Sequence[type],
+    words: Sequence[str],
+    training_class: str,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Parse `words` into one instance of each dataclass, and the remaining flags for the TrainingArguments class.
 
@@ -31,7 +36,9 @@ def parse_stage(
         description=f"{description}\n\nEvery flag of {training_class} is accepted as well (--learning_rate, --num_train_epochs, --bf16 ...).",
         examples=examples,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
+    )
     for cls in dataclasses_:
         add_dataclass(parser, cls)
     try:

@@ -18,7 +18,13 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
 
     topology = read_topology()
     cpu = bool(extra.get("use_cpu", not torch.cuda.is_available()))
-    extra = {"per_device_train_batch_size": 8, "output_dir": "runs/sft", "logging_steps": 10, "save_strategy": "epoch", **extra}
+    extra = {
+        "per_device_train_batch_size": 8,
+        "output_dir": "runs/sft",
+        "logging_steps": 10,
+        "save_strategy": "epoch",
+        **extra,
+    }
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
     config = None
     if run.deepspeed:
@@ -34,7 +40,9 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
     return cls(
         **extra,
         deepspeed=config,
-        gradient_accumulation_steps=accumulation_steps(run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size),
+        gradient_accumulation_steps=accumulation_steps(
+            run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size
+        ),
         # With a best checkpoint to protect, room for one more: at a limit of 1 the Trainer would remove the newest at the end.
         save_total_limit=run.keep + ("metric_for_best_model" in extra),
         remove_unused_columns=False,
@@ -46,7 +54,11 @@ def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str,
     """With evaluation rows the loss is measured each epoch and the best checkpoint is kept, unless the user says otherwise."""
     if not has_eval_data:
         return extra
-    defaults = {"eval_strategy": extra.get("save_strategy", "epoch"), "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    defaults = {
+        "eval_strategy": extra.get("save_strategy", "epoch"),
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
     return {**defaults, **extra}
 
 
@@ -55,7 +67,9 @@ def _start_deepspeed(cpu: bool) -> None:
     if cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:  # plain `python`: a world of one
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
     import deepspeed
 
     if cpu:

@@ -52,7 +52,9 @@ def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str,
     if args.should_save:
         out.mkdir(parents=True, exist_ok=True)
         print(parameter_table(parameters), flush=True)
-        print(f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; {trainer.batch_sampler.order.num_sequences:,} sequences an epoch")
+        print(
+            f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; {trainer.batch_sampler.order.num_sequences:,} sequences an epoch"
+        )
         start_manifest(
             out / "run.json",
             stage="sft",
@@ -78,7 +80,12 @@ def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str,
             best_checkpoint=trainer.state.best_model_checkpoint,
             peak_memory_gib=peak_memory_gib(),
         )
-        print(json.dumps({"output_dir": str(out), "train_loss": result.metrics["train_loss"], "steps": result.global_step}), flush=True)
+        print(
+            json.dumps(
+                {"output_dir": str(out), "train_loss": result.metrics["train_loss"], "steps": result.global_step}
+            ),
+            flush=True,
+        )
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -101,7 +108,9 @@ def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, An
         for name, paths in (("train", data.data), ("eval", data.eval_data)):
             if paths:
                 sources = open_sources(paths, data.image_root)
-                tables[name] = build_table(sources, encoder, data.on_bad_row, data.max_length, args.seed, progress=progress)
+                tables[name] = build_table(
+                    sources, encoder, data.on_bad_row, data.max_length, args.seed, progress=progress
+                )
     return tables, encoder
 
 
@@ -130,7 +139,10 @@ def build_trainer(
         train_dataset=EncodedRows(tables["train"], encoder),
         eval_dataset=EncodedRows(tables["eval"], encoder) if "eval" in tables else None,
         data_collator=Collator(
-            family.tokenizer.pad_token_id, family.vision, data.packing, flatten=data.packing and model.attn_implementation == "flash"
+            family.tokenizer.pad_token_id,
+            family.vision,
+            data.packing,
+            flatten=data.packing and model.attn_implementation == "flash",
         ),
         processing_class=family.processor,
     )
@@ -153,5 +165,7 @@ def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
         found = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "data_cursor.json").is_file()]
         return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
     if not (Path(resume) / "data_cursor.json").is_file():
-        raise ValueError(f"--resume {resume}: no complete checkpoint there (data_cursor.json is missing). Give a checkpoint-N directory, or auto.")
+        raise ValueError(
+            f"--resume {resume}: no complete checkpoint there (data_cursor.json is missing). Give a checkpoint-N directory, or auto."
+        )
     return resume

@@ -23,7 +23,11 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         sampler = ShardedBatchSampler(
-            FixedOrder(len(dataset)), self.args.per_device_eval_batch_size, 1, self.args.process_index, self.args.world_size
+            FixedOrder(len(dataset)),
+            self.args.per_device_eval_batch_size,
+            1,
+            self.args.process_index,
+            self.args.world_size,
         )
         return self._loader(dataset, sampler)
 

@@ -53,7 +53,9 @@ class Throughput:
         import torch.distributed as dist
 
         seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.samples, self.tokens, self.flops, self.waited, 1.0], dtype=torch.float64, device=device)
+        counts = torch.tensor(
+            [self.samples, self.tokens, self.flops, self.waited, 1.0], dtype=torch.float64, device=device
+        )
         if dist.is_initialized():
             dist.all_reduce(counts)
         samples, tokens, flops, waited, ranks = counts.tolist()

@@ -203,9 +203,13 @@ def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
     The Trainer's own loading compares names as they stand on disk. Those of InternVL and LLaVA differ from the module's:
     it would load not one tensor, warn, and go on from the weights the run began with. Raises ValueError for a missing tensor.
     """
-    saved, info = type(model).from_pretrained(directory, config=model.config, dtype=model.dtype, output_loading_info=True)
+    saved, info = type(model).from_pretrained(
+        directory, config=model.config, dtype=model.dtype, output_loading_info=True
+    )
     if info["missing_keys"]:
-        raise ValueError(f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint.")
+        raise ValueError(
+            f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint."
+        )
     model.load_state_dict(saved.state_dict())
 
 

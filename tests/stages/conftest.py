@@ -62,7 +62,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Built anew by each worker in a second: seeded, so that the golden curve can be compared."""
     root = tmp_path_factory.mktemp("world")
     tools = ROOT / "tools"
-    build = [sys.executable, tools / "build_synthetic.py", "--out", root / "data", "--scenes", "24", "--size", "64", "--seed", "11"]
+    build = [
+        sys.executable,
+        tools / "build_synthetic.py",
+        "--out",
+        root / "data",
+        "--scenes",
+        "24",
+        "--size",
+        "64",
+        "--seed",
+        "11",
+    ]
     subprocess.run([*build, "--workers", "1"], check=True, capture_output=True)
     data = root / "data"
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
@@ -84,7 +95,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def _launch(launcher: str) -> list[str]:
     if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "drive_vlm"]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "-m",
+            "drive_vlm",
+        ]
     if launcher == "deepspeed":
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -105,8 +125,17 @@ def sft(world: World) -> Callable[..., Run]:
             "--max_steps", 8, "--logging_steps", 1, "--global_batch_size", 16, "--per_device_train_batch_size", 8,
             "--learning_rate", 1e-3, "--lr_scheduler_type", "constant", "--save_strategy", "no", "--disable_tqdm", "true", *flags,
         ]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TENSORBOARD_LOGGING_DIR")}
-        env |= {"OMP_NUM_THREADS": "1", "DRIVE_VLM_CACHE": str(world.root / "cache"), "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TENSORBOARD_LOGGING_DIR")
+        }
+        env |= {
+            "OMP_NUM_THREADS": "1",
+            "DRIVE_VLM_CACHE": str(world.root / "cache"),
+            "DS_ACCELERATOR": "cpu",
+            "PYTHONPATH": str(ROOT),
+        }
         env |= {"CUDA_VISIBLE_DEVICES": ""}
         process = subprocess.Popen(
             [*_launch(launcher), *map(str, words)],

@@ -21,15 +21,35 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def plain(sft: Callable, fresh: Callable, world: Any) -> Any:
     """(a) one process without DeepSpeed; evaluated as well."""
-    evaluation = ("--eval_data", world.eval, "--eval_strategy", "steps", "--eval_steps", 8, "--per_device_eval_batch_size", 3)
+    evaluation = (
+        "--eval_data",
+        world.eval,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        8,
+        "--per_device_eval_batch_size",
+        3,
+    )
     return sft(fresh("plain"), "--per_device_train_batch_size", 16, "--peak_flops", 1e12, *evaluation)
 
 
 @pytest.fixture(scope="module")
 def zero2(sft: Callable, fresh: Callable, world: Any) -> Any:
     """(b) two ranks, ZeRO-2, two micro-batches a step; evaluated as well."""
-    evaluation = ("--eval_data", world.eval, "--eval_strategy", "steps", "--eval_steps", 8, "--per_device_eval_batch_size", 2)
-    return sft(fresh("zero2"), "--per_device_train_batch_size", 4, "--deepspeed", "zero2", *evaluation, launcher="torchrun")
+    evaluation = (
+        "--eval_data",
+        world.eval,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        8,
+        "--per_device_eval_batch_size",
+        2,
+    )
+    return sft(
+        fresh("zero2"), "--per_device_train_batch_size", 4, "--deepspeed", "zero2", *evaluation, launcher="torchrun"
+    )
 
 
 def same_curve(ours: Any, reference: Any) -> None:
@@ -80,7 +100,9 @@ def test_deepspeed_launcher(sft: Callable, fresh: Callable, plain: Any) -> None:
 
 def test_packed_one_process_and_zero2(sft: Callable, fresh: Callable) -> None:
     one = sft(fresh("packed"), *PACKED)
-    two = sft(fresh("packed_zero2"), *PACKED, "--per_device_train_batch_size", 2, "--deepspeed", "zero2", launcher="torchrun")
+    two = sft(
+        fresh("packed_zero2"), *PACKED, "--per_device_train_batch_size", 2, "--deepspeed", "zero2", launcher="torchrun"
+    )
     same_curve(two, one)
     assert one.metrics[7]["epoch"] > 1  # with the short last step of an epoch
 
@@ -136,7 +158,9 @@ def test_a_run_leaves_its_records(plain: Any) -> None:
     assert manifest["parameters"]["vision_tower"]["trainable"] == 0 < manifest["parameters"]["all"]["trainable"]
     assert manifest["metrics"]["train_loss"] > 0 and manifest["ended"] and manifest["peak_memory_gib"] > 0
     audit = json.loads((plain.out / "data_audit.json").read_text())
-    assert audit["train"]["rows_used"] == 70 and audit["eval"]["rows_used"] == 13 and audit["bad_during_run"]["total"] == 0
+    assert (
+        audit["train"]["rows_used"] == 70 and audit["eval"]["rows_used"] == 13 and audit["bad_during_run"]["total"] == 0
+    )
     assert "mfu" in plain.metrics[0]  # --peak_flops was given
 
 
@@ -146,7 +170,16 @@ def test_tensorboard_holds_what_is_promised(plain: Any) -> None:
     events = EventAccumulator(str(plain.out / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
-    for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "samples_per_second", "data_wait_share", "memory_gib", "mfu"):
+    for name in (
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "samples_per_second",
+        "data_wait_share",
+        "memory_gib",
+        "mfu",
+    ):
         assert f"train/{name}" in tags
     assert "eval/loss" in tags
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(plain.curve())

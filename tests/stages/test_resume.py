@@ -26,9 +26,8 @@ def test_resumed_equals_uninterrupted(
     whole = sft(fresh("whole"), *flags, "--max_steps", 9)
     out = fresh("stopped")
     for stop in (3, 7, 9):
-        stopped = sft(
-            out, *resumed, "--max_steps", stop, "--save_strategy", "steps", "--save_steps", stop, "--resume", "auto", launcher=launcher
-        )
+        save = ("--save_strategy", "steps", "--save_steps", stop)
+        stopped = sft(out, *resumed, "--max_steps", stop, *save, "--resume", "auto", launcher=launcher)
     assert [row["step"] for row in stopped.metrics if "loss" in row] == list(range(1, 10))
     assert stopped.curve() == pytest.approx(whole.curve(), abs=1e-4)
     epochs = [row["epoch"] for row in whole.metrics if "loss" in row]
@@ -60,8 +59,8 @@ def test_resume_with_other_data_is_refused(sft: Callable, fresh: Callable, world
 def test_the_best_checkpoint_is_kept_when_evaluation_gets_worse(sft: Callable, fresh: Callable, world: Any) -> None:
     """At a learning rate that destroys the model the first checkpoint is the best; --keep 1 must not remove it."""
     out = fresh("best")
-    steps = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1, "--max_steps", 4)
-    run = sft(out, "--eval_data", world.eval, "--learning_rate", 0.05, "--keep", 1, *steps)
+    steps = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1)
+    run = sft(out, "--eval_data", world.eval, "--learning_rate", 0.05, "--keep", 1, "--max_steps", 4, *steps)
     losses = [row["eval_loss"] for row in run.metrics if "eval_loss" in row]
     best = losses.index(min(losses)) + 1
     assert best < 4, losses

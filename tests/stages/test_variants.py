@@ -32,7 +32,9 @@ def test_lora_trains_and_saves_only_the_adapter(sft: Callable, fresh: Callable, 
     assert adapted and all(p.abs().sum() > 0 for p in adapted)
 
 
-@pytest.mark.parametrize(("flags", "launcher"), [((), "python"), (("--deepspeed", "zero2"), "torchrun")], ids=["plain", "zero2"])
+@pytest.mark.parametrize(
+    ("flags", "launcher"), [((), "python"), (("--deepspeed", "zero2"), "torchrun")], ids=["plain", "zero2"]
+)
 def test_bf16_runs_on_a_cpu(sft: Callable, fresh: Callable, flags: tuple, launcher: str) -> None:
     run = sft(fresh("bf16"), "--bf16", *flags, launcher=launcher)
     golden = json.loads(GOLDEN.read_text())["loss"]

@@ -1,0 +1,365 @@
+"""Look at training rows before a run: what can be used and what not, lengths, labels, padding, leaks between splits.
+
+Prints the audit (bad rows by reason, with file:line), a histogram of lengths in tokens, rows as the model sees them with
+the learned words in colour (between ⟦ and ⟧ where there is no colour), and how much of a batch is padding with and
+without packing. Needs the model's processor, never its weights. Exit code 1 when a row id, a group (scene or video) or a
+picture stands in --data and in --eval_data, and when no row can be used.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig
+
+EXAMPLES = """
+python tools/check_data.py --data train.jsonl --model OpenGVLab/InternVL3-1B-hf
+python tools/check_data.py --data train.jsonl --eval_data val.jsonl --model runs/tiny --decode --plot runs/lengths.png
+python tools/check_data.py --data meta.json --model runs/tiny --max_length 8192 --preview 10 --json runs/check.json
+"""
+BINS, BAR, EXAMPLES_SHOWN, BLOCK = 16, 50, 3, 2048
+
+
+def make_parser() -> CommandParser:
+    default = {item.name: item.default for item in dataclasses.fields(DataConfig)}
+    parser = CommandParser(prog="python tools/check_data.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="training rows: .jsonl, LLaVA .json or InternVL meta .json"
+    )
+    parser.add_argument(
+        "--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data"
+    )
+    parser.add_argument("--model", required=True, help="model directory or hub id; only its processor is loaded")
+    parser.add_argument(
+        "--image_root", default=None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    parser.add_argument(
+        "--max_length", type=int, default=default["max_length"], help="tokens of a row at most, and of a pack"
+    )
+    parser.add_argument(
+        "--max_tiles", type=int, default=None, help="tiles a row may use for its pictures (default: the processor's)"
+    )
+    parser.add_argument(
+        "--num_frames", type=int, default=default["num_frames"], help="frames taken from a video, evenly spread"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="rows of an unpacked batch, for the share of padding")
+    parser.add_argument(
+        "--decode", action="store_true", help="decode every picture and video in full, to find truncated files"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
+    parser.add_argument("--preview", type=int, default=3, help="rows to show as the model sees them")
+    parser.add_argument("--plot", type=Path, default=None, help="write the histogram of lengths to this PNG")
+    parser.add_argument("--json", type=Path, default=None, help="write everything that was found to this file")
+    return parser
+
+
+# ---- what is measured
+
+
+def histogram(lengths: Any) -> list[tuple[int, int, int]]:
+    """[(from, to, rows)]: up to 16 bins of equal width over int[N] lengths, both ends included."""
+    import numpy as np
+
+    if not len(lengths):
+        return []
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // BINS))
+    counts = np.bincount((lengths - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
+
+
+def padding_shares(lengths: Any, max_length: int, batch_size: int) -> dict[str, Any]:
+    """Share of padding in random batches of `batch_size` rows, and in packs of `max_length` tokens, as training forms them."""
+    import numpy as np
+
+    from drive_vlm.data.order import EpochOrder, pack
+
+    if not len(lengths):
+        return {}
+    total = int(lengths.sum())
+    order = np.array(EpochOrder(lengths, seed=0)(0)).ravel()
+    batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+    padded = sum(int(batch.max()) * len(batch) for batch in batches)
+    packs = len(pack(lengths, max_length))
+    return {
+        "unpacked": {"sequences": len(lengths), "padding_share": 1 - total / padded},
+        "packed": {
+            "sequences": packs,
+            "padding_share": 1 - total / (packs * max_length),
+            "rows_per_pack": len(lengths) / packs,
+        },
+    }
+
+
+def raw_rows(sources: Sequence[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, image root, row) of every line that is a JSON object; the others are in the audit."""
+    from drive_vlm.data.samples import BadRow
+
+    for source in sources:
+        for i in range(len(source.rows)):
+            try:
+                row = source.rows[i]
+            except BadRow:
+                continue
+            if isinstance(row, dict):
+                yield source.where(i), source.root, row
+
+
+def duplicate_ids(sources: Sequence[Any]) -> list[dict[str, Any]]:
+    """[{"id", "first", "again"}] for every id that stands a second time in the same file."""
+    found = []
+    for source in sources:
+        first: dict[str, str] = {}
+        for where, _, row in raw_rows([source]):
+            if row.get("id") is not None and first.setdefault(str(row["id"]), where) != where:
+                found.append({"id": str(row["id"]), "first": first[str(row["id"])], "again": where})
+    return found
+
+
+def leak_keys(sources: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Rows as find_leaks takes them, with media paths made absolute: two files may have different roots."""
+    for _, root, row in raw_rows(sources):
+        media = []
+        for column in ("image", "images", "video"):
+            value = row.get(column)
+            for item in value if isinstance(value, list) else [value]:
+                path = item.get("path") if isinstance(item, dict) else item
+                if isinstance(path, str):
+                    media.append(os.path.abspath(os.path.join(root, path)))
+        yield {"id": row.get("id"), "group": row.get("group"), "image": media}
+
+
+def decode_all(table: Any, num_frames: int, workers: int) -> tuple[int, list[Any]]:
+    """(files decoded, BadRows): every picture and video of the usable rows once, in threads (Pillow and FFmpeg free the GIL)."""
+    from rich.progress import track
+
+    from drive_vlm.data.samples import BadRow
+    from drive_vlm.data.vision import load_image, load_video
+
+    def decode(job: tuple[str, str, bool]) -> BadRow | None:
+        path, where, is_video = job
+        try:
+            load_video(path, num_frames, where) if is_video else load_image(path, where)
+        except BadRow as error:
+            return error
+        return None
+
+    seen: set[str] = set()
+    bad: list[BadRow] = []
+    with ThreadPoolExecutor(workers) as threads:
+        for start in track(range(0, len(table), BLOCK), "decoding", transient=True):
+            jobs = []
+            for i in range(start, min(start + BLOCK, len(table))):
+                sample = table.sample(i)
+                paths = [(path, False) for path in sample.images] + ([(sample.video, True)] if sample.video else [])
+                jobs += [(path, sample.where, is_video) for path, is_video in paths if path not in seen]
+                seen.update(path for path, _ in paths)
+            bad += [error for error in threads.map(decode, jobs) if error is not None]
+    return len(seen), bad
+
+
+def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[str, Any], Any]:
+    """(what --json holds of these files, RowTable of their usable rows)."""
+    from rich.progress import track
+
+    from drive_vlm.data.table import audit_bad_rows, build_table
+
+    def progress(blocks: Any, total: int) -> Any:
+        return track(blocks, "measuring rows", total, transient=True)
+
+    table = build_table(sources, encoder, "skip", args.max_length, progress=progress, allow_empty=True)
+    result = table.audit() | {
+        "duplicate_ids": duplicate_ids(sources),
+        "histogram": [{"from": low, "to": high, "rows": count} for low, high, count in histogram(table.length)],
+        "padding": padding_shares(table.length, args.max_length, args.batch_size),
+    }
+    if args.decode:
+        files, bad = decode_all(table, args.num_frames, args.workers)
+        result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
+    return result, table
+
+
+# ---- what is shown
+
+
+def preview_text(
+    ids: Sequence[int], labels: Sequence[int], tokenizer: Any, image_id: int | None, marks: bool = False
+) -> Any:
+    """A rich Text of one encoded row: learned tokens in green, runs of picture tokens as <256 image tokens>, the rest dim."""
+    from rich.text import Text
+
+    text = Text()
+    kinds = [
+        "image" if i == image_id else "dim" if label == IGNORE_INDEX else "bold green"
+        for i, label in zip(ids, labels, strict=True)
+    ]
+    start = 0
+    while start < len(ids):
+        end = start + 1
+        while end < len(ids) and kinds[end] == kinds[start]:
+            end += 1
+        if kinds[start] == "image":
+            text.append(f"<{end - start} image tokens>", "cyan")
+        else:
+            words = tokenizer.decode(
+                list(ids[start:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            learned = marks and kinds[start] == "bold green"
+            text.append(f"⟦{words}⟧" if learned else words, kinds[start])
+        start = end
+    return text
+
+
+def show_preview(console: Any, table: Any, encoder: Any, count: int) -> None:
+    """`count` rows from all over the data, as the model sees them."""
+    from drive_vlm.data.samples import BadRow
+
+    count = min(count, len(table))
+    for i in (k * len(table) // count for k in range(count)):
+        sample = table.sample(i)
+        console.rule(f"{sample.where}  id {sample.id}  {table.length[i]} tokens", align="left")
+        try:
+            row = encoder.encode(sample, table.sources[table.source[i]].max_tiles)
+        except BadRow as error:
+            console.print(str(error), style="red", markup=False)
+            continue
+        marks = console.color_system is None
+        console.print(
+            preview_text(row["input_ids"].tolist(), row["labels"].tolist(), encoder.tokenizer, encoder.image_id, marks)
+        )
+
+
+def show_bad_rows(console: Any, title: str, bad: dict[str, Any]) -> None:
+    """Counts by reason, and the first rows of each."""
+    from rich.table import Table
+
+    if not bad["total"]:
+        return
+    shown = Table("reason", "rows", "first of them", title=title, title_justify="left")
+    for reason, count in sorted(bad["by_reason"].items(), key=lambda item: -item[1]):
+        rows = [row for row in bad["rows"] if row["reason"] == reason][:EXAMPLES_SHOWN]
+        shown.add_row(reason, f"{count:,}", "\n".join(f"{row['where']}: {row['problem']}" for row in rows))
+    console.print(shown, markup=False)
+
+
+def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
+    """Audit, histogram and padding of one split."""
+    from rich.table import Table
+
+    tokens = result["tokens"]
+    console.print(
+        f"[bold]{name}[/]: {result['rows_used']:,} rows used of {result['rows_read']:,} read, {tokens['total']:,} tokens"
+    )
+    files = Table("file", "rows", "repeat_time", "used", "image root")
+    for file in result["files"]:
+        files.add_row(
+            file["path"], f"{file['rows']:,}", f"{file['repeat_time']:g}", f"{file['used']:,}", file["image_root"]
+        )
+    console.print(files)
+    show_bad_rows(console, "bad rows", result["bad_rows"])
+    if "decoded" in result:
+        console.print(
+            f"decoded {result['decoded']['files']:,} files, {result['decoded']['bad']['total']:,} of them bad"
+        )
+        show_bad_rows(console, "files that cannot be decoded", result["decoded"]["bad"])
+    twice = result["duplicate_ids"]
+    if twice:
+        examples = "; ".join(f"{row['id']!r} at {row['first']} and {row['again']}" for row in twice[:EXAMPLES_SHOWN])
+        console.print(
+            f"warning: {len(twice):,} rows repeat an id of their own file: {examples}", style="yellow", markup=False
+        )
+    if result["histogram"]:
+        console.print(
+            f"tokens a row: {tokens['min']:.0f} to {tokens['max']:.0f}, median {tokens['median']:.0f}, 95 % below {tokens['p95']:.0f}"
+        )
+        most = max(part["rows"] for part in result["histogram"])
+        for part in result["histogram"]:
+            bar = "█" * round(BAR * part["rows"] / most)
+            console.print(f"{part['from']:>7}-{part['to']:<7}{part['rows']:>9,} {bar}", markup=False, highlight=False)
+        for form, share in result["padding"].items():
+            console.print(f"padding {form}: {share['padding_share']:.1%} in {share['sequences']:,} sequences an epoch")
+
+
+def save_plot(path: Path, tables: dict[str, Any], max_length: int) -> None:
+    """Histograms of all splits as one PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(
+        [table.length for table in tables.values()],
+        bins=40,
+        label=[f"{name} ({len(table):,} rows)" for name, table in tables.items()],
+    )
+    axes.set(xlabel="tokens a row", ylabel="rows", title=f"row lengths, max_length {max_length}")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """(what --json holds, tables by split, encoder). Raises ValueError for files and models that cannot be read."""
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.splits import find_leaks
+    from drive_vlm.models import load_processor
+
+    if min(args.max_length, args.batch_size, args.num_frames, args.workers) < 1 or args.preview < 0:
+        raise ValueError(
+            "--max_length, --batch_size, --num_frames and --workers must be at least 1, --preview 0 or more"
+        )
+    paths = {"train": args.data, "eval": args.eval_data}
+    sources = {name: open_sources(files, args.image_root) for name, files in paths.items() if files}
+    parts = load_processor(ModelConfig(model=args.model, max_tiles=args.max_tiles))
+    encoder = Encoder(parts.tokenizer, parts.template, parts.vision, args.num_frames)
+    splits, tables = {}, {}
+    for name, files in sources.items():
+        splits[name], tables[name] = check_split(files, encoder, args)
+    leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()}) if len(sources) > 1 else []
+    return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
+
+
+def main() -> None:
+    from rich.console import Console
+
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        result, tables, encoder = check(args)
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console(soft_wrap=True)
+    for name, split in result["splits"].items():
+        show_split(console, name, split)
+    if args.preview:
+        show_preview(console, tables["train"], encoder, args.preview)
+    if args.plot:
+        save_plot(args.plot, tables, args.max_length)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    empty = [name for name, table in tables.items() if not len(table)]
+    if empty:
+        sys.exit(f"no usable row in {' and '.join(empty)}: see the reasons above")
+    if result["leaks"]:
+        counts = Counter(leak["kind"] for leak in result["leaks"])
+        for kind in counts:
+            values = [leak["value"] for leak in result["leaks"] if leak["kind"] == kind][:EXAMPLES_SHOWN]
+            print(
+                f"leak: {counts[kind]:,} values of {kind} are in train and in eval, such as {', '.join(values)}",
+                file=sys.stderr,
+            )
+        sys.exit(
+            "the splits share rows, scenes or pictures: split by group (tools/build_*.py do), or take the shared rows out of one file"
+        )
+
+
+if __name__ == "__main__":
+    main()
