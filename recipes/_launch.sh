@@ -1,4 +1,5 @@
 # sourced by every recipe: starts `python -m drive_vlm ...` on one process, several, or several nodes.
+# shellcheck shell=bash
 # The one place with a torchrun or deepspeed line.
 #
 #   launch COMMAND [flags]        e.g. launch sft --model ... "$@"
@@ -45,7 +46,7 @@ ensure_environment() {
     local constraint="$DRIVE_VLM_ROOT/constraints/cpu.txt"
     [ "$(_gpu_count)" -gt 0 ] && constraint="$DRIVE_VLM_ROOT/constraints/cuda.txt"
     _say "Installing drive-vlm[$extras] into ${VIRTUAL_ENV:-$CONDA_PREFIX} with $(basename "$constraint") (minutes the first time, once)"
-    python -m pip install --quiet --disable-pip-version-check -c "$constraint" -e "$DRIVE_VLM_ROOT[$extras]"
+    python -m pip install --quiet --disable-pip-version-check -c "$constraint" -e "${DRIVE_VLM_ROOT}[$extras]"
     touch "$stamp"
   fi
 }

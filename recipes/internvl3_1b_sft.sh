@@ -7,6 +7,7 @@
 # Measured    not measured (no GPU at hand); the same command is tested on CPU with a tiny model
 # Command     bash recipes/internvl3_1b_sft.sh --data train.jsonl [--eval_data val.jsonl] [--model DIR] [any flag]
 set -euo pipefail
+# shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 [ -n "${DRY_RUN:-}" ] || ensure_environment dev
 

@@ -6,6 +6,7 @@
 # Measured    see README, "Quickstart"
 # Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
 set -euo pipefail
+# shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 cd "$DRIVE_VLM_ROOT"
 started=$SECONDS

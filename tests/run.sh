@@ -4,6 +4,7 @@
 #   bash tests/run.sh -m "not slow"      the quick part
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=../recipes/_launch.sh
 source recipes/_launch.sh
 ensure_environment dev
 ruff check .

@@ -118,5 +118,6 @@ def _meta_source(path: Path, name: str, entry: Any) -> Source:
 
 
 def _beside(path: Path, text: str) -> Path:
-    """A path of a meta JSON: as it is when it exists, else relative to the meta file."""
-    return Path(text) if Path(text).is_absolute() or (text and Path(text).exists()) else path.parent / text
+    """A path of a meta JSON: relative to the meta file, or to the working directory where only that exists (InternVL's own)."""
+    beside = path.parent / text
+    return Path(text) if not beside.exists() and Path(text).exists() else beside

@@ -88,3 +88,20 @@ def test_a_file_that_is_no_data(tmp_path: Path, name: str, content: bytes, probl
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         open_sources([str(tmp_path / name)])
+
+
+def test_paths_of_a_meta_file_start_from_its_folder(
+    write_rows: Callable, good_row: dict, pictures: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the working directory has files of the same names; InternVL's own files start from the working directory."""
+    write_rows([good_row])
+    (pictures / "meta.json").write_text(json.dumps({"a": {"root": ".", "annotation": "rows.jsonl"}}))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "rows.jsonl").write_text("{}\n")
+    (elsewhere / "meta").mkdir()
+    (elsewhere / "meta" / "m.json").write_text(json.dumps({"b": {"root": "meta", "annotation": "rows.jsonl"}}))
+    monkeypatch.chdir(elsewhere)
+    (source,) = open_sources([str(pictures / "meta.json")])
+    assert Path(source.root) == pictures and source.rows[0]["id"] == "good"
+    (source,) = open_sources(["meta/m.json"])
+    assert source.rows.path == Path("rows.jsonl") and source.root == "meta"

@@ -1,0 +1,107 @@
+"""Token ids and pixels equal those of the native processor; lengths equal what is encoded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drive_vlm.data.encoder import Encoder
+from drive_vlm.data.samples import BadRow, Sample, parse_row
+from drive_vlm.data.vision import frame_indices
+
+
+def sample_of(pictures: Path, names: list[str], **more: Any) -> Sample:
+    text = "".join("<image>\n" for _ in names) + "What is ahead?"
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "a truck"}]
+    return parse_row({"image": names, "conversations": turns} | more, "rows.jsonl:1", str(pictures))
+
+
+def native_messages(count: int, kind: str = "image") -> list[dict[str, Any]]:
+    content = [{"type": kind}] * count + [{"type": "text", "text": "What is ahead?"}]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "a truck"}]}]
+
+
+@pytest.mark.parametrize("max_tiles", [None, 1, 2, 3, 9])
+@pytest.mark.parametrize("names", [["wide.png"], ["tall.jpg"], ["square.png"], ["wide.png", "tall.jpg"], ["wide.png", "wide.png", "tall.jpg"]])
+def test_pictures_equal_the_native_processor(names: list[str], max_tiles: int | None, parts: Any, encoder: Encoder, pictures: Path) -> None:
+    """n pictures of a row share the tiles: max_tiles // n for each, at least one (InternVL's own training code)."""
+    sample = sample_of(pictures, names)
+    ours = encoder.encode(sample, max_tiles)
+    limit = max(1, (max_tiles or 4) // len(names))
+    text = parts.processor.apply_chat_template(native_messages(len(names)), tokenize=False)
+    images = [Image.open(pictures / name).convert("RGB") for name in names]
+    native = parts.processor(
+        images=images, text=[text], crop_to_patches=limit > 1, min_patches=1, max_patches=limit, return_tensors="pt"
+    )
+    assert ours["input_ids"].tolist() == native["input_ids"][0].tolist()
+    assert ours["vision"]["pixel_values"].shape == native["pixel_values"].shape
+    assert (ours["vision"]["pixel_values"] == native["pixel_values"]).all()
+    tiles = encoder.tile_counts(sample, max_tiles)
+    assert sum(tiles) == len(native["pixel_values"])
+    assert encoder.lengths([encoder.render(sample, len(tiles)).text], [tiles]) == [len(ours["input_ids"])]
+
+
+def test_a_wide_picture_has_several_tiles_and_a_thumbnail(encoder: Encoder, pictures: Path) -> None:
+    assert encoder.tile_counts(sample_of(pictures, ["wide.png"])) == [3]  # 2 x 1 and the thumbnail
+    assert encoder.tile_counts(sample_of(pictures, ["square.png"])) == [1]
+    assert encoder.tile_counts(sample_of(pictures, ["wide.png"] * 3)) == [1, 1, 1]
+
+
+def test_video_frames_equal_the_native_processor(parts: Any, encoder: Encoder, pictures: Path) -> None:
+    turns = [{"from": "human", "value": "<video>\nWhat is ahead?"}, {"from": "gpt", "value": "a truck"}]
+    sample = parse_row({"video": "clip", "conversations": turns}, "rows.jsonl:1", str(pictures))
+    ours = encoder.encode(sample)
+    frames = [np.asarray(Image.open(pictures / "clip" / f"{i}.png")) for i in frame_indices(6, 4)]
+    text = parts.processor.apply_chat_template(native_messages(1, "video"), tokenize=False)
+    native = parts.processor(videos=[np.stack(frames)], text=[text], do_sample_frames=False, return_tensors="pt")
+    assert ours["input_ids"].tolist() == native["input_ids"][0].tolist()
+    # The native processor resizes videos as tensors and pictures as pictures: the same up to rounding.
+    assert ours["vision"]["pixel_values"].shape == native["pixel_values"].shape == (4, 3, 56, 56)
+    assert (ours["vision"]["pixel_values"] - native["pixel_values"]).abs().max() < 0.05
+
+
+def test_blank_pictures_keep_the_tokens(parts: Any, encoder: Encoder, pictures: Path) -> None:
+    blank = Encoder(parts.tokenizer, parts.template, parts.vision, blank_images=True)
+    seen, unseen = (one.encode(sample_of(pictures, ["wide.png"])) for one in (encoder, blank))
+    assert seen["input_ids"].tolist() == unseen["input_ids"].tolist()
+    flat = unseen["vision"]["pixel_values"]
+    assert flat.shape == seen["vision"]["pixel_values"].shape
+    assert (flat.amax((0, 2, 3)) - flat.amin((0, 2, 3))).abs().max() < 1e-6
+
+
+def test_a_row_longer_than_max_length(parts: Any, pictures: Path) -> None:
+    encoder = Encoder(parts.tokenizer, parts.template, parts.vision, max_length=20)
+    with pytest.raises(BadRow, match=r"rows\.jsonl:1: the row has \d+ tokens, more than --max_length 20") as caught:
+        encoder.encode(sample_of(pictures, ["wide.png"]))
+    assert caught.value.reason == "too_long"
+
+
+def test_pictures_for_a_plain_language_model(parts: Any, pictures: Path) -> None:
+    encoder = Encoder(parts.tokenizer, parts.template, None)
+    with pytest.raises(BadRow, match="the model is a plain language model"):
+        encoder.encode(sample_of(pictures, ["wide.png"]))
+
+
+def test_a_template_that_writes_no_image_token(parts: Any, pictures: Path) -> None:
+    encoder = Encoder(parts.tokenizer, parts.template.replace("<IMG_CONTEXT>\n", ""), parts.vision)
+    with pytest.raises(ValueError, match="wrote 0 image tokens for 1 pictures"):
+        encoder.encode(sample_of(pictures, ["wide.png"]))
+
+
+def test_the_fingerprint_follows_whatever_changes_a_length(parts: Any, tiny_model: Path, encoder: Encoder) -> None:
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_processor
+
+    fewer = load_processor(ModelConfig(model=str(tiny_model), max_tiles=2))
+    others: list[Callable[[], Encoder]] = [
+        lambda: Encoder(parts.tokenizer, parts.template + " ", parts.vision, 4),
+        lambda: Encoder(parts.tokenizer, parts.template, parts.vision, 5),
+        lambda: Encoder(parts.tokenizer, parts.template, fewer.vision, 4),
+        lambda: Encoder(parts.tokenizer, parts.template, None, 4),
+    ]
+    prints = [encoder.fingerprint(), *(make().fingerprint() for make in others)]
+    assert len(set(prints)) == len(prints)
+    assert Encoder(parts.tokenizer, parts.template, parts.vision, 4, max_length=9).fingerprint() == prints[0]

@@ -1,0 +1,151 @@
+"""Pictures and frames: sizes from headers, upright, never a substitute; whatever a broken file raises becomes a BadRow."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.vision import checked_image_size, frame_indices, image_size, load_image, load_video, video_length
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_size_and_pixels(orientation: int, tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    image.save(path, exif=exif)
+    shown = load_image(str(path), "f:1")
+    assert image_size(str(path)) == (shown.height, shown.width) == ((30, 20) if orientation > 4 else (20, 30))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new(mode, (8, 6)).save(path)
+    assert load_image(str(path), "f:1").mode == "RGB"
+
+
+def test_sizes_come_from_headers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(self: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    names = [f"headers{suffix}" for suffix in (".jpg", ".png", ".webp", ".bmp")]
+    for name in names:
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    assert [image_size(str(tmp_path / name)) for name in names] == [(20, 30)] * 4
+
+
+def test_missing_and_corrupt_files(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for look in (checked_image_size, load_image):
+        for name, reason in (("absent.jpg", "image_missing"), ("text.jpg", "image_corrupt"), ("empty.jpg", "image_corrupt")):
+            with pytest.raises(BadRow) as caught:
+                look(str(tmp_path / name), "rows.jsonl:3")
+            assert caught.value.reason == reason and str(caught.value).startswith("rows.jsonl:3: the picture")
+    with pytest.raises(BadRow):
+        load_image(str(tmp_path), "f:1")  # a folder
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp", "tiff"])
+def test_whatever_a_damaged_file_raises_is_a_bad_row(kind: str, tmp_path: Path) -> None:
+    """Cut at every tenth, and 60 times with bytes changed at random: a BadRow or a picture, nothing else."""
+    random = np.random.default_rng(1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture = Image.fromarray(random.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    picture.save(buffer, kind, **({"exif": exif} if kind in ("jpeg", "png", "webp") else {}))
+    whole, path = np.frombuffer(buffer.getvalue(), dtype=np.uint8), tmp_path / "damaged"
+    variants = [whole[: len(whole) * i // 10] for i in range(10)]
+    for _ in range(60):
+        damaged = whole.copy()
+        damaged[random.integers(0, min(len(whole), 200), 4)] = random.integers(0, 255, 4)
+        variants.append(damaged)
+    bad = 0
+    for i, variant in enumerate(variants):
+        path = tmp_path / f"damaged{i}"
+        path.write_bytes(variant.tobytes())
+        for look in (checked_image_size, load_image):
+            try:
+                look(str(path), "f:1")
+            except BadRow:
+                bad += 1
+    assert bad >= 10
+
+
+def test_a_truncated_jpeg_has_a_header_but_no_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    assert checked_image_size(str(path), "f:1") == (90, 120)
+    with pytest.raises(BadRow, match=r"rows\.jsonl:5: the picture .*cut\.jpg cannot be read \(.*truncated") as caught:
+        load_image(str(path), "rows.jsonl:5")
+    assert caught.value.reason == "image_corrupt"
+
+
+def test_frame_indices_are_spread_evenly() -> None:
+    assert frame_indices(3, 8) == [0, 1, 2]
+    assert frame_indices(16, 4) == [2, 6, 10, 14]
+    for total in range(1, 60):
+        for count in range(1, 12):
+            chosen = frame_indices(total, count)
+            assert len(chosen) == min(total, count) and sorted(set(chosen)) == chosen and chosen[-1] < total
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """An mp4 of ten frames, each brighter than the one before."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 + 20 * i, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_frames_of_a_video_file(clip: Path) -> None:
+    assert video_length(str(clip), "f:1") == 10
+    frames = load_video(str(clip), 4, "f:1")
+    brightness = [np.asarray(frame).mean() for frame in frames]
+    assert brightness == pytest.approx([20 + 20 * i for i in frame_indices(10, 4)], abs=6)
+    assert len(load_video(str(clip), 50, "f:1")) == 10
+
+
+def test_frames_of_a_folder(pictures: Path) -> None:
+    (pictures / "clip" / "notes.txt").write_text("no frame")
+    assert video_length(str(pictures / "clip"), "f:1") == 6
+    assert [frame.size for frame in load_video(str(pictures / "clip"), 3, "f:1")] == [(60, 40)] * 3
+
+
+def test_videos_without_frames(pictures: Path, clip: Path) -> None:
+    import wave
+
+    (pictures / "text.mp4").write_text("not a video")
+    (pictures / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    with wave.open(str(pictures / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    cases = {
+        "empty": "video_empty", "absent.mp4": "video_missing", "text.mp4": "video_corrupt",
+        "sound.mp4": "video_empty", "cut.mp4": "video_corrupt",
+    }  # fmt: skip
+    for name, reason in cases.items():
+        with pytest.raises(BadRow) as caught:
+            load_video(str(pictures / name), 4, "rows.jsonl:2")
+        assert (name, caught.value.reason) == (name, reason) and str(caught.value).startswith("rows.jsonl:2: ")
+
+
+def test_a_video_whose_header_promises_too_much(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drive_vlm.data.vision.video_length", lambda path, where: 12)
+    with pytest.raises(BadRow, match="frame 11 of 12 is missing"):
+        load_video(str(clip), 12, "f:1")
