@@ -59,119 +59,15 @@ def make_parser() -> CommandParser:
     return parser
 
 
-# ---- what is measured
-
-
-def histogram(lengths: Any) -> list[tuple[int, int, int]]:
-    """[(from, to, rows)]: up to 16 bins of equal width over int[N] lengths, both ends included."""
-    import numpy as np
-
-    if not len(lengths):
-        return []
-    low, high = int(lengths.min()), int(lengths.max())
-    width = max(1, -(-(high - low + 1) // BINS))
-    counts = np.bincount((lengths - low) // width)
-    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
-
-
-def padding_shares(lengths: Any, max_length: int, batch_size: int) -> dict[str, Any]:
-    """Share of padding in random batches of `batch_size` rows, and in packs of `max_length` tokens, as training forms them."""
-    import numpy as np
-
-    from drive_vlm.data.order import EpochOrder, pack
-
-    if not len(lengths):
-        return {}
-    total = int(lengths.sum())
-    order = np.array(EpochOrder(lengths, seed=0)(0)).ravel()
-    batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-    padded = sum(int(batch.max()) * len(batch) for batch in batches)
-    packs = len(pack(lengths, max_length))
-    return {
-        "unpacked": {"sequences": len(lengths), "padding_share": 1 - total / padded},
-        "packed": {
-            "sequences": packs,
-            "padding_share": 1 - total / (packs * max_length),
-            "rows_per_pack": len(lengths) / packs,
-        },
-    }
-
-
-def raw_rows(sources: Sequence[Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(place, image root, row) of every line that is a JSON object; the others are in the audit."""
-    from drive_vlm.data.samples import BadRow
-
-    for source in sources:
-        for i in range(len(source.rows)):
-            try:
-                row = source.rows[i]
-            except BadRow:
-                continue
-            if isinstance(row, dict):
-                yield source.where(i), source.root, row
-
-
-def duplicate_ids(sources: Sequence[Any]) -> list[dict[str, Any]]:
-    """[{"id", "first", "again"}] for every id that stands a second time in the same file."""
-    found = []
-    for source in sources:
-        first: dict[str, str] = {}
-        for where, _, row in raw_rows([source]):
-            if row.get("id") is not None and first.setdefault(str(row["id"]), where) != where:
-                found.append({"id": str(row["id"]), "first": first[str(row["id"])], "again": where})
-    return found
-
-
-def leak_keys(sources: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Rows as find_leaks takes them, with media paths made absolute: two files may have different roots."""
-    for _, root, row in raw_rows(sources):
-        media = []
-        for column in ("image", "images", "video"):
-            value = row.get(column)
-            for item in value if isinstance(value, list) else [value]:
-                path = item.get("path") if isinstance(item, dict) else item
-                if isinstance(path, str):
-                    media.append(os.path.abspath(os.path.join(root, path)))
-        yield {"id": row.get("id"), "group": row.get("group"), "image": media}
-
-
-def decode_all(table: Any, num_frames: int, workers: int) -> tuple[int, list[Any]]:
-    """(files decoded, BadRows): every picture and video of the usable rows once, in threads (Pillow and FFmpeg free the GIL)."""
-    from rich.progress import track
-
-    from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.vision import load_image, load_video
-
-    def decode(job: tuple[str, str, bool]) -> BadRow | None:
-        path, where, is_video = job
-        try:
-            load_video(path, num_frames, where) if is_video else load_image(path, where)
-        except BadRow as error:
-            return error
-        return None
-
-    seen: set[str] = set()
-    bad: list[BadRow] = []
-    with ThreadPoolExecutor(workers) as threads:
-        for start in track(range(0, len(table), BLOCK), "decoding", transient=True):
-            jobs = []
-            for i in range(start, min(start + BLOCK, len(table))):
-                sample = table.sample(i)
-                paths = [(path, False) for path in sample.images] + ([(sample.video, True)] if sample.video else [])
-                jobs += [(path, sample.where, is_video) for path, is_video in paths if path not in seen]
-                seen.update(path for path, _ in paths)
-            bad += [error for error in threads.map(decode, jobs) if error is not None]
-    return len(seen), bad
-
-
 def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[str, Any], Any]:
     """(what --json holds of these files, RowTable of their usable rows)."""
+    from rich.console import Console
     from rich.progress import track
 
     from drive_vlm.data.table import audit_bad_rows, build_table
 
     def progress(blocks: Any, total: int) -> Any:
-        return track(blocks, "measuring rows", total, transient=True)
+        return track(blocks, "measuring rows", total, console=Console(stderr=True), transient=True)
 
     table = build_table(sources, encoder, "skip", args.max_length, progress=progress, allow_empty=True)
     result = table.audit() | {
@@ -227,7 +123,7 @@ def show_preview(console: Any, table: Any, encoder: Any, count: int) -> None:
         try:
             row = encoder.encode(sample, table.sources[table.source[i]].max_tiles)
         except BadRow as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")
             continue
         marks = console.color_system is None
         console.print(
@@ -245,7 +141,7 @@ def show_bad_rows(console: Any, title: str, bad: dict[str, Any]) -> None:
     for reason, count in sorted(bad["by_reason"].items(), key=lambda item: -item[1]):
         rows = [row for row in bad["rows"] if row["reason"] == reason][:EXAMPLES_SHOWN]
         shown.add_row(reason, f"{count:,}", "\n".join(f"{row['where']}: {row['problem']}" for row in rows))
-    console.print(shown, markup=False)
+    console.print(shown)
 
 
 def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
@@ -281,7 +177,7 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
         most = max(part["rows"] for part in result["histogram"])
         for part in result["histogram"]:
             bar = "█" * round(BAR * part["rows"] / most)
-            console.print(f"{part['from']:>7}-{part['to']:<7}{part['rows']:>9,} {bar}", markup=False, highlight=False)
+            console.print(f"{part['from']:>7}-{part['to']:<7}{part['rows']:>9,} {bar}")
         for form, share in result["padding"].items():
             console.print(f"padding {form}: {share['padding_share']:.1%} in {share['sequences']:,} sequences an epoch")
 
@@ -335,7 +231,7 @@ def main() -> None:
         result, tables, encoder = check(args)
     except ValueError as error:
         parser.error(str(error))
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     for name, split in result["splits"].items():
         show_split(console, name, split)
     if args.preview:

@@ -49,16 +49,19 @@ def image_size(path: str) -> tuple[int, int]:
 
     with Image.open(path) as image:
         width, height = image.size
-        return (width, height) if image.getexif().get(0x0112) in _TRANSPOSED else (height, width)
+        exif = Image.Image.getexif(image)  # a PNG's own getexif decodes the pixels first
+        return (width, height) if exif.get(0x0112) in _TRANSPOSED else (height, width)
 
 
 def checked_image_size(path: str, where: str) -> tuple[int, int]:
     """`image_size`, with BadRow (image_missing, image_corrupt) instead of OSError."""
+    from PIL.Image import DecompressionBombError
+
     try:
         return image_size(path)
     except FileNotFoundError as error:
         raise _missing(path, where) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, DecompressionBombError) as error:
         raise _corrupt(path, where, error) from error
 
 
@@ -72,7 +75,7 @@ def load_image(path: str, where: str) -> "Image":
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise _missing(path, where) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _corrupt(path, where, error) from error
 
 

@@ -1,0 +1,108 @@
+"""What tools/check_data.py measures of a data set before a run; nothing here trains or prints."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.data.order import EpochOrder, pack
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.sources import Source
+from drive_vlm.data.table import RowTable
+from drive_vlm.data.vision import load_image, load_video
+
+_BINS, _BLOCK = 16, 2048
+
+
+def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """[(from, to, rows)]: up to 16 bins of equal width over int[N] lengths, both ends included."""
+    if not len(lengths):
+        return []
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // _BINS))
+    counts = np.bincount((lengths - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
+
+
+def padding_shares(lengths: np.ndarray, max_length: int, batch_size: int) -> dict[str, Any]:
+    """Share of padding in random batches of `batch_size` rows, and in packs of `max_length` tokens, as training forms them."""
+    if not len(lengths):
+        return {}
+    total = int(lengths.sum())
+    order = np.array(EpochOrder(lengths, seed=0)(0)).ravel()
+    batches = [lengths[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+    padded = sum(int(batch.max()) * len(batch) for batch in batches)
+    packs = len(pack(lengths, max_length))
+    return {
+        "unpacked": {"sequences": len(lengths), "padding_share": 1 - total / padded},
+        "packed": {
+            "sequences": packs,
+            "padding_share": 1 - total / (packs * max_length),
+            "rows_per_pack": len(lengths) / packs,
+        },
+    }
+
+
+def raw_rows(sources: Sequence[Source]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, image root, row) of every line that is a JSON object; the others are in the audit."""
+    for source in sources:
+        for i in range(len(source.rows)):
+            try:
+                row = source.rows[i]
+            except BadRow:
+                continue
+            if isinstance(row, dict):
+                yield source.where(i), source.root, row
+
+
+def duplicate_ids(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """[{"id", "first", "again"}] for every id that stands a second time in the same file."""
+    found = []
+    for source in sources:
+        first: dict[str, str] = {}
+        for where, _, row in raw_rows([source]):
+            if row.get("id") is not None and first.setdefault(str(row["id"]), where) != where:
+                found.append({"id": str(row["id"]), "first": first[str(row["id"])], "again": where})
+    return found
+
+
+def leak_keys(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+    """Rows as find_leaks takes them, with media paths made absolute: two files may have different roots."""
+    for _, root, row in raw_rows(sources):
+        media = []
+        for column in ("image", "images", "video"):
+            value = row.get(column)
+            for item in value if isinstance(value, list) else [value]:
+                path = item.get("path") if isinstance(item, dict) else item
+                if isinstance(path, str):
+                    media.append(os.path.abspath(os.path.join(root, path)))
+        yield {"id": row.get("id"), "group": row.get("group"), "image": media}
+
+
+def decode_all(table: RowTable, num_frames: int, workers: int) -> tuple[int, list[Any]]:
+    """(files decoded, BadRows): every picture and video of the usable rows once, in threads (Pillow and FFmpeg free the GIL)."""
+    from rich.console import Console
+    from rich.progress import track
+
+    def decode(job: tuple[str, str, bool]) -> BadRow | None:
+        path, where, is_video = job
+        try:
+            load_video(path, num_frames, where) if is_video else load_image(path, where)
+        except BadRow as error:
+            return error
+        return None
+
+    seen: set[str] = set()
+    bad: list[BadRow] = []
+    with ThreadPoolExecutor(workers) as threads:
+        for start in track(range(0, len(table), BLOCK), "decoding", console=Console(stderr=True), transient=True):
+            jobs = []
+            for i in range(start, min(start + BLOCK, len(table))):
+                sample = table.sample(i)
+                paths = [(path, False) for path in sample.images] + ([(sample.video, True)] if sample.video else [])
+                jobs += [(path, sample.where, is_video) for path, is_video in paths if path not in seen]
+                seen.update(path for path, _ in paths)
+            bad += [error for error in threads.map(decode, jobs) if error is not None]
+    return len(seen), bad

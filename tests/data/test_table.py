@@ -1,0 +1,157 @@
+"""Lengths from headers, kept between runs; each kind of bad row is counted by reason with file and line, or stops the run."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drive_vlm.data.encoder import Encoder
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import RowTable, build_table, save_audit
+
+
+class CountingTokenizer:
+    """Passes everything on to the tokenizer and counts the texts that it was asked to encode."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.texts = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts: Any, **kwargs: Any) -> Any:
+        self.texts += 1 if isinstance(texts, str) else len(texts)
+        return self.tokenizer(texts, **kwargs)
+
+
+@pytest.fixture
+def counting(parts: Any, cache: Path) -> Encoder:
+    """An encoder that counts, with a cache of its own."""
+    return Encoder(CountingTokenizer(parts.tokenizer), parts.template, parts.vision, num_frames=4)
+
+
+def table_of(path: Path, encoder: Encoder, **arguments: Any) -> RowTable:
+    return build_table(open_sources([str(path)]), encoder, **arguments)
+
+
+def test_lengths_are_those_of_the_encoded_rows(synthetic_data: Path, encoder: Encoder) -> None:
+    for name in ("val", "captions_val", "dialogs_val", "clips_train"):
+        table = table_of(synthetic_data / f"{name}.jsonl", encoder)
+        encoded = [encoder.encode(table.sample(i)) for i in range(len(table))]
+        assert table.length.tolist() == [len(row["input_ids"]) for row in encoded], name
+
+
+def test_a_second_run_asks_the_tokenizer_nothing(synthetic_data: Path, counting: Encoder, parts: Any) -> None:
+    path = synthetic_data / "val.jsonl"
+    first = table_of(path, counting)
+    asked = counting.tokenizer.texts
+    assert asked == len(first) > 10
+    assert table_of(path, counting).length.tolist() == first.length.tolist() and counting.tokenizer.texts == asked
+    table_of(path, counting, max_length=int(first.length.max()))  # the limit is no part of the key
+    assert counting.tokenizer.texts == asked
+    other = Encoder(counting.tokenizer, parts.template + " ", parts.vision, num_frames=4)
+    table_of(path, other)
+    assert counting.tokenizer.texts == 2 * asked  # another processor measures anew
+
+
+def test_a_changed_file_is_measured_anew(write_rows: Callable, good_row: dict, counting: Encoder) -> None:
+    table_of(write_rows([good_row]), counting)
+    path = write_rows([good_row])
+    os.utime(path, ns=(1, 1))
+    table_of(path, counting)
+    assert counting.tokenizer.texts == 2
+
+
+def test_measuring_decodes_no_pixel(write_rows: Callable, good_row: dict, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(self: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    path = write_rows([good_row | {"image": name} for name in ("wide.png", "tall.jpg", "square.png")])
+    lengths = table_of(path, encoder).length
+    assert lengths[0] == lengths[2] + 32 == lengths[1]  # three tiles of 16 tokens against one
+
+
+BAD_ROWS: dict[str, tuple[str, bytes | dict]] = {
+    "missing picture": ("image_missing", {"image": "absent.png"}),
+    "corrupt picture": ("image_corrupt", {"image": "corrupt.png"}),
+    "two pictures for one mark": ("image_count", {"image": ["wide.png", "tall.jpg"]}),
+    "no picture for a mark": ("image_count", {"image": []}),
+    "empty answer": ("empty_answer", {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ""}]}),
+    "not UTF-8": ("not_utf8", b'{"id": "\xff\xfe"}'),
+    "broken JSON": ("broken_json", b'{"id": '),
+    "absolute path": ("path_outside_root", {"image": "/etc/passwd"}),
+    "path above the root": ("path_outside_root", {"image": "../wide.png"}),
+    "too long": ("too_long", {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a truck " * 200}]}),
+    "video without frames": (
+        "video_empty",
+        {"image": None, "video": "empty", "conversations": [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "a"}]},
+    ),
+    "reserved token": ("special_token", {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "<|im_end|>"}]}),
+}  # fmt: skip
+
+
+def bad_line(name: str, good: dict[str, Any]) -> bytes | dict[str, Any]:
+    change = BAD_ROWS[name][1]
+    return change if isinstance(change, bytes) else good | change
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_stops_or_is_counted(name: str, write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path) -> None:
+    reason = BAD_ROWS[name][0]
+    (pictures / "corrupt.png").write_bytes((pictures / "wide.png").read_bytes()[:12])
+    path = write_rows([good_row, b"", bad_line(name, good_row), good_row | {"id": "last"}])
+    with pytest.raises(BadRow) as caught:
+        table_of(path, encoder, max_length=150)
+    message = str(caught.value)
+    assert caught.value.reason == reason and message.startswith(f"{path}:3: ") and "\n" not in message
+    for _ in range(2):  # measured, and from the cache
+        table = table_of(path, encoder, on_bad_row="skip", max_length=150)
+        audit = table.audit()
+        assert [table.sample(i).id for i in range(len(table))] == ["good", "last"]
+        assert (audit["rows_read"], audit["rows_used"]) == (3, 2)
+        assert audit["bad_rows"]["by_reason"] == {reason: 1} and audit["bad_rows"]["rows"][0]["where"] == f"{path}:3"
+
+
+def test_all_reasons_are_counted_at_once(write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path) -> None:
+    (pictures / "corrupt.png").write_bytes(b"broken")
+    path = write_rows([good_row, *(bad_line(name, good_row) for name in BAD_ROWS)])
+    table = table_of(path, encoder, on_bad_row="skip", max_length=150)
+    save_audit(pictures / "data_audit.json", {"train": table}, [BadRow("image_corrupt", "f:9", "cut", "Replace it")])
+    audit = json.loads((pictures / "data_audit.json").read_text())
+    expected: dict[str, int] = {}
+    for reason, _ in BAD_ROWS.values():
+        expected[reason] = expected.get(reason, 0) + 1
+    assert audit["train"]["bad_rows"]["by_reason"] == expected
+    assert audit["train"]["rows_used"] == 1 and audit["train"]["bad_rows"]["total"] == len(BAD_ROWS)
+    assert audit["bad_during_run"]["by_reason"] == {"image_corrupt": 1}
+
+
+def test_a_picture_that_comes_back_is_used(write_rows: Callable, good_row: dict, pictures: Path, counting: Encoder) -> None:
+    path = write_rows([good_row, good_row | {"image": "late.png"}])
+    assert len(table_of(path, counting, on_bad_row="skip")) == 1
+    Image.new("RGB", (56, 56)).save(pictures / "late.png")
+    assert len(table_of(path, counting, on_bad_row="skip")) == 2 and counting.tokenizer.texts == 2
+
+
+def test_no_usable_row(write_rows: Callable, encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match=r"rows\.jsonl: no usable row \(2 bad rows\)"):
+        table_of(write_rows([b"x", b"y"]), encoder, on_bad_row="skip")
+    with pytest.raises(ValueError, match="no usable row"):
+        table_of(write_rows([]), encoder)
+
+
+def test_several_files_and_prompts_without_answers(write_rows: Callable, good_row: dict, encoder: Encoder) -> None:
+    prompt = good_row | {"id": "prompt", "conversations": good_row["conversations"][:1]}
+    first, second = write_rows([good_row] * 3, "a.jsonl"), write_rows([prompt], "b.jsonl")
+    table = build_table(open_sources([str(first), str(second)]), encoder, need_answer=False)
+    assert table.source.tolist() == [0, 0, 0, 1] and table.row.tolist() == [0, 1, 2, 0]
+    assert len(set(table.length.tolist())) == 1  # the same prompt with and without an answer behind it
+    assert [table.sample(i, need_answer=False).id for i in (2, 3)] == ["good", "prompt"]
+    assert np.array_equal(table.length, [len(encoder.encode(table.sample(i, False), prompt=True)["input_ids"]) for i in range(4)])

@@ -1,0 +1,106 @@
+"""Generation: batches, ranks and restarts give the same predictions; servers get the same rows."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from drive_vlm.generate import finished_rows
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def command(model, data, out, *more):
+    words = ["--model", model, "--data", data / "test.jsonl", "--out", out, "--max_new_tokens", 4, "--limit", 12]
+    return [sys.executable, "-m", "drive_vlm", "generate", *words, *more]
+
+
+@pytest.mark.slow
+def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, synthetic_data, tmp_path, free_port):
+    one = tmp_path / "one.jsonl"
+    done = run(command(tiny_model, synthetic_data, one, "--batch_size", 5))
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(one)
+    source = rows_of(synthetic_data / "test.jsonl")[:12]
+    assert [row["id"] for row in rows] == [row["id"] for row in source]
+    assert [row["reference"] for row in rows] == [row["conversations"][1]["value"] for row in source]
+    assert rows[0]["image"] == source[0]["image"] and rows[0]["template"] == source[0]["template"]
+
+    torn = tmp_path / "torn.jsonl"
+    lines = one.read_text().splitlines(keepends=True)
+    marked = json.loads(lines[0]) | {"prediction": "kept"}
+    torn.write_text(json.dumps(marked) + "\n" + lines[1][:20])
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port, "-m", "drive_vlm"]
+    done = run([*ranks, *command(tiny_model, synthetic_data, torn, "--batch_size", 3)[3:]])
+    assert done.returncode == 0, done.stderr
+    assert rows_of(torn) == [marked, *rows[1:]]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.slow
+def test_merge_of_a_lora_run_equals_the_adapter(run, tiny_model, synthetic_data, tmp_path):
+    lora = tmp_path / "lora"
+    train = [sys.executable, "-m", "drive_vlm", "sft", "--model", tiny_model, "--data", synthetic_data / "val.jsonl"]
+    flags = ["--lora_rank", 4, "--freeze", "vision_tower", "--max_steps", 3, "--learning_rate", 1e-2, "--output_dir", lora]
+    assert (done := run([*train, *flags])).returncode == 0, done.stderr
+    merged = tmp_path / "merged"
+    done = run([sys.executable, "-m", "drive_vlm", "merge", "--checkpoint", lora, "--out", merged])
+    assert done.returncode == 0, done.stderr
+    import torch
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_family
+
+    base, adapter, plain = (load_family(ModelConfig(model=str(p)), torch.float32) for p in (tiny_model, lora, merged))
+    ids = torch.arange(8, 40)[None]
+    with torch.no_grad():
+        reference, ours, untrained = (f.model.eval()(input_ids=ids).logits for f in (adapter, plain, base))
+    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+    assert (reference - untrained).abs().max() > 1e-3
+    again = run([sys.executable, "-m", "drive_vlm", "merge", "--checkpoint", tmp_path, "--out", tmp_path / "x"])
+    assert again.returncode == 2 and "neither adapter_config.json" in again.stderr
+
+
+def test_rows_go_to_a_server_with_pictures_and_without_the_answer(run, synthetic_data, tmp_path):
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "stop"}}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+            answer = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *args):
+            return None
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    out = tmp_path / "p.jsonl"
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    done = run(command("m", synthetic_data, out, "--backend", "openai", "--base-url", url))
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert len(asked) == 12 and [row["prediction"] for row in rows_of(out)] == ["stop"] * 12
+    (message,) = asked[0]["messages"]
+    assert message["role"] == "user" and {part["type"] for part in message["content"]} == {"image_url", "text"}
+
+
+def test_a_torn_last_line_is_cut_and_a_foreign_line_is_refused(tmp_path):
+    out = tmp_path / "p.jsonl"
+    out.write_text('{"id": "a", "prediction": "x"}\n{"id": "b", "pre')
+    assert set(finished_rows(out)) == {"a"}
+    assert out.read_text().endswith("}\n")
+    out.write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"p\.jsonl:1: not a prediction row"):
+        finished_rows(out)

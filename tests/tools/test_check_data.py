@@ -1,0 +1,183 @@
+"""tools/check_data.py on planted faults: bad rows are counted by reason and place, leaks stop, the preview shows the answer."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_data", TOOL)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def rows(synthetic_data: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()[:12]]
+
+
+@pytest.fixture
+def write(tmp_path: Path, synthetic_data: Path) -> Callable[[str, list[Any]], Path]:
+    """`write(name, rows)`: a data file beside a copy of the pictures; a row that is a text is written as it is."""
+    shutil.copytree(synthetic_data / "images", tmp_path / "images")
+
+    def to_file(name: str, rows: list[Any]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return to_file
+
+
+@pytest.fixture
+def check(run: Callable, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`check(code, *flags, **env) -> (content of --json, finished process)`."""
+
+    def start(code: int, *flags: object, **env: str) -> Any:
+        out = tmp_path / "check.json"
+        done = run([sys.executable, TOOL, "--model", tiny_model, "--json", out, *flags], **env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(out.read_text()) if out.exists() else None, done
+
+    return start
+
+
+def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
+    rows[2]["image"] = "images/none.jpg"
+    rows[3]["image"] = "../outside.jpg"
+    rows[4]["conversations"][1]["value"] = " "
+    rows[5]["conversations"][0]["value"] = "no placeholder"
+    rows[6] = "{broken"
+    rows[7]["conversations"][1]["value"] = "word " * 400
+    rows[9]["id"] = rows[8]["id"]
+    truncated = tmp_path / rows[10]["image"]
+    path = write("train.jsonl", rows)
+    whole = [row for row in rows if isinstance(row, dict) and row["image"] == rows[10]["image"]]
+    truncated = truncated.rename(truncated.with_name("cut.jpg"))
+    rows[10]["image"] = "images/cut.jpg"
+    shutil.copy(truncated, tmp_path / "images" / "spare.jpg")
+    for row in whole:
+        row["image"] = "images/spare.jpg" if row is not rows[10] else row["image"]
+    truncated.write_bytes(truncated.read_bytes()[:-600])
+    path = write("train.jsonl", rows)
+
+    plot = tmp_path / "plot.png"
+    result, done = check(0, "--data", path, "--max_length", 300, "--decode", "--plot", plot)
+    train = result["splits"]["train"]
+    assert (train["rows_read"], train["rows_used"]) == (12, 6)
+    expected = {
+        "image_missing": 3,
+        "path_outside_root": 4,
+        "empty_answer": 5,
+        "image_count": 6,
+        "broken_json": 7,
+        "too_long": 8,
+    }
+    assert train["bad_rows"]["by_reason"] == dict.fromkeys(expected, 1)
+    assert {row["reason"]: row["where"] for row in train["bad_rows"]["rows"]} == {
+        k: f"{path}:{n}" for k, n in expected.items()
+    }
+    assert [(row["first"], row["again"]) for row in train["duplicate_ids"]] == [(f"{path}:9", f"{path}:10")]
+    # The header of the cut picture is whole: only decoding finds it.
+    assert [(row["reason"], row["where"]) for row in train["decoded"]["bad"]["rows"]] == [
+        ("image_corrupt", f"{path}:11")
+    ]
+    assert sum(part["rows"] for part in train["histogram"]) == 6
+    for words in ("6 rows used of 12 read", f"{path}:3: the picture", "1 rows repeat an id", "image_corrupt"):
+        assert words in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_usable_row_is_told_with_its_reasons(rows, write, check):
+    path = write("train.jsonl", ["{broken", "[]"])
+    result, done = check(1, "--data", path)
+    assert result["splits"]["train"]["bad_rows"]["by_reason"] == {"broken_json": 1, "not_an_object": 1}
+    assert "no usable row in train" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["id", "group", "image"])
+def test_leak_stops_with_an_example(kind, rows, write, check, tmp_path):
+    """One value of one kind is shared; the evaluation file names its pictures from another root."""
+    train = [row | {"id": f"t{i}", "group": f"train-{i}"} for i, row in enumerate(rows[:3])]
+    other = [row | {"id": f"e{i}", "group": f"eval-{i}"} for i, row in enumerate(rows[3:6])]
+    for i, row in enumerate(train + other):
+        name = f"{i}.jpg"
+        shutil.copy(tmp_path / row["image"], tmp_path / "images" / name)
+        row["image"] = f"images/{name}"
+    value = str(tmp_path / "images" / "1.jpg") if kind == "image" else train[1][kind]
+    other[2][kind] = "images/1.jpg" if kind == "image" else value
+    path = write("train.jsonl", train)
+    for row in other:
+        row["image"] = row["image"].removeprefix("images/")
+    held_out = write("images/val.jsonl", other)
+    result, done = check(1, "--data", path, "--eval_data", held_out, "--preview", 0)
+    assert result["leaks"] == [{"kind": kind, "value": value, "splits": ["train", "eval"]}]
+    assert f"leak: 1 values of {kind}" in done.stderr and value in done.stderr
+
+    other[2] |= {"id": "e2", "group": "eval-2", "image": "5.jpg"}
+    result, done = check(0, "--data", path, "--eval_data", write("images/val.jsonl", other), "--preview", 0)
+    assert result["leaks"] == []
+
+
+def test_preview_colours_exactly_the_answer(rows, write, check, tool, tiny_model):
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import build_table
+    from drive_vlm.models import load_processor
+
+    rows[0]["conversations"][1]["value"] = "Gelbes Licht: bremsen – jetzt."
+    path = write("train.jsonl", rows[:1])
+    parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
+    encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
+    row = encoder.encode(build_table(open_sources([str(path)]), encoder).sample(0))
+    text = tool.preview_text(row["input_ids"].tolist(), row["labels"].tolist(), parts.tokenizer, encoder.image_id)
+    learned = [text.plain[span.start : span.end] for span in text.spans if span.style == "bold green"]
+    assert learned == ["Gelbes Licht: bremsen – jetzt.<|im_end|>"]
+    assert "<img><16 image tokens></img>" in text.plain and "IMG_CONTEXT" not in text.plain
+
+    flags = ("--data", path, "--preview", 1, "--max_tiles", 1)
+    assert "⟦Gelbes Licht: bremsen – jetzt.<|im_end|>⟧" in check(0, *flags)[1].stdout
+    coloured = check(0, *flags, FORCE_COLOR="1", TERM="xterm-256color")[1].stdout
+    assert "\x1b[1;32mGelbes Licht: bremsen – jetzt.<|im_end|>" in coloured and "⟦" not in coloured
+
+
+def test_processor_parts_are_those_of_the_family(tiny_model):
+    import torch
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_family, load_processor
+
+    config = ModelConfig(model=str(tiny_model), max_tiles=2)
+    parts, family = load_processor(config), load_family(config, torch.float32)
+    assert parts.template == family.template
+    assert parts.vision.fingerprint() == family.vision.fingerprint()
+    assert parts.tokenizer.get_vocab() == family.tokenizer.get_vocab()
+
+
+def test_numbers_by_hand(tool):
+    lengths = np.array([10, 10, 10, 30])
+    assert tool.histogram(np.array([5, 5, 6, 40])) == [
+        (5 + 3 * i, 7 + 3 * i, n) for i, n in enumerate([3] + [0] * 10 + [1])
+    ]
+    shares = tool.padding_shares(lengths, max_length=40, batch_size=4)
+    assert shares["unpacked"] == {"sequences": 4, "padding_share": pytest.approx(1 - 60 / 120)}
+    assert shares["packed"] == {"sequences": 2, "padding_share": pytest.approx(1 - 60 / 80), "rows_per_pack": 2}
+
+
+def test_user_errors(check, run, tmp_path):
+    done = run([sys.executable, TOOL, "--data", tmp_path / "none.jsonl", "--model", tmp_path])
+    assert done.returncode == 2 and "no such data file" in done.stderr and "Traceback" not in done.stderr
