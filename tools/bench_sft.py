@@ -39,33 +39,34 @@ SHARED = {
     "logging_first_step": True,
     "disable_tqdm": True,
 }
+SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
+NUMBERS = {
+    "rows": (480, "training rows, at least 16"),
+    "max_length": (1024, "tokens of a pack (ours)"),
+    "batch_size": (4, "packs a step (ours); TRL's batch follows"),
+    "repeats": (2, "runs of each side, in turns; the median counts"),
+    "threads": (1, "torch threads of both sides"),
+    "workers": (1, "loader workers of both sides"),
+    "hidden_size": (128, "width of vision tower and language model"),
+    "vision_layers": (2, "layers of the vision tower"),
+    "text_layers": (4, "layers of the language model"),
+    "vocab_size": (4000, "tokens of the tokenizer, at most"),
+    "image_size": (112, "pixels of a picture's side; one tile each"),
+    "patch_size": (7, "pixels of a patch's side; 4 patches make a token"),
+}
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/bench_sft.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--rows", type=int, default=480, help="training rows, at least 16")
-    parser.add_argument("--max_length", type=int, default=1024, help="tokens of a pack (ours)")
-    parser.add_argument("--batch_size", type=int, default=4, help="packs a step (ours); TRL's batch follows")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each side, in turns; the median counts")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
-    parser.add_argument("--workers", type=int, default=1, help="loader workers of both sides")
-    parser.add_argument("--hidden_size", type=int, default=128, help="width of vision tower and language model")
-    parser.add_argument("--vision_layers", type=int, default=2, help="layers of the vision tower")
-    parser.add_argument("--text_layers", type=int, default=4, help="layers of the language model")
-    parser.add_argument("--vocab_size", type=int, default=4000, help="tokens of the tokenizer, at most")
-    parser.add_argument("--image_size", type=int, default=112, help="pixels of a picture's side; one tile each")
-    parser.add_argument("--patch_size", type=int, default=7, help="pixels of a patch's side; 4 patches make a token")
-    parser.add_argument(
-        "--peer_rows", choices=("prompt_completion", "messages"), default="prompt_completion", help="form of TRL's rows"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=None, help="folder to keep data, model and logs (default: a temporary one)"
-    )
-    parser.add_argument(
-        "--part", choices=("prepare", "peer"), default=None, help="one part only; the tool starts these itself"
-    )
-    parser.add_argument("--out", type=Path, default=None, help="folder of that part's output")
-    parser.add_argument("--json", type=Path, default=None, help="write the measurement to this file")
+    add = parser.add_argument
+    for name, (default, text) in NUMBERS.items():
+        add(f"--{name}", type=int, default=default, help=text)
+    forms = ("prompt_completion", "messages")
+    add("--peer_rows", choices=forms, default=forms[0], help="form of TRL's rows; of messages it learns every token")
+    add("--work", type=Path, help="folder to keep data, model and logs (default: a temporary one)")
+    add("--part", choices=("prepare", "peer"), help="one part only; the tool starts these itself")
+    add("--out", type=Path, help="folder of that part's output")
+    add("--json", type=Path, help="write the measurement to this file")
     return parser
 
 
@@ -92,18 +93,16 @@ def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], 
 
 
 def prepare(args: Any, work: Path) -> None:
-    """Write data, model and plan.json (rows, tokens and batch of each side). Raises ValueError when the sides would differ."""
+    """Write data, model and plan.json. Raises ValueError when the two sides would not train the same tokens."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
-    from drive_vlm.data.order import EpochOrder
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import build_table
     from drive_vlm.models import load_processor
     from drive_vlm.models.tiny import build_tiny_internvl, corpus_of
 
     data = work / "data"
-    scenes = max(8, -(-args.rows // 6))
-    tool = Path(__file__).with_name("build_synthetic.py")
+    tool, scenes = Path(__file__).with_name("build_synthetic.py"), max(8, -(-args.rows // 6))
     build = [sys.executable, tool, "--out", data, "--scenes", scenes, "--size", args.image_size, "--splits", "train:1"]
     subprocess.run([str(word) for word in build], check=True, stdout=subprocess.DEVNULL)
     questions, captions = (
@@ -112,40 +111,43 @@ def prepare(args: Any, work: Path) -> None:
     )
     rows = mixed_rows(questions, captions, args.rows)
     (data / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = {
-        name: getattr(args, name)
-        for name in ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
-    }
-    build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **sizes)
+    build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **{name: getattr(args, name) for name in SIZES})
     parts = load_processor(ModelConfig(model=str(work / "model")))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(data / "mixed.jsonl")]), encoder, max_length=args.max_length)
     check_same_tokens(table, encoder, peer_dataset(work, args.peer_rows), parts.processor)
-    order = EpochOrder(table.length, SHARED["seed"], args.max_length)
-    total, sequences = int(table.length.sum()), order.num_sequences
-    per_step = total / sequences * args.batch_size
-    peer_batch = max(1, round(per_step / (total / len(table))))
-    peer_per_step = total / len(table) * peer_batch
-    if abs(peer_per_step / per_step - 1) > 0.05:
+    (work / "plan.json").write_text(json.dumps(make_plan(table.length, args.max_length, args.batch_size)))
+
+
+def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
+    """Steps and batch of each side, and our samples and tokens after step 1, for rows of `length` int[N] tokens.
+
+    Raises ValueError when no batch of TRL's holds our tokens a step within 5 %, and when hardly a step can be timed.
+    """
+    from drive_vlm.data.order import EpochOrder
+
+    order = EpochOrder(length, SHARED["seed"], max_length)
+    total, rows, packs = int(length.sum()), len(length), order.num_sequences
+    peer_batch = max(1, round(batch_size * rows / packs))
+    tokens = {"ours": total / packs * batch_size, "peer": total / rows * peer_batch}
+    if abs(tokens["peer"] / tokens["ours"] - 1) > 0.05:
         raise ValueError(
-            f"TRL's batch of {peer_batch} rows holds {peer_per_step:.0f} tokens on average, ours {per_step:.0f}: more than 5 % apart. "
-            "Raise --batch_size or --max_length, so that a step holds more rows."
+            f"TRL's batch of {peer_batch} rows holds {tokens['peer']:.0f} tokens on average, ours {tokens['ours']:.0f}: "
+            "more than 5 % apart. Raise --batch_size or --max_length, so that a step holds more rows."
         )
-    first = [i for sequence in order(0)[: args.batch_size] for i in sequence]
-    steps = {"ours": -(-sequences // args.batch_size), "peer": -(-len(table) // peer_batch)}
+    steps = {"ours": -(-packs // batch_size), "peer": -(-rows // peer_batch)}
     if min(steps.values()) < 3:
         raise ValueError(f"only {min(steps.values())} steps: raise --rows, so that something follows the warm-up step")
-    plan = {
-        "rows": len(table),
+    first = [i for sequence in order(0)[:batch_size] for i in sequence]
+    return {
+        "rows": rows,
         "tokens": total,
-        "lengths": {"min": int(table.length.min()), "mean": total / len(table), "max": int(table.length.max())},
+        "lengths": {"min": int(length.min()), "mean": total / rows, "max": int(length.max())},
         "steps": steps,
-        "batch": {"ours": args.batch_size, "peer": peer_batch},
-        "tokens_per_step": {"ours": per_step, "peer": peer_per_step},
-        "padding_share": {"ours": 1 - total / (sequences * args.max_length)},
-        "timed": {"samples": len(table) - len(first), "tokens": total - int(table.length[first].sum())},
+        "batch": {"ours": batch_size, "peer": peer_batch},
+        "tokens_per_step": tokens,
+        "timed": {"samples": rows - len(first), "tokens": total - int(length[first].sum())},
     }
-    (work / "plan.json").write_text(json.dumps(plan))
 
 
 def check_same_tokens(table: Any, encoder: Any, dataset: Any, processor: Any) -> None:
@@ -183,12 +185,9 @@ def peer_dataset(work: Path, form: str) -> Any:
         asked, answer = (turn["value"] for turn in row["conversations"])
         asked = {"role": "user", "content": asked.replace("<image>\n", "")}
         answer = {"role": "assistant", "content": answer}
-        turns = (
-            {"prompt": [asked], "completion": [answer]}
-            if form == "prompt_completion"
-            else {"messages": [asked, answer]}
-        )
-        rows.append({"images": [str(work / "data" / name) for name in row.get("image", [])]} | turns)
+        turns = {"messages": [asked, answer], "prompt": [asked], "completion": [answer]}
+        images = [str(work / "data" / name) for name in row.get("image", [])]
+        rows.append({"images": images, **{name: turns[name] for name in form.split("_")}})
     messages = List({"role": Value("string"), "content": Value("string")})
     columns = {name: messages for name in rows[0] if name != "images"}
     return Dataset.from_list(rows, features=Features({"images": List(Image()), **columns}))
@@ -214,21 +213,8 @@ def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[
 
 
 def peer_command(args: Any, work: Path, out: Path) -> list[str]:
-    words = [
-        sys.executable,
-        __file__,
-        "--part",
-        "peer",
-        "--work",
-        work,
-        "--out",
-        out,
-        "--workers",
-        args.workers,
-        "--peer_rows",
-        args.peer_rows,
-    ]
-    return [str(word) for word in words]
+    flags = {"part": "peer", "work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows}
+    return [sys.executable, __file__, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
 
 
 def train_peer(args: Any, work: Path, out: Path) -> None:
@@ -245,13 +231,10 @@ def train_peer(args: Any, work: Path, out: Path) -> None:
     logs_seen: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-        ) -> None:
-            if logs and "loss" in logs:
-                logs_seen.append(
-                    {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
-                )
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs:
+                now = {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
+                logs_seen.append(now)
 
     family = load_family(ModelConfig(model=str(work / "model")), torch.float32)
     freeze(family.model, family.parts, ["vision_tower"])
@@ -267,9 +250,8 @@ def train_peer(args: Any, work: Path, out: Path) -> None:
         **SHARED,
     )
     dataset = peer_dataset(work, args.peer_rows)
-    SFTTrainer(
-        family.model, config, train_dataset=dataset, processing_class=family.processor, callbacks=[Clock()]
-    ).train()
+    rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
+    SFTTrainer(family.model, config, **rest).train()
     first, last = logs_seen[0], logs_seen[-1]
     timed = {
         "seconds": last["seconds"] - first["seconds"],
@@ -287,11 +269,9 @@ def start(command: list[str], env: dict[str, str], log: Path) -> float:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        tail = lines[-1] if process.returncode == 2 and lines else "\n".join(lines[-30:])
-        raise ValueError(
-            f"{' '.join(command[1:4])} ... ended with code {process.returncode}: {tail.split('error: ')[-1]}"
-        )
+        text = log.read_text(errors="replace")
+        reason = text.rsplit("error: ", 1)[-1].splitlines()[0] if process.returncode == 2 else text[-3000:]
+        raise ValueError(f"{log.stem} ended with code {process.returncode}: {reason}")
     return usage.ru_maxrss / 1024
 
 
@@ -299,13 +279,10 @@ def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     """Rates of the window from step 1 to the last step, from metrics.jsonl."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     first, last = (row for row in lines if "loss" in row)
+    assert (first["step"], last["step"]) == (1, plan["steps"]["ours"]), "not the logs of the first and the last step"
     seconds = plan["timed"]["samples"] / last["samples_per_second"]
-    assert abs(last["tokens_per_second"] * seconds / plan["timed"]["tokens"] - 1) < 1e-6, (
-        "the run did not follow the plan"
-    )
-    assert (first["step"], last["step"]) == (1, plan["steps"]["ours"]), (
-        "the logs are not those of the first and last step"
-    )
+    counted = last["tokens_per_second"] * seconds
+    assert abs(counted / plan["timed"]["tokens"] - 1) < 1e-6, "the run did not follow the plan"
     rates = {name: last[name] for name in ("samples_per_second", "tokens_per_second", "data_wait_share")}
     return rates | {"seconds": seconds, "last_loss": last["loss"]}
 
@@ -342,28 +319,31 @@ def measure(args: Any, work: Path) -> dict[str, Any]:
             command = our_command(args, work, out, plan) if side == "ours" else peer_command(args, work, out)
             peak = start(command, env, work / f"{side}{repeat}.log")
             runs[side].append({"peak_rss_mb": peak, **rates(out, plan)})
-    sides = {
-        side: {
-            key: statistics.median(run[key] for run in runs[side])
-            for key in ("samples_per_second", "tokens_per_second", "peak_rss_mb")
-        }
-        | {"rows_per_batch" if side == "peer" else "packs_per_batch": plan["batch"][side]}
-        | {"tokens_per_step": plan["tokens_per_step"][side], "steps": plan["steps"][side], "runs": runs[side]}
-        for side in runs
-    }
     return {
-        **sides,
-        "ratio": {
-            name: sides["ours"][f"{name}_per_second"] / sides["peer"][f"{name}_per_second"]
-            for name in ("samples", "tokens")
-        },
-        "rows": plan["rows"],
-        "tokens": plan["tokens"],
-        "lengths": plan["lengths"],
+        **{side: summary(runs[side], side, plan) for side in runs},
+        "ratio": ratio(runs),
+        **{name: plan[name] for name in ("rows", "tokens", "lengths")},
         "settings": {name: getattr(args, name) for name in names} | SHARED,
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def median(runs: list[dict[str, float]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def summary(runs: list[dict[str, float]], side: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """Medians of a side's runs, what a step held, and the runs themselves."""
+    rates = {name: median(runs, name) for name in ("samples_per_second", "tokens_per_second", "peak_rss_mb")}
+    facts = {name: plan[name][side] for name in ("tokens_per_step", "steps", "batch")}
+    return rates | facts | {"runs": runs}
+
+
+def ratio(runs: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """Ours to the peer's."""
+    names = {"samples": "samples_per_second", "tokens": "tokens_per_second", "peak_rss": "peak_rss_mb"}
+    return {name: median(runs["ours"], column) / median(runs["peer"], column) for name, column in names.items()}
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -380,11 +360,9 @@ def print_table(result: dict[str, Any]) -> None:
         cells = (f"{row['samples_per_second']:.1f}", f"{row['tokens_per_second']:.0f}", f"{row['peak_rss_mb']:.0f}")
         table.add_row(name, *cells, f"{row['tokens_per_step']:.0f}", str(row["steps"]))
     Console(width=120).print(table)
-    model = {
-        name: settings[name] for name in ("hidden_size", "vision_layers", "text_layers", "vocab_size", "image_size")
-    }
+    print("model:", ", ".join(f"{name} {settings[name]}" for name in SIZES))
     print(
-        f"model: {model}; {settings['threads']} threads, {settings['workers']} loader workers, float32, tokens without padding"
+        f"{settings['threads']} threads, {settings['workers']} loader workers, float32; padding is not counted as tokens"
     )
     print(f"ratio: {result['ratio']['samples']:.2f} in samples/s, {result['ratio']['tokens']:.2f} in tokens/s")
 
@@ -401,7 +379,7 @@ def main() -> None:
             return
         if min(args.repeats, args.threads, args.batch_size) < 1 or args.rows < 16 or args.workers < 0:
             raise ValueError(
-                "--repeats, --threads and --batch_size must be at least 1, --rows at least 16, --workers 0 or more"
+                "--repeats, --threads, --batch_size: at least 1; --rows: at least 16; --workers: 0 or more"
             )
         with tempfile.TemporaryDirectory() as temporary:
             work = (args.work or Path(temporary)).resolve()

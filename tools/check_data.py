@@ -11,8 +11,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +23,26 @@ python tools/check_data.py --data train.jsonl --model OpenGVLab/InternVL3-1B-hf
 python tools/check_data.py --data train.jsonl --eval_data val.jsonl --model runs/tiny --decode --plot runs/lengths.png
 python tools/check_data.py --data meta.json --model runs/tiny --max_length 8192 --preview 10 --json runs/check.json
 """
-BINS, BAR, EXAMPLES_SHOWN, BLOCK = 16, 50, 3, 2048
+BAR, EXAMPLES_SHOWN = 50, 3
 
 
 def make_parser() -> CommandParser:
     default = {item.name: item.default for item in dataclasses.fields(DataConfig)}
     parser = CommandParser(prog="python tools/check_data.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="training rows: .jsonl, LLaVA .json or InternVL meta .json"
-    )
-    parser.add_argument(
-        "--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data"
-    )
-    parser.add_argument("--model", required=True, help="model directory or hub id; only its processor is loaded")
-    parser.add_argument(
-        "--image_root", default=None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    parser.add_argument(
-        "--max_length", type=int, default=default["max_length"], help="tokens of a row at most, and of a pack"
-    )
-    parser.add_argument(
-        "--max_tiles", type=int, default=None, help="tiles a row may use for its pictures (default: the processor's)"
-    )
-    parser.add_argument(
-        "--num_frames", type=int, default=default["num_frames"], help="frames taken from a video, evenly spread"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of an unpacked batch, for the share of padding")
-    parser.add_argument(
-        "--decode", action="store_true", help="decode every picture and video in full, to find truncated files"
-    )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
-    parser.add_argument("--preview", type=int, default=3, help="rows to show as the model sees them")
-    parser.add_argument("--plot", type=Path, default=None, help="write the histogram of lengths to this PNG")
-    parser.add_argument("--json", type=Path, default=None, help="write everything that was found to this file")
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, help="training rows: .jsonl, LLaVA .json or InternVL meta .json")
+    add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
+    add("--model", required=True, help="model directory or hub id; only its processor is loaded")
+    add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
+    add("--max_length", type=int, default=default["max_length"], help="tokens of a row at most, and of a pack")
+    add("--max_tiles", type=int, help="tiles a row may use for its pictures (default: the processor's max_patches)")
+    add("--num_frames", type=int, default=default["num_frames"], help="frames taken from a video, evenly spread")
+    add("--batch_size", type=int, default=8, help="rows of an unpacked batch, for the share of padding")
+    add("--decode", action="store_true", help="decode every picture and video in full, to find truncated files")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
+    add("--preview", type=int, default=3, help="rows to show as the model sees them")
+    add("--plot", type=Path, help="write the histogram of lengths to this PNG")
+    add("--json", type=Path, help="write everything that was found to this file")
     return parser
 
 
@@ -64,10 +51,11 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     from rich.console import Console
     from rich.progress import track
 
+    from drive_vlm.data.checks import decode_all, duplicate_ids, histogram, padding_shares
     from drive_vlm.data.table import audit_bad_rows, build_table
 
-    def progress(blocks: Any, total: int) -> Any:
-        return track(blocks, "measuring rows", total, console=Console(stderr=True), transient=True)
+    def progress(blocks: Any, total: int | None = None, what: str = "measuring rows") -> Any:
+        return track(blocks, what, total, console=Console(stderr=True), transient=True)
 
     table = build_table(sources, encoder, "skip", args.max_length, progress=progress, allow_empty=True)
     result = table.audit() | {
@@ -76,7 +64,7 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
         "padding": padding_shares(table.length, args.max_length, args.batch_size),
     }
     if args.decode:
-        files, bad = decode_all(table, args.num_frames, args.workers)
+        files, bad = decode_all(table, args.num_frames, args.workers, partial(progress, what="decoding"))
         result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
     return result, table
 
@@ -132,16 +120,13 @@ def show_preview(console: Any, table: Any, encoder: Any, count: int) -> None:
 
 
 def show_bad_rows(console: Any, title: str, bad: dict[str, Any]) -> None:
-    """Counts by reason, and the first rows of each."""
-    from rich.table import Table
-
-    if not bad["total"]:
-        return
-    shown = Table("reason", "rows", "first of them", title=title, title_justify="left")
+    """Counts by reason, and the first rows of each; one line each, to be copied."""
+    if bad["total"]:
+        console.print(f"{title}: {bad['total']:,}", style="red")
     for reason, count in sorted(bad["by_reason"].items(), key=lambda item: -item[1]):
-        rows = [row for row in bad["rows"] if row["reason"] == reason][:EXAMPLES_SHOWN]
-        shown.add_row(reason, f"{count:,}", "\n".join(f"{row['where']}: {row['problem']}" for row in rows))
-    console.print(shown)
+        console.print(f"  {reason}: {count:,}")
+        for row in [row for row in bad["rows"] if row["reason"] == reason][:EXAMPLES_SHOWN]:
+            console.print(f"    {row['where']}: {row['problem']}")
 
 
 def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
@@ -150,7 +135,8 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
 
     tokens = result["tokens"]
     console.print(
-        f"[bold]{name}[/]: {result['rows_used']:,} rows used of {result['rows_read']:,} read, {tokens['total']:,} tokens"
+        f"{name}: {result['rows_used']:,} rows used of {result['rows_read']:,} read, {tokens['total']:,} tokens",
+        style="bold",
     )
     files = Table("file", "rows", "repeat_time", "used", "image root")
     for file in result["files"]:
@@ -167,9 +153,7 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
     twice = result["duplicate_ids"]
     if twice:
         examples = "; ".join(f"{row['id']!r} at {row['first']} and {row['again']}" for row in twice[:EXAMPLES_SHOWN])
-        console.print(
-            f"warning: {len(twice):,} rows repeat an id of their own file: {examples}", style="yellow", markup=False
-        )
+        console.print(f"warning: {len(twice):,} rows repeat an id of their own file: {examples}", style="yellow")
     if result["histogram"]:
         console.print(
             f"tokens a row: {tokens['min']:.0f} to {tokens['max']:.0f}, median {tokens['median']:.0f}, 95 % below {tokens['p95']:.0f}"
@@ -202,6 +186,7 @@ def save_plot(path: Path, tables: dict[str, Any], max_length: int) -> None:
 def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """(what --json holds, tables by split, encoder). Raises ValueError for files and models that cannot be read."""
     from drive_vlm.config import ModelConfig
+    from drive_vlm.data.checks import leak_keys
     from drive_vlm.data.encoder import Encoder
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.splits import find_leaks

@@ -81,10 +81,10 @@ def leak_keys(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
         yield {"id": row.get("id"), "group": row.get("group"), "image": media}
 
 
-def decode_all(table: RowTable, num_frames: int, workers: int) -> tuple[int, list[Any]]:
+def decode_all(
+    table: RowTable, num_frames: int, workers: int, progress: Callable[[range], Iterator[int]] = iter
+) -> tuple[int, list[BadRow]]:
     """(files decoded, BadRows): every picture and video of the usable rows once, in threads (Pillow and FFmpeg free the GIL)."""
-    from rich.console import Console
-    from rich.progress import track
 
     def decode(job: tuple[str, str, bool]) -> BadRow | None:
         path, where, is_video = job
@@ -97,9 +97,9 @@ def decode_all(table: RowTable, num_frames: int, workers: int) -> tuple[int, lis
     seen: set[str] = set()
     bad: list[BadRow] = []
     with ThreadPoolExecutor(workers) as threads:
-        for start in track(range(0, len(table), BLOCK), "decoding", console=Console(stderr=True), transient=True):
+        for start in progress(range(0, len(table), _BLOCK)):
             jobs = []
-            for i in range(start, min(start + BLOCK, len(table))):
+            for i in range(start, min(start + _BLOCK, len(table))):
                 sample = table.sample(i)
                 paths = [(path, False) for path in sample.images] + ([(sample.video, True)] if sample.video else [])
                 jobs += [(path, sample.where, is_video) for path, is_video in paths if path not in seen]

@@ -36,10 +36,11 @@ def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str,
     from drive_vlm.models import load_family
     from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
     from drive_vlm.models.lora import apply_lora
-    from drive_vlm.stages.engine import evaluation_defaults, model_dtype, training_arguments
+    from drive_vlm.stages.engine import check_attention, evaluation_defaults, model_dtype, training_arguments
     from drive_vlm.stages.throughput import peak_memory_gib
 
     args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
+    check_attention(model, args)
     set_seed(args.seed)
     family = load_family(model, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
     freeze(family.model, family.parts, model.freeze)

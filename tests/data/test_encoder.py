@@ -97,7 +97,7 @@ def test_the_fingerprint_follows_whatever_changes_a_length(parts: Any, tiny_mode
 
     fewer = load_processor(ModelConfig(model=str(tiny_model), max_tiles=2))
     others: list[Callable[[], Encoder]] = [
-        lambda: Encoder(parts.tokenizer, parts.template + " ", parts.vision, 4),
+        lambda: Encoder(parts.tokenizer, parts.template + "{# another #}", parts.vision, 4),
         lambda: Encoder(parts.tokenizer, parts.template, parts.vision, 5),
         lambda: Encoder(parts.tokenizer, parts.template, fewer.vision, 4),
         lambda: Encoder(parts.tokenizer, parts.template, None, 4),

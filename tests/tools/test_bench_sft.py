@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "bench_sft.py"
@@ -22,10 +23,9 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer_rows", ["prompt_completion", "messages"])
-def test_both_sides_run(peer_rows, run, tmp_path):
+def test_both_sides_run(run, tmp_path):
     out = tmp_path / "bench.json"
-    flags = (*TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0, "--peer_rows", peer_rows)
+    flags = (*TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0)
     done = run([sys.executable, TOOL, *flags, "--json", out, "--work", tmp_path / "work"], timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
@@ -37,8 +37,19 @@ def test_both_sides_run(peer_rows, run, tmp_path):
     assert {"machine", "versions", "settings"} <= set(result)
     plan = json.loads((tmp_path / "work" / "plan.json").read_text())
     timed = json.loads((tmp_path / "work" / "peer0" / "timed.json").read_text())
-    assert timed["samples"] == 96 - plan["batch"]["peer"] and timed["steps"] == plan["steps"]["peer"]
+    assert timed["samples"] == 96 - result["peer"]["batch"] and timed["steps"] == plan["steps"]["peer"]
     assert 0 < timed["tokens"] < plan["tokens"]  # by TRL's own count, without its first step
+
+
+def test_plan_by_hand(bench):
+    """Packs of 50 = 10 + 40 tokens: two of them hold the tokens of four rows, and the first step takes two packs."""
+    plan = bench.make_plan(np.array([10, 40] * 6), max_length=50, batch_size=2)
+    assert plan["batch"] == {"ours": 2, "peer": 4} and plan["steps"] == {"ours": 3, "peer": 3}
+    assert plan["tokens_per_step"] == {"ours": 100, "peer": 100} and plan["timed"] == {"samples": 8, "tokens": 200}
+    with pytest.raises(ValueError, match="more than 5 % apart"):
+        bench.make_plan(np.array([40, 50, 10, 50, 50] * 6), max_length=50, batch_size=1)
+    with pytest.raises(ValueError, match="only 2 steps"):
+        bench.make_plan(np.array([10, 40] * 4), max_length=50, batch_size=2)
 
 
 def test_rows_are_mixed(bench):
@@ -71,9 +82,10 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
     from drive_vlm.data.table import build_table
     from drive_vlm.models import load_processor
 
-    lines = (synthetic_data / "train.jsonl").read_text().splitlines()[:4]
+    questions = [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()]
+    rows = bench.mixed_rows(questions, questions, 4)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mixed.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "data" / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "data" / "images").symlink_to(synthetic_data / "images")
     parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
@@ -89,6 +101,6 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
 
 def test_user_errors(run):
     done = run([sys.executable, TOOL, "--rows", 4])
-    assert done.returncode == 2 and "--rows at least 16" in done.stderr
+    assert done.returncode == 2 and "--rows: at least 16" in done.stderr
     done = run([sys.executable, TOOL, *TINY, "--rows", 16, "--max_length", 32, "--repeats", 1])
     assert done.returncode == 2 and "more than --max_length 32" in done.stderr and "Traceback" not in done.stderr

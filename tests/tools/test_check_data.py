@@ -63,17 +63,10 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
     rows[6] = "{broken"
     rows[7]["conversations"][1]["value"] = "word " * 400
     rows[9]["id"] = rows[8]["id"]
-    truncated = tmp_path / rows[10]["image"]
-    path = write("train.jsonl", rows)
-    whole = [row for row in rows if isinstance(row, dict) and row["image"] == rows[10]["image"]]
-    truncated = truncated.rename(truncated.with_name("cut.jpg"))
+    truncated = tmp_path / "images" / "cut.jpg"  # its header is whole: only decoding finds the fault
+    truncated.write_bytes((tmp_path / rows[10]["image"]).read_bytes()[:-600])
     rows[10]["image"] = "images/cut.jpg"
-    shutil.copy(truncated, tmp_path / "images" / "spare.jpg")
-    for row in whole:
-        row["image"] = "images/spare.jpg" if row is not rows[10] else row["image"]
-    truncated.write_bytes(truncated.read_bytes()[:-600])
     path = write("train.jsonl", rows)
-
     plot = tmp_path / "plot.png"
     result, done = check(0, "--data", path, "--max_length", 300, "--decode", "--plot", plot)
     train = result["splits"]["train"]
@@ -91,7 +84,6 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
         k: f"{path}:{n}" for k, n in expected.items()
     }
     assert [(row["first"], row["again"]) for row in train["duplicate_ids"]] == [(f"{path}:9", f"{path}:10")]
-    # The header of the cut picture is whole: only decoding finds it.
     assert [(row["reason"], row["where"]) for row in train["decoded"]["bad"]["rows"]] == [
         ("image_corrupt", f"{path}:11")
     ]
@@ -168,12 +160,12 @@ def test_processor_parts_are_those_of_the_family(tiny_model):
     assert parts.tokenizer.get_vocab() == family.tokenizer.get_vocab()
 
 
-def test_numbers_by_hand(tool):
+def test_numbers_by_hand():
+    from drive_vlm.data.checks import histogram, padding_shares
+
     lengths = np.array([10, 10, 10, 30])
-    assert tool.histogram(np.array([5, 5, 6, 40])) == [
-        (5 + 3 * i, 7 + 3 * i, n) for i, n in enumerate([3] + [0] * 10 + [1])
-    ]
-    shares = tool.padding_shares(lengths, max_length=40, batch_size=4)
+    assert histogram(np.array([5, 5, 6, 40])) == [(5 + 3 * i, 7 + 3 * i, n) for i, n in enumerate([3] + [0] * 10 + [1])]
+    shares = padding_shares(lengths, max_length=40, batch_size=4)
     assert shares["unpacked"] == {"sequences": 4, "padding_share": pytest.approx(1 - 60 / 120)}
     assert shares["packed"] == {"sequences": 2, "padding_share": pytest.approx(1 - 60 / 80), "rows_per_pack": 2}
 

@@ -1,0 +1,83 @@
+"""LoRA: adapters on the language model, other parts in full, what is frozen stays so; a saved adapter gives the same logits."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drive_vlm.config import ModelConfig
+from drive_vlm.models import Family, load_family
+from drive_vlm.models.freezing import freeze
+from drive_vlm.models.lora import apply_lora
+
+
+def lora_family(tiny_model: Path, frozen: list[str], for_training: bool = False, **flags: Any) -> Family:
+    """As the SFT stage does it: load, freeze, wrap."""
+    config = ModelConfig(model=str(tiny_model), lora_rank=4, freeze=frozen, **flags)
+    family = load_family(config, torch.float32, for_training=for_training)
+    freeze(family.model, family.parts, frozen)
+    family.model = apply_lora(family, config, frozen)
+    return family
+
+
+def trainable(model: Any) -> set[str]:
+    return {name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_adapter_and_projector_train_and_nothing_else(tiny_model: Path) -> None:
+    names = trainable(lora_family(tiny_model, ["vision_tower"]).model)
+    adapters = {name for name in names if ".lora_" in name}
+    assert len(adapters) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
+    assert all(name.startswith("model.language_model.layers.") for name in adapters)
+    assert names - adapters and all(name.startswith("model.multi_modal_projector.modules_to_save.") for name in names - adapters)
+
+
+def test_the_adapter_alone(tiny_model: Path) -> None:
+    assert all(".lora_" in name for name in trainable(lora_family(tiny_model, ["vision_tower", "projector"]).model))
+
+
+@pytest.mark.parametrize("path", ["model.multi_modal_projector", "model.multi_modal_projector.linear_1", "model.vision_tower.encoder"])
+def test_what_is_frozen_by_its_path_stays_frozen(path: str, tiny_model: Path) -> None:
+    names = {name.replace(".modules_to_save.default", "") for name in trainable(lora_family(tiny_model, [path]).model)}
+    assert not any(name.startswith(path + ".") for name in names)
+    assert any(name.startswith("model.vision_tower.") for name in names)
+
+
+@pytest.mark.parametrize("name", ["language_model", "model.language_model", "model.language_model.layers.0"])
+def test_freezing_what_the_adapter_sits_on_is_refused(name: str, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"--freeze {name} with --lora_rank")):
+        lora_family(tiny_model, [name])
+
+
+def test_targets_and_scale(tiny_model: Path) -> None:
+    model = lora_family(tiny_model, ["vision_tower", "projector"], lora_targets=r".*language_model\..*q_proj", lora_alpha=12).model
+    assert {name.split(".")[5] for name in trainable(model)} == {"q_proj"}
+    assert model.peft_config["default"].lora_alpha == 12
+    assert lora_family(tiny_model, ["vision_tower"]).model.peft_config["default"].lora_alpha == 8
+
+
+@pytest.mark.parametrize("frozen", [["vision_tower"], ["vision_tower", "projector"]])
+def test_a_saved_adapter_gives_the_same_logits(frozen: list[str], tiny_model: Path, tmp_path: Path) -> None:
+    family = lora_family(tiny_model, frozen, for_training=True)
+    torch.manual_seed(0)
+    ids = [family.tokenizer.convert_tokens_to_ids("<|im_start|>"), *family.vision.image_ids(1), 300, 301]
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(1, 3, 56, 56)}
+    optimizer = torch.optim.AdamW([p for p in family.model.parameters() if p.requires_grad], lr=0.05)
+    with torch.no_grad():
+        before = family.model.eval()(**inputs).logits
+    for _ in range(2):
+        optimizer.zero_grad()
+        family.model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        trained = family.model(**inputs).logits
+    assert (trained - before).abs().max() > 0.1
+    family.model.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    for for_training in (False, True):
+        again = load_family(ModelConfig(model=str(tmp_path)), torch.float32, for_training=for_training)
+        with torch.no_grad():
+            torch.testing.assert_close(again.model.eval()(**inputs).logits, trained)
+        assert trainable(again.model) == (trainable(family.model) if for_training else set())
