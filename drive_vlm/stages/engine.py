@@ -89,7 +89,9 @@ def _free_port() -> int:
 def check_attention(model: ModelConfig, args: Any) -> None:
     """Raises ValueError for a kernel that cannot train here: on a CPU flash has no implementation and flex no backward pass."""
     if args.use_cpu and model.attn_implementation in ("flash", "flex"):
-        raise ValueError(f"--attn_implementation {model.attn_implementation} trains on GPUs only. Use sdpa or eager on a CPU.")
+        raise ValueError(
+            f"--attn_implementation {model.attn_implementation} trains on GPUs only. Use sdpa or eager on a CPU."
+        )
 
 
 def model_dtype(model: ModelConfig, args: Any) -> Any:

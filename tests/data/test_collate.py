@@ -30,8 +30,14 @@ class Vision:
 
 
 def test_unpacked_rows_are_padded_on_the_right() -> None:
-    batch = Collator(PAD, Vision(), pad_to_multiple_of=4)([[row("1", 3, tiles=2)], [row("2", 5)], [row("3", 1 + 1, tiles=1)]])
-    assert batch["input_ids"].tolist() == [[10, 11, 12, *[PAD] * 5], [20, 21, 22, 23, 24, PAD, PAD, PAD], [30, 31, *[PAD] * 6]]
+    batch = Collator(PAD, Vision(), pad_to_multiple_of=4)(
+        [[row("1", 3, tiles=2)], [row("2", 5)], [row("3", 1 + 1, tiles=1)]]
+    )
+    assert batch["input_ids"].tolist() == [
+        [10, 11, 12, *[PAD] * 5],
+        [20, 21, 22, 23, 24, PAD, PAD, PAD],
+        [30, 31, *[PAD] * 6],
+    ]
     assert batch["attention_mask"].sum(1).tolist() == [3, 5, 2] and "position_ids" not in batch
     assert (batch["labels"][0] == torch.tensor([IGNORE_INDEX, 11, 12, *[IGNORE_INDEX] * 5])).all()
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1, 1, 3]
@@ -39,7 +45,9 @@ def test_unpacked_rows_are_padded_on_the_right() -> None:
 
 
 def test_packed_rows_restart_their_positions_and_padding_is_a_segment_of_its_own() -> None:
-    batch = Collator(PAD, Vision(), packed=True, pad_to_multiple_of=4)([[row("1", 3, 1), row("2", 2, 2)], [row("3", 4)]])
+    batch = Collator(PAD, Vision(), packed=True, pad_to_multiple_of=4)(
+        [[row("1", 3, 1), row("2", 2, 2)], [row("3", 4)]]
+    )
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 0, 1, 2, 3]]
     assert batch["input_ids"].tolist() == [[10, 11, 12, 20, 21, *[PAD] * 3], [30, 31, 32, 33, *[PAD] * 4]]
@@ -48,7 +56,9 @@ def test_packed_rows_restart_their_positions_and_padding_is_a_segment_of_its_own
 
 def test_flattened_packs_are_one_sequence() -> None:
     """Flash attention tells segments apart within one sequence only."""
-    batch = Collator(PAD, None, packed=True, flatten=True, pad_to_multiple_of=4)([[row("1", 3), row("2", 2)], [row("3", 2)]])
+    batch = Collator(PAD, None, packed=True, flatten=True, pad_to_multiple_of=4)(
+        [[row("1", 3), row("2", 2)], [row("3", 2)]]
+    )
     assert batch["input_ids"].tolist() == [[10, 11, 12, 20, 21, 30, 31, PAD]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 0]]
 
@@ -69,8 +79,12 @@ def test_a_bad_row_leaves_its_neighbours() -> None:
     assert batch["sample_ids"] == ["1", "2"] and len(batch["bad_rows"]) == 2 and batch["pixel_values"].shape[0] == 1
 
 
-def test_rows_of_a_table_and_one_that_cannot_be_decoded(write_rows: Callable, good_row: dict, encoder: Any, cache: Any) -> None:
-    path = write_rows([good_row, good_row | {"id": "wide", "image": "wide.png"}, good_row | {"id": "cut", "image": "tall.jpg"}])
+def test_rows_of_a_table_and_one_that_cannot_be_decoded(
+    write_rows: Callable, good_row: dict, encoder: Any, cache: Any
+) -> None:
+    path = write_rows(
+        [good_row, good_row | {"id": "wide", "image": "wide.png"}, good_row | {"id": "cut", "image": "tall.jpg"}]
+    )
     cut = path.with_name("tall.jpg")
     cut.write_bytes(cut.read_bytes()[:1200])  # the header is whole
     rows = EncodedRows(build_table(open_sources([str(path)]), encoder), encoder)
@@ -79,7 +93,9 @@ def test_rows_of_a_table_and_one_that_cannot_be_decoded(write_rows: Callable, go
     assert isinstance(third, BadRow) and third.where == f"{path}:3" and third.reason == "image_corrupt"
 
 
-def test_a_picture_changed_since_it_was_measured_stops_the_run(write_rows: Callable, good_row: dict, encoder: Any, cache: Any) -> None:
+def test_a_picture_changed_since_it_was_measured_stops_the_run(
+    write_rows: Callable, good_row: dict, encoder: Any, cache: Any
+) -> None:
     from PIL import Image
 
     from drive_vlm.data.vision import image_size

@@ -21,12 +21,20 @@ def sample_of(pictures: Path, names: list[str], **more: Any) -> Sample:
 
 def native_messages(count: int, kind: str = "image") -> list[dict[str, Any]]:
     content = [{"type": kind}] * count + [{"type": "text", "text": "What is ahead?"}]
-    return [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "a truck"}]}]
+    return [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": "a truck"}]},
+    ]
 
 
 @pytest.mark.parametrize("max_tiles", [None, 1, 2, 3, 9])
-@pytest.mark.parametrize("names", [["wide.png"], ["tall.jpg"], ["square.png"], ["wide.png", "tall.jpg"], ["wide.png", "wide.png", "tall.jpg"]])
-def test_pictures_equal_the_native_processor(names: list[str], max_tiles: int | None, parts: Any, encoder: Encoder, pictures: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [["wide.png"], ["tall.jpg"], ["square.png"], ["wide.png", "tall.jpg"], ["wide.png", "wide.png", "tall.jpg"]],
+)
+def test_pictures_equal_the_native_processor(
+    names: list[str], max_tiles: int | None, parts: Any, encoder: Encoder, pictures: Path
+) -> None:
     """n pictures of a row share the tiles: max_tiles // n for each, at least one (InternVL's own training code)."""
     sample = sample_of(pictures, names)
     ours = encoder.encode(sample, max_tiles)

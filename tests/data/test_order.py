@@ -13,7 +13,12 @@ from drive_vlm.data.order import EpochOrder, FixedOrder, ShardedBatchSampler, pa
 def random_cases(count: int = 40) -> list[tuple[np.ndarray, int]]:
     """(lengths, max_length) of many shapes: equal lengths, all distinct, as long as the limit, a single row."""
     random = np.random.default_rng(7)
-    cases: list[tuple[np.ndarray, int]] = [(np.array([5]), 5), (np.full(9, 4), 4), (np.full(9, 4), 7), (np.arange(1, 30), 29)]
+    cases: list[tuple[np.ndarray, int]] = [
+        (np.array([5]), 5),
+        (np.full(9, 4), 4),
+        (np.full(9, 4), 7),
+        (np.arange(1, 30), 29),
+    ]
     for _ in range(count):
         limit = int(random.integers(1, 300))
         cases.append((random.integers(1, limit + 1, int(random.integers(1, 200))), limit))
@@ -24,7 +29,9 @@ def random_cases(count: int = 40) -> list[tuple[np.ndarray, int]]:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_every_row_exactly_once_an_epoch(packing: bool, grouped: bool) -> None:
     for lengths, limit in random_cases():
-        order = EpochOrder(lengths, seed=3, max_length=limit if packing else None, group_by_length=grouped, global_batch=4)
+        order = EpochOrder(
+            lengths, seed=3, max_length=limit if packing else None, group_by_length=grouped, global_batch=4
+        )
         for epoch in range(3):
             sequences = order(epoch)
             assert sorted(chain.from_iterable(sequences)) == list(range(len(lengths)))
@@ -72,7 +79,14 @@ def test_group_by_length_puts_like_beside_like() -> None:
     assert len(grouped(0)) == 1003
 
 
-LAYOUTS = [(1, 1, 12), (2, 1, 6), (1, 3, 4), (2, 2, 3), (3, 2, 2), (4, 3, 1)]  # (world, accumulation, micro batch): 12 a step
+LAYOUTS = [
+    (1, 1, 12),
+    (2, 1, 6),
+    (1, 3, 4),
+    (2, 2, 3),
+    (3, 2, 2),
+    (4, 3, 1),
+]  # (world, accumulation, micro batch): 12 a step
 
 
 def steps_of(order: Any, world: int, accumulation: int, micro: int, epoch: int = 0) -> list[list[tuple[int, ...]]]:
@@ -84,7 +98,12 @@ def steps_of(order: Any, world: int, accumulation: int, micro: int, epoch: int =
     assert {len(share) for share in shares} == {len(samplers[0])} == {samplers[0].steps * accumulation}
     assert all(len(batch) <= micro for share in shares for batch in share)
     return [
-        [sequence for share in shares for batch in share[step * accumulation : (step + 1) * accumulation] for sequence in batch]
+        [
+            sequence
+            for share in shares
+            for batch in share[step * accumulation : (step + 1) * accumulation]
+            for sequence in batch
+        ]
         for step in range(samplers[0].steps)
     ]
 
@@ -112,5 +131,7 @@ def test_an_order_of_200_000_rows() -> None:
     order = EpochOrder(lengths, 0, 4096)
     packed = time.perf_counter()
     sequences = order(0)
-    print(f"packing {packed - started:.2f} s, an epoch's order {time.perf_counter() - packed:.2f} s, {len(sequences):,} packs")
+    print(
+        f"packing {packed - started:.2f} s, an epoch's order {time.perf_counter() - packed:.2f} s, {len(sequences):,} packs"
+    )
     assert sum(map(len, sequences)) == 200_000

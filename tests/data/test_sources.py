@@ -91,7 +91,11 @@ def test_a_file_that_is_no_data(tmp_path: Path, name: str, content: bytes, probl
 
 
 def test_paths_of_a_meta_file_start_from_its_folder(
-    write_rows: Callable, good_row: dict, pictures: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    write_rows: Callable,
+    good_row: dict,
+    pictures: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the working directory has files of the same names; InternVL's own files start from the working directory."""
     write_rows([good_row])

@@ -68,14 +68,19 @@ def test_a_changed_file_is_measured_anew(write_rows: Callable, good_row: dict, c
     assert counting.tokenizer.texts == 2
 
 
-def test_measuring_decodes_no_pixel(write_rows: Callable, good_row: dict, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_decodes_no_pixel(
+    write_rows: Callable, good_row: dict, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def decode(self: object) -> None:
         raise AssertionError("pixels were decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
     path = write_rows([good_row | {"image": name} for name in ("wide.png", "tall.jpg", "square.png")])
     wide, tall, square = table_of(path, encoder).length.tolist()
-    assert (wide - square, tall - square) == (2 * 16, 3 * 16)  # 2 x 1 and 1 x 3 tiles with a thumbnail, against one tile
+    assert (wide - square, tall - square) == (
+        2 * 16,
+        3 * 16,
+    )  # 2 x 1 and 1 x 3 tiles with a thumbnail, against one tile
 
 
 BAD_ROWS: dict[str, tuple[str, bytes | dict]] = {
@@ -103,7 +108,9 @@ def bad_line(name: str, good: dict[str, Any]) -> bytes | dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_stops_or_is_counted(name: str, write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path) -> None:
+def test_a_bad_row_stops_or_is_counted(
+    name: str, write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path
+) -> None:
     reason = BAD_ROWS[name][0]
     (pictures / "corrupt.png").write_bytes((pictures / "wide.png").read_bytes()[:12])
     path = write_rows([good_row, b"", bad_line(name, good_row), good_row | {"id": "last"}])
@@ -119,7 +126,9 @@ def test_a_bad_row_stops_or_is_counted(name: str, write_rows: Callable, good_row
         assert audit["bad_rows"]["by_reason"] == {reason: 1} and audit["bad_rows"]["rows"][0]["where"] == f"{path}:3"
 
 
-def test_all_reasons_are_counted_at_once(write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path) -> None:
+def test_all_reasons_are_counted_at_once(
+    write_rows: Callable, good_row: dict, pictures: Path, encoder: Encoder, cache: Path
+) -> None:
     (pictures / "corrupt.png").write_bytes(b"broken")
     path = write_rows([good_row, *(bad_line(name, good_row) for name in BAD_ROWS)])
     table = table_of(path, encoder, on_bad_row="skip", max_length=150)
@@ -133,7 +142,9 @@ def test_all_reasons_are_counted_at_once(write_rows: Callable, good_row: dict, p
     assert audit["bad_during_run"]["by_reason"] == {"image_corrupt": 1}
 
 
-def test_a_picture_that_comes_back_is_used(write_rows: Callable, good_row: dict, pictures: Path, counting: Encoder) -> None:
+def test_a_picture_that_comes_back_is_used(
+    write_rows: Callable, good_row: dict, pictures: Path, counting: Encoder
+) -> None:
     path = write_rows([good_row, good_row | {"image": "late.png"}])
     assert len(table_of(path, counting, on_bad_row="skip")) == 1
     Image.new("RGB", (56, 56)).save(pictures / "late.png")
@@ -154,4 +165,6 @@ def test_several_files_and_prompts_without_answers(write_rows: Callable, good_ro
     assert table.source.tolist() == [0, 0, 0, 1] and table.row.tolist() == [0, 1, 2, 0]
     assert len(set(table.length.tolist())) == 1  # the same prompt with and without an answer behind it
     assert [table.sample(i, need_answer=False).id for i in (2, 3)] == ["good", "prompt"]
-    assert np.array_equal(table.length, [len(encoder.encode(table.sample(i, False), prompt=True)["input_ids"]) for i in range(4)])
+    assert np.array_equal(
+        table.length, [len(encoder.encode(table.sample(i, False), prompt=True)["input_ids"]) for i in range(4)]
+    )

@@ -43,7 +43,11 @@ def test_missing_and_corrupt_files(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "empty.jpg").write_bytes(b"")
     for look in (checked_image_size, load_image):
-        for name, reason in (("absent.jpg", "image_missing"), ("text.jpg", "image_corrupt"), ("empty.jpg", "image_corrupt")):
+        for name, reason in (
+            ("absent.jpg", "image_missing"),
+            ("text.jpg", "image_corrupt"),
+            ("empty.jpg", "image_corrupt"),
+        ):
             with pytest.raises(BadRow) as caught:
                 look(str(tmp_path / name), "rows.jsonl:3")
             assert caught.value.reason == reason and str(caught.value).startswith("rows.jsonl:3: the picture")

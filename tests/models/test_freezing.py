@@ -26,7 +26,10 @@ def test_the_default_of_the_recipe_trains_projector_and_language_model(family: A
     freeze(family.model, family.parts, ["vision_tower"])
     left = trainable(family.model)
     assert left == {name for name in everything if not name.startswith("model.vision_tower.")} != everything
-    assert {name.split(".")[1] for name in left if name.startswith("model.")} == {"multi_modal_projector", "language_model"}
+    assert {name.split(".")[1] for name in left if name.startswith("model.")} == {
+        "multi_modal_projector",
+        "language_model",
+    }
     assert "lm_head.weight" in left
 
 
@@ -47,7 +50,11 @@ def test_a_part_covers_what_its_name_says(part: str, family: Any) -> None:
 def test_the_parts_cover_the_whole_model(family: Any) -> None:
     counts = count_parameters(family.model, family.parts)
     assert "other" not in counts
-    assert sum(counts[name]["total"] for name in family.parts) == counts["all"]["total"] == sum(p.numel() for p in family.model.parameters())
+    assert (
+        sum(counts[name]["total"] for name in family.parts)
+        == counts["all"]["total"]
+        == sum(p.numel() for p in family.model.parameters())
+    )
 
 
 def test_a_module_path(family: Any) -> None:
@@ -57,7 +64,14 @@ def test_a_module_path(family: Any) -> None:
     assert any(name.startswith("model.language_model.layers.1.") for name in left)
 
 
-@pytest.mark.parametrize(("name", "near"), [("vision_towr", "vision_tower"), ("project", "projector"), ("model.language_model.layer.0", "model.language_model.layers.0")])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vision_towr", "vision_tower"),
+        ("project", "projector"),
+        ("model.language_model.layer.0", "model.language_model.layers.0"),
+    ],
+)
 def test_an_unknown_part_is_answered_with_the_nearest(name: str, near: str, family: Any) -> None:
     with pytest.raises(ValueError) as caught:
         freeze(family.model, family.parts, [name])
@@ -79,7 +93,9 @@ def test_the_table(family: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_it_and_leaves_the_tower_alone(tiny_model: Path, synthetic_data: Path, tmp_path: Path, run: Any) -> None:
+def test_the_command_prints_it_and_leaves_the_tower_alone(
+    tiny_model: Path, synthetic_data: Path, tmp_path: Path, run: Any
+) -> None:
     import sys
 
     from safetensors.torch import load_file

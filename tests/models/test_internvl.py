@@ -24,7 +24,9 @@ def copy_with(tiny_model: Path, out: Path, **text_and_top: Any) -> Path:
 
 
 def head_of(path: Path) -> torch.Tensor:
-    (head,) = [tensor for name, tensor in load_file(path / "model.safetensors").items() if name.endswith("lm_head.weight")]
+    (head,) = [
+        tensor for name, tensor in load_file(path / "model.safetensors").items() if name.endswith("lm_head.weight")
+    ]
     return head
 
 
@@ -53,7 +55,11 @@ def test_the_tie_trap(said: bool | None, tiny_model: Path, tmp_path: Path) -> No
 
 def test_a_tied_checkpoint_stays_tied(tiny_model: Path, tmp_path: Path) -> None:
     path = copy_with(tiny_model, tmp_path / "model", tie_word_embeddings=True)
-    tensors = {name: tensor for name, tensor in load_file(path / "model.safetensors").items() if not name.endswith("lm_head.weight")}
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+        if not name.endswith("lm_head.weight")
+    }
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     model = load_family(ModelConfig(model=str(path)), torch.float32).model
     assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -31,14 +31,18 @@ def test_adapter_and_projector_train_and_nothing_else(tiny_model: Path) -> None:
     adapters = {name for name in names if ".lora_" in name}
     assert len(adapters) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
     assert all(name.startswith("model.language_model.layers.") for name in adapters)
-    assert names - adapters and all(name.startswith("model.multi_modal_projector.modules_to_save.") for name in names - adapters)
+    assert names - adapters and all(
+        name.startswith("model.multi_modal_projector.modules_to_save.") for name in names - adapters
+    )
 
 
 def test_the_adapter_alone(tiny_model: Path) -> None:
     assert all(".lora_" in name for name in trainable(lora_family(tiny_model, ["vision_tower", "projector"]).model))
 
 
-@pytest.mark.parametrize("path", ["model.multi_modal_projector", "model.multi_modal_projector.linear_1", "model.vision_tower.encoder"])
+@pytest.mark.parametrize(
+    "path", ["model.multi_modal_projector", "model.multi_modal_projector.linear_1", "model.vision_tower.encoder"]
+)
 def test_what_is_frozen_by_its_path_stays_frozen(path: str, tiny_model: Path) -> None:
     names = {name.replace(".modules_to_save.default", "") for name in trainable(lora_family(tiny_model, [path]).model)}
     assert not any(name.startswith(path + ".") for name in names)
@@ -52,7 +56,9 @@ def test_freezing_what_the_adapter_sits_on_is_refused(name: str, tiny_model: Pat
 
 
 def test_targets_and_scale(tiny_model: Path) -> None:
-    model = lora_family(tiny_model, ["vision_tower", "projector"], lora_targets=r".*language_model\..*q_proj", lora_alpha=12).model
+    model = lora_family(
+        tiny_model, ["vision_tower", "projector"], lora_targets=r".*language_model\..*q_proj", lora_alpha=12
+    ).model
     assert {name.split(".")[5] for name in trainable(model)} == {"q_proj"}
     assert model.peft_config["default"].lora_alpha == 12
     assert lora_family(tiny_model, ["vision_tower"]).model.peft_config["default"].lora_alpha == 8

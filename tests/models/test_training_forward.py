@@ -41,7 +41,9 @@ def test_chunked_cross_entropy_equals_the_full_one(rows: int, chunk: int | None,
 def test_no_more_logits_than_a_chunk_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, linear = [], F.linear
     monkeypatch.setattr(F, "linear", lambda h, *rest: (seen.append(len(h)), linear(h, *rest))[1])
-    chunked_cross_entropy(torch.randn(100, 4, requires_grad=True), torch.randn(9, 4), None, torch.zeros(100).long(), 16).backward()
+    chunked_cross_entropy(
+        torch.randn(100, 4, requires_grad=True), torch.randn(9, 4), None, torch.zeros(100).long(), 16
+    ).backward()
     assert max(seen) == 16 and sum(seen) == 200  # forward, and again in the backward pass
 
 
@@ -79,7 +81,9 @@ def test_loss_and_gradients_are_those_of_the_model_itself(tiny_model: Path, rows
 def test_the_loss_is_a_sum_over_the_labels_of_the_whole_step(tiny_model: Path, rows: list) -> None:
     labels = sum(int((row["labels"] != IGNORE_INDEX).sum()) for row in rows)
     mean = forward(tiny_model, rows, True)[1].item()
-    assert forward(tiny_model, rows, True, num_items_in_batch=torch.tensor(4 * labels))[1].item() == pytest.approx(mean / 4, rel=1e-5)
+    assert forward(tiny_model, rows, True, num_items_in_batch=torch.tensor(4 * labels))[1].item() == pytest.approx(
+        mean / 4, rel=1e-5
+    )
 
 
 def test_a_text_only_batch_passes_the_tower_with_gradients_of_zero(tiny_model: Path, rows: list) -> None:
@@ -112,7 +116,10 @@ def test_without_labels_the_model_is_as_it_was(tiny_model: Path, rows: list) -> 
     logits = []
     for for_training in (False, True):
         family = load_family(ModelConfig(model=str(tiny_model)), torch.float32, for_training=for_training)
-        inputs = {"input_ids": torch.from_numpy(rows[0]["input_ids"])[None], "pixel_values": rows[0]["vision"]["pixel_values"]}
+        inputs = {
+            "input_ids": torch.from_numpy(rows[0]["input_ids"])[None],
+            "pixel_values": rows[0]["vision"]["pixel_values"],
+        }
         with torch.no_grad():
             logits.append(family.model.eval()(**inputs).logits)
     torch.testing.assert_close(logits[0], logits[1])

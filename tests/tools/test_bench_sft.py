@@ -92,9 +92,9 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
     table = build_table(open_sources([str(tmp_path / "data" / "mixed.jsonl")]), encoder)
     for form in ("prompt_completion", "messages"):
         dataset = bench.peer_dataset(tmp_path, form)
-        parts.processor.image_processor.max_patches = 1
+        parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 1
         bench.check_same_tokens(table, encoder, dataset, parts.processor)
-        parts.processor.image_processor.max_patches = 4
+        parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 4
         with pytest.raises(ValueError, match="row 0: input_ids differ"):
             bench.check_same_tokens(table, encoder, dataset, parts.processor)
 

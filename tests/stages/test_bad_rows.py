@@ -1,0 +1,107 @@
+"""Bad rows through the real command line: exit code 2 with one line that names file and line, or counted and left out."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with good.jpg, cut.jpg whose header is whole, corrupt.jpg and a folder without frames."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "good.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:1500])
+    (tmp_path / "corrupt.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def row(name: str, **change: Any) -> dict[str, Any]:
+    turns = [{"from": "human", "value": "<image>\nWhat is ahead?"}, {"from": "gpt", "value": "a truck"}]
+    return {"id": name, "image": "good.jpg", "conversations": turns} | change
+
+
+def write(data: Path, rows: list[dict | bytes]) -> Path:
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (data / "rows.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    return data / "rows.jsonl"
+
+
+@pytest.fixture
+def train(run: Callable, tiny_model: Path, data: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`train(rows, *flags)`: the SFT command on these rows, two to a step."""
+
+    def start(rows: list[dict | bytes], *flags: object) -> subprocess.CompletedProcess[str]:
+        words = [
+            "sft", "--model", tiny_model, "--data", write(data, rows), "--output_dir", data / "run", "--per_device_train_batch_size", 2,
+            "--num_train_epochs", 1, "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--logging_steps", 1,
+            "--use_cpu", "true", "--max_length", 200, *flags,
+        ]  # fmt: skip
+        return run([sys.executable, "-m", "drive_vlm", *words], timeout=120)
+
+    return start
+
+
+def one_clear_line(done: subprocess.CompletedProcess[str], start: str, problem: str) -> None:
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"python -m drive_vlm sft: error: {start}: ") and problem in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (row("bad", image="absent.jpg"), "absent.jpg does not exist. Check the image root"),
+        (b'{"id": ', "not valid JSON"),
+    ],
+)
+def test_a_row_that_is_bad_from_its_header(bad: Any, problem: str, train: Callable, data: Path) -> None:
+    one_clear_line(train([row("a"), bad]), f"{data}/rows.jsonl:2", problem)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_truncated_picture_stops_the_training(workers: int, train: Callable, data: Path) -> None:
+    """Found when its pixels are decoded, in this process or in a worker of the loader."""
+    done = train([row("a"), row("b"), row("c"), row("cut", image="cut.jpg")], "--dataloader_num_workers", workers)
+    one_clear_line(done, f"{data}/rows.jsonl:4", "cut.jpg cannot be read (image file is truncated")
+
+
+def test_a_truncated_picture_in_the_evaluation_rows(train: Callable, data: Path) -> None:
+    (data / "eval.jsonl").write_text(json.dumps(row("cut", image="cut.jpg")) + "\n")
+    done = train([row("a"), row("b")], "--eval_data", data / "eval.jsonl", "--eval_strategy", "epoch")
+    one_clear_line(done, f"{data}/eval.jsonl:1", "cut.jpg cannot be read")
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_with_skip_all_are_counted_and_the_run_goes_on(packing: bool, train: Callable, data: Path) -> None:
+    long = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a truck " * 300}]
+    silent = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": " "}]
+    bad = [
+        row("b", image="absent.jpg"), row("c", image="corrupt.jpg"), row("d", image=[]), row("e", conversations=silent), b'{"id": "\xff"}',
+        b'{"id": ', row("f", image="/etc/passwd"), row("g", image="../x.jpg"), row("h", conversations=long),
+        row("i", image=None, video="empty", conversations=[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "a"}]),
+    ]  # fmt: skip
+    good = [row(f"good {i}") for i in range(3)]
+    cut = [row("cut 1", image="cut.jpg"), row("cut 2", image="cut.jpg")]
+    done = train([*good, *bad, *cut], "--on_bad_row", "skip", *(["--packing"] if packing else []))
+    assert done.returncode == 0, done.stderr[-2000:]
+    audit = json.loads((data / "run" / "data_audit.json").read_text())
+    assert audit["train"]["bad_rows"]["by_reason"] == {
+        "image_missing": 1, "image_corrupt": 1, "image_count": 1, "empty_answer": 1, "not_utf8": 1,
+        "broken_json": 1, "path_outside_root": 2, "too_long": 1, "video_empty": 1,
+    }  # fmt: skip
+    assert (audit["train"]["rows_read"], audit["train"]["rows_used"]) == (15, 5)
+    during = audit["bad_during_run"]
+    assert during["by_reason"] == {"image_corrupt": 2}
+    assert sorted(entry["where"] for entry in during["rows"]) == [f"{data}/rows.jsonl:14", f"{data}/rows.jsonl:15"]
+    assert (data / "run" / "model.safetensors").is_file()

@@ -1,0 +1,121 @@
+"""One owner for each default: flags follow dataclass fields; wrong flags are answered with the nearest known name."""
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from drive_vlm.config import (
+    CommandParser,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    add_dataclass,
+    field,
+    from_namespace,
+    nearest,
+    plain,
+)
+
+
+@dataclasses.dataclass
+class Example:
+    """One field of each kind."""
+
+    path: str = field(help="a file")
+    count: int = field(3, help="how many, 100 % of them")
+    rate: float | None = field(None, help="may stay unset")
+    flag: bool = field(False, help="on or off")
+    names: list[str] = field(["a"], help="several")
+    numbers: list[int] = field([], help="several numbers")
+    mode: str = field("slow", help="one of two", choices=("slow", "fast"))
+    kind: Literal["x", "y"] = field("x", help="one of two")
+    hidden: int = 7
+
+
+def parse(*words: str) -> Example:
+    parser = CommandParser(prog="example", examples="example --path p")
+    add_dataclass(parser, Example)
+    return from_namespace(Example, parser.parse_args(list(words)))
+
+
+def test_defaults_are_those_of_the_fields() -> None:
+    assert parse("--path", "p") == Example("p") and parse("--path", "p").names is not parse("--path", "p").names
+
+
+def test_every_kind_of_flag() -> None:
+    words = "--path p --count 4 --rate 0.5 --flag --names b c --numbers 1 2 --mode fast --kind y"
+    assert parse(*words.split()) == Example("p", 4, 0.5, True, ["b", "c"], [1, 2], "fast", "y")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("1", True), ("YES", True), ("false", False), ("0", False), ("no", False)]
+)
+def test_booleans(word: str, value: bool) -> None:
+    assert parse("--path", "p", "--flag", word).flag is value
+
+
+def test_dashes_and_equals_signs() -> None:
+    parser = CommandParser()
+    parser.add_argument("--max_length", type=int)
+    assert parser.parse_args(["--max-length=5"]).max_length == parser.parse_args(["--max_length", "5"]).max_length == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--path", "p", "--cuont", "3"], "unknown argument --cuont. Did you mean --count?"),
+        (["--path", "p", "--coun", "3"], "unknown argument --coun. Did you mean --count?"),  # no abbreviations
+        (["--path", "p", "--zzzzzz"], "unknown argument --zzzzzz.\n"),
+        (["--path", "p", "--flag", "maybe"], "expected true or false, got 'maybe'"),
+        (["--path", "p", "--mode", "medium"], "invalid choice: 'medium'"),
+        (["--path", "p", "--kind", "z"], "invalid choice: 'z'"),
+        ([], "required: --path"),
+    ],
+)
+def test_wrong_flags(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*words)
+    assert caught.value.code == 2 and problem in capsys.readouterr().err
+
+
+def test_help_shows_defaults_choices_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and "how many, 100 % of them (default: 3)" in text and "{slow,fast}" in text
+    assert "examples:\n  example --path p" in text and "default: None" not in text and "default: []" not in text
+    assert "--hidden" not in text
+
+
+def test_the_shared_dataclasses_make_one_command_line() -> None:
+    parser = CommandParser()
+    for cls in (ModelConfig, DataConfig, RunConfig):
+        add_dataclass(parser, cls)
+        for item in dataclasses.fields(cls):
+            assert len(item.metadata["help"]) > 10
+    namespace = parser.parse_args(["--model", "m", "--data", "a", "b", "--freeze", "vision_tower"])
+    assert from_namespace(ModelConfig, namespace) == ModelConfig(model="m", freeze=["vision_tower"])
+    assert from_namespace(DataConfig, namespace) == DataConfig(data=["a", "b"])
+    assert from_namespace(RunConfig, namespace) == RunConfig()
+
+
+def test_nearest() -> None:
+    assert nearest("vision_towr", ["projector", "vision_tower"]) == " Did you mean vision_tower?"
+    assert nearest("zzz", ["projector"]) == ""
+
+
+def test_plain_is_what_json_can_hold() -> None:
+    class Colour(enum.Enum):
+        RED = "red"
+
+    value: Any = {"a": Example("p"), 2: (Path("x"), Colour.RED, {1}), "none": None, "type": 1.5}
+    shown = plain(value)
+    assert (
+        shown["a"]["names"] == ["a"]
+        and shown["2"] == ["x", "red", [1]]
+        and shown["none"] is None
+        and shown["type"] == 1.5
+    )

@@ -1,0 +1,133 @@
+"""Imports go down only, heavy ones happen where they are needed, and every --help is instant: checked from the source."""
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "drive_vlm"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py"))
+HEAVY = {
+    "torch",
+    "transformers",
+    "deepspeed",
+    "open_clip",
+    "matplotlib",
+    "scipy",
+    "av",
+    "openai",
+    "peft",
+    "trl",
+    "sklearn",
+    "ultralytics",
+}
+# What each part may import of the package (design.md); itself is always allowed.
+COMMANDS = {"generate", "merge", "plan", "report"}
+ALLOWED = {
+    "config": set(), "launch": {"config"}, "data": {"config", "launch"}, "models": {"config", "launch"}, "rewards": {"config", "launch"},
+    "evaluation": {"config", "data"}, "judge": {"config"}, "stages": {"models", "data", "rewards", "config", "launch"},
+    **{name: {"stages", "models", "data", "rewards", "evaluation", "judge", "config", "launch"} for name in COMMANDS},
+    "__main__": COMMANDS | {"stages", "judge", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
+}  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST, top_level_only: bool = False) -> Iterator[str]:
+    """Full names of what the source imports; with `top_level_only` not what functions or TYPE_CHECKING blocks import."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif (top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))) or (
+            top_level_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            continue
+        else:
+            yield from imported(node, top_level_only)
+
+
+def named_in_literals(tree: ast.AST) -> Iterator[str]:
+    """Modules named as "drive_vlm.x.y:function" in a literal dict: imported when they are called."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith("drive_vlm.")
+            and ":" in node.value
+        ):
+            yield node.value.split(":")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    tree, part = ast.parse(path.read_text()), part_of(path)
+    assert part in ALLOWED, f"{part} is new: say here and in the design what it may import"
+    for name in [*imported(tree), *named_in_literals(tree)]:
+        parts = name.split(".")
+        assert parts[0] not in ("tools", "tests"), f"{path} imports {name}"
+        if parts[0] == "drive_vlm" and len(parts) > 1 and parts[1] not in ("__version__", part):
+            assert parts[1] in ALLOWED[part], (
+                f"{path} imports {name}: {part} may import {sorted(ALLOWED[part]) or 'nothing'}"
+            )
+
+
+@pytest.mark.parametrize("part", ["rewards", "evaluation"])
+def test_scores_need_no_engine(part: str) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert not roots & {"deepspeed", "ultralytics"}, path
+
+
+def test_launch_imports_no_torch() -> None:
+    for path in (PACKAGE / "launch").rglob("*.py"):
+        roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert not roots & {"torch", "transformers"}, path
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
+def test_tools_import_heavy_things_in_functions_only(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()), top_level_only=True)}
+    assert not roots & HEAVY, f"{path.name}: {sorted(roots & HEAVY)} at the top makes --help slow"
+
+
+def loaded_by(run: Callable, words: list[object]) -> set[str]:
+    """Top-level modules loaded by `python WORDS --help` at its end."""
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print('LOADED', *{name.split('.')[0] for name in sys.modules}))\n"
+        "module, sys.argv = sys.argv[1], sys.argv[1:]\n"
+        "sys.path.insert(0, 'tools')\n"
+        "run = runpy.run_path if module.endswith('.py') else runpy.run_module\n"
+        "run(module, run_name='__main__')\n"
+    )
+    done = run([sys.executable, "-c", code, *words, "--help"], timeout=60)
+    assert done.returncode == 0 and "usage" in done.stdout.lower(), done.stderr[-2000:]
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
+def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
+    assert not loaded_by(run, [path]) & HEAVY
+
+
+@pytest.mark.parametrize("command", ["sft", "generate", "merge"])
+def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
+    assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
+
+
+def test_the_list_of_commands_needs_neither_torch_nor_yaml(run: Callable) -> None:
+    assert not loaded_by(run, ["drive_vlm"]) & (HEAVY | {"yaml", "numpy", "rich"})
+
+
+def test_import_drive_vlm_is_light(run: Callable) -> None:
+    done = run([sys.executable, "-c", "import drive_vlm, sys; print(*sys.modules)"])
+    assert not {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | {"yaml", "numpy"})
