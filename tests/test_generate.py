@@ -34,7 +34,17 @@ def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, s
     lines = one.read_text().splitlines(keepends=True)
     marked = json.loads(lines[0]) | {"prediction": "kept"}
     torn.write_text(json.dumps(marked) + "\n" + lines[1][:20])
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port, "-m", "drive_vlm"]
+    ranks = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--master_port",
+        free_port,
+        "-m",
+        "drive_vlm",
+    ]
     done = run([*ranks, *command(tiny_model, synthetic_data, torn, "--batch_size", 3)[3:]])
     assert done.returncode == 0, done.stderr
     assert rows_of(torn) == [marked, *rows[1:]]
@@ -45,7 +55,18 @@ def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, s
 def test_merge_of_a_lora_run_equals_the_adapter(run, tiny_model, synthetic_data, tmp_path):
     lora = tmp_path / "lora"
     train = [sys.executable, "-m", "drive_vlm", "sft", "--model", tiny_model, "--data", synthetic_data / "val.jsonl"]
-    flags = ["--lora_rank", 4, "--freeze", "vision_tower", "--max_steps", 3, "--learning_rate", 1e-2, "--output_dir", lora]
+    flags = [
+        "--lora_rank",
+        4,
+        "--freeze",
+        "vision_tower",
+        "--max_steps",
+        3,
+        "--learning_rate",
+        1e-2,
+        "--output_dir",
+        lora,
+    ]
     assert (done := run([*train, *flags])).returncode == 0, done.stderr
     merged = tmp_path / "merged"
     done = run([sys.executable, "-m", "drive_vlm", "merge", "--checkpoint", lora, "--out", merged])
@@ -73,7 +94,14 @@ def test_rows_go_to_a_server_with_pictures_and_without_the_answer(run, synthetic
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "stop"}}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+            body = {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": [choice],
+                "usage": usage,
+            }
             answer = json.dumps(body).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

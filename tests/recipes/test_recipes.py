@@ -48,4 +48,6 @@ def test_a_wrong_topology_is_an_error_with_the_way_out(run, env, words):
 def test_the_only_launcher_line_is_in_launch_sh():
     for script in Path("recipes").glob("*.sh"):
         if script.name != "_launch.sh":
-            assert not any(line.strip().startswith(("torchrun ", "deepspeed ")) for line in script.read_text().splitlines())
+            assert not any(
+                line.strip().startswith(("torchrun ", "deepspeed ")) for line in script.read_text().splitlines()
+            )
