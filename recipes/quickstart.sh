@@ -41,7 +41,7 @@ launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/aft
 launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/blind.jsonl" --max_new_tokens 8 --batch_size 64 --blank_images
 
 step "6/7  a small CLIP, trained here on synthetic captions because no CLIP weights can be had offline"
-python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip" --steps 250
+python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip" --steps 120
 
 step "7/7  scores"
 python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
