@@ -18,10 +18,9 @@ PACKED = ("--packing", "--max_length", 160, "--global_batch_size", 8)
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def plain(sft: Callable, fresh: Callable, world: Any) -> Any:
-    """(a) one process without DeepSpeed; evaluated as well."""
-    evaluation = (
+def evaluated(world: Any, batch: int) -> tuple[Any, ...]:
+    """Flags that measure the evaluation loss after the last step, `batch` rows at a time."""
+    return (
         "--eval_data",
         world.eval,
         "--eval_strategy",
@@ -29,24 +28,21 @@ def plain(sft: Callable, fresh: Callable, world: Any) -> Any:
         "--eval_steps",
         8,
         "--per_device_eval_batch_size",
-        3,
+        batch,
     )
+
+
+@pytest.fixture(scope="module")
+def plain(sft: Callable, fresh: Callable, world: Any) -> Any:
+    """(a) one process without DeepSpeed; evaluated as well."""
+    evaluation = evaluated(world, 3)
     return sft(fresh("plain"), "--per_device_train_batch_size", 16, "--peak_flops", 1e12, *evaluation)
 
 
 @pytest.fixture(scope="module")
 def zero2(sft: Callable, fresh: Callable, world: Any) -> Any:
     """(b) two ranks, ZeRO-2, two micro-batches a step; evaluated as well."""
-    evaluation = (
-        "--eval_data",
-        world.eval,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        8,
-        "--per_device_eval_batch_size",
-        2,
-    )
+    evaluation = evaluated(world, 2)
     return sft(
         fresh("zero2"), "--per_device_train_batch_size", 4, "--deepspeed", "zero2", *evaluation, launcher="torchrun"
     )
