@@ -6,7 +6,6 @@ json.loads of all lines into a list (the peer). Imports are not counted in the s
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -51,6 +50,8 @@ def make_row(i: int) -> dict[str, Any]:
 
 def read_row(part: str, path: Path, row: int) -> dict[str, Any]:
     """{"seconds", "peak_rss_mb", "id"} of opening `path` and reading `row`, in this process."""
+    from drive_vlm.launch.manifest import peak_resident_bytes
+
     if part == "ours":
         from drive_vlm.data.jsonl import JsonlFile
 
@@ -61,7 +62,7 @@ def read_row(part: str, path: Path, row: int) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             found = [json.loads(line) for line in file][row]
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident_bytes() / 2**20
     return {"seconds": seconds, "peak_rss_mb": peak, "id": found["id"]}
 
 

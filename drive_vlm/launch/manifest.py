@@ -50,6 +50,22 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_resident_bytes() -> int:
+    """Most memory this process ever held, in bytes.
+
+    Linux keeps getrusage's figure across exec: a child of a large process would report its parent's, so /proc is asked first.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def git_state() -> dict[str, Any] | None:
     """Commit of the code and whether it was changed since; None outside a git checkout."""
     here = Path(__file__).parent

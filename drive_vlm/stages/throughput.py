@@ -73,10 +73,10 @@ class Throughput:
 
 def peak_memory_gib() -> float:
     """Peak memory of this process: allocated on the GPU, or resident on a CPU machine."""
-    import resource
-
     import torch
+
+    from drive_vlm.launch.manifest import peak_resident_bytes
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_resident_bytes() / 2**30

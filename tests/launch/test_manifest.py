@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from drive_vlm.launch.manifest import complete_manifest, git_state, start_manifest, versions
@@ -29,3 +31,10 @@ def test_versions_name_what_decides_results() -> None:
 def test_git_state_of_a_checkout_or_nothing() -> None:
     state = git_state()
     assert state is None or len(state["commit"]) == 40
+
+
+def test_peak_memory_of_a_child_is_its_own() -> None:
+    ballast = b"x" * (400 << 20)  # resident in this process, which the child must not report
+    code = "from drive_vlm.launch.manifest import peak_resident_bytes; print(peak_resident_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(ballast) == 400 << 20 and int(done.stdout) < 200 << 20
