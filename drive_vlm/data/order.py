@@ -7,6 +7,7 @@ repeated or dropped to make it even.
 """
 
 import bisect
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class EpochOrder:
         full, rest = batches[: len(ordered) // self.global_batch], batches[len(ordered) // self.global_batch :]
         return np.concatenate([full[i] for i in random.permutation(len(full))] + rest)
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one order lives as long as its run
     def digest(self, epoch: int) -> str:
         """Hash of an epoch's order and of the rows' lengths: two runs with the same one see the same data, as far as lengths tell."""
         text = ";".join(",".join(map(str, sequence)) for sequence in self(epoch))

@@ -40,6 +40,14 @@ class RowTable:
     def sample(self, i: int, need_answer: bool = True) -> Sample:
         return read_sample(self.sources[self.source[i]], int(self.row[i]), need_answer)
 
+    @property
+    def content_hash(self) -> str:
+        import hashlib
+
+        return hashlib.blake2b(
+            b"".join(source.rows.path.read_bytes() for source in self.sources), digest_size=8
+        ).hexdigest()
+
     def audit(self) -> dict[str, Any]:
         """What data_audit.json says of this table."""
         quantiles = np.quantile(self.length, [0, 0.5, 0.95, 1]).tolist() if len(self) else [0] * 4

@@ -104,7 +104,7 @@ def _parse_training_flags(parser: CommandParser, training_class: str, words: lis
     if not words[0].startswith("--"):
         raise ValueError(f"unexpected word {words[0]!r}; flags begin with --")
     given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
-    hf_parser = HfArgumentParser(_training_class(training_class), allow_abbrev=False)
+    hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False)
     for action in hf_parser._actions:  # only what was given is wanted, without building the dataclass
         action.required = False
     namespace, left = hf_parser.parse_known_args([*words])

@@ -1,10 +1,13 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
+import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig, RunConfig
-from drive_vlm.launch.deepspeed import load_deepspeed_config
+from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
+from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.topology import accumulation_steps, read_topology
 
 
@@ -25,10 +28,17 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
         "save_strategy": "epoch",
         **extra,
     }
+    found = find_checkpoint(run.resume, Path(extra["output_dir"]))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
     config = None
     if run.deepspeed:
         config = load_deepspeed_config(run.deepspeed, cpu)
+    if found:
+        default = next(item.default for item in dataclasses.fields(cls) if item.name == "optim")
+        optim = str(extra.get("optim", default))
+        if check_layout(*found, zero_stage(config), bool(config), topology.world_size, optim) and config:
+            config["checkpoint"] = {"load_universal": True}  # saving.py converts before the engine loads
+    if run.deepspeed:
         _start_deepspeed(cpu)
     elif topology.world_size > 1 and cpu:
         extra.setdefault("ddp_backend", "gloo")
@@ -43,8 +53,7 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
         gradient_accumulation_steps=accumulation_steps(
             run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size
         ),
-        # With a best checkpoint to protect, room for one more: at a limit of 1 the Trainer would remove the newest at the end.
-        save_total_limit=run.keep + ("metric_for_best_model" in extra),
+        resume_from_checkpoint=str(found[0]) if found else None,
         remove_unused_columns=False,
         label_names=["labels"],
     )

@@ -65,15 +65,13 @@ def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str,
             zero_stage=zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None),
             data={name: table.audit()["files"] for name, table in tables.items()},
             order_hash=trainer.batch_sampler.order.digest(0),
+            resumed_from=args.resume_from_checkpoint,
         )
-    trainer.save_data_state(out)
-    checkpoint = find_checkpoint(run.resume, args.output_dir)
-    if checkpoint:
-        trainer.check_cursor(checkpoint)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.prepare_start()
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
-    trainer.save_data_state(out)
+    trainer.save_audit()
     if args.should_save:
         complete_manifest(
             out / "run.json",
@@ -152,21 +150,7 @@ def build_trainer(
     )
     trainer.throughput = Throughput(device_peak_flops(run.peak_flops))
     trainer.flops = train_flops(family)
-    trainer.tables, trainer.on_bad_row = tables, data.on_bad_row
+    trainer.tables, trainer.on_bad_row, trainer.keep = tables, data.on_bad_row, run.keep
     use_progress_bar(trainer)
     trainer.add_callback(StopOnNan())
     return trainer
-
-
-def find_checkpoint(resume: str | None, output_dir: str) -> str | None:
-    """The checkpoint to go on from. Raises ValueError when `auto` finds none and when a path is no checkpoint."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        found = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "data_cursor.json").is_file()]
-        return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
-    if not (Path(resume) / "data_cursor.json").is_file():
-        raise ValueError(
-            f"--resume {resume}: no complete checkpoint there (data_cursor.json is missing). Give a checkpoint-N directory, or auto."
-        )
-    return resume

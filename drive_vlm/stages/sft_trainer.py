@@ -21,7 +21,7 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
         self.model_accepts_loss_kwargs = True  # our forward divides by num_items_in_batch (training_forward.py)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         sampler = ShardedBatchSampler(
             FixedOrder(len(dataset)),
             self.args.per_device_eval_batch_size,
@@ -50,4 +50,6 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
         if dist.is_initialized():
             dist.all_reduce(totals)
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1].clamp(min=1)).item()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+        nothing: Any = None  # no predictions are gathered
+        rows: Any = dataloader.dataset
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))

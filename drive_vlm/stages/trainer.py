@@ -1,52 +1,36 @@
-"""What every stage's Trainer shares: data cursor, ids of the running batch, bad rows, checkpoint hooks, throughput."""
+"""What every stage's Trainer shares: its share of the data, ids of the running batch, bad rows, throughput, logs."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.order import ShardedBatchSampler
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import RowTable, save_audit
+from drive_vlm.launch.checkpoint import cut_metrics, read_complete
+from drive_vlm.stages.cursor import DataCursor
+from drive_vlm.stages.saving import CheckpointMixin
 from drive_vlm.stages.throughput import Throughput
 
-CURSOR = "data_cursor.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class DataCursor:
-    """Where a run stands in its data, independent of how many ranks read it: epoch and sequences consumed."""
-
-    epoch: int
-    sequences: int
-    num_sequences: int
-    global_batch: int
-    seed: int
-    order_hash: str
-
-    def save(self, directory: str | Path) -> None:
-        (Path(directory) / CURSOR).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-
-    @staticmethod
-    def load(directory: str | Path) -> "DataCursor":
-        return DataCursor(**json.loads((Path(directory) / CURSOR).read_text()))
+_BAD_ROWS = "bad_rows.json"
 
 
 class Loader(DataLoader):
     """A DataLoader that hands the epoch on to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
 
 
-class DriveTrainerMixin:
+class DriveTrainerMixin(CheckpointMixin):
     """Stands before a transformers Trainer in the bases of every stage.
 
     After construction a stage sets `batch_sampler` (this rank's share of the data; None where the Trainer samples for
@@ -65,7 +49,7 @@ class DriveTrainerMixin:
     def get_train_dataloader(self) -> DataLoader:
         """Our own sharding: accelerate would repeat rows to make the last batch even."""
         if self.batch_sampler is None:
-            return super().get_train_dataloader()  # type: ignore[misc]
+            return super().get_train_dataloader()
         return self._loader(self.train_dataset, self.batch_sampler)
 
     def _loader(self, dataset: Any, sampler: ShardedBatchSampler) -> DataLoader:
@@ -81,7 +65,7 @@ class DriveTrainerMixin:
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
         started = time.perf_counter()
-        result = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        result = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.throughput.waited += time.perf_counter() - started
         return result
 
@@ -106,84 +90,56 @@ class DriveTrainerMixin:
         step_flops = self.flops(tokens, int((labels != IGNORE_INDEX).sum()), tiles)
         self.throughput.add(len(self.sample_ids), tokens, step_flops)
         self._step_flops = step_flops
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().training_step(model, inputs, *args, **kwargs)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of the micro-batch that was just trained, by our own count."""
-        return self._step_flops
+        return int(self._step_flops)
 
-    # checkpoints
+    # what a checkpoint says of the data
 
     def cursor(self) -> DataCursor | None:
         """Where the run stands now; None where the Trainer samples for itself."""
-        sampler = self.batch_sampler
-        if sampler is None:
-            return None
-        epoch, step = divmod(self.state.global_step, sampler.steps)
-        return DataCursor(
-            epoch=epoch,
-            sequences=step * sampler.global_batch,
-            num_sequences=sampler.order.num_sequences,
-            global_batch=sampler.global_batch,
-            seed=sampler.order.seed,
-            order_hash=sampler.order.digest(epoch),
-        )
-
-    def check_cursor(self, checkpoint: str) -> None:
-        """Refuse to resume on other data or another order: ValueError with both hashes."""
         if self.batch_sampler is None:
-            return
-        saved = DataCursor.load(checkpoint)
-        order = self.batch_sampler.order
-        now = dataclasses.replace(
-            saved,
-            num_sequences=order.num_sequences,
-            global_batch=self.batch_sampler.global_batch,
-            seed=order.seed,
-            order_hash=order.digest(saved.epoch),
-        )
-        for name in ("num_sequences", "global_batch", "seed", "order_hash"):
-            if getattr(saved, name) != getattr(now, name):
-                raise ValueError(
-                    f"{checkpoint}: the run was saved with {name} {getattr(saved, name)}, it is {getattr(now, name)} now. Resume with the same "
-                    "data, --seed, --max_length and --global_batch_size, or start anew in another --output_dir."
-                )
+            return None
+        return DataCursor.at(self.state.global_step, self.batch_sampler, self.tables["train"].content_hash)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        model = self.model if model is None else model  # type: ignore[attr-defined]
-        if isinstance(model, PreTrainedModel):
-            load_saved_weights(model, resume_from_checkpoint)
-        else:  # peft: an adapter's names are the same on disk
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-
-    def _load_best_model(self) -> None:
-        if isinstance(self.model, PreTrainedModel) and not self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-            load_saved_weights(self.model, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
-        else:
-            super()._load_best_model()  # type: ignore[misc]
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self.save_data_state(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+    def prepare_start(self) -> None:
+        """Before train(): for a resumed run refuse other data, another order or other trained parameters (ValueError) and take
+        over the counted bad rows; of metrics.jsonl only what lies before the checkpoint stays."""
+        checkpoint = Path(self.args.resume_from_checkpoint) if self.args.resume_from_checkpoint else None
+        step = -1
+        if checkpoint:
+            self.check_trained(checkpoint)
+            step = read_complete(checkpoint).step
+            if self.batch_sampler is not None:
+                DataCursor.load(checkpoint).check(step, self.batch_sampler, self.tables["train"].content_hash)
+            if self.args.should_save:
+                self.bad_rows[:] = [BadRow(*words) for words in json.loads((checkpoint / _BAD_ROWS).read_text())]
+        if self.args.should_save:
+            cut_metrics(self.out / "metrics.jsonl", step)
+        self.save_audit()
 
     def save_data_state(self, directory: Path) -> None:
-        """Cursor beside the checkpoint; data_audit.json of the run brought up to date from all ranks."""
-        bad = self._gather(self.bad_rows)
+        """Cursor and the rows that failed so far, into a checkpoint."""
+        bad = self.save_audit()
         if not self.args.should_save:
             return
         cursor = self.cursor()
-        if cursor is not None and directory.is_dir():
+        if cursor is not None:
             cursor.save(directory)
-        save_audit(Path(self.args.output_dir) / "data_audit.json", self.tables, bad)
+        (directory / _BAD_ROWS).write_text(json.dumps([row.__reduce__()[1] for row in bad], indent=2) + "\n")
 
-    def _gather(self, rows: list[BadRow]) -> list[BadRow]:
-        import torch.distributed as dist
-
-        if not dist.is_initialized():
-            return rows
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, rows)
-        return [row for part in gathered for row in part]
+    def save_audit(self) -> list[BadRow]:
+        """Bring data_audit.json up to date with the failed rows of all ranks, each row once; returns them."""
+        gathered: list[Any] = [self.bad_rows]
+        if dist.is_initialized():
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, self.bad_rows)
+        bad = list({row.where: row for part in gathered for row in part}.values())
+        if self.args.should_save:
+            save_audit(self.out / "data_audit.json", self.tables, bad)
+        return bad
 
     # logs
 
@@ -191,26 +147,10 @@ class DriveTrainerMixin:
         """Add throughput to the training logs; every log also becomes a line of metrics.jsonl."""
         if "loss" in logs:
             logs.update(self.throughput.report(self.args.device))
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        super().log(logs, *args, **kwargs)
         if self.args.should_save:
-            with open(Path(self.args.output_dir) / "metrics.jsonl", "a") as file:
+            with open(self.out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
-
-
-def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
-    """Load the weights of a save_pretrained directory into `model`.
-
-    The Trainer's own loading compares names as they stand on disk. Those of InternVL and LLaVA differ from the module's:
-    it would load not one tensor, warn, and go on from the weights the run began with. Raises ValueError for a missing tensor.
-    """
-    saved, info = type(model).from_pretrained(
-        directory, config=model.config, dtype=model.dtype, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint."
-        )
-    model.load_state_dict(saved.state_dict())
 
 
 class ProgressBar(ProgressCallback):

@@ -6,7 +6,7 @@ import pytest
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
 from drive_vlm.stages.arguments import parse_stage
-from drive_vlm.stages.sft import find_checkpoint, main
+from drive_vlm.stages.sft import main
 
 NEEDED = ["--model", "m", "--data", "d.jsonl"]
 
@@ -103,16 +103,3 @@ def test_errors_of_the_run_are_one_line(
     assert "Did you mean zero2?" in refused(capsys, *NEEDED, *out, "--deepspeed", "zro2")
     text = refused(capsys, "--model", str(tmp_path), "--data", "d.jsonl", *out)
     assert "no config.json" in text and text.count("\n") == 1
-
-
-def test_find_checkpoint(tmp_path: Path) -> None:
-    for step, complete in ((5, True), (10, True), (20, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "data_cursor.json").write_text("{}")
-    assert find_checkpoint(None, str(tmp_path)) is None
-    assert find_checkpoint("auto", str(tmp_path)) == str(tmp_path / "checkpoint-10")  # 20 was never completed
-    assert find_checkpoint("auto", str(tmp_path / "new")) is None
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        find_checkpoint(str(tmp_path / "checkpoint-20"), str(tmp_path))

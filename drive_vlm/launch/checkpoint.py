@@ -1,0 +1,213 @@
+"""The contract of a checkpoint directory: written beside, marked last, moved into place; found, checked and removed by it.
+
+<output_dir>/.saving/checkpoint-N/    being written; a run that dies here leaves nothing that looks complete
+<output_dir>/checkpoint-N/            complete: complete.json names every file with its size
+<output_dir>/.frozen/                 weights that do not train: written once, hard-linked into each checkpoint
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MARKER = "complete.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFacts:
+    """What complete.json says: who wrote the checkpoint, in which layout, and every file with its bytes."""
+
+    step: int
+    world_size: int
+    zero_stage: int  # 0: the optimizer is one file, any world size reads it
+    deepspeed: bool
+    optimizer: str
+    trained: str  # digest of the names and sizes of the parameters that train
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
+    saved: str = ""
+
+
+def step_of(path: Path) -> int:
+    """N of a checkpoint-N directory; -1 for another name."""
+    name, _, number = path.name.partition("-")
+    return int(number) if name == "checkpoint" and number.isdigit() else -1
+
+
+def begin(output_dir: Path, step: int) -> Path:
+    """An empty directory to write checkpoint `step` into; what an earlier death left there is removed."""
+    saving = output_dir / ".saving"
+    shutil.rmtree(saving, ignore_errors=True)
+    path = saving / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    return path
+
+
+def require_space(output_dir: Path, needed: int) -> None:
+    """Raises ValueError when fewer than `needed` bytes are free where checkpoints go."""
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise ValueError(
+            f"{output_dir}: the next checkpoint needs about {_size(needed)}, {_size(free)} are free. "
+            "Free some space or lower --keep, then go on with --resume auto: complete checkpoints are untouched."
+        )
+
+
+def complete(saving: Path, facts: CheckpointFacts) -> Path:
+    """Flush all files of `saving` to the disk, write the marker, move the directory into place; return where it is now."""
+    files = {str(path.relative_to(saving)): path for path in sorted(saving.rglob("*")) if path.is_file()}
+    for path in files.values():
+        _flush(path)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    facts = dataclasses.replace(facts, files=sizes, saved=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    (saving / MARKER).write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
+    _flush(saving / MARKER)
+    final = saving.parent.parent / saving.name
+    if final.exists():  # the same step once more, after a resume from an older one
+        final.rename(saving.parent / "replaced")
+    saving.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(saving.parent)
+    return final
+
+
+def read_complete(path: Path) -> CheckpointFacts:
+    """The facts of a complete checkpoint. Raises ValueError for a torn, damaged or foreign directory, naming what is wrong."""
+    marker = path / MARKER
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such checkpoint directory.")
+    if not marker.is_file():
+        raise ValueError(
+            f"{path}: not a complete checkpoint of drive-vlm ({MARKER} is missing): it was torn while being written, or another "
+            "program wrote it. Resume from another checkpoint-N, or start from it as weights with --model."
+        )
+    try:
+        facts = CheckpointFacts(**json.loads(marker.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{marker}: damaged ({error}). Remove {path.name} to resume from the checkpoint before."
+        ) from error
+    for name, size in facts.files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes, {size:,} were written"
+            raise ValueError(f"{file}: {state}. Remove {path.name} to resume from the checkpoint before.")
+    return facts
+
+
+def find_checkpoint(resume: str | None, output_dir: Path) -> tuple[Path, CheckpointFacts] | None:
+    """The checkpoint to go on from: `auto` takes the newest complete one of `output_dir`, None where there is none.
+
+    Under torchrun's --max_restarts a run that was started without --resume goes on as with `auto`.
+    Raises ValueError for a path that is no complete checkpoint, when checkpoints are there but none is whole, and when a new
+    run would mix its checkpoints with those of an earlier one.
+    """
+    if resume is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        resume = "auto"
+    if resume is None:
+        there = sorted(path.name for path in output_dir.glob("checkpoint-*") if (path / MARKER).is_file())
+        if there:
+            raise ValueError(
+                f"--output_dir {output_dir}: an earlier run left {', '.join(there)} there. Go on from it with --resume auto, or give another --output_dir."
+            )
+        return None
+    if resume != "auto":
+        return Path(resume), read_complete(Path(resume))
+    damaged = []
+    for path in sorted(output_dir.glob("checkpoint-*"), key=step_of, reverse=True):
+        if step_of(path) < 0:
+            continue
+        try:
+            facts = read_complete(path)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        for text in damaged:
+            print(f"--resume auto passes over a damaged checkpoint. {text}", flush=True)
+        return path, facts
+    if damaged:
+        raise ValueError(f"--resume auto: no whole checkpoint in {output_dir}. {damaged[0]}")
+    return None
+
+
+def check_layout(
+    path: Path, facts: CheckpointFacts, zero_stage: int, deepspeed: bool, world_size: int, optim: str
+) -> bool:
+    """Whether the optimizer's shards must be converted (universal checkpoint) to be read by this run.
+
+    Raises ValueError for a change that cannot be converted: engine, ZeRO stage, or an optimizer other than Adam.
+    """
+    if (facts.deepspeed, facts.zero_stage) != (deepspeed, zero_stage):
+        raise ValueError(
+            f"{path}: saved {_layout(facts.deepspeed, facts.zero_stage)}, this run is {_layout(deepspeed, zero_stage)}; their optimizer "
+            "states cannot be converted into each other. Resume with the same --deepspeed, or start anew with --model on this directory."
+        )
+    if facts.optimizer != optim:
+        raise ValueError(f"{path}: saved with --optim {facts.optimizer}, this run has {optim}. Use the same.")
+    if not deepspeed or facts.world_size == world_size:
+        return False
+    if "adam" not in optim:
+        raise ValueError(
+            f"{path}: saved by {facts.world_size} processes, this run has {world_size}. DeepSpeed's universal checkpoint knows Adam's "
+            f"two moments only, not those of --optim {optim}. Resume with {facts.world_size} processes."
+        )
+    return True
+
+
+def remove_old(output_dir: Path, keep: int, best: str | None) -> None:
+    """Remove complete checkpoints but the newest `keep` and the best. Called only after a newer one is complete."""
+    found = sorted((path for path in output_dir.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+    protected = {path.name for path in found[-max(keep, 1) :]} | ({Path(best).name} if best else set())
+    for path in found:
+        if path.name not in protected:
+            (path / MARKER).unlink(
+                missing_ok=True
+            )  # first: a death half way must not leave a directory that looks whole
+            shutil.rmtree(path)
+
+
+def link_or_copy(files: Iterable[Path], directory: Path) -> None:
+    """Hard-link `files` into `directory`; copy where the file system has no links."""
+    for file in files:
+        try:
+            os.link(file, directory / file.name)
+        except OSError:
+            shutil.copy2(file, directory / file.name)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step`: the resumed run will write them again."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text().splitlines() if _json_step(line) <= step]
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(line + "\n" for line in kept))
+    beside.replace(path)
+
+
+def _json_step(line: str) -> float:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError:  # the half line of a killed run
+        return float("inf")
+    return row["step"]
+
+
+def _layout(deepspeed: bool, stage: int) -> str:
+    return f"under DeepSpeed ZeRO-{stage}" if deepspeed else "without DeepSpeed"
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,297 @@
+"""What a run writes and reads back: whole checkpoints, the weights in them, DeepSpeed's shards for another world size."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from drive_vlm.launch import checkpoint as contract
+from drive_vlm.launch.deepspeed import zero_stage
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object
+
+
+class CheckpointMixin(Trainer):
+    """Checkpoints by the contract of launch/checkpoint.py; stands before a transformers Trainer in the bases of every stage."""
+
+    keep = 2
+    model: Any
+    model_wrapped: Any
+
+    @property
+    def out(self) -> Path:
+        """--output_dir."""
+        assert self.args.output_dir is not None, "engine.py gives a default"
+        return Path(self.args.output_dir)
+
+    # writing
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """In place of the Trainer's own, which writes where readers look and removes old ones by their time stamps."""
+        out, step = self.out, self.state.global_step
+        saving = out / ".saving" / f"checkpoint-{step}"
+        if self.args.should_save:
+            contract.require_space(out, self._expected_bytes())
+            contract.begin(out, step)
+        _barrier()
+        best = self.state.best_global_step
+        if best and (best == step or (out / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(out / f"checkpoint-{best}")
+        with self._told_when_writing_fails(saving):
+            self._write_checkpoint(saving)
+        _barrier()
+        if self.args.should_save:
+            with self._told_when_writing_fails(saving):
+                contract.complete(saving, self.checkpoint_facts())
+            contract.remove_old(out, self.keep, self.state.best_model_checkpoint)
+        _barrier()
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        self.store_flos()
+        self.save_model(str(directory), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(directory))
+        self._save_scaler(str(directory))
+        self._save_rng_state(str(directory))
+        self.save_data_state(directory)
+        if self.args.should_save:
+            states: Any = self.state.stateful_callbacks
+            for part in (*self.callback_handler.callbacks, self.control):
+                if isinstance(part, ExportableState):
+                    states[type(part).__name__] = part.state()
+            self.state.save_to_json(str(directory / TRAINER_STATE_NAME))
+
+    def save_data_state(self, directory: Path) -> None:
+        """What else belongs to a checkpoint; the data cursor (trainer.py)."""
+
+    def checkpoint_facts(self) -> contract.CheckpointFacts:
+        config = self.args.deepspeed if isinstance(self.args.deepspeed, dict) else None
+        return contract.CheckpointFacts(
+            step=self.state.global_step,
+            world_size=self.args.world_size,
+            zero_stage=zero_stage(config),
+            deepspeed=self.is_deepspeed_enabled,
+            optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
+            trained=_digest_of_names(self.model),
+        )
+
+    def _expected_bytes(self) -> int:
+        """Bytes of the next checkpoint: those of the last one, or weights, fp32 masters and two moments of what trains."""
+        found = max(self.out.glob("checkpoint-*"), key=contract.step_of, default=None)
+        if found is not None and (found / contract.MARKER).is_file():
+            own = [path.stat() for path in found.rglob("*") if path.is_file()]
+            return sum(stat.st_size for stat in own if stat.st_nlink == 1)
+        parameters = [(_count(p), p.element_size(), p.requires_grad) for p in self.model.parameters()]
+        masters = 12 if self.is_deepspeed_enabled else 8
+        copies = 2 if self.is_deepspeed_enabled else 1
+        return sum(n * (copies * size + masters) if trains else n * size for n, size, trains in parameters)
+
+    @contextlib.contextmanager
+    def _told_when_writing_fails(self, directory: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: how torch.save reports a full disk
+            whole = [path for path in self.out.glob("checkpoint-*") if (path / contract.MARKER).is_file()]
+            last = max(whole, key=contract.step_of, default=None)
+            raise ValueError(
+                f"{directory}: the checkpoint of step {self.state.global_step} could not be written ({str(error).splitlines()[0]}); "
+                f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. The last complete checkpoint is "
+                f"{last.name if last else 'none'}, untouched: mend the cause and go on with --resume auto."
+            ) from error
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights of a checkpoint: those that train are written, the frozen ones linked to their one copy."""
+        directory = Path(output_dir) if output_dir else self.out
+        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        if directory.parent.name != ".saving" or not isinstance(self.model, PreTrainedModel) or not frozen:
+            return super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return None
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: tensor for name, tensor in weights.items() if name not in frozen})
+        single = directory / "model.safetensors"
+        if single.is_file():
+            single.rename(directory / "model-trained.safetensors")
+        store = self._frozen_store({name: tensor for name, tensor in weights.items() if name in frozen})
+        contract.link_or_copy(store.glob("*.safetensors"), directory)
+        _write_index(directory)
+
+    def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
+        """Directory with the frozen weights as safetensors; written when it is not there, or holds those of another model."""
+        store = self.out / ".frozen"
+        if "_frozen_hash" not in self.__dict__:
+            self._frozen_hash = _digest_of_weights(weights)
+        mark = store / "content_hash"
+        if not mark.is_file() or mark.read_text() != self._frozen_hash:
+            shutil.rmtree(store, ignore_errors=True)
+            self.model.save_pretrained(store, state_dict=weights)
+            for file in store.iterdir():
+                if file.suffix == ".safetensors":
+                    file.rename(store / file.name.replace("model", "model-frozen", 1))
+                else:
+                    file.unlink()
+            mark.write_text(self._frozen_hash)
+        return store
+
+    # reading
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """The Trainer's own, but for DeepSpeed's part: frozen weights are in no checkpoint, they come from the model."""
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        engine = self.model_wrapped
+        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if resume_from_checkpoint is not None:
+            self._load_engine(Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _load_engine(self, checkpoint: Path) -> None:
+        engine = self.model_wrapped
+        universal = engine.load_universal_checkpoint()
+        if universal and self.args.should_save:
+            convert_to_universal(checkpoint)
+        _barrier()
+        optimizer = engine.optimizer.optimizer
+        own = [
+            {name: group[name] for name in group if name not in ("params", "lr")} for group in optimizer.param_groups
+        ]
+        loaded, _ = engine.load_checkpoint(str(checkpoint), load_module_strict=False)
+        assert loaded is not None, "read_complete found every file"
+        if universal:
+            # DeepSpeed 0.19 gives all ZeRO-3 groups one step tensor, which then counts once a group, and the first group's
+            # settings, so that biases and norms would decay.
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)
+            for state in optimizer.state.values():
+                if isinstance(state.get("step"), torch.Tensor):
+                    state["step"] = state["step"].clone()
+        _barrier()
+        if universal and self.args.should_save:
+            remove_universal(checkpoint)
+
+    def check_trained(self, checkpoint: Path) -> None:
+        """Raises ValueError when other parameters train than those of the checkpoint."""
+        saved = contract.read_complete(checkpoint).trained
+        if saved != _digest_of_names(self.model):
+            raise ValueError(
+                f"{checkpoint}: other parameters trained in that run than in this one. Resume with the same --freeze, --lora_rank, "
+                "--lora_targets and --model, or start anew in another --output_dir."
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PreTrainedModel):
+            load_saved_weights(model, resume_from_checkpoint)
+        else:  # peft: an adapter's names are the same on disk
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        assert best is not None
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.load_checkpoint(best, load_module_strict=False)
+        elif isinstance(self.model, PreTrainedModel):
+            load_saved_weights(self.model, best)
+        else:
+            super()._load_best_model()
+
+
+def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
+    """Load the weights of a save_pretrained directory into `model`.
+
+    The Trainer's own loading compares names as they stand on disk. Those of InternVL and LLaVA differ from the module's:
+    it would load not one tensor, warn, and go on from the weights the run began with. Raises ValueError for a missing tensor.
+    """
+    loaded: Any = type(model).from_pretrained(
+        directory, config=model.config, dtype=model.dtype, output_loading_info=True
+    )
+    saved, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint."
+        )
+    model.load_state_dict(saved.state_dict())
+
+
+def convert_to_universal(checkpoint: Path) -> None:
+    """Write global_stepN_universal beside the shards, which a run of any world size can load. Raises ValueError when DeepSpeed cannot."""
+    remove_universal(checkpoint)
+    tag = (checkpoint / "latest").read_text().strip()
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    words = [
+        "--inject_missing_state",
+        "--input_folder",
+        str(checkpoint / tag),
+        "--output_folder",
+        str(checkpoint / f"{tag}_universal"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words],
+        check=False,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(
+            f"{checkpoint}: DeepSpeed could not convert the shards for another number of processes: {done.stderr.strip().splitlines()[-1]}. "
+            "Resume with the number of processes that complete.json names."
+        )
+
+
+def remove_universal(checkpoint: Path) -> None:
+    for path in checkpoint.glob("global_step*_universal"):
+        shutil.rmtree(path)
+    (checkpoint / "latest_universal").unlink(missing_ok=True)
+
+
+def _write_index(directory: Path) -> None:
+    """model.safetensors.index.json over all weight files of `directory`, so that from_pretrained reads them as one model."""
+    weight_map, total = {}, 0
+    for path in sorted(directory.glob("model-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            weight_map.update(dict.fromkeys(file.keys(), path.name))
+        total += path.stat().st_size
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _digest_of_weights(weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_of_names(model: torch.nn.Module) -> str:
+    trained = sorted(f"{name} {_count(p)}" for name, p in model.named_parameters() if p.requires_grad)
+    return hashlib.blake2b("\n".join(trained).encode(), digest_size=8).hexdigest()
+
+
+def _count(parameter: Any) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 holds elsewhere."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
