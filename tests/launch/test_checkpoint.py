@@ -159,7 +159,7 @@ def test_layouts_that_cannot_go_on(stage: int, deepspeed: bool, world: int, opti
 def test_rmsprop_keeps_its_world_size() -> None:
     facts = dataclasses.replace(FACTS, optimizer="rmsprop")
     assert check_layout(Path("c"), facts, 2, True, 2, "rmsprop") is False
-    with pytest.raises(ValueError, match="saved by 2 processes, this run has 1.*Resume with 2 processes"):
+    with pytest.raises(ValueError, match=r"saved by 2 processes, this run has 1.*Resume with 2 processes"):
         check_layout(Path("c"), facts, 2, True, 1, "rmsprop")
 
 
