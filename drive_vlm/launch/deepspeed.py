@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import nearest
+from drive_vlm.launch.deepspeed_rules import Document, check_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -17,14 +18,15 @@ OWNED = {
     "bf16.enabled": "--bf16",
     "fp16.enabled": "--fp16",
     "optimizer": "--optim, --learning_rate, --weight_decay",
-    "scheduler": "--lr_scheduler_type, --warmup_ratio",
+    "scheduler": "--lr_scheduler_type, --warmup_steps",
 }
 
 
 def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
     """The configuration of a name in ds_configs/ or a JSON file, with "auto" for all that the command line owns.
 
-    Raises ValueError for an unknown name, broken JSON, or a literal that belongs to the command line.
+    Raises ValueError with the file, the key and the way out: unknown name, broken JSON, unknown keys, contradictions, or a
+    literal that belongs to the command line.
     """
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
     if not path.is_file():
@@ -32,26 +34,68 @@ def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
         raise ValueError(
             f"--deepspeed {name}: no such configuration. Known: {', '.join(known)}, or give a JSON file.{nearest(name, known)}"
         )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    document, config = _read(path)
+    check_config(config, document, OWNED)
     for key, flag in OWNED.items():
-        _own(config, key, flag, path)
+        _own(config, key, flag, document)
     if cpu:
         # The compiled CPU Adam is worth its two minutes of compiling only where optimizer states are offloaded from a GPU.
         config["zero_force_ds_cpu_optimizer"] = False
-        config.get("zero_optimization", {})["overlap_comm"] = False  # there are no CUDA streams to overlap on
+        config["zero_optimization"]["overlap_comm"] = False  # there are no CUDA streams to overlap on
     config["zero_allow_untested_optimizer"] = True
     return config
 
 
-def _own(config: dict[str, Any], key: str, flag: str, path: Path) -> None:
+def _read(path: Path) -> tuple[Document, dict[str, Any]]:
+    """The file's text and content. Raises ValueError for what is not strict JSON, and for a key given twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
+        ) from error
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        section = dict(pairs)
+        twice = next((key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])), None)
+        if twice is not None:
+            raise ValueError(
+                f'{path}: "{twice}" stands twice in one section (beside {", ".join(sorted(section.keys() - {twice})) or "nothing else"}). '
+                "Keep one: the last would win in silence."
+            )
+        return section
+
+    def finite(word: str) -> Any:
+        raise ValueError(f"{path}: {word} is no JSON value. Write a number.")
+
+    try:
+        config = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).{_hint(text[error.pos :])}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an object {{...}}, got {type(config).__name__}.")
+    return Document(path, text), config
+
+
+def _hint(rest: str) -> str:
+    """What most often stands where JSON ends: a comment or a comma too many."""
+    if rest.startswith(("//", "/*", "#")):
+        return " Comments are not JSON: remove it."
+    if rest.startswith(("}", "]")):
+        return " Remove the comma before it."
+    if rest.startswith("'"):
+        return ' JSON quotes with ".'
+    return ""
+
+
+def _own(config: dict[str, Any], key: str, flag: str, document: Document) -> None:
     section, _, leaf = key.rpartition(".")
     place = config.setdefault(section, {}) if section else config
     if place.get(leaf, "auto") != "auto":
-        raise ValueError(
-            f'{path}: "{key}": {json.dumps(place[leaf])} belongs to the command line. Write "auto" or remove it, and use {flag}.'
+        raise document.problem(
+            key,
+            f"is {json.dumps(place[leaf])}, which belongs to the command line",
+            f'Write "auto" or remove it, and use {flag}.',
         )
     if leaf in ("optimizer", "scheduler"):
         place.pop(leaf, None)

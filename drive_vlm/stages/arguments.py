@@ -44,10 +44,22 @@ def parse_stage(
     try:
         words = [*_yaml_words(parser, words), *words]
         namespace, rest = parser.parse_known_args(words)
+        if getattr(namespace, "deepspeed", None):
+            _check_deepspeed(command, namespace.deepspeed)
         extra = _parse_training_flags(parser, training_class, rest) if rest else {}
         return [from_namespace(cls, namespace) for cls in dataclasses_], extra
     except ValueError as error:
         parser.error(str(error))
+
+
+def _check_deepspeed(command: str, name: str) -> None:
+    """A mistake in the memory layout is told before torch is imported, not after the model is loaded."""
+    from drive_vlm.launch.deepspeed import load_deepspeed_config
+
+    try:
+        load_deepspeed_config(name, cpu=False)
+    except ValueError as error:
+        stop_on_user_error(command, error)
 
 
 def _yaml_words(parser: CommandParser, words: Sequence[str]) -> list[str]:

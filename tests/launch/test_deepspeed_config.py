@@ -1,4 +1,8 @@
 import json
+import re
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,12 +35,11 @@ def test_an_unknown_name_shows_the_nearest() -> None:
 def test_a_literal_that_the_command_line_owns_is_refused(tmp_path: Path, key: str) -> None:
     config: dict = {"zero_optimization": {"stage": 2}}
     section, _, leaf = key.rpartition(".")
-    (config.setdefault(section, {}) if section else config)[leaf] = (
-        {"type": "AdamW"} if leaf in ("optimizer", "scheduler") else 1
-    )
+    literal = {"type": "AdamW"} if leaf in ("optimizer", "scheduler") else True if leaf == "enabled" else 1
+    (config.setdefault(section, {}) if section else config)[leaf] = literal
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"mine\.json: .*belongs to the command line.*--") as error:
+    with pytest.raises(ValueError, match=r"mine\.json.*belongs to the command line.*--") as error:
         load_deepspeed_config(str(path), cpu=True)
     assert f'"{key}"' in str(error.value) and OWNED[key] in str(error.value)
 
@@ -54,3 +57,130 @@ def test_broken_json_names_the_line(tmp_path: Path) -> None:
     path.write_text('{\n"a": 1,,\n}')
     with pytest.raises(ValueError, match=r"mine\.json:2: not valid JSON"):
         load_deepspeed_config(str(path), cpu=False)
+
+
+ZERO2 = {"stage": 2}
+ZERO3 = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+
+
+def refuse(folder: Path, config: object) -> str:
+    """The message that a configuration is refused with."""
+    path = folder / "mine.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config, indent=2))
+    with pytest.raises(ValueError) as error:
+        load_deepspeed_config(str(path), cpu=False)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    return str(error.value).removeprefix(str(folder))
+
+
+WRONG = {
+    # name: (configuration, pattern of the message: line, key, reason, way out)
+    "typo at the top": ({"zero_optimisation": ZERO2, "zero_optimization": ZERO2}, r'2: "zero_optimisation" is no key .*at the top level\. Did you mean zero_optimization\?'),
+    "typo inside": ({"zero_optimization": {"stage": 2, "overlap_com": True}}, r'4: "zero_optimization\.overlap_com" is no key .* in "zero_optimization"\. Did you mean overlap_comm\?'),
+    "typo two levels down": ({"zero_optimization": ZERO3 | {"offload_param": {"device": "cpu", "pin_memry": True}}}, r"pin_memry.* Did you mean pin_memory\?"),
+    "key in the wrong section": ({"zero_optimization": ZERO2, "overlap_comm": True}, r'"overlap_comm" is no key .* It belongs into "zero_optimization"'),
+    "removed": ({"zero_optimization": ZERO2, "amp": {"enabled": True}}, r'"amp" was removed from DeepSpeed'),
+    "old name": ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, r"cpu_offload.* old name\. Write offload_optimizer"),
+    "changes the batch": ({"zero_optimization": ZERO2, "tensor_parallel": {"autotp_size": 2}}, r"tensor_parallel.* not taken: every process .* global batch"),
+    "no zero section": ({"bf16": {"enabled": "auto"}}, r'"zero_optimization" is missing'),
+    "zero as a switch": ({"zero_optimization": True}, r'"zero_optimization" is true, not a section'),
+    "no stage": ({"zero_optimization": {}}, r"stage\" is missing\. Write 0, 1, 2 or 3"),
+    "stage 4": ({"zero_optimization": {"stage": 4}}, r"3: .*stage\" is 4\. Write 0, 1, 2 or 3"),
+    "stage as text": ({"zero_optimization": {"stage": "auto"}}, r'stage" is "auto"\. Write 0'),
+    "wrong kind": ({"zero_optimization": {"stage": 2, "overlap_comm": "yes"}}, r'overlap_comm" is "yes"\. Write true or false'),
+    "negative size": ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, r"reduce_bucket_size\" is -1\. Write a whole number"),
+    "odd bucket": ({"zero_optimization": {"stage": 2, "allgather_bucket_size": 99}}, r"99, an odd number"),
+    "offloaded parameters in stage 2": ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, r'offload_param" acts under stage 3 only, and the stage is 2\. Set "stage" to 3, or remove'),
+    "offloaded optimizer in stage 0": ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, r"offload_optimizer\" needs ZeRO, and the stage is 0"),
+    "stage 3 key in stage 2": ({"zero_optimization": {"stage": 2, "stage3_max_live_parameters": 1e9}}, r"stage3_max_live_parameters\" acts under stage 3 only"),
+    "ZeRO++ in stage 2": ({"zero_optimization": {"stage": 2, "zero_quantized_gradients": True}}, r"zero_quantized_gradients\" acts under stage 3 only"),
+    "both precisions": ({"zero_optimization": ZERO2, "bf16": {"enabled": True}, "fp16": {"enabled": True}}, r"bf16\.enabled\" and fp16\.enabled are both true\. .*--bf16 or --fp16"),
+    "bf16 states without weights": ({"zero_optimization": ZERO2, "bf16": {"bf16_optimizer_states": True}}, r"bf16_optimizer_states\" needs bf16 master weights"),
+    "no model at the end": ({"zero_optimization": {"stage": 3}}, r"stage3_gather_16bit_weights_on_model_save\" is missing\. Set it to true"),
+    "no model, said so": ({"zero_optimization": ZERO3 | {"stage3_gather_16bit_weights_on_model_save": False}}, r"model_save\" is false\. Set it to true"),
+    "NVMe nowhere": ({"zero_optimization": ZERO3 | {"offload_param": {"device": "nvme"}}}, r"nvme_path\" is missing .* Give a folder"),
+    "NVMe in stage 2": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, r"silently turn into \"cpu\""),
+    "unknown device": ({"zero_optimization": ZERO3 | {"offload_param": {"device": "gpu"}}}, r'device" is "gpu"\. Write "cpu", "nvme" or "none"'),
+    "part of the optimizer in stage 2": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, r"ratio\" needs stage 3"),
+    "auto that nobody fills": ({"zero_optimization": {"stage": 2, "allgather_bucket_size": "auto"}}, r'allgather_bucket_size" is "auto", which nobody fills in\. Write a value, or remove'),
+    "auto of another section": ({"zero_optimization": ZERO2, "data_types": {"keep_in_fp32_modules": "auto"}}, r"nobody fills in"),
+    "stage 3 auto in stage 2": ({"zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": "auto"}}, r"acts under stage 3 only"),
+    "a key twice": ('{"zero_optimization": {"stage": 2, "overlap_comm": true,\n "stage": 3}}', r'"stage" stands twice in one section \(beside overlap_comm\)'),
+    "line comment": ('{\n "zero_optimization": {"stage": 2} // two\n}', r"mine\.json:2: not valid JSON .*Comments are not JSON"),
+    "hash comment": ('{\n # mine\n "zero_optimization": {"stage": 2}\n}', r"mine\.json:2: not valid JSON .*Comments are not JSON"),
+    "comma too many": ('{\n "zero_optimization": {"stage": 2},\n}', r"mine\.json:3: not valid JSON .*Remove the comma before it"),
+    "not a number": ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": NaN}}', r"NaN is no JSON value"),
+    "a list": ("[1]", r"expected an object \{\.\.\.\}, got list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_told_with_file_key_and_way_out(tmp_path: Path, case: str) -> None:
+    config, pattern = WRONG[case]
+    message = refuse(tmp_path, config)
+    assert re.search(pattern, message), message
+
+
+def test_bytes_that_are_no_text_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(b'{"\xff": 1}')
+    with pytest.raises(ValueError, match=r"mine\.json: not UTF-8"):
+        load_deepspeed_config(str(path), cpu=False)
+
+
+RIGHT = [
+    {"stage": 0},
+    {"stage": 1, "reduce_bucket_size": "auto", "stage3_gather_16bit_weights_on_model_save": False},
+    {"stage": 2, "offload_param": {"device": "none"}, "zero_hpz_partition_size": 1, "zero_quantized_weights": False},
+    ZERO3 | {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto", "offload_param": None},
+    {"stage": 3, "gather_16bit_weights_on_model_save": True, "max_live_parameters": 1e9},
+    ZERO3 | {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme", "ratio": 0.5}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("zero", RIGHT, ids=str)
+def test_what_deepspeed_and_transformers_take_is_taken(tmp_path: Path, zero: dict) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(
+        json.dumps({"zero_optimization": zero, "wall_clock_breakdown": True, "aio": {"block_size": 1048576}})
+    )
+    assert zero_stage(load_deepspeed_config(str(path), cpu=False)) == zero["stage"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_configurations_are_read_by_the_installed_deepspeed(path: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    values = {
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 8,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+    }
+    config = DeepSpeedConfig(load_deepspeed_config(path.stem, cpu=False) | values)
+    assert config.zero_config.stage == int(path.stem[4])
+    assert (config.zero_config.offload_param is not None) == (path.stem == "zero3_offload")
+    assert config.zero_config.gather_16bit_weights_on_model_save == (config.zero_config.stage == 3)
+
+
+def test_the_command_line_tells_at_once_in_one_line(tmp_path: Path, run: Callable) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "offload_parm": {"device": "cpu"}}}')
+    words = [
+        sys.executable,
+        "-m",
+        "drive_vlm",
+        "sft",
+        "--model",
+        "m",
+        "--data",
+        "d.jsonl",
+        "--learning_rate",
+        "1e-5",
+        "--deepspeed",
+        path,
+    ]
+    started = time.perf_counter()
+    done = run(words)
+    assert done.returncode == 2 and time.perf_counter() - started < 3, "nothing heavy is imported before"
+    assert done.stderr.count("\n") == 1 and "Did you mean offload_param?" in done.stderr, done.stderr
