@@ -26,7 +26,7 @@ HEAVY = {
     "ultralytics",
 }
 # What each part may import of the package (design.md); itself is always allowed.
-COMMANDS = {"generate", "merge", "plan", "report"}
+COMMANDS = {"generate", "merge", "plan", "report", "doctor", "reproduce"}
 ALLOWED = {
     "config": set(), "launch": {"config"}, "data": {"config", "launch"}, "models": {"config", "launch"}, "rewards": {"config", "launch"},
     "evaluation": {"config", "data"}, "judge": {"config"}, "stages": {"models", "data", "rewards", "config", "launch"},
@@ -119,7 +119,7 @@ def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
     assert not loaded_by(run, [path]) & HEAVY
 
 
-@pytest.mark.parametrize("command", ["sft", "generate", "merge"])
+@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce"])
 def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
 

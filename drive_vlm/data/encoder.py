@@ -7,9 +7,9 @@ import numpy as np
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
-from drive_vlm.data.jsonl import cache_key
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import VisionAdapter, checked_image_size, load_image, load_video, video_length
+from drive_vlm.launch.cache import cache_key
 
 
 class Encoder:

@@ -1,6 +1,5 @@
 """Random access to JSONL files of any length: an index of line offsets on disk, one line in memory at a time."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,33 +8,9 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.samples import BadRow
+from drive_vlm.launch.cache import cache_dir, file_key, write_atomically
 
 _BLOCK = 1 << 24
-
-
-def cache_dir() -> Path:
-    """Where indices are kept: $DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
-    path = Path(os.environ.get("DRIVE_VLM_CACHE") or Path.home() / ".cache" / "drive_vlm")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a binary file beside `path`, then rename it: readers see the whole file or none."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
-        write(file)
-    os.replace(beside, path)
-
-
-def cache_key(*parts: Any) -> str:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-
-def file_key(path: str | Path) -> str:
-    """Identity of a file without reading it: resolved path, size and time of change."""
-    stat = os.stat(path)
-    return cache_key(str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns)
 
 
 class JsonlFile:

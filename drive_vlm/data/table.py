@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.encoder import Encoder, too_long
-from drive_vlm.data.jsonl import cache_dir, cache_key, file_key, write_atomically
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
+from drive_vlm.launch.cache import cache_dir, cache_key, file_key, write_atomically
 
 _BLOCK = 2048
 BAD = -1

@@ -1,16 +1,27 @@
-"""run.json: what ran, with what, on what; written when a run starts and completed when it ends."""
+"""run.json: what ran, with what, on what; written when a run starts and completed when it ends.
+
+It keeps what `python -m drive_vlm reproduce` needs: the words of the command, the topology, and hashes of code, data and
+model. Pictures are not hashed, only the files that list them. Secrets are left out (secrets.py).
+"""
 
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
+from drive_vlm.launch.cache import write_atomically
+from drive_vlm.launch.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
+from drive_vlm.launch.secrets import hide, hide_words, is_secret
+from drive_vlm.launch.topology import read_topology
 
 _PACKAGES = (
     "drive-vlm",
@@ -21,10 +32,26 @@ _PACKAGES = (
     "accelerate",
     "peft",
     "trl",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "flash-attn",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
     "numpy",
     "pillow",
     "open_clip_torch",
 )
+# What changes numbers, speed or where a run finds its processes; not what belongs to one machine or one job.
+_ENVIRONMENT = re.compile(
+    r"(CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|OMP_NUM_THREADS|PYTHONHASHSEED|PYTHONPATH|TOKENIZERS_PARALLELISM"
+    r"|HF_(HOME|HUB_CACHE|HUB_OFFLINE)|TRANSFORMERS_OFFLINE"
+    r"|(PYTORCH|TORCH|NCCL|GLOO|UCX|DEEPSPEED|DRIVE_VLM|FLASH_ATTENTION|NVIDIA_TF32)_\w+)"
+)
+_JOB = re.compile(r"SLURM_(JOB_ID|JOB_NAME|JOB_NODELIST|JOB_PARTITION|NNODES|NTASKS|RESTART_COUNT|ARRAY_\w+)")
+# Said elsewhere in the manifest, without effect on the run, or set by torchrun and transformers themselves.
+_NOT_ENVIRONMENT = {"DRIVE_VLM_ROOT", "DRIVE_VLM_RECIPE", "DRIVE_VLM_CACHE", "DRIVE_VLM_CONTROL_DIR"}
+_NOT_ENVIRONMENT |= {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "PYTORCH_NVML_BASED_CUDA_CHECK"}
 
 
 def versions() -> dict[str, str]:
@@ -47,7 +74,20 @@ def machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "cores": cores,
         "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus(),
     }
+
+
+def gpus() -> list[str]:
+    """Name, memory and driver of each GPU that nvidia-smi sees; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    words = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.strip().splitlines()
 
 
 def peak_resident_bytes() -> int:
@@ -66,35 +106,108 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the code and whether it was changed since; None outside a git checkout."""
-    here = Path(__file__).parent
+def topology() -> dict[str, Any]:
+    """How many processes, on how many nodes, started by what: what `launch` of recipes/_launch.sh needs to do it again."""
+    now = read_topology()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = "torchrun"
+    elif any(word.startswith("--local_rank=") for word in sys.argv[1:]):
+        launcher = "deepspeed"
+    else:
+        launcher = "python"
+    return {
+        "launcher": launcher,
+        "world_size": now.world_size,
+        "nproc_per_node": now.local_world_size,
+        "nnodes": max(1, now.world_size // now.local_world_size),
+    }
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()}
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def environment() -> dict[str, str]:
+    """Variables that change what a run computes or how; never one that may hold a secret."""
+    names = (n for n in sorted(os.environ) if _ENVIRONMENT.fullmatch(n) and n not in _NOT_ENVIRONMENT)
+    return {name: os.environ[name] for name in names if not is_secret(name)}
 
 
 def start_manifest(path: Path, **facts: Any) -> None:
-    """Write the facts known at the start: command, versions, machine, git, and what the caller adds."""
+    """Write the facts known at the start: command, versions, machine, code, hashes, and what the caller adds.
+
+    A resumed run writes it anew and keeps the starts before it under "earlier". With changed code, run.diff beside it
+    holds the difference to the commit.
+    """
+    facts = plain(facts)
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
+    training = facts.get("config", {}).get("training", {})
+    git = git_state()
     content = {
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": hide_words([sys.executable, *sys.orig_argv[1:]]),
+        "words": hide_words(words),
+        "directory": os.getcwd(),
+        "recipe": os.environ.get("DRIVE_VLM_RECIPE"),
+        "topology": topology(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "machine": machine(),
-        "git": git_state(),
-        **plain(facts),
+        "environment": environment(),
+        "job": {name: value for name, value in sorted(os.environ.items()) if _JOB.fullmatch(name)},
+        "git": git,
+        "code_hash": code_hash(),
+        "seeds": {name: training.get(name) for name in ("seed", "data_seed")},
+        "file_hashes": file_hashes([*_files_of(facts.get("data")), *_files_in(words)]),
+        **facts,
     }
+    model = facts.get("config", {}).get("model", {}).get("model")
+    if model is not None:
+        content["model_fingerprint"] = model_fingerprint(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    diff = path.with_name("run.diff")
+    if git and git["changed_files"]:
+        diff.write_text(hide(git_diff()))
+    else:
+        diff.unlink(missing_ok=True)
+    content["earlier"] = _earlier(path)
+    _write(path, content)
 
 
 def complete_manifest(path: Path, **facts: Any) -> None:
     """Add facts known at the end, such as peaks and final metrics."""
     content = json.loads(path.read_text())
     content.update(plain(facts), ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(hide(content), indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """The starts of this run before this one, oldest first."""
+    if not path.is_file():
+        return []
+    try:
+        last = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return []
+    kept = {key: last.get(key) for key in ("started", "ended", "words", "topology", "code_hash")}
+    return [*last.get("earlier", []), {**kept, "commit": (last.get("git") or {}).get("commit")}]
+
+
+def _files_of(value: Any) -> Iterator[str]:
+    """Every "path" in the facts about the data that is a file."""
+    if isinstance(value, dict):
+        if isinstance(value.get("path"), str) and Path(value["path"]).is_file():
+            yield value["path"]
+        for item in value.values():
+            yield from _files_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files_of(item)
+
+
+def _files_in(words: list[str]) -> Iterator[str]:
+    """Every word of the command, or value of --flag=value, that is a file: data, YAML, DeepSpeed JSON."""
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if value and Path(value).is_file():
+            yield value

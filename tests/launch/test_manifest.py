@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from drive_vlm.launch.manifest import complete_manifest, git_state, start_manifest, versions
+import pytest
+
+from drive_vlm.launch.manifest import complete_manifest, start_manifest, versions
 
 
 @dataclasses.dataclass
@@ -28,9 +30,57 @@ def test_versions_name_what_decides_results() -> None:
     assert {"python", "torch", "transformers", "deepspeed"} <= set(versions())
 
 
-def test_git_state_of_a_checkout_or_nothing() -> None:
-    state = git_state()
-    assert state is None or len(state["commit"]) == 40
+def test_what_reproduces_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, yaml = tmp_path / "rows.jsonl", tmp_path / "sft.yaml"
+    rows.write_text("{}\n")
+    yaml.write_text("max_steps: 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["drive_vlm", "--local_rank=0", "sft", "--config", "sft.yaml", "--seed", "7"])
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "DRIVE_VLM_RECIPE": "recipes/x.sh",
+        "SLURM_JOB_ID": "12",
+    }.items():
+        monkeypatch.setenv(name, value)
+    start_manifest(
+        tmp_path / "run.json",
+        config={"training": {"seed": 7, "data_seed": None}},
+        data={"train": [{"path": "rows.jsonl"}]},
+    )
+    kept = json.loads((tmp_path / "run.json").read_text())
+    assert kept["words"] == ["sft", "--config", "sft.yaml", "--seed", "7"] and kept["directory"] == str(tmp_path)
+    assert kept["topology"] == {"launcher": "deepspeed", "world_size": 4, "nproc_per_node": 2, "nnodes": 2}
+    assert kept["file_hashes"].keys() == {str(rows), str(yaml)} and all(kept["file_hashes"].values())
+    assert kept["recipe"] == "recipes/x.sh" and kept["seeds"] == {"seed": 7, "data_seed": None}
+    assert kept["job"] == {"SLURM_JOB_ID": "12"} and len(kept["code_hash"]) == 32
+
+
+def test_a_resumed_run_keeps_its_earlier_starts(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    for _ in range(3):
+        start_manifest(path)
+    complete_manifest(path, steps=1)
+    kept = json.loads(path.read_text())
+    assert (
+        len(kept["earlier"]) == 2 and kept["earlier"][0]["started"] <= kept["earlier"][1]["started"] <= kept["started"]
+    )
+
+
+def test_secrets_do_not_enter_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "NCCL_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "swordfish")
+    monkeypatch.setattr(
+        sys, "argv", ["drive_vlm", "sft", "--hub_token", "tuna-fish", "--model", "https://swordfish@host/m"]
+    )
+    start_manifest(
+        tmp_path / "run.json",
+        config={"training": {"hub_token": "tuna-fish", "deepspeed": {"comet": {"api_key": "tuna-fish"}}}},
+    )
+    complete_manifest(tmp_path / "run.json", error="401 for swordfish")
+    text = (tmp_path / "run.json").read_text()
+    assert "fish" not in text and "hub_token" in text
 
 
 def test_peak_memory_of_a_child_is_its_own() -> None:

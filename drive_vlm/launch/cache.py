@@ -1,0 +1,32 @@
+"""The project's cache directory: what can be computed again, keyed by the identity of the files it came from."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """Where indices are kept: $DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
+    path = Path(os.environ.get("DRIVE_VLM_CACHE") or Path.home() / ".cache" / "drive_vlm")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(file)` on a binary file beside `path`, then rename it: readers see the whole file or none."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "wb") as file:
+        write(file)
+    os.replace(beside, path)
+
+
+def cache_key(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def file_key(path: str | Path) -> str:
+    """Identity of a file without reading it: resolved path, size and time of change."""
+    stat = os.stat(path)
+    return cache_key(str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns)
