@@ -18,6 +18,7 @@ from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
 from drive_vlm.launch.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.launch.fingerprint import content_hash
 
 _BLOCK = 2048
 BAD = -1
@@ -42,11 +43,8 @@ class RowTable:
 
     @property
     def content_hash(self) -> str:
-        import hashlib
-
-        return hashlib.blake2b(
-            b"".join(source.rows.path.read_bytes() for source in self.sources), digest_size=8
-        ).hexdigest()
+        """Hash of the bytes of all data files: equal lengths alone do not tell an edited row."""
+        return cache_key([content_hash(source.rows.path) for source in self.sources])
 
     def audit(self) -> dict[str, Any]:
         """What data_audit.json says of this table."""
