@@ -1,6 +1,7 @@
-"""One plain model directory, loadable by from_pretrained, out of a LoRA checkpoint or DeepSpeed ZeRO shards."""
+"""One plain model directory, loadable by from_pretrained, out of a LoRA checkpoint or DeepSpeed ZeRO shards; then verified."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from drive_vlm.stages.arguments import stop_on_user_error
 
 EXAMPLES = """
 python -m drive_vlm merge --checkpoint runs/lora/checkpoint-500 --out runs/lora/merged
-python -m drive_vlm merge --checkpoint runs/zero3/checkpoint-500 --out runs/zero3/merged
+python -m drive_vlm merge --checkpoint runs/zero3/checkpoint-500 --out runs/zero3/merged --dtype bfloat16
 """
+
+# Largest difference of a logit, in standard deviations of the logits: rounding of two orders of the same sums.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 def main(words: Sequence[str]) -> None:
@@ -23,70 +27,111 @@ def main(words: Sequence[str]) -> None:
         help="checkpoint directory: a LoRA adapter, or one with global_step*/ ZeRO shards",
     )
     parser.add_argument("--out", required=True, help="directory to write; must not exist or be empty")
-    parser.add_argument(
-        "--model", help="base of a ZeRO checkpoint without config.json (default: the checkpoint itself)"
-    )
+    parser.add_argument("--dtype", default="float32", choices=tuple(_TOLERANCE), help="of the weights that are written")
     flags = parser.parse_args(list(words))
     try:
-        merge(Path(flags.checkpoint), Path(flags.out), flags.model)
+        merge(Path(flags.checkpoint), Path(flags.out), flags.dtype)
     except ValueError as error:
         stop_on_user_error("merge", error)
 
 
-def merge(checkpoint: Path, out: Path, base: str | None = None) -> None:
-    """Write the merged model and processor to `out`.
+def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
+    """Write the merged model and processor to `out`, read it back, and compare its logits with those of the checkpoint.
 
-    Raises ValueError for a checkpoint of neither kind, an adapter without weights of its own, missing or foreign tensors.
+    Raises ValueError for a checkpoint of neither kind, an adapter that learned nothing, missing or foreign tensors, and
+    when the logits differ.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"--out {out}: not empty. Give a new directory.")
-    if (checkpoint / "adapter_config.json").is_file():
-        model, processor = _merge_adapter(checkpoint)
-    elif any(checkpoint.glob("global_step*")):
-        model, processor = _merge_shards(checkpoint, base or str(checkpoint))
-    else:
-        raise ValueError(
-            f"--checkpoint {checkpoint}: neither adapter_config.json nor global_step*/ shards in it. Give a checkpoint-N directory."
-        )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    print(json.dumps({"out": str(out), "parameters": sum(p.numel() for p in model.parameters())}))
-
-
-def _merge_adapter(checkpoint: Path) -> tuple[Any, Any]:
-    """Base weights plus the adapter's. An adapter whose B matrices are all zero has learned nothing: an error."""
     import torch
 
     from drive_vlm.models import load_family
 
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out}: not empty. Give a new directory.")
+    if not (checkpoint / "adapter_config.json").is_file() and not any(checkpoint.glob("global_step*")):
+        raise ValueError(
+            f"--checkpoint {checkpoint}: neither adapter_config.json nor global_step*/ shards in it. Give a checkpoint-N directory."
+        )
     family = load_family(ModelConfig(model=str(checkpoint)), torch.float32)
-    learned = [p for name, p in family.model.named_parameters() if "lora_B" in name]
+    probe = _probe(family)
+    expected = _logits(family.model, probe)
+    if (checkpoint / "adapter_config.json").is_file():
+        model = _merge_adapter(checkpoint, family.model)
+    else:
+        model = _merge_shards(checkpoint, family.model)
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    family.processor.save_pretrained(out)
+    del model, family
+    merged = load_family(ModelConfig(model=str(out)), torch.float32)
+    difference = ((_logits(merged.model, probe) - expected).abs().max() / expected.std()).item()
+    allowed = _TOLERANCE["bfloat16" if "bfloat16" in (dtype, _saved_dtype(checkpoint)) else "float32"]
+    if not difference <= allowed:
+        raise ValueError(
+            f"{out}: the merged model is not the one that trained: its logits differ by {difference:.2g} standard deviations (allowed "
+            f"{allowed:g}). Do not use it; merge an earlier checkpoint, and report this with {checkpoint / 'complete.json'}."
+        )
+    parameters = sum(p.numel() for p in merged.model.parameters())
+    print(json.dumps({"out": str(out), "parameters": parameters, "dtype": dtype, "logit_difference": difference}))
+
+
+def _merge_adapter(checkpoint: Path, model: Any) -> Any:
+    """Base weights plus the adapter's. An adapter whose B matrices are all zero has learned nothing: an error."""
+    learned = [p for name, p in model.named_parameters() if "lora_B" in name]
     if not any(bool(p.any()) for p in learned):
         raise ValueError(
             f"{checkpoint}: the adapter is empty (all of its {len(learned)} B matrices are zero). The run did not train it."
         )
-    return family.model.merge_and_unload(safe_merge=True), family.processor
+    return model.merge_and_unload(safe_merge=True)
 
 
-def _merge_shards(checkpoint: Path, base: str) -> tuple[Any, Any]:
-    """fp32 weights out of the optimizer's shards, laid into the model's own class."""
-    import torch
+def _merge_shards(checkpoint: Path, model: Any) -> Any:
+    """The optimizer's fp32 masters out of the shards, laid over the weights that the checkpoint holds in the run's dtype."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    from drive_vlm.models import load_family
+    from drive_vlm.launch.checkpoint import names_digest, read_complete
 
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
-    family = load_family(ModelConfig(model=base), torch.float32)
-    result = family.model.load_state_dict(state, strict=False)
-    tied = (
-        set(getattr(family.model, "_tied_weights_keys", None) or ())
-        if family.model.config.tie_word_embeddings
-        else set()
-    )
-    missing = [name for name in result.missing_keys if name not in tied]
-    if missing or result.unexpected_keys:
+    facts = read_complete(checkpoint)
+    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+    foreign = model.load_state_dict(state, strict=False).unexpected_keys
+    trained = {name: p.numel() for name, p in model.named_parameters() if name in state}
+    if foreign or names_digest(trained) != facts.trained:
         raise ValueError(
-            f"{checkpoint}: the shards do not fit {base}: {len(missing)} tensors missing (first {missing[:1]}), "
-            f"{len(result.unexpected_keys)} foreign (first {result.unexpected_keys[:1]}). Give the model that the run started from (--model)."
+            f"{checkpoint}: the shards do not hold what trained: {len(trained)} tensors found, {len(foreign)} foreign (first {foreign[:1]}). "
+            "A shard is of another run, or missing; merge another checkpoint."
         )
-    return family.model, family.processor
+    return model
+
+
+def _saved_dtype(checkpoint: Path) -> str:
+    """dtype of the weights in the checkpoint; float32 for an adapter, which is compared with itself."""
+    config = checkpoint / "config.json"
+    return json.loads(config.read_text()).get("dtype", "float32") if config.is_file() else "float32"
+
+
+def _probe(family: Any) -> dict[str, Any]:
+    """One question with a picture, as the model sees it."""
+    from PIL import Image
+
+    from drive_vlm.data.collate import Collator
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.samples import parse_row
+
+    picture = "<image>\n" if family.vision else ""
+    words = [{"from": "human", "value": picture + "Describe the scene."}, {"from": "gpt", "value": "A car brakes."}]
+    with tempfile.TemporaryDirectory() as folder:
+        row: dict[str, Any] = {"id": "probe", "conversations": words}
+        if picture:
+            Image.linear_gradient("L").convert("RGB").save(Path(folder) / "probe.png")
+            row["image"] = "probe.png"
+        sample = parse_row(row, "probe", folder, True)
+        encoded = Encoder(family.tokenizer, family.template, family.vision).encode(sample)
+    batch = Collator(family.tokenizer.pad_token_id, family.vision, False)([[encoded]])
+    return {name: batch[name] for name in batch if name not in ("labels", "sample_ids", "bad_rows", "num_tokens")}
+
+
+def _logits(model: Any, probe: dict[str, Any]) -> Any:
+    """float32[1, T, V]."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(**probe).logits.float()

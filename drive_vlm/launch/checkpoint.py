@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -35,6 +36,12 @@ def step_of(path: Path) -> int:
     """N of a checkpoint-N directory; -1 for another name."""
     name, _, number = path.name.partition("-")
     return int(number) if name == "checkpoint" and number.isdigit() else -1
+
+
+def names_digest(trained: dict[str, int]) -> str:
+    """Digest of the parameters that train: name -> elements."""
+    text = "\n".join(f"{name} {count}" for name, count in sorted(trained.items()))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def begin(output_dir: Path, step: int) -> Path:

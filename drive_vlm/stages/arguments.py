@@ -90,7 +90,7 @@ def _yaml_words(parser: CommandParser, words: Sequence[str]) -> list[str]:
     return flags
 
 
-def _training_class(path: str) -> type:
+def _training_class(path: str) -> Any:
     import importlib
 
     module, name = path.rsplit(".", 1)

@@ -283,8 +283,7 @@ def _digest_of_weights(weights: dict[str, torch.Tensor]) -> str:
 
 
 def _digest_of_names(model: torch.nn.Module) -> str:
-    trained = sorted(f"{name} {_count(p)}" for name, p in model.named_parameters() if p.requires_grad)
-    return hashlib.blake2b("\n".join(trained).encode(), digest_size=8).hexdigest()
+    return contract.names_digest({name: _count(p) for name, p in model.named_parameters() if p.requires_grad})
 
 
 def _count(parameter: Any) -> int:
