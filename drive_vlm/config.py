@@ -208,6 +208,11 @@ class RunConfig:
     chunk_tokens: int | None = field(
         None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)"
     )
+    hang_timeout: float = field(
+        600.0,
+        help="seconds without a sign of life from any rank after which the run ends and names the rank that hangs; three times "
+        "as long for the first step, saving and evaluation; 0: never",
+    )
     peak_flops: float | None = field(
         None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)"
     )

@@ -1,6 +1,7 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
         ),
         resume_from_checkpoint=str(found[0]) if found else None,
         remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it would hide a NaN loss and wait for the GPU at every micro-batch; see faults.py
         label_names=["labels"],
     )
 
@@ -110,3 +112,49 @@ def model_dtype(model: ModelConfig, args: Any) -> Any:
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
     return torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+
+
+def run_training(trainer: Any, status: Any, hang_timeout: float, facts: dict[str, Any]) -> None:
+    """From a built Trainer to a saved model, as every stage does it: run.json with `facts`, resume, watchdog, stop on request.
+
+    A run that was asked to stop ends with a complete checkpoint and without a final model; status.json says which it was.
+    """
+    import torch.distributed as dist
+
+    from drive_vlm.launch.manifest import complete_manifest, start_manifest
+    from drive_vlm.stages.faults import guarded
+    from drive_vlm.stages.throughput import peak_memory_gib
+
+    args = trainer.args
+    manifest = Path(args.output_dir) / "run.json"
+    if args.should_save:
+        layout = {
+            "world_size": args.world_size,
+            "zero_stage": zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None),
+            "resumed_from": args.resume_from_checkpoint,
+        }
+        start_manifest(manifest, **facts, **layout)
+    trainer.prepare_start()
+    with guarded(trainer, status, hang_timeout) as stop:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        ended: dict[str, Any] = {"output_dir": args.output_dir, "steps": result.global_step}
+        if stop.requested:
+            ended["state"] = stop.requested
+        else:
+            ended |= {"state": "finished", "train_loss": result.metrics["train_loss"]}
+            trainer.heartbeat.beat("save")
+            trainer.save_model()
+            trainer.save_state()
+        trainer.save_audit()
+        if args.should_save:
+            best = trainer.state.best_model_checkpoint
+            peak = peak_memory_gib()
+            complete_manifest(
+                manifest, state=ended["state"], metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
+            )
+            print(json.dumps(ended), flush=True)
+        if not stop.requested:
+            status.progress(result.global_step)
+            status.end("finished")
+    if dist.is_initialized():
+        dist.destroy_process_group()

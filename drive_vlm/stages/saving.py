@@ -34,6 +34,7 @@ class CheckpointMixin(Trainer):
     keep = 2
     model: Any
     model_wrapped: Any
+    heartbeat: Any  # of the watchdog
 
     @property
     def out(self) -> Path:
@@ -45,6 +46,7 @@ class CheckpointMixin(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of the Trainer's own, which writes where readers look and removes old ones by their time stamps."""
+        self.heartbeat.beat("save")
         out, step = self.out, self.state.global_step
         saving = out / ".saving" / f"checkpoint-{step}"
         if self.args.should_save:

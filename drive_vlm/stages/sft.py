@@ -1,8 +1,6 @@
 """Supervised fine-tuning: next-token loss on the assistant's words, through a transformers Trainer on DeepSpeed or DDP."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
@@ -28,16 +26,26 @@ def main(words: Sequence[str]) -> None:
 
 def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str, Any]) -> None:
     """One SFT run from flags to a saved model. Raises ValueError for what the user can mend."""
-    import torch.distributed as dist
+    from drive_vlm.launch.status import RunStatus
+    from drive_vlm.launch.topology import read_topology
+
+    with RunStatus(extra.get("output_dir", "runs/sft"), read_topology().rank) as status:
+        _train(model, data, run, extra, status)
+
+
+def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str, Any], status: Any) -> None:
     from transformers import TrainingArguments, set_seed
 
-    from drive_vlm.launch.deepspeed import zero_stage
-    from drive_vlm.launch.manifest import complete_manifest, start_manifest
     from drive_vlm.models import load_family
     from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
     from drive_vlm.models.lora import apply_lora
-    from drive_vlm.stages.engine import check_attention, evaluation_defaults, model_dtype, training_arguments
-    from drive_vlm.stages.throughput import peak_memory_gib
+    from drive_vlm.stages.engine import (
+        check_attention,
+        evaluation_defaults,
+        model_dtype,
+        run_training,
+        training_arguments,
+    )
 
     args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
     check_attention(model, args)
@@ -49,44 +57,19 @@ def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str,
     parameters = count_parameters(family.model, family.parts)
     tables, encoder = measure_rows(family, data, args)
     trainer = build_trainer(family, tables, encoder, model, data, run, args)
-    out = Path(args.output_dir)
+    facts = {
+        "stage": "sft",
+        "config": {"model": model, "data": data, "run": run, "training": args.to_dict()},
+        "parameters": parameters,
+        "data": {name: table.audit()["files"] for name, table in tables.items()},
+        "order_hash": trainer.batch_sampler.order.digest(0),
+    }
     if args.should_save:
-        out.mkdir(parents=True, exist_ok=True)
         print(parameter_table(parameters), flush=True)
         print(
             f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; {trainer.batch_sampler.order.num_sequences:,} sequences an epoch"
         )
-        start_manifest(
-            out / "run.json",
-            stage="sft",
-            config={"model": model, "data": data, "run": run, "training": args.to_dict()},
-            parameters=parameters,
-            world_size=args.world_size,
-            zero_stage=zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None),
-            data={name: table.audit()["files"] for name, table in tables.items()},
-            order_hash=trainer.batch_sampler.order.digest(0),
-            resumed_from=args.resume_from_checkpoint,
-        )
-    trainer.prepare_start()
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_audit()
-    if args.should_save:
-        complete_manifest(
-            out / "run.json",
-            metrics=result.metrics,
-            best_checkpoint=trainer.state.best_model_checkpoint,
-            peak_memory_gib=peak_memory_gib(),
-        )
-        print(
-            json.dumps(
-                {"output_dir": str(out), "train_loss": result.metrics["train_loss"], "steps": result.global_step}
-            ),
-            flush=True,
-        )
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    run_training(trainer, status, run.hang_timeout, facts)
 
 
 def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, Any], Any]:
@@ -122,7 +105,7 @@ def build_trainer(
     from drive_vlm.models.flops import train_flops
     from drive_vlm.stages.sft_trainer import SFTTrainer
     from drive_vlm.stages.throughput import Throughput, device_peak_flops
-    from drive_vlm.stages.trainer import StopOnNan, use_progress_bar
+    from drive_vlm.stages.trainer import use_progress_bar
 
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     order = EpochOrder(
@@ -152,5 +135,4 @@ def build_trainer(
     trainer.flops = train_flops(family)
     trainer.tables, trainer.on_bad_row, trainer.keep = tables, data.on_bad_row, run.keep
     use_progress_bar(trainer)
-    trainer.add_callback(StopOnNan())
     return trainer

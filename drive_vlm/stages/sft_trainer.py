@@ -40,6 +40,7 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in dataloader:
             self.take_ids(batch)
+            self.heartbeat.touch(self.sample_ids)
             batch.pop("num_tokens", None)
             batch = self._prepare_inputs(batch)
             labels = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
@@ -47,6 +48,7 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
                 loss = model(**batch).loss
             totals += torch.stack([loss.double() * labels, labels.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self.heartbeat.beat("evaluation")  # all batches done: whoever stands before this one is waited for
         if dist.is_initialized():
             dist.all_reduce(totals)
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1].clamp(min=1)).item()}

@@ -1,5 +1,6 @@
 """What every stage's Trainer shares: its share of the data, ids of the running batch, bad rows, throughput, logs."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.order import ShardedBatchSampler
@@ -16,8 +17,10 @@ from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import RowTable, save_audit
 from drive_vlm.launch.checkpoint import cut_metrics, read_complete
 from drive_vlm.stages.cursor import DataCursor
+from drive_vlm.stages.faults import StepLosses, spare_loader_worker
 from drive_vlm.stages.saving import CheckpointMixin
 from drive_vlm.stages.throughput import Throughput
+from drive_vlm.stages.watchdog import Heartbeat, rows_of_step
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -44,6 +47,16 @@ class DriveTrainerMixin(CheckpointMixin):
     on_bad_row = "error"
     sample_ids: list[str]
 
+    @functools.cached_property
+    def heartbeat(self) -> Heartbeat:
+        """What this rank does now, for the watchdog."""
+        return Heartbeat()
+
+    @functools.cached_property
+    def losses(self) -> StepLosses:
+        """Losses and ids of the running step, for the stop at a loss that is no number."""
+        return StepLosses()
+
     # data
 
     def get_train_dataloader(self) -> DataLoader:
@@ -61,13 +74,21 @@ class DriveTrainerMixin(CheckpointMixin):
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=spare_loader_worker,
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
+        self.heartbeat.beat("data", self.ids_of_this_step)
         started = time.perf_counter()
         result = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.throughput.waited += time.perf_counter() - started
         return result
+
+    def ids_of_this_step(self) -> list[str]:
+        """Rows that this rank reads for the running step; [] where the Trainer samples for itself."""
+        if self.batch_sampler is None:
+            return []
+        return rows_of_step(self.batch_sampler, self.tables["train"], self.state.global_step)
 
     def take_ids(self, inputs: dict[str, Any]) -> None:
         """Move ids and bad rows from the batch to the trainer; with on_bad_row "error" the first bad row is raised."""
@@ -90,7 +111,20 @@ class DriveTrainerMixin(CheckpointMixin):
         step_flops = self.flops(tokens, int((labels != IGNORE_INDEX).sum()), tiles)
         self.throughput.add(len(self.sample_ids), tokens, step_flops)
         self._step_flops = step_flops
-        return super().training_step(model, inputs, *args, **kwargs)
+        self.heartbeat.beat("forward", self.sample_ids)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.losses.add(loss, self.sample_ids)
+        return loss
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        if model.training:
+            self.heartbeat.beat("backward")
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.heartbeat.beat("evaluation")
+        return super().evaluate(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of the micro-batch that was just trained, by our own count."""
@@ -177,14 +211,3 @@ def use_progress_bar(trainer: Any) -> None:
     if not any(isinstance(callback, PrinterCallback) for callback in trainer.callback_handler.callbacks):
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar())
-
-
-class StopOnNan(TrainerCallback):
-    """Ends a run whose loss is no number any more, instead of training on noise."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and loss != loss:
-            raise ValueError(
-                f"The loss is NaN at step {state.global_step}. Lower --learning_rate, or look at the rows of this step."
-            )

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,92 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Any:
     yield make
     for path in made:
         shutil.rmtree(path)
+
+
+class Training:
+    """A training in the background that tests signal, stop and wait for: `python -m drive_vlm sft`, on `ranks` processes by torchrun."""
+
+    def __init__(self, words: list[object], out: Path, ranks: int, port: int, *launcher: str, **env: str) -> None:
+        self.out = out
+        start = [sys.executable]
+        if ranks > 1:
+            torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(ranks)]
+            start += [*torchrun, "--master_addr", "127.0.0.1", "--master_port", str(port), *launcher]
+        words = [*start, "-m", "drive_vlm", "sft", *words, "--output_dir", out]
+        env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | env
+        self.log = open(out.with_suffix(".log"), "w+")  # noqa: SIM115 - closed by the fixture
+        self.process = subprocess.Popen(
+            list(map(str, words)), stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=out.parent, start_new_session=True
+        )  # fmt: skip
+
+    @property
+    def text(self) -> str:
+        return Path(self.log.name).read_text()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps in metrics.jsonl so far."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n") and '"loss"' in line]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.out / "status.json").read_text())
+
+    def wait_for_step(self, step: int, timeout: float = 90) -> None:
+        end = time.monotonic() + timeout
+        while not any(done >= step for done in self.steps):
+            assert self.process.poll() is None and time.monotonic() < end, self.text[-3000:]
+            time.sleep(0.05)
+
+    def rank_pid(self, rank: int) -> int:
+        """The process of a rank, found by its environment among this training's processes."""
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                group, variables = os.getpgid(int(path.name)), (path / "environ").read_bytes().split(b"\0")
+                command = (path / "cmdline").read_bytes()
+            except OSError:  # it has ended
+                continue
+            mine = group == self.process.pid or os.getsid(int(path.name)) == self.process.pid
+            if mine and f"RANK={rank}".encode() in variables and b"drive_vlm" in command:
+                return int(path.name)
+        raise AssertionError(f"no process of rank {rank}")
+
+    def wait(self, timeout: float = 90) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"no end after {timeout} s\n{self.text[-3000:]}")
+
+    def kill(self) -> None:
+        """All that is left of it."""
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.getsid(int(path.name)) == self.process.pid:
+                    os.kill(int(path.name), signal.SIGKILL)
+            except OSError:  # it has ended
+                continue
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture
+def training(
+    tmp_path: Path, synthetic_data: Path, tiny_model: Path, free_port: int
+) -> Iterator[Callable[..., Training]]:
+    """`training(*flags, ranks=1, launcher=(), **env) -> Training`, of thousands of steps unless told otherwise."""
+    started: list[Training] = []
+
+    def start(*flags: object, ranks: int = 1, launcher: tuple[str, ...] = (), **env: str) -> Training:
+        words = [
+            "--model", tiny_model, "--data", synthetic_data / "train.jsonl", "--freeze", "vision_tower", "--max_steps", 5000,
+            "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 2, "--learning_rate", 1e-4,
+            "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--packing", "false", *flags,
+        ]  # fmt: skip
+        started.append(Training(words, tmp_path / "run", ranks, free_port, *launcher, **env))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()

@@ -1,0 +1,145 @@
+"""status.json: how a run stands, for batch scripts and people; a launcher's exit code does not tell (torchrun makes every one 1)."""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+STATES = ("running", "saved", "preempted", "finished", "failed")
+STOP_FILE = "stop"
+_EVERY = 10.0  # seconds between two writes while training goes on
+_HEAD_START = 1.0  # seconds: an error that all ranks meet is told by the main one
+_LONGEST_REASON = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """The content of status.json.
+
+    running: training goes on, or the process died without a word: judge by the age of `updated`. saved: stopped on request
+    (stop file, SIGUSR1) after a complete checkpoint. preempted: the same after SIGTERM. finished: all steps done, model
+    saved. failed: an error, told in `reason`.
+    """
+
+    state: str
+    step: int
+    checkpoint: str | None
+    reason: str
+    output_dir: str
+    started: str
+    updated: str
+    restart_count: int
+
+    @property
+    def age(self) -> float:
+        """Seconds since `updated`."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.updated)).total_seconds()
+
+
+def control_dir(output_dir: str | Path) -> Path:
+    """Where a run looks for the file `stop` and writes status.json: DRIVE_VLM_CONTROL_DIR, or its output directory."""
+    return Path(os.environ.get("DRIVE_VLM_CONTROL_DIR") or output_dir)
+
+
+def read_status(directory: str | Path) -> Status | None:
+    """The status in a control directory; None where no run has written one. Raises ValueError for a damaged file."""
+    path = Path(directory) / "status.json"
+    try:
+        return Status(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a status written by drive-vlm ({error}). Remove it.") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What a status says of an exception: a ValueError's own words, the type before those of any other."""
+    text = " ".join(str(error).split())
+    text = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
+
+
+class RunStatus:
+    """Writes status.json from the main rank. As a context it turns an exception that leaves it into `failed`.
+
+    A failure that the main rank does not meet is written, and printed, by the rank that does: what the main rank sees of it
+    later is only a broken connection. The first failure of an attempt stays.
+    """
+
+    def __init__(self, output_dir: str | Path, rank: int = 0) -> None:
+        self.directory, self.rank = control_dir(output_dir), rank
+        now = _now()
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self._status = Status("running", 0, None, "", str(output_dir), now, now, restarts)
+        self._written = -_EVERY
+
+    def __enter__(self) -> Self:
+        if self.rank == 0:
+            self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            return
+        if self.rank == 0:
+            self.fail(one_line(error))
+            return
+        time.sleep(_HEAD_START)
+        reason = f"rank {self.rank}: {one_line(error)}"
+        if self.fail(reason):
+            print(reason, file=sys.stderr, flush=True)
+
+    def progress(self, step: int, checkpoint: str | Path | None = None) -> None:
+        """A step is done, or a checkpoint is complete. Steps are written every ten seconds, checkpoints at once."""
+        known = str(checkpoint) if checkpoint else self._status.checkpoint
+        self._status = dataclasses.replace(self._status, step=step, checkpoint=known)
+        if self.rank == 0 and (checkpoint or time.monotonic() - self._written >= _EVERY):
+            self._write()
+
+    def end(self, state: str, reason: str = "") -> None:
+        """saved, preempted or finished."""
+        assert state in ("saved", "preempted", "finished")
+        self._status = dataclasses.replace(self._status, state=state, reason=reason)
+        if self.rank == 0:
+            self._write()
+
+    def fail(self, reason: str) -> bool:
+        """failed, unless a rank of this attempt has already written how it ended; whether this was the first word."""
+        found = self._found()
+        if found and found.state != "running" and found.updated >= self._status.started:
+            return False
+        step = max(self._status.step, found.step if found and found.started >= self._status.started else 0)
+        self._status = dataclasses.replace(self._status, state="failed", step=step, reason=reason)
+        self._write()
+        return True
+
+    def _found(self) -> Status | None:
+        try:
+            return read_status(self.directory)
+        except ValueError:  # a foreign file: it is replaced
+            return None
+
+    def _write(self) -> None:
+        """A file that cannot be written must not end a training that goes well: it is said, and tried again next time."""
+        self._status = dataclasses.replace(self._status, updated=_now())
+        self._written = time.monotonic()
+        path = self.directory / "status.json"
+        beside = path.with_name(f".status.{self.rank}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(dataclasses.asdict(self._status), indent=2) + "\n")
+            os.replace(beside, path)
+        except OSError as error:
+            print(f"{path}: cannot be written ({error.strerror}); state {self._status.state}", file=sys.stderr)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,118 @@
+"""Stop requests and broken losses through the real command line: all ranks act at the same step, and status.json tells."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def checkpoints(run: Any) -> list[str]:
+    return [path.name for path in run.out.glob("checkpoint-*")]
+
+
+def assert_stopped(run: Any, state: str, reason: str) -> None:
+    """One checkpoint, of the last step that was trained, and no finished model."""
+    step = run.status["step"]
+    assert (run.status["state"], run.status["reason"]) == (state, reason), run.text[-2000:]
+    assert run.status["checkpoint"] == str(run.out / f"checkpoint-{step}")
+    assert checkpoints(run) == [f"checkpoint-{step}"]
+    assert run.steps == list(range(1, step + 1))
+    assert json.loads((run.out / f"checkpoint-{step}" / "trainer_state.json").read_text())["global_step"] == step
+    assert not (run.out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--deepspeed", "zero2")], ids=["ddp", "zero2"])
+def test_stop_file_saves_at_the_next_step_on_all_ranks(training: Callable, tmp_path: Path, flags: tuple) -> None:
+    """In a control directory of its own; the request is gone when it is obeyed, and the run can be resumed."""
+    control = tmp_path / "control"
+    run = training("--save_strategy", "epoch", *flags, ranks=2, DRIVE_VLM_CONTROL_DIR=str(control))
+    run.wait_for_step(2)
+    (control / "stop").write_text("time limit\nof the job\n")
+    last = run.steps[-1]
+    assert run.wait() == 0, run.text[-3000:]
+    status = json.loads((control / "status.json").read_text())
+    (control / "status.json").rename(run.out / "status.json")
+    assert_stopped(run, "saved", "time limit of the job")
+    assert status["step"] <= last + 40  # a step takes tens of milliseconds, the test looks every 50
+    assert not (control / "stop").exists()
+
+
+def test_sigterm_to_torchrun_preempts_within_its_grace(training: Callable) -> None:
+    """torchrun kills the ranks 30 s after it was told; its own exit code says nothing."""
+    run = training(ranks=2)
+    run.wait_for_step(2)
+    told = time.monotonic()
+    run.process.terminate()
+    assert run.wait() != 0
+    assert time.monotonic() - told < 25
+    assert "SIGKILL" not in run.text
+    assert run.status["reason"].startswith("SIGTERM at rank 0")
+    assert_stopped(run, "preempted", run.status["reason"])
+
+
+def test_sigterm_to_every_process_spares_the_loader(training: Callable) -> None:
+    """Slurm signals the workers of the loader as well; without them the next batch would never come."""
+    run = training("--dataloader_num_workers", 2)
+    run.wait_for_step(2)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait() == 0, run.text[-3000:]
+    assert_stopped(run, "preempted", "SIGTERM at rank 0")
+
+
+def test_sigusr1_saves_and_the_run_goes_on_from_there(training: Callable) -> None:
+    run = training("--save_strategy", "epoch")
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.wait() == 0, run.text[-3000:]
+    assert_stopped(run, "saved", "SIGUSR1 at rank 0")
+    step = run.status["step"]
+    again = training("--resume", "auto", "--max_steps", step + 3)
+    assert again.wait() == 0, again.text[-3000:]
+    assert again.steps == list(range(1, step + 4))
+    assert (again.status["state"], again.status["step"]) == ("finished", step + 3)
+    assert (again.out / "model.safetensors").is_file()
+
+
+def test_a_request_at_the_last_step_lets_the_run_finish(training: Callable) -> None:
+    run = training("--max_steps", 1, DRIVE_VLM_CONTROL_DIR="")
+    run.out.mkdir()
+    (run.out / "stop").touch()
+    assert run.wait() == 0, run.text[-3000:]
+    assert run.status["state"] == "finished" and not (run.out / "stop").exists()
+    assert (run.out / "model.safetensors").is_file()
+
+
+def test_a_broken_loss_ends_all_ranks_with_the_ids_of_the_batch(training: Callable, synthetic_data: Path) -> None:
+    """A learning rate that throws the weights to infinity: step 2 has no number for a loss, on both ranks."""
+    rows = {json.loads(line)["id"] for line in (synthetic_data / "train.jsonl").read_text().splitlines()}
+    run = training("--learning_rate", 1e30, "--max_grad_norm", 0, "--logging_steps", 100, ranks=2)
+    assert run.wait() == 1, run.text[-3000:]
+    status = run.status
+    assert status["state"] == "failed" and "\n" not in status["reason"]
+    assert status["reason"].startswith("The loss of step 2 is no number: nan at rank 0, ids ")
+    assert "the weights are broken, not a row" in status["reason"]
+    assert f"error: {status['reason']}" in run.text
+    named = {word.strip(",;.") for word in status["reason"].split()} & rows
+    assert len(named) == 8, status["reason"]  # 2 rows a micro-batch, 2 of them a step, 2 ranks
+    assert "hang" not in run.text and checkpoints(run) == []
+
+
+def test_weights_that_a_finite_loss_broke_are_not_saved(training: Callable) -> None:
+    """The loss of step 1 is a number, the weights after it are none: a checkpoint of them would poison every resume."""
+    run = training("--learning_rate", 1e39, "--max_grad_norm", 0, "--save_strategy", "steps", "--save_steps", 1)
+    assert run.wait() == 2, run.text[-3000:]
+    assert "The weights after step 1 hold NaN or infinity" in run.status["reason"]
+    assert run.status["state"] == "failed" and checkpoints(run) == []
+
+
+def test_an_error_before_the_training_is_told_in_the_status(training: Callable) -> None:
+    run = training("--data", "absent.jsonl")
+    assert run.wait() == 2
+    assert run.status["state"] == "failed" and "absent.jsonl" in run.status["reason"]
