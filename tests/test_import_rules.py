@@ -31,7 +31,7 @@ ALLOWED = {
     "config": set(), "launch": {"config"}, "data": {"config", "launch"}, "models": {"config", "launch"}, "rewards": {"config", "launch"},
     "evaluation": {"config", "data"}, "judge": {"config"}, "stages": {"models", "data", "rewards", "config", "launch"},
     **{name: {"stages", "models", "data", "rewards", "evaluation", "judge", "config", "launch"} for name in COMMANDS},
-    "__main__": COMMANDS | {"stages", "judge", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
+    "doctor": {"config", "launch", "_torchvision_cpu"}, "__main__": COMMANDS | {"stages", "judge", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
     assert not loaded_by(run, [path]) & HEAVY
 
 
-@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce"])
+@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor"])
 def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
 

@@ -1,0 +1,62 @@
+"""What a check of the environment says."""
+
+import dataclasses
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+Verdict = Literal["ok", "warn", "fail"]
+
+# What probing a machine can raise: a check that meets one of these becomes a line, and the others go on.
+PROBE_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    subprocess.SubprocessError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, the verdict, what was seen and, unless all is well, what to do."""
+
+    check: str
+    verdict: Verdict
+    seen: str
+    todo: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the user asked for: where a run would write, whether the network may be used, whether ranks may be started."""
+
+    output_dir: Path
+    offline: bool = False
+    communication: bool = False
+
+
+Check = Callable[[Setting], Iterable[Finding]]
+
+
+def ok(check: str, seen: str) -> Finding:
+    return Finding(check, "ok", seen)
+
+
+def warn(check: str, seen: str, todo: str) -> Finding:
+    return Finding(check, "warn", seen, todo)
+
+
+def fail(check: str, seen: str, todo: str) -> Finding:
+    return Finding(check, "fail", seen, todo)
+
+
+def output_of(words: list[str], timeout: float = 10) -> str:
+    """stdout of a command. Raises OSError or subprocess.SubprocessError when it is missing, fails or hangs."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=True)
+    return done.stdout.strip()
