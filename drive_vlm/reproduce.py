@@ -54,8 +54,9 @@ def main(words: Sequence[str]) -> None:
     found = list(differences(manifest))
     line = one_line(manifest, command)
     if flags.json:
-        print(json.dumps({"command": line, "output_dir": out, "same": not any(d.decides for d in found),
-                          "differences": [dataclasses.asdict(item) for item in found]}, indent=2))  # fmt: skip
+        result = {"command": line, "output_dir": out, "recipe": manifest.get("recipe")}
+        result |= {"same": not any(item.decides for item in found), "differences": [vars(item) for item in found]}
+        print(json.dumps(result, indent=2))
     else:
         print_differences(manifest, found)
         print(line, flush=True)
@@ -234,6 +235,9 @@ def print_differences(manifest: dict[str, Any], found: Sequence[Difference]) -> 
     from rich.table import Table
 
     console = Console(stderr=True)
+    recipe, job = manifest.get("recipe"), manifest.get("job", {}).get("SLURM_JOB_ID")
+    if recipe or job:
+        console.print("Started" + (f" by {recipe}" if recipe else "") + (f" in Slurm job {job}" if job else "") + ".")
     checked = f"code, {len(manifest.get('file_hashes', {}))} files, model, versions, environment, machine"
     if not found:
         console.print(f"Nothing differs ({checked}).")

@@ -93,7 +93,9 @@ def test_versions_variables_code_and_model_are_compared(first: Path, run: Callab
     manifest["code_hash"] = "0" * 32
     manifest["model_fingerprint"]["weights"] = "0" * 32
     manifest["file_hashes"]["/gone.jsonl"] = "0" * 32
+    manifest |= {"recipe": "recipes/x.sh", "job": {"SLURM_JOB_ID": "17"}}
     (tmp_path / "run.json").write_text(json.dumps(manifest))
+    assert "Started by recipes/x.sh in Slurm job 17." in run([*REPRODUCE, tmp_path], PYTHONPATH=str(ROOT)).stderr
     found = report(run, tmp_path, NCCL_DEBUG="INFO")["differences"]
     assert [item["what"] for item in found] == [
         "code", "file /gone.jsonl", f"model {first}/tiny: weights", "version of torch", "variable NCCL_DEBUG",
