@@ -84,6 +84,12 @@ class DriveTrainerMixin(CheckpointMixin):
         self.throughput.waited += time.perf_counter() - started
         return result
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
+        """Summed over all ranks: here a rank that has its batches waits for one that still reads."""
+        if self.heartbeat.now.phase == "data":
+            self.heartbeat.beat("communication")
+        return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+
     def ids_of_this_step(self) -> list[str]:
         """Rows that this rank reads for the running step; [] where the Trainer samples for itself."""
         if self.batch_sampler is None:

@@ -198,6 +198,7 @@ class Watchdog:
         self._seen: dict[int, Seen] = {}
         self._board: _Board | None = None
         self._heard = time.monotonic()
+        self._speaks = False  # whether the verdict is this rank's to print
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -231,18 +232,20 @@ class Watchdog:
         self._tick += 1
         report = self._report(now)
         if self._world_size == 1:
+            self._speaks = True
             return self._judge([report], now)
         try:
             board = self._board = self._board or _Board(self._rank, self._world_size, max(2 * self._interval, 5.0))
             board.tell(report)
             verdict = board.verdict()
             if verdict is None and self._rank in (0, self._world_size - 1):
-                verdict = self._judge(board.reports(), now)
-                verdict = verdict and board.announce(verdict)
+                mine = self._judge(board.reports(), now)
+                verdict = mine and board.announce(mine)
+                self._speaks = verdict == mine
             self._heard = now
             return verdict
         except dist.DistError:
-            self._board = None
+            self._board, self._speaks = None, True
             return self._judge_alone(report, now)
 
     def _report(self, now: float) -> Report:
@@ -295,7 +298,7 @@ class Watchdog:
 
     def _end(self, verdict: dict[str, Any]) -> None:
         """Last words, then the end of this process: its main thread is stuck, so nothing else would end it."""
-        if self._rank in (0, *verdict["ranks"]) or not verdict["ranks"]:
+        if self._speaks or self._rank in verdict["ranks"]:
             os.write(2, f"\nrank {self._rank}: {verdict['reason']}\n".encode())
         writing = threading.Thread(target=self._last_words, args=(verdict,), daemon=True)
         writing.start()

@@ -1,5 +1,6 @@
 """A small mixed data set, a tiny model and a runner of the real command line, for the tests of the stages."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -204,18 +205,23 @@ class Training:
             assert self.process.poll() is None and time.monotonic() < end, self.text[-3000:]
             time.sleep(0.05)
 
-    def rank_pid(self, rank: int) -> int:
-        """The process of a rank, found by its environment among this training's processes."""
+    def processes(self) -> list[int]:
+        """The process that was started and all below it; torchrun gives each rank a session of its own."""
+        parents = {}
         for path in Path("/proc").glob("[0-9]*"):
-            try:
-                group, variables = os.getpgid(int(path.name)), (path / "environ").read_bytes().split(b"\0")
-                command = (path / "cmdline").read_bytes()
-            except OSError:  # it has ended
-                continue
-            mine = group == self.process.pid or os.getsid(int(path.name)) == self.process.pid
-            if mine and f"RANK={rank}".encode() in variables and b"drive_vlm" in command:
-                return int(path.name)
-        raise AssertionError(f"no process of rank {rank}")
+            with contextlib.suppress(OSError):  # it has ended
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found
+
+    def rank_pid(self, rank: int) -> int:
+        """The process of a rank."""
+        wanted = f"RANK={rank}".encode()
+        return next(
+            pid for pid in self.processes()[1:] if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
 
     def wait(self, timeout: float = 90) -> int:
         try:
@@ -225,12 +231,10 @@ class Training:
 
     def kill(self) -> None:
         """All that is left of it."""
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.getsid(int(path.name)) == self.process.pid:
-                    os.kill(int(path.name), signal.SIGKILL)
-            except OSError:  # it has ended
-                continue
+        if self.process.poll() is None:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
 
