@@ -1,85 +1,245 @@
-# sourced by every recipe: starts `python -m drive_vlm ...` on one process, several, or several nodes.
+# Sourced by every recipe: starts `python -m drive_vlm ...` on one process, several, several nodes, or inside a Slurm step.
 # shellcheck shell=bash
 # The one place with a torchrun or deepspeed line.
 #
+#   ensure_environment [EXTRAS]   see _environment.sh
 #   launch COMMAND [flags]        e.g. launch sft --model ... "$@"
+#   run WORDS                     any other command of a recipe; DRY_RUN=1 prints it
 #
-# Topology comes from the environment:
+# Topology comes from the environment; inside a Slurm step (srun) Slurm's own variables win:
 #   NPROC_PER_NODE   processes on this node (default: number of GPUs, at least 1)
-#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes without Slurm
 #   LAUNCHER         torchrun (default) or deepspeed
+#   MAX_RESTARTS     how often torchrun starts all ranks again after one has died (default 0)
 #   DRY_RUN=1        print the command, one flag a line, and run nothing
-# Slurm: slurm/ is part of the launcher milestone; see README, status.
+#   PLAN=1           print the plan of the run instead
+#   RESUME=auto      training commands go on from the newest complete checkpoint (slurm/train.sbatch sets it)
 
-DRIVE_VLM_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-export DRIVE_VLM_ROOT
+# shellcheck source=_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+_recipe="$(cd "$(dirname "${BASH_SOURCE[1]:-$0}")" && pwd)/$(basename "${BASH_SOURCE[1]:-$0}")"
+_user_words=("$@") # `source` without words shows the recipe's own
+_launches=0
 
-_say() { printf '%s\n' "$*" >&2; }
-
-_gpu_count() {
-  if command -v nvidia-smi >/dev/null 2>&1; then nvidia-smi --list-gpus 2>/dev/null | wc -l; else echo 0; fi
-}
+# --- topology
 
 _free_port() {
   python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Finds Python 3.11 or 3.12, makes .venv when no environment is active, and installs the project with the given extras once.
-ensure_environment() {
-  local extras="$1" python="" stamp
-  if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-    if [ ! -x "$DRIVE_VLM_ROOT/.venv/bin/python" ]; then
-      for candidate in python3.12 python3.11 python3; do
-        if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
-          python="$candidate"; break
-        fi
-      done
-      [ -n "$python" ] || { _say "No Python 3.11 or 3.12 found. Install one (e.g. apt install python3.11 python3.11-venv), then run this again."; exit 2; }
-      _say "Making $DRIVE_VLM_ROOT/.venv with $($python --version)"
-      "$python" -m venv "$DRIVE_VLM_ROOT/.venv"
+# Batch scripts and interactive shells of Slurm carry step ids from 0xfffffff0 on; they are no step of several tasks.
+_in_slurm_step() { [ -n "${SLURM_PROCID:-}" ] && [ "${SLURM_STEP_ID:-4294967295}" -lt 4294967280 ]; }
+
+# The name of a node where it resolves, else its address as Slurm knows it: an unknown name would be tried for two minutes.
+_slurm_address() {
+  if getent hosts "$1" >/dev/null 2>&1; then echo "$1"; return; fi
+  local address
+  address="$(scontrol -o show node "$1" 2>/dev/null | tr ' ' '\n' | sed -n 's/^NodeAddr=//p')"
+  [ -n "$address" ] || _fail "$(hostname): no address for node $1: it does not resolve and scontrol does not answer. Set MASTER_ADDR."
+  echo "$address"
+}
+
+_slurm_head() {
+  if [ -n "${MASTER_ADDR:-}" ]; then echo "$MASTER_ADDR"; return; fi
+  local nodes
+  nodes="$(scontrol show hostnames "${SLURM_STEP_NODELIST:-${SLURM_JOB_NODELIST:-}}")" ||
+    _fail "$(hostname): scontrol cannot be run here (a container?). Set MASTER_ADDR to the address of the job's first node."
+  _slurm_address "${nodes%%$'\n'*}"
+}
+
+# One port for each job, step and launch: a shared one would join two runs into one.
+_slurm_port() { echo $((15000 + (SLURM_JOB_ID + 1000 * SLURM_STEP_ID + _launches) % 10000)); }
+
+# Sets _nodes, _procs (ranks on each node) and _layout: local, nodes, slurm_nodes (a task a node) or slurm_ranks (a task a rank).
+_read_topology() {
+  _layout="local" _nodes="${NNODES:-1}" _procs="${NPROC_PER_NODE:-}"
+  if _in_slurm_step; then
+    local tasks="${SLURM_STEP_NUM_TASKS:-${SLURM_NTASKS:-1}}"
+    _nodes="${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}}"
+    if [ "$tasks" -gt "$_nodes" ]; then
+      _layout="slurm_ranks"
+      [[ "${SLURM_STEP_TASKS_PER_NODE:-}" != *,* ]] && [ $((tasks % _nodes)) -eq 0 ] ||
+        _fail "srun started $tasks tasks on $_nodes nodes (${SLURM_STEP_TASKS_PER_NODE:-unevenly}). Every node needs the same number: --ntasks-per-node."
+      [ "${_procs:-$((tasks / _nodes))}" -eq $((tasks / _nodes)) ] ||
+        _fail "srun started $((tasks / _nodes)) tasks a node, but NPROC_PER_NODE=$_procs. Start one task a node, or unset NPROC_PER_NODE."
+      _procs=$((tasks / _nodes))
+    elif [ "$_nodes" -gt 1 ]; then
+      _layout="slurm_nodes"
     fi
-    # shellcheck disable=SC1091
-    source "$DRIVE_VLM_ROOT/.venv/bin/activate"
+  elif [ "$_nodes" -gt 1 ]; then
+    _layout="nodes"
+    local name
+    for name in NODE_RANK MASTER_ADDR MASTER_PORT; do
+      [ -n "${!name:-}" ] || _fail "NNODES=$_nodes needs $name. Set on every node: NODE_RANK (0 to $((_nodes - 1))), MASTER_ADDR (address of node 0) and" \
+        "MASTER_PORT (free on node 0, and its own for every run)."
+    done
   fi
-  stamp="${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_${extras//,/_}_$(cat "$DRIVE_VLM_ROOT/setup.py" "$DRIVE_VLM_ROOT"/constraints/*.txt | cksum | cut -d' ' -f1)"
-  if [ ! -f "$stamp" ]; then
-    local constraint="$DRIVE_VLM_ROOT/constraints/cpu.txt"
-    [ "$(_gpu_count)" -gt 0 ] && constraint="$DRIVE_VLM_ROOT/constraints/cuda.txt"
-    _say "Installing drive-vlm[$extras] into ${VIRTUAL_ENV:-$CONDA_PREFIX} with $(basename "$constraint") (minutes the first time, once)"
-    python -m pip install --quiet --disable-pip-version-check -c "$constraint" -e "${DRIVE_VLM_ROOT}[$extras]"
-    touch "$stamp"
+  if [ -z "$_procs" ]; then
+    _procs="$(_gpu_count)"
+    [ "$_procs" -gt 0 ] || _procs=1
   fi
 }
 
-launch() {
-  local nproc="${NPROC_PER_NODE:-$(_gpu_count)}" nodes="${NNODES:-1}" command
-  [ "$nproc" -gt 0 ] || nproc=1
-  if [ "$nproc" -eq 1 ] && [ "$nodes" -eq 1 ] && [ "${LAUNCHER:-torchrun}" = torchrun ]; then
-    command=(python -m drive_vlm "$@")
-  elif [ "${LAUNCHER:-torchrun}" = deepspeed ]; then
-    [ "$nodes" -eq 1 ] || { _say "LAUNCHER=deepspeed starts one node here; use LAUNCHER=torchrun for NNODES=$nodes."; exit 2; }
-    command=(deepspeed --num_accelerators "$nproc" --master_port "${MASTER_PORT:-$(_free_port)}" --module drive_vlm "$@")
-  elif [ "${LAUNCHER:-torchrun}" != torchrun ]; then
-    _say "LAUNCHER=$LAUNCHER is not known. Use torchrun or deepspeed."; exit 2
-  elif [ "$nodes" -eq 1 ]; then
-    command=(torchrun --nnodes 1 --nproc_per_node "$nproc" --master_addr 127.0.0.1 --master_port "${MASTER_PORT:-$(_free_port)}" -m drive_vlm "$@")
+# --- the command: _environment (NAME=VALUE words) and _command
+
+_set() { _environment+=("$1=$2"); }
+
+_torchrun() {
+  _command=(torchrun --nnodes "$_nodes" --nproc_per_node "$_procs")
+  case "$_layout" in
+    # The store takes a free port itself and the ranks use the same store: two runs cannot meet.
+    local) _command+=(--rdzv_backend c10d --rdzv_endpoint "127.0.0.1:${MASTER_PORT:-0}" --local_addr 127.0.0.1) ;;
+    nodes) _command+=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT") ;;
+    slurm_nodes)
+      local head here
+      head="$(_slurm_head)"
+      here="$(_slurm_address "$SLURMD_NODENAME")"
+      _command+=(--rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SLURM_STEP_ID.$_launches"
+        --rdzv_endpoint "$head:$(_slurm_port)" --rdzv_conf "is_host=$([ "$SLURM_NODEID" -eq 0 ] && echo true || echo false)" --local_addr "$here") ;;
+  esac
+  [ "${MAX_RESTARTS:-0}" -eq 0 ] || _command+=(--max_restarts "$MAX_RESTARTS")
+  _command+=(-m drive_vlm)
+}
+
+_deepspeed() {
+  [ "${MAX_RESTARTS:-0}" -eq 0 ] || _fail "LAUNCHER=deepspeed restarts nothing. Use LAUNCHER=torchrun for MAX_RESTARTS=$MAX_RESTARTS."
+  local visible="${CUDA_VISIBLE_DEVICES:-}"
+  _command=(deepspeed)
+  if [ "$_nodes" -eq 1 ]; then
+    if [ -n "$visible" ] && [ "$(_gpu_count)" -gt 0 ]; then # --num_accelerators would take the machine's first GPUs instead
+      [[ "$visible" =~ ^[0-9]+(,[0-9]+)*$ ]] || _fail "LAUNCHER=deepspeed takes GPU numbers only, not CUDA_VISIBLE_DEVICES=$visible. Use LAUNCHER=torchrun."
+      _command+=(--include "localhost:$(cut -d, -f"1-$_procs" <<<"$visible")")
+    else
+      _command+=(--num_accelerators "$_procs")
+    fi
+    _command+=(--master_port "${MASTER_PORT:-$(_free_port)}")
   else
-    : "${MASTER_ADDR:?set MASTER_ADDR to the address of node 0 for NNODES=$nodes}"
-    command=(torchrun --nnodes "$nodes" --nproc_per_node "$nproc" --node_rank "${NODE_RANK:?set NODE_RANK for NNODES=$nodes}"
-      --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}" -m drive_vlm "$@")
+    [ -z "$visible" ] || [ "$visible" = "$(seq -s, 0 $((_procs - 1)))" ] ||
+      _fail "LAUNCHER=deepspeed numbers the GPUs of several nodes from 0, but CUDA_VISIBLE_DEVICES=$visible. Use LAUNCHER=torchrun."
+    local rank="${NODE_RANK:-}" head="${MASTER_ADDR:-}" port="${MASTER_PORT:-}"
+    [ "$_layout" = nodes ] || { rank="$SLURM_NODEID" head="$(_slurm_head)" port="$(_slurm_port)"; }
+    _hostfile="${TMPDIR:-/tmp}/drive_vlm_$UID/nodes_${_nodes}x$_procs"
+    _command+=(--hostfile "$_hostfile" --no_ssh --node_rank "$rank" --master_addr "$head" --master_port "$port")
+    _set LOCAL_WORLD_SIZE "$_procs"
   fi
+  _command+=(--module drive_vlm)
+}
+
+# Every task is a rank already. Where Slurm shows each task one GPU only, that GPU is number 0 for each of them.
+_slurm_rank() {
+  local head
+  head="$(_slurm_head)"
+  _set RANK "$SLURM_PROCID"
+  _set WORLD_SIZE "$((_nodes * _procs))"
+  _set LOCAL_RANK "$([ "$(_gpu_count)" -eq 1 ] && echo 0 || echo "$SLURM_LOCALID")"
+  _set LOCAL_WORLD_SIZE "$_procs"
+  _set MASTER_ADDR "$head"
+  _set MASTER_PORT "$(_slurm_port)"
+  _command=(python -m drive_vlm)
+}
+
+_build_command() {
+  local gpus threads
+  _environment=() _hostfile=""
+  case "${LAUNCHER:-torchrun}" in torchrun | deepspeed) ;; *) _fail "LAUNCHER=$LAUNCHER is not known. Use torchrun or deepspeed." ;; esac
+  [[ "${MAX_RESTARTS:-0}" =~ ^[0-9]+$ ]] || _fail "MAX_RESTARTS=$MAX_RESTARTS is no number."
+  gpus="$(_gpu_count)"
+  if [ "$gpus" -eq 0 ]; then
+    threads="${SLURM_CPUS_PER_TASK:-$(nproc)}"
+    [ "$_layout" = slurm_ranks ] || threads=$(((threads + _procs - 1) / _procs))
+    _set DS_ACCELERATOR cpu
+    _set OMP_NUM_THREADS "${OMP_NUM_THREADS:-$threads}"
+  fi
+  _set TOKENIZERS_PARALLELISM "${TOKENIZERS_PARALLELISM:-false}"
+  _set DRIVE_VLM_RECIPE "${_recipe#"$DRIVE_VLM_ROOT"/}"
+  _set DRIVE_VLM_USER_WORDS "$_user_count"
+  if [ -n "${PLAN:-}" ]; then
+    _command=(python -m drive_vlm plan)
+  elif [ "$_layout" = slurm_ranks ]; then
+    [ "${MAX_RESTARTS:-0}" -eq 0 ] || _fail "MAX_RESTARTS needs torchrun: start one task a node (--ntasks-per-node=1)."
+    _slurm_rank
+  elif [ "${LAUNCHER:-torchrun}" = deepspeed ]; then
+    _deepspeed
+  elif [ "$((_nodes * _procs))" -eq 1 ] && [ "${MAX_RESTARTS:-0}" -eq 0 ]; then
+    _command=(python -m drive_vlm)
+  else
+    _torchrun
+  fi
+}
+
+# The user's own words come last in the command, or this launch does not take them at all.
+_count_user_words() {
+  local given="${#_user_words[@]}" i
+  _user_count=0
+  [ "$given" -le $# ] || return 0
+  local last=("${@:$#-given+1}")
+  for ((i = 0; i < given; i++)); do [ "${last[i]}" = "${_user_words[i]}" ] || return 0; done
+  _user_count="$given"
+}
+
+_print_command() {
+  local word words=("$@")
+  [ -z "$_hostfile" ] || printf 'mkdir -p %q && printf "node%%d slots=%d\\n" {0..%d} > %q\n' "$(dirname "$_hostfile")" "$_procs" "$((_nodes - 1))" "$_hostfile"
+  for word in "${_environment[@]}"; do printf '%s=%q \\\n' "${word%%=*}" "${word#*=}"; done
+  printf '%q' "$1"
+  [ "$2" != -m ] || { printf ' -m'; words=("${@:2}"); }
+  for word in "${words[@]:1}"; do
+    if [[ "$word" == --* ]] || [ "$word" = -m ]; then printf ' \\\n  %q' "$word"; else printf ' %q' "$word"; fi
+  done
+  printf '\n'
+}
+
+# The value of a key in status.json of the control directory; nothing where there is none.
+_status() {
+  [ -f "${DRIVE_VLM_CONTROL_DIR:-}/status.json" ] || return 0
+  tr -d '\n' <"$DRIVE_VLM_CONTROL_DIR/status.json" | sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p" | sed 's/ *$//; s/^null$//'
+}
+
+_is_training() { case "$1" in sft | dpo | spin | grpo | a2c) ;; *) return 1 ;; esac; }
+
+launch() {
+  local name="$1" word
+  shift
+  _count_user_words "$@"
+  local words=("${@:1:$#-_user_count}") user=("${@:$#-_user_count+1}") resume=()
+  if _is_training "$name" && [ -n "${RESUME:-}" ]; then
+    resume=(--resume "$RESUME")
+    for word in "$@"; do case "$word" in --resume | --resume=*) resume=() ;; esac; done
+  fi
+  if [ -n "${PLAN:-}" ]; then
+    _is_training "$name" || { _say "plan: nothing to plan for $name"; return 0; }
+  fi
+  _read_topology
+  _build_command
+  _command+=("$name")
+  [ -z "${PLAN:-}" ] || _command+=(--world_size "$((_nodes * _procs))" --local_world_size "$_procs")
+  _command+=("${words[@]}" "${resume[@]}" "${user[@]}")
+  _launches=$((_launches + 1))
   if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q' "${command[0]}"
-    local word
-    for word in "${command[@]:1}"; do
-      if [[ "$word" == --* ]]; then printf ' \\\n  %q' "$word"; else printf ' %q' "$word"; fi
-    done
-    printf '\n'
+    _print_command "${_command[@]}"
     return
   fi
-  if [ "$(_gpu_count)" -eq 0 ]; then
-    export DS_ACCELERATOR=cpu OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(nproc) + nproc - 1) / nproc ))}"
+  if [ -n "$_hostfile" ]; then
+    mkdir -p "$(dirname "$_hostfile")"
+    local i
+    for ((i = 0; i < _nodes; i++)); do echo "node$i slots=$_procs"; done >"$_hostfile"
   fi
-  export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
-  "${command[@]}"
+  # With a trap bash outlives SIGTERM until its child has saved; without one the Slurm step would end with the shell.
+  local terminated=""
+  trap 'terminated=1' TERM
+  env "${_environment[@]}" "${_command[@]}"
+  trap - TERM
+  [ -z "$terminated" ] || exit 143
+  case "$(_status state)" in
+    saved | preempted) if _is_training "$name"; then _say "$name stopped on request; the rest of the recipe is left out."; exit 0; fi ;;
+  esac
+}
+
+run() {
+  if [ -n "${DRY_RUN:-}" ]; then
+    _environment=() _hostfile=""
+    _print_command "$@"
+  elif [ -z "${PLAN:-}" ]; then
+    "$@"
+  fi
 }

@@ -9,7 +9,7 @@
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
-[ -n "${DRY_RUN:-}" ] || ensure_environment dev
+ensure_environment
 
 launch sft \
   --model OpenGVLab/InternVL3-1B-hf \

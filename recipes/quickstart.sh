@@ -12,19 +12,19 @@ cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval
 out=runs/quickstart
-rm -rf "$out"
-mkdir -p "$out"
+run rm -rf "$out"
+run mkdir -p "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/7  synthetic driving scenes"
 # Three of the world's 22 question templates: what a model this small can begin to see in two minutes from nothing.
-python tools/build_synthetic.py --out "$out/data" --scenes 5000 --size 64 --image_format png --splits train:0.9 val:0.03 test:0.07 \
+run python tools/build_synthetic.py --out "$out/data" --scenes 5000 --size 64 --image_format png --splits train:0.9 val:0.03 test:0.07 \
   --templates time_of_day weather ego_action
 
 step "2/7  a tiny InternVL with random weights"
-python tools/build_tiny_model.py --out "$out/model" --corpus "$out/data/train.jsonl" --image_size 64 --patch_size 16 \
+run python tools/build_tiny_model.py --out "$out/model" --corpus "$out/data/train.jsonl" --image_size 64 --patch_size 16 \
   --hidden_size 128 --vision_layers 2 --text_layers 2 --max_tiles 1
 
 step "3/7  answers before training"
@@ -41,11 +41,11 @@ launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/aft
 launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/blind.jsonl" --max_new_tokens 8 --batch_size 64 --blank_images
 
 step "6/7  a small CLIP, trained here on synthetic captions because no CLIP weights can be had offline"
-python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip" --steps 120
+run python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip" --steps 120
 
 step "7/7  scores"
-python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
+run python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
   --blind_predictions "$out/blind.jsonl" --json "$out/accuracy.json"
-python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --images "$out/data" --clip_model "$out/clip" \
+run python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --images "$out/data" --clip_model "$out/clip" \
   --out "$out/clip_scores.csv" --json "$out/clip_scores.json" --plot "$out/clip_scores.png"
-python tools/quickstart_summary.py --run "$out" --seconds $((SECONDS - started))
+run python tools/quickstart_summary.py --run "$out" --seconds $((SECONDS - started))

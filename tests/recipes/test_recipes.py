@@ -1,53 +1,214 @@
-"""What a recipe would run, word for word, in each topology."""
+"""What every recipe would run, word for word, in each topology."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "internvl3_1b_sft.txt"
-RECIPE = "recipes/internvl3_1b_sft.sh"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "dry_run"
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.sh"))
+OWN_TOPOLOGY = {"quickstart"}  # it is two processes on one machine, always
+STEP = {
+    "SLURM_JOB_ID": "40123",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_NODEID": "1",
+    "SLURMD_NODENAME": "gpu08.invalid",
+}
+TASK_A_NODE = {**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2", "NPROC_PER_NODE": "8"}
+TASK_A_GPU = {
+    **STEP,
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+}
+TWO_NODES = {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501"}
 TOPOLOGIES = {
     "one process": {"NPROC_PER_NODE": "1"},
-    "eight processes": {"NPROC_PER_NODE": "8", "MASTER_PORT": "29501"},
+    "two processes": {"NPROC_PER_NODE": "2"},
+    "two GPUs of a shared machine": {"CUDA_VISIBLE_DEVICES": "2,5"},
+    "two processes, restarted up to three times": {"NPROC_PER_NODE": "2", "MAX_RESTARTS": "3"},
+    "second of two nodes": TWO_NODES,
+    "Slurm step, one task a node": TASK_A_NODE,
+    "Slurm step, requeued once": {**TASK_A_NODE, "SLURM_RESTART_COUNT": "1", "RESUME": "auto", "SLURM_NODEID": "0"},
+    "Slurm step, one task a GPU": TASK_A_GPU,
+    "batch script of Slurm, no step": {"SLURM_JOB_ID": "40123", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967291"},
     "deepspeed launcher": {"NPROC_PER_NODE": "2", "MASTER_PORT": "29501", "LAUNCHER": "deepspeed"},
-    "second of two nodes": {
-        "NPROC_PER_NODE": "8",
-        "NNODES": "2",
-        "NODE_RANK": "1",
-        "MASTER_ADDR": "node0",
+    "deepspeed launcher, two GPUs of a shared machine": {
+        "CUDA_VISIBLE_DEVICES": "2,5",
         "MASTER_PORT": "29501",
+        "LAUNCHER": "deepspeed",
     },
+    "deepspeed launcher, second of two nodes": {**TWO_NODES, "LAUNCHER": "deepspeed", "TMPDIR": "/tmp"},
+    "deepspeed launcher, Slurm step": {**TASK_A_NODE, "LAUNCHER": "deepspeed", "TMPDIR": "/tmp"},
+    "plan": {"PLAN": "1", "NPROC_PER_NODE": "8"},
 }
 
 
-def test_dry_run_of_every_topology_is_the_golden_text(run):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dry_run_of_every_topology_is_the_golden_text(dry, recipe):
+    topologies = {"its own topology": {}} if recipe in OWN_TOPOLOGY else TOPOLOGIES
     texts = []
-    for name, env in TOPOLOGIES.items():
-        done = run(["bash", RECIPE, "--data", "my rows.jsonl"], DRY_RUN="1", **env)
+    for name, env in topologies.items():
+        done = dry(f"recipes/{recipe}.sh", "--data", "my rows.jsonl", **env)
         assert done.returncode == 0, done.stderr
         texts.append(f"# {name}\n{done.stdout}")
+    text = "\n".join(texts).replace(f"/drive_vlm_{os.getuid()}", "/drive_vlm_UID")
+    golden = GOLDEN / f"{recipe}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text("\n".join(texts))
-    assert "\n".join(texts) == GOLDEN.read_text()
+        golden.write_text(text)
+    assert text == golden.read_text()
 
 
 @pytest.mark.parametrize(
     ("env", "words"),
     [
         ({"LAUNCHER": "mpirun", "NPROC_PER_NODE": "2"}, "Use torchrun or deepspeed"),
-        ({"NNODES": "2", "NPROC_PER_NODE": "2"}, "MASTER_ADDR"),
+        ({"NNODES": "2", "NPROC_PER_NODE": "2"}, "NODE_RANK"),
+        ({**TWO_NODES, "MASTER_PORT": ""}, "MASTER_PORT"),
+        ({"MAX_RESTARTS": "2", "LAUNCHER": "deepspeed"}, "restarts nothing"),
+        ({"MAX_RESTARTS": "often"}, "no number"),
+        ({**TASK_A_GPU, "SLURM_STEP_NUM_TASKS": "15"}, "same number"),
+        ({**TASK_A_GPU, "SLURM_STEP_TASKS_PER_NODE": "10,6"}, "same number"),
+        ({**TASK_A_GPU, "NPROC_PER_NODE": "4"}, "one task a node"),
+        ({**TASK_A_GPU, "MAX_RESTARTS": "1"}, "one task a node"),
+        ({**TASK_A_NODE, "SLURM_STEP_NODELIST": "elsewhere"}, "Set MASTER_ADDR"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f2a,GPU-11c0", "LAUNCHER": "deepspeed"}, "LAUNCHER=torchrun"),
+        ({**TWO_NODES, "LAUNCHER": "deepspeed", "CUDA_VISIBLE_DEVICES": "4,5", "NPROC_PER_NODE": "2"}, "from 0"),
     ],
-)
-def test_a_wrong_topology_is_an_error_with_the_way_out(run, env, words):
-    done = run(["bash", RECIPE, "--data", "rows.jsonl"], DRY_RUN="1", **env)
-    assert done.returncode != 0
+)  # fmt: skip
+def test_a_wrong_topology_is_an_error_with_the_way_out(dry, env, words):
+    done = dry("recipes/internvl3_1b_sft.sh", "--data", "rows.jsonl", **env)
+    assert done.returncode == 2, done.stdout
     assert words in done.stderr
+    assert not done.stdout
+
+
+def test_where_slurm_shows_each_task_one_gpu_it_is_number_0(dry):
+    done = dry("recipes/internvl3_1b_sft.sh", **TASK_A_GPU, CUDA_VISIBLE_DEVICES="0")
+    assert "\nLOCAL_RANK=0 " in done.stdout
+    done = dry("recipes/internvl3_1b_sft.sh", **TASK_A_GPU, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+    assert "\nLOCAL_RANK=3 " in done.stdout
+
+
+def test_steps_jobs_and_launches_have_ports_and_rendezvous_of_their_own(dry, tmp_path):
+    recipe = tmp_path / "two.sh"
+    recipe.write_text(f'source {ROOT}/recipes/_launch.sh\nlaunch generate --out a "$@"\nlaunch generate --out b "$@"\n')
+    seen = set()
+    for job, step in (("40123", "0"), ("40123", "1"), ("40124", "0")):
+        text = dry(recipe, **TASK_A_NODE | {"SLURM_JOB_ID": job, "SLURM_STEP_ID": step}).stdout.split()
+        ids = [text[i + 1] for i, word in enumerate(text) if word == "--rdzv_id"]
+        ends = [text[i + 1] for i, word in enumerate(text) if word == "--rdzv_endpoint"]
+        seen |= set(zip(ids, ends, strict=True))
+    assert len({id for id, _ in seen}) == 6
+    assert len(seen) == 6 and all(end.startswith("10.0.0.7:1") or end.startswith("10.0.0.7:2") for _, end in seen)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [((), 0), (("--data", "a b.jsonl", "--seed", "1"), 4), (("--warmup_steps", "0.03"), 2)],
+)
+def test_the_words_of_the_user_are_counted(dry, words, count):
+    done = dry("recipes/internvl3_1b_sft.sh", *words)
+    assert f"\nDRIVE_VLM_USER_WORDS={count} " in done.stdout
+    assert "\nDRIVE_VLM_RECIPE=recipes/internvl3_1b_sft.sh " in done.stdout
+
+
+def test_a_launch_that_does_not_take_the_users_words_counts_none(dry, tmp_path):
+    recipe = tmp_path / "mine.sh"
+    recipe.write_text(f"source {ROOT}/recipes/_launch.sh\nlaunch sft --model x --output_dir y\n")
+    done = dry(recipe, "--output_dir", "z")
+    assert "\nDRIVE_VLM_USER_WORDS=0 " in done.stdout
+    assert f"\nDRIVE_VLM_RECIPE={recipe} " in done.stdout
+
+
+def test_resume_is_asked_for_before_the_users_flags_and_for_training_only(dry, tmp_path):
+    done = dry("recipes/internvl3_1b_sft.sh", "--data", "rows.jsonl", RESUME="auto")
+    assert "--resume auto \\\n  --data rows.jsonl" in done.stdout
+    done = dry("recipes/internvl3_1b_sft.sh", "--resume", "checkpoint-5", RESUME="auto")
+    assert "auto" not in done.stdout
+    recipe = tmp_path / "answers.sh"
+    recipe.write_text(f'source {ROOT}/recipes/_launch.sh\nlaunch generate "$@"\n')
+    assert "--resume" not in dry(recipe, RESUME="auto").stdout
+
+
+def test_a_stopped_training_leaves_out_the_rest_of_its_recipe(run, tmp_path):
+    """Training that saved on request ends with 0: without a check the recipe would go on with a half-trained model."""
+    (tmp_path / "python").write_text(
+        '#!/bin/bash\ncase "$*" in *sft*) echo "{\\"state\\": \\"saved\\", \\"step\\": 3}" > "$DRIVE_VLM_CONTROL_DIR/status.json";; *) echo "ran $*";; esac\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    recipe = tmp_path / "two.sh"
+    recipe.write_text(f"set -euo pipefail\nsource {ROOT}/recipes/_launch.sh\nlaunch sft\nlaunch generate\n")
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRIVE_VLM_CONTROL_DIR": str(tmp_path), "NPROC_PER_NODE": "1"}
+    done = run(["bash", recipe], **env)
+    assert done.returncode == 0 and "left out" in done.stderr and "ran" not in done.stdout
+    (tmp_path / "status.json").unlink()
+    recipe.write_text(recipe.read_text().replace("launch sft\n", ""))
+    assert "ran -m drive_vlm generate" in run(["bash", recipe], **env).stdout
+
+
+def test_a_recipe_outlives_sigterm_until_its_ranks_have_saved(tmp_path):
+    (tmp_path / "python").write_text(
+        "#!/bin/bash\ntrap 'sleep 0.3; echo saved; exit 0' TERM\ntouch started\nwhile :; do sleep 0.05; done\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    recipe = tmp_path / "one.sh"
+    recipe.write_text(f"set -euo pipefail\nsource {ROOT}/recipes/_launch.sh\nlaunch sft\necho went on\n")
+    script = (
+        f"set -m; bash {recipe} & pid=$!; until [ -e started ]; do sleep 0.05; done; kill -TERM -- -$pid; wait $pid"
+    )
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC_PER_NODE": "1"}
+    done = subprocess.run(
+        ["bash", "-c", script], check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=20
+    )
+    assert (done.stdout, done.returncode) == ("saved\n", 143), done.stderr
+
+
+def test_nodes_of_a_job_only_check_the_environment(run, tmp_path):
+    recipe = tmp_path / "mine.sh"
+    recipe.write_text(f"source {ROOT}/recipes/_launch.sh\nensure_environment no_such_extra\necho ready\n")
+    env = {"SLURM_JOB_ID": "7", "VIRTUAL_ENV": str(tmp_path)}
+    done = run(["bash", recipe], **env)
+    assert (done.stdout, done.returncode) == ("ready\n", 0), done.stderr
+    (tmp_path / "python").symlink_to(sys.base_prefix + f"/bin/python3.{sys.version_info[1]}")
+    done = run(["bash", recipe], **env, PATH=f"{tmp_path}:/usr/bin:/bin", PYTHONPATH="")
+    assert done.returncode == 2 and "bash " in done.stderr and "_environment.sh no_such_extra" in done.stderr
 
 
 def test_the_only_launcher_line_is_in_launch_sh():
-    for script in Path("recipes").glob("*.sh"):
+    for script in [*(ROOT / "recipes").glob("*.sh"), *(ROOT / "slurm").glob("*")]:
         if script.name != "_launch.sh":
-            assert not any(
-                line.strip().startswith(("torchrun ", "deepspeed ")) for line in script.read_text().splitlines()
-            )
+            lines = [line.strip() for line in script.read_text().splitlines()]
+            assert not any(line.startswith(("torchrun ", "deepspeed ")) for line in lines), script
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_on_one_machine_do_not_meet(tmp_path):
+    """Both recipes start two ranks in the same moment; each of the four must see a world of two and its own folder."""
+    recipe = tmp_path / "pair.sh"
+    recipe.write_text(f'set -euo pipefail\nsource {ROOT}/recipes/_launch.sh\nexport PYTHONPATH=$PWD/$1\nlaunch "$@"\n')
+    for name in ("a", "b"):
+        package = tmp_path / name / "drive_vlm"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(
+            "import time, torch, torch.distributed as dist\n"
+            "dist.init_process_group('gloo')\n"
+            f"seen = [None] * dist.get_world_size(); dist.all_gather_object(seen, {name!r}); time.sleep(1)\n"
+            f"dist.barrier(); print('{name}', seen, flush=True) if dist.get_rank() == 0 else None\n"
+        )
+    env = {name: value for name, value in os.environ.items() if name not in ("MASTER_PORT", "NNODES")}
+    env |= {"NPROC_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": ""}
+    both = [
+        subprocess.Popen(["bash", recipe, name], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name in ("a", "b")
+    ]
+    texts = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert [out.decode() for out, _ in texts] == ["a ['a', 'a']\n", "b ['b', 'b']\n"]
