@@ -95,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root, data / "train70.jsonl", data / "eval13.jsonl", root / "tiny", zero3)
 
 
-def _launch(launcher: str) -> list[str]:
+def _launch(launcher: str, nproc: int) -> list[str]:
     if launcher == "torchrun":
         return [
             sys.executable,
@@ -103,7 +103,7 @@ def _launch(launcher: str) -> list[str]:
             "torch.distributed.run",
             "--standalone",
             "--nproc_per_node",
-            "2",
+            str(nproc),
             "-m",
             "drive_vlm",
         ]
@@ -112,16 +112,18 @@ def _launch(launcher: str) -> list[str]:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         return [
-            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module", "drive_vlm",
+            sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(nproc), "--master_port", port, "--module", "drive_vlm",
         ]  # fmt: skip
     return [sys.executable, "-m", "drive_vlm"]
 
 
 @pytest.fixture(scope="session")
 def sft(world: World) -> Callable[..., Run]:
-    """`sft(out, *flags, launcher="python" | "torchrun" | "deepspeed", code=0, timeout=120) -> Run` of 8 steps of 16 rows."""
+    """`sft(out, *flags, launcher="python" | "torchrun" | "deepspeed", nproc=2, code=0, timeout=120) -> Run` of 8 steps of 16 rows."""
 
-    def run(out: Path, *flags: object, launcher: str = "python", code: int = 0, timeout: float = 120) -> Run:
+    def run(
+        out: Path, *flags: object, launcher: str = "python", nproc: int = 2, code: int = 0, timeout: float = 120
+    ) -> Run:
         words = [
             "sft", "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower",
             "--max_steps", 8, "--logging_steps", 1, "--global_batch_size", 16, "--per_device_train_batch_size", 8,
@@ -140,7 +142,7 @@ def sft(world: World) -> Callable[..., Run]:
         }
         env |= {"CUDA_VISIBLE_DEVICES": ""}
         process = subprocess.Popen(
-            [*_launch(launcher), *map(str, words)],
+            [*_launch(launcher, nproc), *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=world.root, start_new_session=True,
         )  # fmt: skip
         try:
