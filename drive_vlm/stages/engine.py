@@ -143,8 +143,9 @@ def run_training(trainer: Any, status: Any, hang_timeout: float, facts: dict[str
         else:
             ended |= {"state": "finished", "train_loss": result.metrics["train_loss"]}
             trainer.heartbeat.beat("save")
-            trainer.save_model()
-            trainer.save_state()
+            with trainer.told_when_writing_fails(f"{args.output_dir}: the final model"):
+                trainer.save_model()
+                trainer.save_state()
         trainer.save_audit()
         if args.should_save:
             best = trainer.state.best_model_checkpoint

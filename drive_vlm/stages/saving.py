@@ -56,11 +56,11 @@ class CheckpointMixin(Trainer):
         best = self.state.best_global_step
         if best and (best == step or (out / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(out / f"checkpoint-{best}")
-        with self._told_when_writing_fails(saving):
+        with self.told_when_writing_fails(f"{saving}: the checkpoint of step {step}"):
             self._write_checkpoint(saving)
         _barrier()
         if self.args.should_save:
-            with self._told_when_writing_fails(saving):
+            with self.told_when_writing_fails(f"{saving}: the checkpoint of step {step}"):
                 contract.complete(saving, self.checkpoint_facts())
             contract.remove_old(out, self.keep, self.state.best_model_checkpoint)
         _barrier()
@@ -105,14 +105,15 @@ class CheckpointMixin(Trainer):
         return sum(n * (copies * size + masters) if trains else n * size for n, size, trains in parameters)
 
     @contextlib.contextmanager
-    def _told_when_writing_fails(self, directory: Path) -> Iterator[None]:
+    def told_when_writing_fails(self, what: str) -> Iterator[None]:
+        """Turns the failure of a write into a ValueError that says what is safe. `what` begins the sentence."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: how torch.save reports a full disk
             whole = [path for path in self.out.glob("checkpoint-*") if (path / contract.MARKER).is_file()]
             last = max(whole, key=contract.step_of, default=None)
             raise ValueError(
-                f"{directory}: the checkpoint of step {self.state.global_step} could not be written ({str(error).splitlines()[0]}); "
+                f"{what} could not be written ({str(error).splitlines()[0]}); "
                 f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. The last complete checkpoint is "
                 f"{last.name if last else 'none'}, untouched: mend the cause and go on with --resume auto."
             ) from error
