@@ -88,7 +88,7 @@ class DriveTrainerMixin(CheckpointMixin):
         """Summed over all ranks: here a rank that has its batches waits for one that still reads."""
         if self.heartbeat.now.phase == "data":
             self.heartbeat.beat("communication")
-        return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def ids_of_this_step(self) -> list[str]:
         """Rows that this rank reads for the running step; [] where the Trainer samples for itself."""

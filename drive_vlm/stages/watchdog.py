@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -161,11 +162,11 @@ class _Board:
     """Reports and the verdict in the store of the process group, through a connection of our own: one that blocks on a
     frozen server must block nobody else. Raises dist.DistError when the store does not answer."""
 
-    def __init__(self, rank: int, world_size: int, timeout: float) -> None:
+    def __init__(self, name: str, rank: int, world_size: int, timeout: float) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         wait = datetime.timedelta(seconds=timeout)
         store = dist.TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
-        self._store = dist.PrefixStore(f"drive_vlm/watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        self._store = dist.PrefixStore(f"drive_vlm/watchdog/{name}", store)
         self._rank, self._missing = rank, set(range(world_size))
         self._keys = [str(number) for number in range(world_size)]
 
@@ -191,19 +192,26 @@ class Watchdog:
     def __init__(self, heartbeat: Heartbeat, status: RunStatus, output_dir: Path, limit: float) -> None:
         topology = read_topology()
         self._rank, self._world_size = topology.rank, topology.world_size
+        self._judging = self._rank in (0, self._world_size - 1)
         self._heartbeat, self._status, self._output_dir, self._limit = heartbeat, status, output_dir, limit
         self._interval = min(max(limit / 20, 0.1), 5.0)
-        self._tick, self._since, self._last = 0, 0.0, (-1, 0)
+        self._name, self._tick, self._last = "", 0, (-1, 0)
         self._ids: list[str] = []
         self._seen: dict[int, Seen] = {}
         self._board: _Board | None = None
-        self._heard = time.monotonic()
+        self._asking: threading.Thread | None = None
+        self._verdict: dict[str, Any] | None = None
+        self._heard = self._since = time.monotonic()
         self._speaks = False  # whether the verdict is this rank's to print
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
         if self._limit:
+            name = [uuid.uuid4().hex]
+            if self._world_size > 1:  # a store may hold what an earlier attempt of the run wrote, its verdict above all
+                dist.broadcast_object_list(name)
+            self._name = name[0]
             self._thread.start()
         return self
 
@@ -234,26 +242,37 @@ class Watchdog:
         if self._world_size == 1:
             self._speaks = True
             return self._judge([report], now)
+        if self._asking is None:
+            self._asking = threading.Thread(target=self._ask, args=(report,), daemon=True)
+            self._asking.start()
+        self._asking.join(self._interval)
+        if self._asking.is_alive():  # a frozen server never answers, and never fails either
+            return self._judge_alone(report, now)
+        self._asking = None
+        return self._verdict or self._judge_alone(report, now)
+
+    def _ask(self, report: Report) -> None:
+        """Tell the others, read the verdict; a judge looks at all reports and may announce one."""
         try:
-            board = self._board = self._board or _Board(self._rank, self._world_size, max(2 * self._interval, 5.0))
+            board = self._board = self._board or _Board(
+                self._name, self._rank, self._world_size, 2 * self._interval + 5
+            )
             board.tell(report)
             verdict = board.verdict()
-            if verdict is None and self._rank in (0, self._world_size - 1):
-                mine = self._judge(board.reports(), now)
+            if verdict is None and self._judging:
+                mine = self._judge(board.reports(), time.monotonic())
                 verdict = mine and board.announce(mine)
                 self._speaks = verdict == mine
-            self._heard = now
-            return verdict
+            self._verdict, self._heard = verdict, time.monotonic()
         except dist.DistError:
-            self._board, self._speaks = None, True
-            return self._judge_alone(report, now)
+            self._board = None
 
     def _report(self, now: float) -> Report:
-        """Ids are looked up only when the main thread has stood still for half the limit: that may mean reading rows."""
+        """Ids that must be looked up, by reading rows, are so only when the main thread has stood still for half the limit."""
         heartbeat, beat = self._heartbeat, self._heartbeat.now
         if (beat.place, heartbeat.touches) != self._last:
             self._last, self._ids, self._since = (beat.place, heartbeat.touches), [], now
-        if not self._ids and now - self._since > self._limit / 2:
+        if not self._ids and (not callable(beat.ids) or now - self._since > self._limit / 2):
             self._ids = _look_up(beat.ids)
         slow = beat.phase in _SLOW_PHASES or not heartbeat.warm
         return Report(
@@ -284,16 +303,18 @@ class Watchdog:
         }
 
     def _judge_alone(self, report: Report, now: float) -> dict[str, Any] | None:
-        """Without the store nobody can be asked: only a rank that stands still itself gives up."""
-        self._seen.setdefault(self._rank, Seen(report, now, now)).update(report, now)
-        allowed = self._limit * (_SLOW if report.slow else 1)
-        if min(now - self._heard, now - self._seen[self._rank].moved) <= allowed:
+        """Without the store nobody can be asked: a rank that stands still itself gives up, a judge first, for it knows more."""
+        allowed = self._limit * (_SLOW if report.slow else 1) + (0 if self._judging else 4 * self._interval)
+        if min(now - self._heard, now - self._since) <= allowed:
             return None
+        self._speaks = True
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        held = "the first node" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else "rank 0"
+        last = f" Last heard of: {self._seen[0].report.describe()}." if 0 in self._seen else ""
         return {
             "ranks": [],
-            "reason": f"The store of the ranks at {where} has not answered for {now - self._heard:.0f} s, and {report.describe()} stands "
-            "still: the first node, or rank 0 on it, hangs or is gone.",
+            "reason": f"Hangs or is gone: {held}. The store it holds for all ranks ({where}) has not answered for "
+            f"{now - self._heard:.0f} s.{last} Stands still as well: {report.describe()}.",
         }
 
     def _end(self, verdict: dict[str, Any]) -> None:
@@ -303,7 +324,7 @@ class Watchdog:
         writing = threading.Thread(target=self._last_words, args=(verdict,), daemon=True)
         writing.start()
         writing.join(10.0)  # the file system may be what hangs
-        if self._rank in (0, self._world_size - 1):
+        if self._judging:
             time.sleep(3 * self._interval)  # the others read the verdict from a store that may live in this process
         os._exit(HANG_EXIT)
 

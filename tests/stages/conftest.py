@@ -178,7 +178,7 @@ class Training:
         start = [sys.executable]
         if ranks > 1:
             torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(ranks)]
-            start += [*torchrun, "--master_addr", "127.0.0.1", "--master_port", str(port), *launcher]
+            start += [*torchrun, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", *launcher]
         words = [*start, "-m", "drive_vlm", "sft", *words, "--output_dir", out]
         env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | env
         self.log = open(out.with_suffix(".log"), "w+")  # noqa: SIM115 - closed by the fixture

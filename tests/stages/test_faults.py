@@ -116,3 +116,36 @@ def test_an_error_before_the_training_is_told_in_the_status(training: Callable) 
     run = training("--data", "absent.jsonl")
     assert run.wait() == 2
     assert run.status["state"] == "failed" and "absent.jsonl" in run.status["reason"]
+
+
+def test_a_killed_rank_is_started_again_and_goes_on_from_the_last_checkpoint(training: Callable) -> None:
+    """torchrun --max_restarts 1: nobody adds --resume, and no step is missing or logged twice.
+
+    The store that torchrun shares by default outlives a restart, and gives the new ranks the addresses of the dead ones.
+    """
+    save = ("--save_strategy", "steps", "--save_steps", 5)
+    run = training(
+        "--max_steps", 60, *save, ranks=2, launcher=("--max_restarts", "1"), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"
+    )
+    run.wait_for_step(12)
+    os.kill(run.rank_pid(1), signal.SIGKILL)
+    assert run.wait(120) == 0, run.text[-3000:]
+    assert (run.status["state"], run.status["step"], run.status["restart_count"]) == ("finished", 60, 1)
+    assert run.steps == list(range(1, 61))
+    assert (run.out / "model.safetensors").is_file()
+
+
+def test_the_rank_that_fails_is_the_one_that_is_heard(training: Callable, synthetic_data: Path, tmp_path: Path) -> None:
+    """A picture that only rank 1 cannot decode: what rank 0 sees of it is a broken connection."""
+    for path in synthetic_data.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    rows = [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()]
+    whole = (synthetic_data / rows[0]["image"]).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    first = rows[0] | {"image": "cut.jpg", "id": "cut"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [first, *rows[1:8]]))
+    run = training("--data", tmp_path / "rows.jsonl", "--max_steps", 1, ranks=2)
+    assert run.wait() == 1
+    reason = run.status["reason"]
+    assert reason.startswith(f"rank 1: {tmp_path}/rows.jsonl:1: the picture ") and "cut.jpg cannot be read" in reason
+    assert run.status["state"] == "failed" and f"\n{reason}\n" in run.text

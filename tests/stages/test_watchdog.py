@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_a_stopped_process_is_named(training: Callable, stopped: int) -> None:
         while "Hangs:" not in run.text:
             assert run.process.poll() is None and time.monotonic() - began < 20, run.text[-3000:]
             time.sleep(0.1)
-        while str(HANG_EXIT) not in run.text:
+        while f"process {pid} closing signal" not in run.text:  # the other rank has ended
             assert time.monotonic() - began < 30, run.text[-3000:]
             time.sleep(0.1)
     finally:
@@ -107,6 +108,7 @@ def test_a_stopped_process_is_named(training: Callable, stopped: int) -> None:
     reason = run.status["reason"]
     assert run.status["state"] == "failed"
     assert reason.startswith(f"Hangs: rank {stopped} (") and f", process {pid}) in step " in reason, reason
+    assert ", ids scene-" in reason or "phase data" in reason, reason
     assert "The process does not answer" in reason and "The other ranks wait for it" in reason
     assert "raise --hang_timeout (3)" in reason
 
@@ -132,6 +134,28 @@ def rows(tmp_path: Path) -> Path:
             Image.new("RGB", (56, 56), (i, i, i)).save(tmp_path / f"{i}.png")
             file.write(json.dumps({"id": f"row-{i}", "image": f"{i}.png", "conversations": turns}) + "\n")
     return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_0_that_holds_the_store_is_named(training: Callable) -> None:
+    """Without a store in torchrun's own process (the deepspeed launcher, Slurm's srun) nobody can be asked."""
+    run = training("--hang_timeout", 3, ranks=2, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    run.wait_for_step(2)
+    pid = run.rank_pid(0)
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        while "Hangs or is gone: rank 0." not in run.text:
+            assert run.process.poll() is None and time.monotonic() - began < 30, run.text[-3000:]
+            time.sleep(0.1)
+        time.sleep(2)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait() == 1
+    reason = run.status["reason"]
+    assert run.status["state"] == "failed"
+    assert f"Last heard of: rank 0 ({socket.gethostname()}, process {pid}) in step " in reason
+    assert "Stands still as well: rank 1 (" in reason
 
 
 @pytest.mark.slow
