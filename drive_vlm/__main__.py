@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
     "generate": ("drive_vlm.generate:main", "answers of a model for the rows of a file"),
+    "plan": ("drive_vlm.plan.command:main", "memory, time and disk of a run before it runs; no GPU, no weights"),
     "merge": ("drive_vlm.merge:main", "one plain model directory from a LoRA or ZeRO checkpoint"),
     "doctor": ("drive_vlm.doctor:main", "what this machine offers a run, and what would break one"),
     "reproduce": ("drive_vlm.reproduce:main", "the command of a run again, after saying what differs now"),

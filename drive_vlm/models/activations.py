@@ -1,0 +1,105 @@
+"""Activation memory of a training step, counted from what autograd keeps in transformers' layers.
+
+b is the bytes of the compute dtype. Of one decoder layer and token autograd keeps: for each of two RMS norms an fp32 copy,
+the normalised value and the output (8h + 4bh in all); queries, keys, values and output of the attention; gate,
+silu(gate), up and their product (4bi). Checked against torch's own count in tests/models/test_activations.py.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from drive_vlm.models.architecture import Architecture, Weight, attention_widths
+
+_CHUNK_ELEMENTS = 1 << 26  # logits at a time, as training_forward.py has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One micro batch of one process: rows of `tokens`, `tiles` in all rows, `labels` learned positions in all rows."""
+
+    rows: int
+    tokens: int
+    tiles: int
+    labels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Bytes of a micro batch: kept for the backward pass, the largest layer's own work, and the loss."""
+
+    kept: int
+    work: int
+    logits: int
+
+
+def activations(
+    architecture: Architecture,
+    weights: Sequence[Weight],
+    batch: Batch,
+    bytes_each: int,
+    checkpointing: bool,
+    attention: str = "sdpa",
+    chunk_tokens: int | None = None,
+) -> Activations:
+    """Activation bytes of `batch`, in compute dtype of `bytes_each` bytes, with or without gradient checkpointing."""
+    trains = {weight.part for weight in weights if weight.trains}
+    tokens = batch.rows * batch.tokens
+    text, b = architecture.text, bytes_each
+    hidden, layers = text["hidden_size"], text["num_hidden_layers"]
+    layer = tokens * _decoder_layer(text, b, full="language_model" in trains)
+    layer += _attention_scores(text, batch, b, attention)
+    backward = tokens * b * (3 * text["intermediate_size"] + 2 * hidden)
+    kept = layers * (tokens * b * hidden if checkpointing else layer)
+    kept += tokens * (2 * b * hidden + (4 + b) * hidden)  # embeddings, the last norm, its labelled rows
+    tower_kept, tower_work = _tower(architecture, trains, batch, b, checkpointing)
+    work = max(backward + (layer if checkpointing else 0), tower_work)
+    return Activations(kept + tower_kept, work, _loss(text, batch, b, chunk_tokens, "lm_head" in trains))
+
+
+def _decoder_layer(text: dict[str, Any], b: int, full: bool) -> int:
+    """Bytes kept of one decoder layer for one token; frozen weights need no normalised value for their own gradient."""
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    queries, keys = attention_widths(text)
+    norms = 8 * hidden + (4 if full else 2) * b * hidden
+    if text["model_type"] == "qwen3":
+        norms += (queries + keys) * (4 + b)
+    # grouped keys and values are repeated to the queries' width before the kernel
+    return norms + b * 4 * queries + 4 * text["num_attention_heads"] + 4 * b * inner
+
+
+def _attention_scores(text: dict[str, Any], batch: Batch, b: int, attention: str) -> int:
+    """Bytes of scores or masks of one layer: none with flash, the mask with sdpa, scores of every head with eager."""
+    square = batch.rows * batch.tokens**2
+    if attention == "eager":
+        return square * text["num_attention_heads"] * (4 + 2 * b)
+    return square * b if attention == "sdpa" and batch.rows > 1 else 0
+
+
+def _tower(architecture: Architecture, trains: set[str], batch: Batch, b: int, checkpointing: bool) -> tuple[int, int]:
+    """(bytes kept of tower and projector, bytes at work in one layer of the tower)."""
+    vision = architecture.vision
+    if vision is None or not batch.tiles:
+        return 0, 0
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    tower_tokens = batch.tiles * architecture.pictures.tower_tokens
+    layer = tower_tokens * b * (8 * width + 2 * inner + (2 * width if architecture.kind == "internvl" else 0))
+    kept = batch.tiles * architecture.pictures.pixels * b
+    if "vision_tower" in trains:
+        kept += vision["num_hidden_layers"] * (tower_tokens * b * width if checkpointing else layer)
+        work = tower_tokens * b * (2 * inner + 2 * width) + (layer if checkpointing else 0)
+    else:
+        work = tower_tokens * b * (2 * inner + 2 * width)
+    if trains & {"vision_tower", "projector"}:
+        tokens, hidden = batch.tiles * architecture.pictures.tokens, architecture.text["hidden_size"]
+        kept += b * (2 * tower_tokens * width + 3 * tokens * hidden)
+    return kept, work
+
+
+def _loss(text: dict[str, Any], batch: Batch, b: int, chunk_tokens: int | None, head_trains: bool) -> int:
+    """The loss of one chunk: logits, their fp32 copy, log-softmax, its gradient, the logits' gradient; the head's gradient."""
+    vocab = text["vocab_size"]
+    rows = min(batch.labels, chunk_tokens or max(1, _CHUNK_ELEMENTS // vocab))
+    copies = (b + 4 + 4 + 4 + b) if b < 4 else 16
+    head = b * vocab * text["hidden_size"] if head_trains and batch.labels > rows else 0
+    return rows * vocab * copies + head

@@ -1,0 +1,118 @@
+"""The plan of a run: configuration with origins, batch equation, parameters, memory for every ZeRO stage, time and disk.
+
+Reads config.json (or a shipped architecture) only: no weights, no GPU, no hub. Every flag of the planned command is accepted.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from drive_vlm.config import CommandParser, nearest, plain
+
+STAGES = ("sft",)
+EXAMPLES = """
+python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero1 --bf16 --world_size 8
+python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --gpu_memory 24GB
+python -m drive_vlm plan systems
+PLAN=1 bash recipes/internvl3_1b_sft.sh --data train.jsonl
+"""
+_SHOWN = (
+    "per_device_train_batch_size", "global_batch_size", "deepspeed", "max_length", "packing", "dtype", "bf16", "gradient_checkpointing",
+    "attn_implementation", "optim", "keep", "output_dir", "world_size", "gpu_memory", "mfu",
+)  # fmt: skip
+ASSUMPTIONS = [
+    "memory is that of rows as long as --max_length allows;",
+    "'needed' adds 5 % fragmentation and 1 GiB of CUDA context to the peak;",
+    "FLOPs as in drive_vlm/models/flops.py (attention scores left out, recomputation not counted);",
+    "checkpoints: --keep, the best where evaluation rows are given, and the one being written.",
+]
+
+
+def main(words: Sequence[str]) -> None:
+    """`python -m drive_vlm plan STAGE flags...`."""
+    stage = words[0] if words else "--help"
+    if stage in ("-h", "--help"):
+        parser = CommandParser(prog="python -m drive_vlm plan", description=__doc__, examples=EXAMPLES)
+        parser.add_argument(
+            "stage", choices=(*STAGES, "systems"), help="command to plan, or the table of published systems"
+        )
+        parser.parse_args(["--help"])
+    if stage == "systems":
+        from drive_vlm.plan.systems import show_systems
+
+        show_systems(words[1:])
+        return
+    try:
+        if stage not in STAGES:
+            raise ValueError(
+                f"{stage} cannot be planned (known: {', '.join(STAGES)}, systems).{nearest(stage, STAGES)}"
+            )
+        plan = make_plan(stage, words[1:])
+    except ValueError as error:
+        print(f"python -m drive_vlm plan {stage}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if plan.pop("as_json"):
+        print(json.dumps(plain(plan), indent=2))
+        return
+    from drive_vlm.plan.tables import show
+
+    show(plan)
+
+
+def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
+    """The plan as --json prints it. Raises ValueError for what the run itself would refuse."""
+    from drive_vlm.launch.topology import accumulation_steps
+    from drive_vlm.models.architecture import load_architecture
+    from drive_vlm.plan.cost import disk, time_and_tokens
+    from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
+    from drive_vlm.plan.memory_table import Case, layouts, memory, weight_bytes
+    from drive_vlm.plan.rows import typical_row
+
+    flags = parse(stage, EXAMPLES, words, __doc__ or "")
+    world, local = flags.plan.world_size, local_world_size(flags.plan)
+    micro = int(flags.training["per_device_train_batch_size"])
+    accumulation = accumulation_steps(flags.run.global_batch_size, micro, world)
+    architecture = load_architecture(flags.model.model)
+    weights = architecture.weights(
+        flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, flags.plan.load_in_4bit
+    )
+    rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model)
+    case = Case(flags, architecture, weights, rows, accumulation)
+    all_layouts, chosen = layouts(flags)
+    each = next(weight_bytes(case, layout) for layout in all_layouts if layout.name == chosen)
+    return {
+        "as_json": flags.plan.json,
+        "stage": stage,
+        "model": {"name": architecture.name, "estimate": architecture.estimate, "note": architecture.note},
+        "configuration": {name: {"value": value, "origin": origin} for name, (value, origin) in flags.resolved.items()},
+        "shown_defaults": list(_SHOWN),
+        "batch": {
+            "global": micro * accumulation * world,
+            "micro": micro,
+            "accumulation": accumulation,
+            "world_size": world,
+            "local_world_size": local,
+            "longest_row": flags.data.max_length,
+            "typical_row": rows.tokens,
+            "gradient_checkpointing": case.checkpointing(),
+        },
+        "parameters": count(weights),
+        "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
+        "cost": time_and_tokens(flags, architecture, weights, rows, micro * accumulation * world),
+        "disk": disk(flags, weights, each),
+        "data": {"rows": rows.count, "source": rows.source, "longest": rows.longest, "audit": rows.audit},
+        "assumptions": ASSUMPTIONS,
+    }
+
+
+def count(weights: Sequence[Any]) -> dict[str, dict[str, int]]:
+    """{part: {"total", "trainable"}} with "all" for the sum."""
+    counts: dict[str, dict[str, int]] = {}
+    for weight in weights:
+        for name in (weight.part, "all"):
+            entry = counts.setdefault(name, {"total": 0, "trainable": 0})
+            entry["total"] += weight.size
+            entry["trainable"] += weight.size if weight.trains else 0
+    counts["all"] = counts.pop("all")
+    return counts

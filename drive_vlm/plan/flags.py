@@ -1,0 +1,195 @@
+"""The flags of a planned stage: parsed without importing transformers, each value with its origin."""
+
+import ast
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import (
+    CommandParser,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    add_dataclass,
+    field,
+    from_namespace,
+    nearest,
+)
+
+# What _launch.sh exports: the user's own words after the recipe's name, each ended by the unit separator.
+USER_WORDS = "DRIVE_VLM_USER_WORDS"
+# Defaults of training_arguments() in stages/engine.py, which differ from transformers' own.
+ENGINE_DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "output_dir": "runs/sft",
+    "save_strategy": "epoch",
+    "logging_steps": 10,
+}
+
+
+@dataclasses.dataclass
+class PlanConfig:
+    """What only the plan knows."""
+
+    world_size: int = field(1, help="processes of the run over all nodes")
+    local_world_size: int | None = field(None, help="processes of one node (default: all, at most 8)")
+    gpu_memory: str = field("80GB", help="memory of one GPU, such as 24GB; 1 GB is taken as 2^30 bytes")
+    gpu: str | None = field(
+        None, help="GPU whose peak FLOPS counts, such as H100 (default: the usual one of --gpu_memory)"
+    )
+    mfu: float = field(0.35, help="share of the peak FLOPS that the run is expected to reach")
+    rows: int | None = field(None, help="training rows (default: counted in --data)")
+    row_tokens: int | None = field(
+        None, help="tokens of a typical row (default: from --data, else a picture and 256 tokens)"
+    )
+    load_in_4bit: bool = field(
+        False, help="plan NF4 for frozen language model weights; planning only, sft has no such flag yet"
+    )
+    json: bool = field(False, help="print the plan as JSON")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved."""
+
+    model: ModelConfig
+    data: DataConfig
+    run: RunConfig
+    plan: PlanConfig
+    training: dict[str, Any]
+    resolved: dict[str, tuple[Any, str]]
+
+
+def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
+    """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
+    from drive_vlm.stages.arguments import _NOT_FOR_USERS, _yaml_words
+
+    parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
+    )
+    classes = (ModelConfig, DataConfig, RunConfig, PlanConfig)
+    for cls in classes:
+        add_dataclass(parser, cls)
+    for action in parser._actions:  # a model's sizes can be planned before there are rows
+        if action.dest == "data":
+            action.required, action.default = False, []
+    try:
+        from_file = _yaml_words(parser, words)
+        namespace, rest = parser.parse_known_args([*from_file, *words])
+        known = training_fields()
+        given = _training_flags(rest, known, _NOT_FOR_USERS, {action.dest for action in parser._actions})
+    except ValueError as error:
+        parser.error(str(error))
+    training = known | ENGINE_DEFAULTS | given
+    model, data, run, plan = (from_namespace(cls, namespace) for cls in classes)
+    values = training | {k: v for item in (model, data, run, plan) for k, v in dataclasses.asdict(item).items()}
+    origin = origins(from_file, words)
+    resolved = {name: (value, origin.get(name, "default")) for name, value in values.items()}
+    return Flags(model, data, run, plan, training, resolved)
+
+
+def training_fields() -> dict[str, Any]:
+    """{field: default} of transformers.TrainingArguments, read from its source: importing it would take seconds.
+
+    A default that is no literal is None.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise ValueError("transformers is not installed. Install the project: pip install -e .")
+    tree = ast.parse(Path(spec.origin).with_name("training_args.py").read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    fields = {
+        item.target.id: _default(item.value)
+        for item in body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+    return fields | {"optim": "adamw_torch_fused"}  # a constant in the source
+
+
+def _default(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Call):
+        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+    try:
+        return None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def _training_flags(words: list[str], known: dict[str, Any], refused: dict[str, str], ours: set[str]) -> dict[str, Any]:
+    given: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name] = [value] if equals else []
+            if name in refused:
+                raise ValueError(f"--{name} is not taken. {refused[name]}")
+            if name not in known:
+                raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *known])}")
+        elif not name:
+            raise ValueError(f"unexpected word {word!r}; flags begin with --")
+        else:
+            given[name].append(word)
+    return {name: _value(values, known[name], name) for name, values in given.items()}
+
+
+def _value(words: list[str], default: Any, name: str) -> Any:
+    """The words of one flag as the kind of its default. Raises ValueError where a number is no number."""
+    if not words:
+        return True
+    if len(words) > 1:
+        return words
+    (word,) = words
+    if isinstance(default, bool) or word.lower() in ("true", "false"):
+        return word.lower() in ("true", "1", "yes")
+    try:
+        number = float(word)
+    except ValueError as error:
+        if isinstance(default, (int, float)):
+            raise ValueError(f"--{name} {word}: expected a number.") from error
+        return word
+    return int(number) if number.is_integer() and "." not in word and "e" not in word.lower() else number
+
+
+def origins(from_file: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """{flag name: "file", "recipe" or "flag"}; the last one given wins, as in argparse.
+
+    Behind a recipe _launch.sh exports the user's own words; they are looked for as one run in `words`. All words are the
+    user's where nothing is exported.
+    """
+    own = os.environ.get(USER_WORDS)
+    first, last = 0, len(words)
+    if own is not None:
+        mine = own.split("\x1f")[:-1]
+        starts = [i for i in range(len(words) - len(mine) + 1) if list(words[i : i + len(mine)]) == mine]
+        first, last = (starts[-1], starts[-1] + len(mine)) if mine and starts else (len(words), len(words))
+    found = {_name(word): "file" for word in from_file if word.startswith("--")}
+    for i, word in enumerate(words):
+        if word.startswith("--"):
+            found[_name(word)] = "flag" if first <= i < last else "recipe"
+    return found
+
+
+def _name(word: str) -> str:
+    return word[2:].split("=")[0].replace("-", "_")
+
+
+def memory_bytes(text: str) -> int:
+    """'24GB' as bytes, a GB being 2^30. Raises ValueError for anything else."""
+    number = text.upper().removesuffix("IB").removesuffix("B").removesuffix("G")
+    try:
+        return int(float(number) * 2**30)
+    except ValueError as error:
+        raise ValueError(f"--gpu_memory {text}: give it as 24GB.") from error
+
+
+def local_world_size(plan: PlanConfig) -> int:
+    """Processes of a node. Raises ValueError when they do not divide the world."""
+    local = plan.local_world_size or min(plan.world_size, 8)
+    if plan.world_size < 1 or local < 1 or plan.world_size % local:
+        raise ValueError(f"--world_size {plan.world_size} is no multiple of --local_world_size {local}.")
+    return local

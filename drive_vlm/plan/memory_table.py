@@ -1,0 +1,142 @@
+"""Memory under every layout of ds_configs and without DeepSpeed: by part, what fits, and the largest micro batch."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.launch.deepspeed import load_deepspeed_config
+from drive_vlm.launch.memory import Layout, Peak, Setting, Size, layout_of, peak, static
+from drive_vlm.models.activations import Batch, activations
+from drive_vlm.models.architecture import NF4_BYTES, Architecture, Weight
+from drive_vlm.plan.flags import Flags
+from drive_vlm.plan.rows import Rows
+
+NAMES = ("none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Everything that a peak depends on but the layout and the micro batch."""
+
+    flags: Flags
+    architecture: Architecture
+    weights: Sequence[Weight]
+    rows: Rows
+    accumulation: int
+
+    def half(self) -> bool:
+        return bool(self.flags.training["bf16"] or self.flags.training["fp16"]) or self.flags.model.dtype == "bfloat16"
+
+    def checkpointing(self) -> bool:
+        return bool(self.flags.training["gradient_checkpointing"])
+
+
+def weight_bytes(case: Case, layout: Layout) -> int:
+    """Bytes of a weight in memory, as model_dtype() in stages/engine.py chooses."""
+    dtype = case.flags.model.dtype
+    if dtype != "auto":
+        return 2 if dtype == "bfloat16" else 4
+    return 2 if case.half() and layout.name != "none" else 4
+
+
+def layouts(flags: Flags) -> tuple[list[Layout], str]:
+    """All layouts to compare, the chosen one among them, and its name."""
+    chosen = flags.run.deepspeed or "none"
+    names = [*NAMES, *([] if chosen in NAMES else [chosen])]
+    configs = {
+        name: None if name == "none" else load_deepspeed_config(name, bool(flags.training["use_cpu"])) for name in names
+    }
+    short = {name: Path(name).stem if name.endswith(".json") else name for name in names}
+    return [layout_of(short[name], config) for name, config in configs.items()], short[chosen]
+
+
+def longest(case: Case, micro: int) -> Batch:
+    """A micro batch of rows as long as --max_length allows."""
+    data, pictures = case.flags.data, case.architecture.pictures
+    room = data.max_length // pictures.tokens if pictures.tokens else 0
+    limit = case.flags.model.max_tiles
+    tiles = room if data.packing else min(room, pictures.tiles if limit is None else limit + (limit > 1))
+    text = max(1, data.max_length - tiles * pictures.tokens)
+    return Batch(micro, data.max_length, micro * tiles, micro * text)
+
+
+def typical(case: Case, micro: int) -> Batch:
+    """A micro batch of typical rows; packs are full."""
+    if case.flags.data.packing:
+        return longest(case, micro)
+    rows = case.rows
+    return Batch(micro, rows.tokens, micro * rows.tiles, micro * rows.labels)
+
+
+def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
+    """The peak of one process under `layout`."""
+    each = weight_bytes(case, layout)
+    sizes = [Size(w.size, w.trains, NF4_BYTES if w.four_bit else None) for w in case.weights]
+    setting = Setting(
+        case.flags.plan.world_size,
+        each,
+        accumulation or case.accumulation,
+        str(case.flags.training["optim"] or "adamw_torch"),
+        autocast=case.half() and each == 4,
+    )
+    live = activations(
+        case.architecture,
+        case.weights,
+        batch,
+        2 if case.half() else 4,
+        checkpointing,
+        case.flags.model.attn_implementation,
+        case.flags.run.chunk_tokens,
+    )
+    return peak(static(sizes, layout, setting), live.kept, live.work, live.logits)
+
+
+def largest_micro(case: Case, layout: Layout, limit: int) -> int:
+    """The largest power of two of longest rows that fits `limit` bytes; 0 when not even one does."""
+    micro = 0
+    for number in (1, 2, 4, 8, 16, 32, 64, 128):
+        if peak_of(case, layout, longest(case, number), case.checkpointing()).needed > limit:
+            break
+        micro = number
+    return micro
+
+
+def memory(case: Case, limit: int, local_world: int) -> dict[str, Any]:
+    """{layout: parts, peaks with and without checkpointing, fit}, with the chosen layout named."""
+    all_layouts, chosen = layouts(case.flags)
+    micro = int(case.flags.training["per_device_train_batch_size"])
+    table = {}
+    for layout in all_layouts:
+        full = {on: peak_of(case, layout, longest(case, micro), on) for on in (True, False)}
+        now = full[case.checkpointing()]
+        table[layout.name] = {
+            **dataclasses.asdict(now),
+            "peak_with_checkpointing": full[True].peak,
+            "peak_without_checkpointing": full[False].peak,
+            "activations_with_checkpointing": full[True].activations,
+            "activations_without_checkpointing": full[False].activations,
+            "peak_typical_row": peak_of(case, layout, typical(case, micro), case.checkpointing()).peak,
+            "cpu_a_node": now.cpu * local_world,
+            "fits": now.needed <= limit,
+            "largest_micro_batch": largest_micro(case, layout, limit),
+        }
+    return {"chosen": chosen, "limit": limit, "micro_batch": micro, "layouts": table, "advice": advice(table, chosen)}
+
+
+def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:
+    """One line: whether the chosen layout fits, and otherwise the first one that does."""
+    if table[chosen]["fits"]:
+        return f"{chosen} fits; the largest micro batch of longest rows is {table[chosen]['largest_micro_batch']}."
+    fitting = [name for name, row in table.items() if row["fits"]]
+    if fitting:
+        return f"{chosen} does NOT fit. First layout that does: --deepspeed {fitting[0]}."
+    smaller = {name: row["largest_micro_batch"] for name, row in table.items() if row["largest_micro_batch"]}
+    if smaller:
+        name = next(iter(smaller))
+        return (
+            f"No layout fits this micro batch. --deepspeed {name} --per_device_train_batch_size {smaller[name]} does."
+        )
+    if min(row["peak_with_checkpointing"] for row in table.values()) < min(row["peak"] for row in table.values()):
+        return "No layout fits. Turn on --gradient_checkpointing, lower --max_length, or freeze and adapt more (--freeze, --lora_rank)."
+    return "No layout fits one row. Lower --max_length, adapt with --lora_rank, or use more or larger GPUs."

@@ -1,0 +1,159 @@
+"""A look at the training rows: how many, which cannot be used, how long; a sample only, in a second."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import DataConfig
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.models.architecture import Architecture, Pictures
+
+SAMPLE = 200
+_TURN = 5  # tokens that a chat template adds to a turn, about
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is known of the rows; `tokens` typical and `longest` of the sample, `tiles` of a typical row."""
+
+    count: int | None
+    tokens: int
+    tiles: int
+    labels: int
+    longest: int | None
+    source: str
+    audit: dict[str, Any] | None
+
+
+def typical_row(
+    data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str
+) -> Rows:
+    """Rows of --data where they exist, else one picture with its full tiles and 256 tokens of text, 64 of them learned."""
+    present = [path for path in data.data if Path(path).is_file()]
+    if present:
+        return _sample(data, architecture, given, max_tiles, model)
+    pictures = architecture.pictures
+    tiles = min(pictures.tiles, max_tiles + (max_tiles > 1)) if max_tiles else pictures.tiles
+    tokens = given or min(data.max_length, tiles * pictures.tokens + 256)
+    source = (
+        "--row_tokens" if given else f"assumed: one picture of {tiles} tiles x {pictures.tokens} tokens and 256 of text"
+    )
+    return Rows(None, tokens, tiles, min(64, tokens), None, source, None)
+
+
+def _sample(data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str) -> Rows:
+    """Rows evenly spread over all files: parsed, picture headers read, tokens counted or estimated."""
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import audit_bad_rows, read_sample
+
+    sources = open_sources(data.data, data.image_root)
+    total = sum(len(source.rows) for source in sources)
+    tokenizer = _tokenizer(Path(model))
+    lengths, tiles, labels, bad = [], [], [], []
+    for source in sources:
+        share = max(1, SAMPLE * len(source.rows) // max(1, total))
+        for i in sorted({int(k * len(source.rows) / share) for k in range(min(share, len(source.rows)))}):
+            try:
+                sample = read_sample(source, i)
+                pieces, limit = _tiles(sample, architecture.pictures, source.max_tiles or max_tiles, data.num_frames)
+            except BadRow as error:
+                bad.append(error)
+                continue
+            words, learned = _words(sample, tokenizer)
+            lengths.append(words + pieces * architecture.pictures.tokens)
+            tiles.append(pieces)
+            labels.append(learned)
+            limit_used = limit
+    if not lengths:
+        raise ValueError(
+            f"{data.data[0]}: none of {len(bad)} sampled rows can be used: {bad[0] if bad else 'the file is empty'}"
+        )
+    used = sum(round(len(source.rows) * source.repeat_time) for source in sources)
+    how = "the model's tokenizer" if tokenizer else "3.5 letters a token"
+    audit = {
+        "rows": total,
+        "sampled": len(lengths) + len(bad),
+        "tokens": {
+            "median": _middle(lengths),
+            "max": max(lengths),
+            "counted_by": how,
+            "tiles_a_picture_at_most": limit_used,
+        },
+        "longer_than_max_length": sum(length > data.max_length for length in lengths),
+        "bad_rows": audit_bad_rows(bad),
+    }
+    mean = given or min(data.max_length, round(sum(lengths) / len(lengths)))
+    source_text = "--row_tokens" if given else f"mean of {len(lengths)} sampled rows ({how})"
+    return Rows(used, mean, round(_mean(tiles)), round(_mean(labels)), max(lengths), source_text, audit)
+
+
+def _mean(numbers: list[int]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _middle(numbers: list[int]) -> int:
+    return sorted(numbers)[len(numbers) // 2]
+
+
+def _tokenizer(directory: Path) -> Any:
+    """The model's own fast tokenizer where it lies beside the weights."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+def _words(sample: Sample, tokenizer: Any) -> tuple[int, int]:
+    """(tokens of all turns, tokens of the assistant's) without pictures."""
+    counts = {"all": 0, "learned": 0}
+    for turn in sample.turns:
+        text = turn.text
+        tokens = len(tokenizer.encode(text, add_special_tokens=False).ids) if tokenizer else round(len(text) / 3.5)
+        counts["all"] += tokens + _TURN
+        counts["learned"] += tokens + 1 if turn.role == "assistant" else 0
+    return counts["all"], counts["learned"]
+
+
+def _tiles(sample: Sample, pictures: Pictures, max_tiles: int | None, num_frames: int) -> tuple[int, int]:
+    """(tiles of a row, tiles of one picture at most); headers are read, so that a missing picture is seen."""
+    from drive_vlm.data.vision import checked_image_size, video_length
+
+    limit = max(1, (max_tiles or max(1, pictures.tiles - 1)) // max(1, len(sample.images)))
+    if sample.video:
+        return min(video_length(sample.video, sample.where), num_frames), 1
+    sizes = [checked_image_size(path, sample.where) for path in sample.images]
+    return sum(grid_tiles(height, width, limit, pictures) for height, width in sizes), limit
+
+
+def grid_tiles(height: int, width: int, limit: int, pictures: Pictures) -> int:
+    """Tiles of a picture: the grid of at most `limit` tiles with the nearest aspect ratio, and a thumbnail with several.
+
+    On a tie the larger grid wins if the picture has more than half its pixels (InternVL's rule).
+    """
+    side = round((pictures.pixels / 3) ** 0.5)
+    grids = sorted(
+        {(i, j) for i in range(1, limit + 1) for j in range(1, limit + 1) if i * j <= limit},
+        key=lambda grid: grid[0] * grid[1],
+    )
+    best, nearest_ratio = (1, 1), float("inf")
+    for columns, lines in grids:
+        distance = abs(width / height - columns / lines)
+        if distance < nearest_ratio:
+            best, nearest_ratio = (columns, lines), distance
+        elif distance == nearest_ratio and height * width > 0.5 * side * side * columns * lines:
+            best = (columns, lines)
+    number = best[0] * best[1]
+    return number + (number > 1)
+
+
+def audit_line(audit: dict[str, Any]) -> str:
+    """The audit in one line."""
+    tokens = audit["tokens"]
+    reasons = json.dumps(audit["bad_rows"]["by_reason"]) if audit["bad_rows"]["total"] else "none"
+    return (
+        f"{audit['rows']:,} rows, {audit['sampled']} looked at: bad {reasons}; tokens median {tokens['median']:,}, "
+        f"max {tokens['max']:,} (by {tokens['counted_by']}); longer than --max_length: {audit['longer_than_max_length']}"
+    )

@@ -1,0 +1,118 @@
+"""The plan for people: the same content as --json, as tables."""
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from drive_vlm.plan.rows import audit_line
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "grads",
+    "master": "master",
+    "optimizer": "optim",
+    "activations": "activ",
+    "logits": "logits",
+    "buffers": "buffers",
+    "peak": "peak",
+    "needed": "needed",
+}
+
+
+def gib(number: float) -> str:
+    return f"{number / 2**30:,.1f}"
+
+
+def show(plan: dict[str, Any]) -> None:
+    """Print everything."""
+    console = Console(width=120, highlight=False, soft_wrap=True)
+    model = plan["model"]
+    label = "estimate, no native port yet" if model["estimate"] else "exact"
+    console.print(f"[bold]{model['name']}[/] ({label}): {model['note']}")
+    for table in (_configuration(plan), _parameters(plan), _memory(plan)):
+        console.print(table)
+    console.print(_batch(plan))
+    console.print(_memory_words(plan))
+    console.print(_cost(plan))
+    console.print(_disk(plan))
+    console.print(
+        f"Data: {audit_line(plan['data']['audit'])}"
+        if plan["data"]["audit"]
+        else "Data: no rows at hand; sizes are assumed"
+    )
+    console.print("Assumed: " + " ".join(plan["assumptions"]))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _configuration(plan: dict[str, Any]) -> Table:
+    table = _table(
+        "configuration (what was given, and the defaults that decide memory and time)", "flag", "value", "origin"
+    )
+    for name, entry in plan["configuration"].items():
+        if entry["origin"] != "default" or name in plan["shown_defaults"]:
+            table.add_row(f"--{name}", str(entry["value"]), entry["origin"])
+    return table
+
+
+def _parameters(plan: dict[str, Any]) -> Table:
+    table = _table("parameters", "part", "total", "trainable")
+    for part, count in plan["parameters"].items():
+        table.add_row(part, f"{count['total']:,}", f"{count['trainable']:,}")
+    return table
+
+
+def _memory(plan: dict[str, Any]) -> Table:
+    memory = plan["memory"]
+    title = (
+        f"GiB of one GPU for {memory['micro_batch']} x {plan['batch']['longest_row']:,} tokens "
+        f"({'with' if plan['batch']['gradient_checkpointing'] else 'without'} gradient checkpointing)"
+    )
+    table = _table(title, "layout", *_PARTS.values(), "CPU/node", f"fits {memory['limit'] / 2**30:.0f}", "micro")
+    for name, row in memory["layouts"].items():
+        mark = f"[bold]> {name}[/]" if name == memory["chosen"] else f"  {name}"
+        fit = "[green]yes[/]" if row["fits"] else "[red]no[/]"
+        table.add_row(
+            mark, *(gib(row[part]) for part in _PARTS), gib(row["cpu_a_node"]), fit, str(row["largest_micro_batch"])
+        )
+    return table
+
+
+def _batch(plan: dict[str, Any]) -> str:
+    batch = plan["batch"]
+    return (
+        f"Batch: {batch['global']} sequences a step = {batch['micro']} a GPU x {batch['accumulation']} accumulation x "
+        f"{batch['world_size']} GPUs; typical row {batch['typical_row']:,} tokens ({plan['data']['source']})"
+    )
+
+
+def _memory_words(plan: dict[str, Any]) -> str:
+    row = plan["memory"]["layouts"][plan["memory"]["chosen"]]
+    return (
+        f"Memory: {plan['memory']['advice']} Activations {gib(row['activations_with_checkpointing'])} GiB with checkpointing, "
+        f"{gib(row['activations_without_checkpointing'])} GiB without; peak with typical rows {gib(row['peak_typical_row'])} GiB"
+    )
+
+
+def _cost(plan: dict[str, Any]) -> str:
+    cost = plan["cost"]
+    line = f"Time: {cost['tokens_a_step']:,} tokens and {cost['flops_a_step']:.3g} FLOPs a step, {cost['seconds_a_step']:.2f} s on {plan['batch']['world_size']} x {cost['device']} at MFU {cost['mfu']}"
+    if cost["hours"] is None:
+        return line + "; hours unknown: give --data or --rows"
+    return f"{line}; {cost['steps']:,} steps = {cost['hours']:.1f} h, {cost['gpu_hours']:,.1f} GPU-hours"
+
+
+def _disk(plan: dict[str, Any]) -> str:
+    disk = plan["disk"]
+    verdict = "enough" if disk["total_bytes"] <= disk["free_bytes"] else "NOT ENOUGH"
+    return (
+        f"Disk: {disk['checkpoints']} checkpoints of {gib(disk['checkpoint_bytes'])} GiB, frozen weights once {gib(disk['frozen_bytes'])}, "
+        f"final model {gib(disk['final_model_bytes'])}: {gib(disk['total_bytes'])} GiB; free at {disk['place']}: {gib(disk['free_bytes'])} GiB, {verdict}"
+    )
