@@ -119,7 +119,7 @@ def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
     assert not loaded_by(run, [path]) & HEAVY
 
 
-@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor"])
+@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor", "plan"])
 def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
 

@@ -43,6 +43,11 @@ class Setting:
     autocast: bool = False
 
     @property
+    def temporaries(self) -> float:
+        """Bytes a weight that an unfused Adam needs beside its state: the root of the second moment, and its quotient."""
+        return 8 if self.optim == "adamw_torch" else 0
+
+    @property
     def moments(self) -> float:
         """Optimizer bytes a trained weight in fp32: two Adam moments unless the optimizer is known to differ."""
         return next((size for name, size in _MOMENTS.items() if self.optim.startswith(name)), 8)
@@ -97,10 +102,12 @@ class Static:
     buffers: float
     step: float
     cpu: float
+    kept: float = 0  # of gradients and buffers, what is not freed after a step
+    grows: bool = False  # gradients come one by one in the only backward pass of a step, while activations go
 
     @property
     def resident(self) -> float:
-        """What stays between steps: weights, master copy, optimizer."""
+        """Weights, master copy and optimizer."""
         return self.weights + self.master + self.optimizer
 
 
@@ -131,8 +138,10 @@ def _without_zero(sizes: Sequence[Size], setting: Setting) -> Static:
         master=0,
         optimizer=trained * setting.moments * each / 4,
         buffers=cast + (trained * each if setting.world_size > 1 else 0),
-        step=0,
+        step=setting.temporaries * max(size.elements for size in sizes if size.trains),
         cpu=0,
+        kept=trained * each if setting.world_size > 1 else 0,
+        grows=setting.accumulation == 1,
     )
 
 
@@ -144,7 +153,8 @@ def _zero_1_2(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static
     gradients = trained * each if layout.stage == 1 else share * each * (2 if setting.accumulation > 1 else 1)
     weights = _bytes(sizes, each)
     if not layout.offload_optimizer:
-        return Static(weights, gradients, 4 * share, setting.moments * share, bucket, 4 * share, 0)
+        step, grows = (4 + setting.temporaries) * share, setting.accumulation == 1
+        return Static(weights, gradients, 4 * share, setting.moments * share, bucket, step, 0, grows=grows)
     largest = max(size.elements for size in sizes if size.trains)
     cpu = (8 + setting.moments + each) * share + (each * share if setting.accumulation > 1 else 0)
     return Static(weights, largest * each, 0, 0, bucket + largest * each, 0, cpu)
@@ -168,8 +178,8 @@ def _zero_3(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static:
     if layout.offload_optimizer:
         cpu = (8 + setting.moments) * share + gradients + (shard if layout.offload_param else 0)
         return Static(0 if layout.offload_param else shard, 0, 0, 0, gathered + bucket, 0, cpu)
-    step = 4 * min(share, layout.sub_group)
-    return Static(shard, gradients, 4 * share, setting.moments * share, gathered + bucket, step, 0)
+    step = (4 + setting.temporaries) * min(share, layout.sub_group)
+    return Static(shard, gradients, 4 * share, setting.moments * share, gathered + bucket, step, 0, gradients + bucket)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +196,18 @@ class Peak:
     peak: float
     needed: float
     cpu: float
+    between_steps: float
 
 
 def peak(fixed: Static, kept: float, work: float, logits: float) -> Peak:
     """The larger of the backward pass and the optimizer step.
 
-    In the backward pass gradients, activations, gathered weights and buckets are there at once, with either the loss or
-    a layer at work; in the step the gradients have an fp32 copy. `needed` adds fragmentation and the CUDA context.
+    The backward pass begins with all activations and the loss at work, and ends with all gradients and a layer at work.
+    Gradients that are there from the beginning (accumulated, or in a buffer of their own) count at both ends. In the step
+    they have an fp32 copy under ZeRO, and an unfused Adam works beside it. `needed` adds fragmentation and the CUDA context.
     """
-    backward = fixed.resident + fixed.gradients + fixed.buffers + kept + max(work, logits)
+    start = kept + max(work, logits) + (0 if fixed.grows else fixed.gradients)
+    backward = fixed.resident + fixed.buffers + max(start, fixed.gradients + work)
     step = fixed.resident + fixed.gradients + fixed.step
     most = max(backward, step)
     needed = most * (1 + FRAGMENTATION) + CONTEXT
@@ -209,4 +222,5 @@ def peak(fixed: Static, kept: float, work: float, logits: float) -> Peak:
         peak=most,
         needed=needed,
         cpu=fixed.cpu,
+        between_steps=fixed.resident + fixed.kept,
     )

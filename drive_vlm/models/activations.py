@@ -51,7 +51,7 @@ def activations(
     layer += _attention_scores(text, batch, b, attention)
     backward = tokens * b * (3 * text["intermediate_size"] + 2 * hidden)
     kept = layers * (tokens * b * hidden if checkpointing else layer)
-    kept += tokens * (2 * b * hidden + (4 + b) * hidden)  # embeddings, the last norm, its labelled rows
+    kept += tokens * (4 + b) * hidden + batch.labels * b * hidden  # the last norm, its labelled rows
     tower_kept, tower_work = _tower(architecture, trains, batch, b, checkpointing)
     work = max(backward + (layer if checkpointing else 0), tower_work)
     return Activations(kept + tower_kept, work, _loss(text, batch, b, chunk_tokens, "lm_head" in trains))

@@ -18,7 +18,7 @@ from drive_vlm.models.parameter_shapes import SHAPES, Shapes, head_dim, num_patc
 SHIPPED = Path(__file__).with_name("architectures")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # QLoRA: 4 bits, 8-bit scales for 64 weights, fp32 scales for 256 of those
 
-_LORA_TARGETS = r".*(language_model|text_model|^model)\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_LINEAR = r"\..*[._](q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|query_key_value|dense)"
 _PARTS = {
     "internvl": ("model.vision_tower", "model.multi_modal_projector", "model.language_model"),
     "llava_next": ("model.vision_tower", "model.multi_modal_projector", "model.language_model"),
@@ -110,7 +110,9 @@ class Architecture:
             Weight(name, shape, self.part_of(name), not name.startswith(frozen)) for name, shape in shapes.items()
         ]
         if lora_rank:
-            weights = self._adapt(weights, freeze, lora_rank, lora_targets or _LORA_TARGETS)
+            weights = self._adapt(
+                weights, freeze, lora_rank, lora_targets or re.escape(self.parts["language_model"][0]) + _LINEAR
+            )
         if four_bit:
             weights = [dataclasses.replace(w, four_bit=_is_four_bit(w)) for w in weights]
         if not any(weight.trains for weight in weights):

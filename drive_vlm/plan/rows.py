@@ -10,7 +10,8 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.models.architecture import Architecture, Pictures
 
 SAMPLE = 200
-_TURN = 5  # tokens that a chat template adds to a turn, about
+_TURN = 5  # tokens that a chat template adds to a turn, about; counted where it is ChatML
+_PICTURE = 3  # begin, end and a newline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,8 @@ def _sample(data: DataConfig, architecture: Architecture, given: int | None, max
     tokenizer = _tokenizer(Path(model))
     lengths, tiles, labels, bad = [], [], [], []
     for source in sources:
-        share = max(1, SAMPLE * len(source.rows) // max(1, total))
-        for i in sorted({int(k * len(source.rows) / share) for k in range(min(share, len(source.rows)))}):
+        looked = min(len(source.rows), max(1, SAMPLE * len(source.rows) // max(1, total)))
+        for i in (k * len(source.rows) // looked for k in range(looked)):
             try:
                 sample = read_sample(source, i)
                 pieces, limit = _tiles(sample, architecture.pictures, source.max_tiles or max_tiles, data.num_frames)
@@ -61,7 +62,8 @@ def _sample(data: DataConfig, architecture: Architecture, given: int | None, max
                 bad.append(error)
                 continue
             words, learned = _words(sample, tokenizer)
-            lengths.append(words + pieces * architecture.pictures.tokens)
+            pictures = pieces * architecture.pictures.tokens + _PICTURE * len(sample.images)
+            lengths.append(words + pictures)
             tiles.append(pieces)
             labels.append(learned)
             limit_used = limit
@@ -112,7 +114,10 @@ def _words(sample: Sample, tokenizer: Any) -> tuple[int, int]:
     for turn in sample.turns:
         text = turn.text
         tokens = len(tokenizer.encode(text, add_special_tokens=False).ids) if tokenizer else round(len(text) / 3.5)
-        counts["all"] += tokens + _TURN
+        frame = _TURN
+        if tokenizer and tokenizer.token_to_id("<|im_start|>") is not None:
+            frame = len(tokenizer.encode(f"<|im_start|>{turn.role}\n<|im_end|>\n", add_special_tokens=False).ids)
+        counts["all"] += tokens + frame
         counts["learned"] += tokens + 1 if turn.role == "assistant" else 0
     return counts["all"], counts["learned"]
 

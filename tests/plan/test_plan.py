@@ -1,0 +1,164 @@
+"""The plan through the real command line."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drive_vlm.models.architecture import Pictures
+from drive_vlm.plan.flags import memory_bytes, origins, training_fields
+from drive_vlm.plan.rows import grid_tiles
+
+TOP = {
+    "stage", "model", "configuration", "shown_defaults", "batch", "parameters", "memory", "cost", "disk", "data", "assumptions",
+}  # fmt: skip
+LAYOUTS = ["none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+RECIPE = [
+    "--model", "internvl3_1b", "--freeze", "vision_tower", "--deepspeed", "zero1", "--bf16", "--gradient_checkpointing",
+    "--global_batch_size", "128", "--per_device_train_batch_size", "4", "--max_length", "16384", "--world_size", "8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan(run: Callable) -> Callable[..., Any]:
+    def call(*flags: object, code: int = 0, stage: str = "sft", **env: str) -> Any:
+        done = run([sys.executable, "-m", "drive_vlm", "plan", stage, *flags], **env)
+        assert done.returncode == code, done.stderr[-2000:]
+        if code:
+            return done.stderr
+        return json.loads(done.stdout) if "--json" in flags else done.stdout
+
+    return call
+
+
+def test_json_holds_everything_and_its_numbers_agree(plan: Callable) -> None:
+    started = time.perf_counter()
+    found = plan(*RECIPE, "--rows", 1000, "--json")
+    print(f"{time.perf_counter() - started:.2f} s from command to plan")
+    assert set(found) == TOP
+    assert list(found["memory"]["layouts"]) == LAYOUTS and found["memory"]["chosen"] == "zero1"
+    batch = found["batch"]
+    assert batch["micro"] * batch["accumulation"] * batch["world_size"] == batch["global"] == 128
+    assert found["parameters"]["all"] == {"total": 938_193_024, "trainable": 938_193_024 - 304_012_288}
+    row = found["memory"]["layouts"]["zero1"]
+    assert row["weights"] == 2 * 938_193_024 and row["optimizer"] == 634_180_736
+    assert row["peak"] == row["peak_with_checkpointing"] < row["peak_without_checkpointing"]
+    assert found["cost"]["steps"] == 24  # ceil(1000 / 128) x 3 epochs
+    assert found["cost"]["gpu_hours"] == pytest.approx(8 * found["cost"]["hours"])
+    assert found["disk"]["checkpoints"] == 3
+
+
+def test_the_tables_show_the_chosen_layout_and_an_estimate(plan: Callable) -> None:
+    text = plan(*RECIPE)
+    for words in ("> zero1", "938,193,024", "128 sequences a step = 4 a GPU x 4 accumulation x 8 GPUs", "(exact)"):
+        assert words in text
+    text = plan("--model", "THUDM/cogvlm2-llama3-chat-19B", "--lora_rank", 8, "--lora_targets", ".*vision_expert_query_key_value")
+    assert "estimate, no native port yet" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--global_batch_size", 100], "--global_batch_size 100 is not a multiple of --per_device_train_batch_size 4 x 8 processes = 32"),
+        (["--learning_rat", 1], "unknown argument --learning_rat. Did you mean learning_rate?"),
+        (["--learning_rate", "fast"], "--learning_rate fast: expected a number"),
+        (["--gradient_accumulation_steps", 2], "--gradient_accumulation_steps is not taken"),
+        (["--freeze", "vision_towr"], "--freeze vision_towr: no such part"),
+        (["--deepspeed", "zeero3"], "Did you mean zero3?"),
+        (["--model", "internvl"], "Did you mean internvl3_1b?"),
+        (["--gpu_memory", "much"], "--gpu_memory much: give it as 24GB"),
+        (["--gpu", "H1000"], "--gpu H1000: peak FLOPS not known"),
+        (["--world_size", 9, "--local_world_size", 8, "--global_batch_size", 36], "--world_size 9 is no multiple of --local_world_size 8"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_the_user_can_mend_is_one_line_and_code_2(plan: Callable, flags: list, words: str) -> None:
+    text = plan(*RECIPE, *flags, code=2)
+    assert words in text and "Traceback" not in text
+
+
+def test_an_unknown_stage_is_named(plan: Callable) -> None:
+    assert "sfd cannot be planned (known: sft" in plan(stage="sfd", code=2)
+
+
+def test_neither_torch_nor_transformers_is_loaded(run: Callable) -> None:
+    code = "import sys; from drive_vlm.plan.command import main; main(sys.argv[1:]); print('LOADED', *sys.modules)"
+    done = run([sys.executable, "-c", code, "sft", *RECIPE])
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "transformers", "deepspeed"} & set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def test_origins_tell_the_recipe_from_the_user() -> None:
+    words = ["--bf16", "--max_length", "16384", "--max_length=4096", "--world_size", "8"]
+    assert origins([], words)["max_length"] == "flag"  # called by hand: everything is the user's
+
+
+def test_origins_behind_a_recipe(plan: Callable) -> None:
+    mine = ["--max_length", "4096", "--data", "my rows.jsonl"]
+    found = plan(*RECIPE, *mine, "--json", DRIVE_VLM_USER_WORDS="".join(word + "\x1f" for word in mine))
+    origin = {name: entry["origin"] for name, entry in found["configuration"].items()}
+    assert (origin["max_length"], origin["data"], origin["bf16"], origin["keep"]) == ("flag", "flag", "recipe", "default")
+    assert found["configuration"]["max_length"]["value"] == 4096
+    found = plan(*RECIPE, "--json", DRIVE_VLM_USER_WORDS="")
+    assert found["configuration"]["max_length"]["origin"] == "recipe"
+
+
+def test_rows_are_sampled_and_bad_ones_counted(plan: Callable, synthetic_data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    rows = (synthetic_data / "train.jsonl").read_text().splitlines()[:40]
+    rows.append(json.dumps({**json.loads(rows[0]), "id": "lost", "image": "nowhere.png"}))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(rows) + "\n")
+    flags = ("--model", tiny_model, "--data", data, "--image_root", synthetic_data, "--json")
+    found = plan(*flags)["data"]
+    assert found["rows"] == 41 and found["audit"]["bad_rows"]["by_reason"] == {"image_missing": 1}
+    assert found["audit"]["tokens"]["counted_by"] == "the model's tokenizer"
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import build_table
+    from drive_vlm.models import load_processor
+
+    parts = load_processor(ModelConfig(model=str(tiny_model)))
+    encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
+    table = build_table(open_sources([str(data)], str(synthetic_data)), encoder, "skip")
+    assert found["audit"]["tokens"]["max"] == pytest.approx(int(table.length.max()), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(900, 1600), (448, 448), (896, 2688), (100, 1000), (37, 50)])
+def test_tiles_are_those_of_the_image_processor(size: tuple[int, int]) -> None:
+    import drive_vlm  # noqa: F401
+    from transformers import GotOcr2ImageProcessor
+
+    processor = GotOcr2ImageProcessor(size={"height": 448, "width": 448})
+    for limit in (1, 2, 6, 12):
+        real = processor.get_number_of_image_patches(*size, {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit})
+        assert grid_tiles(*size, limit, Pictures(256, 1025, 13, 3 * 448 * 448)) == real, limit
+
+
+def test_training_flags_are_those_of_transformers() -> None:
+    import dataclasses
+
+    import drive_vlm  # noqa: F401
+    from transformers import TrainingArguments
+
+    fields = {item.name: item.default for item in dataclasses.fields(TrainingArguments) if item.init}
+    mine = training_fields()
+    assert set(mine) == set(fields)
+    for name in ("num_train_epochs", "max_steps", "bf16", "gradient_checkpointing", "save_strategy", "optim"):
+        value = fields[name] if not hasattr(fields[name], "value") else fields[name].value
+        assert mine[name] == value or (mine[name] is None and not value), name
+
+
+def test_memory_is_read_as_people_write_it() -> None:
+    assert memory_bytes("24GB") == memory_bytes("24 GiB") == memory_bytes("24") == 24 * 2**30
+
+
+@pytest.mark.slow
+def test_the_table_of_systems_has_a_row_for_each_and_hardware(plan: Callable) -> None:
+    lines = plan(stage="systems").splitlines()
+    assert len(lines) == 2 + 7 * 3 and all(line.count("|") == 11 for line in lines)
