@@ -131,7 +131,6 @@ def test_rows_are_sampled_and_bad_ones_counted(plan: Callable, synthetic_data: P
 
 @pytest.mark.parametrize("size", [(900, 1600), (448, 448), (896, 2688), (100, 1000), (37, 50)])
 def test_tiles_are_those_of_the_image_processor(size: tuple[int, int]) -> None:
-    import drive_vlm  # noqa: F401
     from transformers import GotOcr2ImageProcessor
 
     processor = GotOcr2ImageProcessor(size={"height": 448, "width": 448})
@@ -143,7 +142,6 @@ def test_tiles_are_those_of_the_image_processor(size: tuple[int, int]) -> None:
 def test_training_flags_are_those_of_transformers() -> None:
     import dataclasses
 
-    import drive_vlm  # noqa: F401
     from transformers import TrainingArguments
 
     fields = {item.name: item.default for item in dataclasses.fields(TrainingArguments) if item.init}
