@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from drive_vlm.stages.arguments import stop_on_user_error
 EXAMPLES = """
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl
 torchrun --nproc_per_node 8 -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --batch_size 16
+python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --shard 2/8   # then: cat predictions.shard-*-of-08.jsonl
 python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
 """
 
@@ -35,6 +37,10 @@ class GenerateConfig:
     seed: int = field(0, help="seed of sampling")
     num_frames: int = field(8, help="frames taken from a video, evenly spread")
     limit: int | None = field(None, help="answer the first N rows only")
+    shard: str | None = field(
+        None,
+        help="I/N: answer the I-th of N equal runs of rows (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
+    )
     blank_images: bool = field(False, help="replace every picture by a grey one of the same size: the blind baseline")
     on_bad_row: str = field(
         "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")
@@ -62,6 +68,8 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     topology = read_topology()
     samples, bad = read_rows(config)
     out = Path(config.out)
+    if config.shard:
+        samples, out = take_shard(samples, out, config.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = finished_rows(out)
     todo = [sample for sample in samples if sample.id not in done]
@@ -128,6 +136,18 @@ def read_rows(config: GenerateConfig) -> tuple[list[Sample], list[BadRow]]:
             }
             samples.append(dataclasses.replace(sample, columns=columns))
     return samples, bad
+
+
+def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:
+    """The rows of shard "I/N" and its file. Shards are consecutive runs of rows: their files joined in the order of their names
+    are the rows in order. Raises ValueError for anything but 0 <= I < N."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    index, count = (int(number) for number in match.groups()) if match else (0, 0)
+    if not 0 <= index < count:
+        raise ValueError(f"--shard {shard}: write I/N with I from 0 to N-1, e.g. 0/8 for the first of eight.")
+    width = max(2, len(str(count)))
+    name = f"{out.stem}.shard-{index:0{width}}-of-{count:0{width}}{out.suffix}"
+    return samples[len(samples) * index // count : len(samples) * (index + 1) // count], out.with_name(name)
 
 
 def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@
 
 # shellcheck source=_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
+# shellcheck source=_status.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_status.sh"
 _recipe="$(cd "$(dirname "${BASH_SOURCE[1]:-$0}")" && pwd)/$(basename "${BASH_SOURCE[1]:-$0}")"
 _user_words=("$@") # `source` without words shows the recipe's own
 _launches=0
@@ -70,7 +72,7 @@ _read_topology() {
     _layout="nodes"
     local name
     for name in NODE_RANK MASTER_ADDR MASTER_PORT; do
-      [ -n "${!name:-}" ] || _fail "NNODES=$_nodes needs $name. Set on every node: NODE_RANK (0 to $((_nodes - 1))), MASTER_ADDR (address of node 0) and" \
+      [ -n "${!name:-}${PLAN:-}" ] || _fail "NNODES=$_nodes needs $name. Set on every node: NODE_RANK (0 to $((_nodes - 1))), MASTER_ADDR (address of node 0) and" \
         "MASTER_PORT (free on node 0, and its own for every run)."
     done
   fi
@@ -187,12 +189,6 @@ _print_command() {
     if [[ "$word" == --* ]] || [ "$word" = -m ]; then printf ' \\\n  %q' "$word"; else printf ' %q' "$word"; fi
   done
   printf '\n'
-}
-
-# The value of a key in status.json of the control directory; nothing where there is none.
-_status() {
-  [ -f "${DRIVE_VLM_CONTROL_DIR:-}/status.json" ] || return 0
-  tr -d '\n' <"$DRIVE_VLM_CONTROL_DIR/status.json" | sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p" | sed 's/ *$//; s/^null$//'
 }
 
 _is_training() { case "$1" in sft | dpo | spin | grpo | a2c) ;; *) return 1 ;; esac; }
