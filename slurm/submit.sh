@@ -120,7 +120,7 @@ check_array() {
 
 # What Slurm would leave pending for ever, or reject without saying what there is.
 check_cluster() {
-  local limits limit seconds have=0 most=0 per_node count
+  local limits limit seconds have=0 most=0 per_node count longest=""
   if ! sinfo -h >/dev/null 2>&1; then
     [ -n "$dry" ] || _fail "submit.sh: Slurm does not answer here (sinfo). On another machine --dry-run prints the script."
     cpus="${cpus:-$((8 * procs))}"
@@ -130,13 +130,13 @@ check_cluster() {
   [ -n "$partition" ] || limits="$(grep '^[^|]*\*|' <<<"$limits" || true)"
   [ -n "$limits" ] || _fail "submit.sh: --partition ${partition:-(none given, and the cluster has no default)}: there are $(sinfo -h -o %R | sort -u | tr '\n' ' ')"
   while IFS='|' read -r _ limit per_node count; do
-    have=$((have + count))
+    have=$((have + count)) longest="$limit"
     per_node="${per_node%+}"
     [ "$per_node" -le "$most" ] || most="$per_node"
   done <<<"$limits"
   [ "$nodes" -le "$have" ] || _fail "submit.sh: --nodes $nodes: partition ${partition:-default} has $have."
-  seconds="$(seconds_of "$limit")"
-  [ -z "$seconds" ] || [ "$(seconds_of "$time")" -le "$seconds" ] || _fail "submit.sh: --time $time is longer than the partition allows ($limit): the job would wait for ever."
+  seconds="$(seconds_of "$longest")"
+  [ -z "$seconds" ] || [ "$(seconds_of "$time")" -le "$seconds" ] || _fail "submit.sh: --time $time is longer than the partition allows ($longest): the job would wait for ever."
   cpus="${cpus:-$((8 * procs < most ? 8 * procs : most))}"
 }
 

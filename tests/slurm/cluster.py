@@ -23,7 +23,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"  # daemons stand outside the PATH of most users
 
-# cred_expire is also what a requeued job waits before it may start again (120 s by default).
+# cred_expire is also what a requeued job waits before it may start again: 120 s by default, and for any value below 5.
 CONF = """ClusterName=test
 SlurmctldHost={host}({controller})
 SlurmctldPort={port}
@@ -31,7 +31,7 @@ SlurmUser={user}
 SlurmdUser={user}
 FirstJobId={first_job}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket,cred_expire=3
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.slurm.pid

@@ -1,0 +1,89 @@
+"""Real training on two nodes of a real Slurm: the spine's recipe, ZeRO-2, a tiny model, through slurm/submit.sh."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes/internvl3_1b_sft.sh"
+STEPS = 14
+
+
+@pytest.fixture
+def train(submit, synthetic_data, tiny_model, tmp_path):
+    """`train(name, *options, **env)`: a submitted job of 14 steps on two nodes, a checkpoint every 4."""
+
+    def start(name, *options, **env):
+        flags = (
+            "--model", tiny_model, "--data", synthetic_data / "train.jsonl", "--deepspeed", "zero2", "--bf16", "false",
+            "--gradient_checkpointing", "false", "--global_batch_size", 8, "--learning_rate", "1e-3", "--max_length", 512,
+            "--max_tiles", 1, "--max_steps", STEPS, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4, "--keep", 1,
+            "--dataloader_num_workers", 0, "--disable_tqdm", "true", "--output_dir", tmp_path / name,
+        )  # fmt: skip
+        limit = ("--nodes", 2, "--time", 10, "--name", name)
+        env = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)} | env
+        return submit(RECIPE, *limit, *options, flags=flags, **env)
+
+    return start
+
+
+def curve(out):
+    """Loss by step; a step that was made again after a checkpoint counts as it was made last."""
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def wait_for_step(out, step, seconds=90):
+    end = time.monotonic() + seconds
+    while not ((out / "metrics.jsonl").exists() and max(curve(out), default=0) >= step):
+        assert time.monotonic() < end, "the training does not move"
+        time.sleep(0.05)
+
+
+def a_rank_of(out):
+    """Process id of a rank that trains into `out`, and not of its launcher."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            ranked = b"\0RANK=1\0" in b"\0" + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if ranked and str(out).encode() in words and b"drive_vlm" in words:
+            return int(entry.name)
+    raise AssertionError("no rank found")
+
+
+@pytest.fixture
+def uninterrupted(train, cluster, log, tmp_path):
+    job = train("whole")
+    end = cluster.wait(job, 150)
+    assert (end["JobState"], end["NumNodes"], end["Restarts"]) == ("COMPLETED", "2", "0"), log(job)
+    losses = curve(tmp_path / "whole")
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert json.loads((tmp_path / "whole/run.json").read_text())["recipe"] == "recipes/internvl3_1b_sft.sh"
+    return losses
+
+
+def test_time_limit_and_a_killed_rank_leave_the_loss_curve_as_it_is(train, cluster, log, tmp_path, uninterrupted):
+    """One job is stopped as by the time limit and requeued; another loses a rank and starts its ranks again in place."""
+    job = train("stopped")
+    wait_for_step(tmp_path / "stopped", 6)
+    subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], check=True, env=cluster.env)
+    end = cluster.wait(job, 150)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
+    assert curve(tmp_path / "stopped") == pytest.approx(uninterrupted, rel=1e-4)
+    status = json.loads((tmp_path / f"runs/slurm/control/{job}/status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", STEPS)
+
+    job = train("killed", "--max-restarts", 2)
+    wait_for_step(tmp_path / "killed", 6)
+    os.kill(a_rank_of(tmp_path / "killed"), signal.SIGKILL)
+    end = cluster.wait(job, 150)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "0"), log(job)
+    assert curve(tmp_path / "killed") == pytest.approx(uninterrupted, rel=1e-4)
