@@ -79,11 +79,18 @@ def measure_child(out: Path, words: list[str]) -> None:
     import torch
     from transformers import TrainerCallback
 
+    from drive_vlm import models
     from drive_vlm.launch.manifest import peak_resident_bytes
     from drive_vlm.stages import sft
 
     found: dict[str, Any] = {}
-    cuda, base = torch.cuda.is_available(), _resident()
+    cuda, load = torch.cuda.is_available(), models.load_family
+
+    def load_family(*args: Any, **kwargs: Any) -> Any:
+        found["rss"] = -_resident()
+        return load(*args, **kwargs)
+
+    models.load_family = load_family
 
     class Meter(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,7 +113,7 @@ def measure_child(out: Path, words: list[str]) -> None:
                 profiler = found.pop("profiler")
                 profiler.__exit__(None, None, None)
                 found["peak"] = found["static"] + _largest_sum(profiler)
-            found["rss"] = peak_resident_bytes() - base
+            found["rss"] += peak_resident_bytes()
 
     build = sft.build_trainer
 

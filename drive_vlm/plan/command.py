@@ -101,7 +101,13 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
         "cost": time_and_tokens(flags, architecture, weights, rows, micro * accumulation * world),
         "disk": disk(flags, weights, each),
-        "data": {"rows": rows.count, "source": rows.source, "longest": rows.longest, "audit": rows.audit},
+        "data": {
+            "rows": rows.count,
+            "source": rows.source,
+            "longest": rows.longest,
+            "missing": rows.missing,
+            "audit": rows.audit,
+        },
         "assumptions": ASSUMPTIONS,
     }
 

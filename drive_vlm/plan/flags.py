@@ -19,7 +19,7 @@ from drive_vlm.config import (
     nearest,
 )
 
-# What _launch.sh exports: the user's own words after the recipe's name, each ended by the unit separator.
+# What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
 # Defaults of training_arguments() in stages/engine.py, which differ from transformers' own.
 ENGINE_DEFAULTS = {
@@ -156,21 +156,17 @@ def _value(words: list[str], default: Any, name: str) -> Any:
 
 
 def origins(from_file: Sequence[str], words: Sequence[str]) -> dict[str, str]:
-    """{flag name: "file", "recipe" or "flag"}; the last one given wins, as in argparse.
+    """{flag name: "file", "launcher", "recipe" or "flag"}; the last one given wins, as in argparse.
 
-    Behind a recipe _launch.sh exports the user's own words; they are looked for as one run in `words`. All words are the
-    user's where nothing is exported.
+    Behind a recipe _launch.sh exports the number of the user's own words; without it all words are the user's.
     """
-    own = os.environ.get(USER_WORDS)
-    first, last = 0, len(words)
-    if own is not None:
-        mine = own.split("\x1f")[:-1]
-        starts = [i for i in range(len(words) - len(mine) + 1) if list(words[i : i + len(mine)]) == mine]
-        first, last = (starts[-1], starts[-1] + len(mine)) if mine and starts else (len(words), len(words))
+    count = os.environ.get(USER_WORDS)
+    first = 0 if count is None else len(words) - int(count)
     found = {_name(word): "file" for word in from_file if word.startswith("--")}
     for i, word in enumerate(words):
         if word.startswith("--"):
-            found[_name(word)] = "flag" if first <= i < last else "recipe"
+            launcher = count is not None and _name(word) in ("world_size", "local_world_size")
+            found[_name(word)] = "flag" if i >= first else "launcher" if launcher else "recipe"
     return found
 
 

@@ -25,14 +25,15 @@ class Rows:
     longest: int | None
     source: str
     audit: dict[str, Any] | None
+    missing: tuple[str, ...] = ()
 
 
 def typical_row(
     data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str
 ) -> Rows:
     """Rows of --data where they exist, else one picture with its full tiles and 256 tokens of text, 64 of them learned."""
-    present = [path for path in data.data if Path(path).is_file()]
-    if present:
+    missing = tuple(path for path in data.data if not Path(path).is_file())
+    if data.data and len(missing) < len(data.data):  # a file of several that is missing is an error there
         return _sample(data, architecture, given, max_tiles, model)
     pictures = architecture.pictures
     tiles = min(pictures.tiles, max_tiles + (max_tiles > 1)) if max_tiles else pictures.tiles
@@ -40,7 +41,7 @@ def typical_row(
     source = (
         "--row_tokens" if given else f"assumed: one picture of {tiles} tiles x {pictures.tokens} tokens and 256 of text"
     )
-    return Rows(None, tokens, tiles, min(64, tokens), None, source, None)
+    return Rows(None, tokens, tiles, min(64, tokens), None, source, None, missing)
 
 
 def _sample(data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str) -> Rows:

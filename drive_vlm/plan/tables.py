@@ -37,11 +37,7 @@ def show(plan: dict[str, Any]) -> None:
     console.print(_memory_words(plan))
     console.print(_cost(plan))
     console.print(_disk(plan))
-    console.print(
-        f"Data: {audit_line(plan['data']['audit'])}"
-        if plan["data"]["audit"]
-        else "Data: no rows at hand; sizes are assumed"
-    )
+    console.print(_data(plan["data"]))
     console.print("Assumed: " + " ".join(plan["assumptions"]))
 
 
@@ -116,3 +112,11 @@ def _disk(plan: dict[str, Any]) -> str:
         f"Disk: {disk['checkpoints']} checkpoints of {gib(disk['checkpoint_bytes'])} GiB, frozen weights once {gib(disk['frozen_bytes'])}, "
         f"final model {gib(disk['final_model_bytes'])}: {gib(disk['total_bytes'])} GiB; free at {disk['place']}: {gib(disk['free_bytes'])} GiB, {verdict}"
     )
+
+
+def _data(data: dict[str, Any]) -> str:
+    if data["audit"]:
+        return f"Data: {audit_line(data['audit'])}"
+    if data["missing"]:
+        return f"Data: [red]not here: {', '.join(data['missing'])}[/]; the run would stop, sizes are assumed"
+    return "Data: no --data given; sizes are assumed"

@@ -25,6 +25,8 @@ RECIPE = [
 
 @pytest.fixture(scope="module")
 def plan(run: Callable) -> Callable[..., Any]:
+    """`plan(*flags, code=0, stage="sft", **env)`: text, or the content with --json, or stderr of a failure."""
+
     def call(*flags: object, code: int = 0, stage: str = "sft", **env: str) -> Any:
         done = run([sys.executable, "-m", "drive_vlm", "plan", stage, *flags], **env)
         assert done.returncode == code, done.stderr[-2000:]
@@ -56,7 +58,14 @@ def test_the_tables_show_the_chosen_layout_and_an_estimate(plan: Callable) -> No
     text = plan(*RECIPE)
     for words in ("> zero1", "938,193,024", "128 sequences a step = 4 a GPU x 4 accumulation x 8 GPUs", "(exact)"):
         assert words in text
-    text = plan("--model", "THUDM/cogvlm2-llama3-chat-19B", "--lora_rank", 8, "--lora_targets", ".*vision_expert_query_key_value")
+    text = plan(
+        "--model",
+        "THUDM/cogvlm2-llama3-chat-19B",
+        "--lora_rank",
+        8,
+        "--lora_targets",
+        ".*vision_expert_query_key_value",
+    )
     assert "estimate, no native port yet" in text
 
 
@@ -81,6 +90,12 @@ def test_what_the_user_can_mend_is_one_line_and_code_2(plan: Callable, flags: li
     assert words in text and "Traceback" not in text
 
 
+def test_rows_that_are_not_there_are_named(plan: Callable, synthetic_data: Path) -> None:
+    assert "not here: nowhere.jsonl" in plan(*RECIPE, "--data", "nowhere.jsonl")
+    text = plan(*RECIPE, "--data", synthetic_data / "train.jsonl", "nowhere.jsonl", code=2)
+    assert "nowhere.jsonl: no such data file" in text
+
+
 def test_an_unknown_stage_is_named(plan: Callable) -> None:
     assert "sfd cannot be planned (known: sft" in plan(stage="sfd", code=2)
 
@@ -99,15 +114,23 @@ def test_origins_tell_the_recipe_from_the_user() -> None:
 
 def test_origins_behind_a_recipe(plan: Callable) -> None:
     mine = ["--max_length", "4096", "--data", "my rows.jsonl"]
-    found = plan(*RECIPE, *mine, "--json", DRIVE_VLM_USER_WORDS="".join(word + "\x1f" for word in mine))
+    found = plan(*RECIPE, "--json", *mine, DRIVE_VLM_USER_WORDS=str(len(mine)))
     origin = {name: entry["origin"] for name, entry in found["configuration"].items()}
-    assert (origin["max_length"], origin["data"], origin["bf16"], origin["keep"]) == ("flag", "flag", "recipe", "default")
+    assert (origin["max_length"], origin["data"], origin["bf16"], origin["keep"]) == (
+        "flag",
+        "flag",
+        "recipe",
+        "default",
+    )
+    assert origin["world_size"] == "launcher"
     assert found["configuration"]["max_length"]["value"] == 4096
-    found = plan(*RECIPE, "--json", DRIVE_VLM_USER_WORDS="")
+    found = plan(*RECIPE, "--json", DRIVE_VLM_USER_WORDS="0")
     assert found["configuration"]["max_length"]["origin"] == "recipe"
 
 
-def test_rows_are_sampled_and_bad_ones_counted(plan: Callable, synthetic_data: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_are_sampled_and_bad_ones_counted(
+    plan: Callable, synthetic_data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     rows = (synthetic_data / "train.jsonl").read_text().splitlines()[:40]
     rows.append(json.dumps({**json.loads(rows[0]), "id": "lost", "image": "nowhere.png"}))
     data = tmp_path / "rows.jsonl"
@@ -135,7 +158,9 @@ def test_tiles_are_those_of_the_image_processor(size: tuple[int, int]) -> None:
 
     processor = GotOcr2ImageProcessor(size={"height": 448, "width": 448})
     for limit in (1, 2, 6, 12):
-        real = processor.get_number_of_image_patches(*size, {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit})
+        real = processor.get_number_of_image_patches(
+            *size, {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
+        )
         assert grid_tiles(*size, limit, Pictures(256, 1025, 13, 3 * 448 * 448)) == real, limit
 
 
@@ -160,3 +185,20 @@ def test_memory_is_read_as_people_write_it() -> None:
 def test_the_table_of_systems_has_a_row_for_each_and_hardware(plan: Callable) -> None:
     lines = plan(stage="systems").splitlines()
     assert len(lines) == 2 + 7 * 3 and all(line.count("|") == 11 for line in lines)
+
+
+def test_a_recipe_plans_itself(run: Callable) -> None:
+    words = ["bash", "recipes/internvl3_1b_sft.sh", "--max_length", "4096", "--rows", "1280"]
+    done = run(
+        words,
+        PLAN="1",
+        NNODES="4",
+        NPROC_PER_NODE="8",
+        MASTER_ADDR="node0",
+        MASTER_PORT="1234",
+        NODE_RANK="0",
+        VIRTUAL_ENV=sys.prefix,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("128 sequences a step = 4 a GPU x 1 accumulation x 32 GPUs", "--max_length", "10 steps"):
+        assert words in done.stdout
