@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_LIBRARIES = []  # a torch Library takes its operators along when it is collected
+_LIBRARIES: list[object] = []  # a torch Library takes its operators along when it is collected
 
 
 def nms(boxes, scores, iou_threshold):

@@ -49,11 +49,11 @@ class CommandParser(argparse.ArgumentParser):
     nearest known name, abbreviations are refused, and an `examples` text is shown under `--help`.
     """
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+    def __init__(self, examples: str = "", **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", _HelpFormatter)
         if examples:
             kwargs["epilog"] = "examples:\n" + "\n".join("  " + line.strip() for line in examples.strip().splitlines())
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         import sys
@@ -98,7 +98,8 @@ def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None 
     for item in dataclasses.fields(cls):
         if not item.init or "help" not in item.metadata:
             continue
-        kind, options = hints[item.name], {}
+        kind = hints[item.name]
+        options: dict[str, Any] = {}
         arguments = [a for a in typing.get_args(kind) if a is not type(None)]
         if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
             kind = arguments[0]

@@ -293,7 +293,7 @@ def _answers_of_server(
     if not config.base_url:
         raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
     client = ChatClient(config.base_url, model.model, config.api_key_env)
-    sampling = {
+    sampling: dict[str, Any] = {
         "temperature": config.temperature,
         "top_p": config.top_p,
         "max_tokens": config.max_new_tokens,

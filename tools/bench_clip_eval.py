@@ -79,7 +79,7 @@ def random_clip(args: Any) -> "torch.nn.Module":
     return CLIPModel(config).eval()
 
 
-def open_clip_config(hf_model: "torch.nn.Module") -> dict[str, Any]:
+def open_clip_config(hf_model: Any) -> dict[str, Any]:
     """The open_clip_config.json of the same architecture."""
     vision, text = hf_model.config.vision_config, hf_model.config.text_config
     if {vision.hidden_act, text.hidden_act} not in ({"gelu"}, {"quick_gelu"}):
@@ -154,7 +154,7 @@ def open_clip_weights(hf_weights: dict[str, "torch.Tensor"]) -> dict[str, "torch
     return result
 
 
-def ours_from(hf_model: "torch.nn.Module") -> Any:
+def ours_from(hf_model: Any) -> Any:
     """A ClipScorer with the weights of a transformers CLIPModel."""
     from drive_vlm.evaluation.clip_score import ClipScorer
 
@@ -176,7 +176,7 @@ def peer_processor(image_size: int) -> Any:
     return CLIPProcessor(CLIPImageProcessor(size=size, crop_size=crop), tokenizer)
 
 
-def returning_tensors(hf_model: "torch.nn.Module") -> "torch.nn.Module":
+def returning_tensors(hf_model: Any) -> "torch.nn.Module":
     """What torchmetrics 1.9 needs under transformers 5: features as tensors instead of output objects."""
     import torch
 

@@ -26,7 +26,7 @@ EXAMPLES = """
 python tools/bench_sft.py --json runs/bench_sft.json
 python tools/bench_sft.py --rows 2000 --hidden_size 256 --max_length 1024 --batch_size 4 --threads 2
 """
-SHARED = {
+SHARED: dict[str, Any] = {
     "num_train_epochs": 1,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
@@ -231,7 +231,8 @@ def train_peer(args: Any, work: Path, out: Path) -> None:
     logs_seen: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = kwargs["logs"]
             if "loss" in logs:
                 now = {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
                 logs_seen.append(now)

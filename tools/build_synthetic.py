@@ -212,7 +212,7 @@ def save_image(build: Build, name: str, pixels: np.ndarray) -> None:
     """Write uint8[H, W, 3] to `name` under the output folder."""
     path = build.out / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": build.jpeg_quality} if build.image_format == "jpg" else {"compress_level": 1}
+    options: dict[str, Any] = {"quality": build.jpeg_quality} if build.image_format == "jpg" else {"compress_level": 1}
     Image.fromarray(pixels).save(path, **options)
 
 

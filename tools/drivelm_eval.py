@@ -7,6 +7,7 @@ be the official ones, a `drivelm_id` column, or those of tools/build_drivelm.py.
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def make_judge(args: Any) -> Judge | None:
 
     client = ChatClient(args.judge_url, args.judge_model, args.judge_key_env, cache_dir=args.cache)
 
-    def rate(pairs: list[Pair]) -> list[float | None]:
+    def rate(pairs: Sequence[Pair]) -> list[float | None]:
         texts = [_fill(prompt, answer, reference) for answer, reference in pairs]
         conversations = [[{"role": "user", "content": text}] for text in texts]
         replies = client.complete_many(conversations, args.judge_workers, "judge", temperature=0)

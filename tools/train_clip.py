@@ -111,8 +111,8 @@ def load_pixels(scorer: Any, rows: list[dict[str, Any]], workers: int) -> "torch
         return torch.stack(list(pool.map(scorer.read_image, [Path(row["image"]) for row in rows])))
 
 
-def train(model: Any, pixels: "torch.Tensor", captions: list[list["torch.Tensor"]], args: Any) -> list[float]:
-    """Contrastive training in place; returns the loss of every step. captions[v][i] is variant v of picture i."""
+def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], args: Any) -> list[float]:
+    """Contrastive training in place; returns the loss of every step. captions[v] is int64[N, L]: variant v of each picture."""
     import torch
     from open_clip import ClipLoss
 

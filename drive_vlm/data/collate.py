@@ -68,8 +68,8 @@ class Collator:
         rows = [sequence for sequence in rows if sequence]
         if self.flatten and len(rows) > 1:
             rows = [[row for sequence in rows for row in sequence]]
-        batch = self._join(rows) if rows else self._filler()
-        batch = {key: torch.from_numpy(value) for key, value in batch.items()}
+        arrays = self._join(rows) if rows else self._filler()
+        batch: dict[str, Any] = {key: torch.from_numpy(value) for key, value in arrays.items()}
         if self.vision is not None:
             batch |= self.vision.collate_vision(
                 [row["vision"] for sequence in rows for row in sequence if row["vision"]]

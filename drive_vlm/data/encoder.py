@@ -121,12 +121,14 @@ class Encoder:
         self, ids: np.ndarray, labels: np.ndarray, tiles: Sequence[int], sample: Sample
     ) -> tuple[np.ndarray, np.ndarray]:
         """Each image token becomes the tokens of its tiles, unlabelled."""
-        places = np.flatnonzero(ids == self.image_id)
+        places = np.flatnonzero(ids == self.image_id).tolist()
         if len(places) != len(tiles):
             raise ValueError(
                 f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(tiles)} pictures. "
                 "Check chat_template of the processor: it must write one image token for each picture."
             )
+        if self.vision is None or not places:
+            return ids, labels
         out_ids, out_labels, start = [], [], 0
         for place, count in zip(places, tiles, strict=True):
             picture = np.asarray(self.vision.image_ids(count), dtype=np.int64)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class JsonlFile:
     def line(self, i: int) -> bytes:
         start, end = int(self._offsets[i, 0]), int(self._offsets[i, 1])
         return os.pread(self._file.fileno(), end - start, start)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Any:
         try:

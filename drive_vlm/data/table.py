@@ -108,7 +108,8 @@ def build_table(
         lengths, bad_here = _measure(source, encoder, on_bad_row, need_answer, progress)
         if max_length is not None:
             bad_here += [
-                too_long(source.where(i), int(lengths[i]), max_length) for i in np.flatnonzero(lengths > max_length)
+                too_long(source.where(i), int(lengths[i]), max_length)
+                for i in np.flatnonzero(lengths > max_length).tolist()
             ]
         if bad_here and on_bad_row == "error":
             raise bad_here[0]

@@ -140,7 +140,7 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
         return [load_image(files[i], where) for i in wanted]
     import av
 
-    frames = []
+    frames: list[Image] = []
     try:
         with av.open(path) as container:
             stream = _video_stream(container, path, where)

@@ -53,7 +53,9 @@ def kept_bytes(dtype: torch.dtype, freeze_tower: bool, checkpointing: bool) -> i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("freeze_tower", "checkpointing"), [(True, False), (False, False), (True, True)])
-def test_what_autograd_keeps_is_what_the_formula_says(dtype: torch.dtype, freeze_tower: bool, checkpointing: bool) -> None:
+def test_what_autograd_keeps_is_what_the_formula_says(
+    dtype: torch.dtype, freeze_tower: bool, checkpointing: bool
+) -> None:
     architecture = Architecture("small", CONFIG, Pictures(16, 65, 1, 3 * 56 * 56), False, "")
     weights = architecture.weights(["vision_tower"] if freeze_tower else [])
     planned = activations(architecture, weights, Batch(1, 256, 1, 0), dtype.itemsize, checkpointing).kept

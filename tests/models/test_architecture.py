@@ -70,7 +70,9 @@ def test_estimates_of_models_without_a_native_port_say_so() -> None:
 
 
 def test_names_and_hub_ids_lead_to_the_same_sizes() -> None:
-    assert load_architecture("OpenGVLab/InternVL3-1B-hf").name == load_architecture("internvl3_1b").name == "internvl3_1b"
+    assert (
+        load_architecture("OpenGVLab/InternVL3-1B-hf").name == load_architecture("internvl3_1b").name == "internvl3_1b"
+    )
     with pytest.raises(ValueError, match=r"neither a local directory nor .*Did you mean internvl3_1b\?"):
         load_architecture("internvl3_1")
     assert {path.stem for path in SHIPPED.glob("*.json")} >= set(TOTALS)
