@@ -18,7 +18,8 @@ import torch.distributed as dist
 from transformers.trainer_callback import TrainerCallback
 
 from drive_vlm.launch.status import STOP_FILE, RunStatus
-from drive_vlm.stages.watchdog import Heartbeats, Watchdog
+from drive_vlm.stages.heartbeat import Heartbeats
+from drive_vlm.stages.watchdog import Watchdog
 
 _SAVE, _PREEMPT = 1, 2
 _OUTCOME = {_SAVE: "saved", _PREEMPT: "preempted"}

@@ -18,9 +18,9 @@ from drive_vlm.data.table import RowTable, save_audit
 from drive_vlm.launch.checkpoint import cut_metrics, read_complete
 from drive_vlm.stages.cursor import DataCursor
 from drive_vlm.stages.faults import StepLosses, spare_loader_worker
+from drive_vlm.stages.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.saving import CheckpointMixin
 from drive_vlm.stages.throughput import Throughput
-from drive_vlm.stages.watchdog import Heartbeat, rows_of_step
 
 _BAD_ROWS = "bad_rows.json"
 

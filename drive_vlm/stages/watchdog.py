@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import datetime
 import faulthandler
-import itertools
 import json
 import os
 import socket
@@ -17,82 +16,20 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch.distributed as dist
-from transformers.trainer_callback import TrainerCallback
 
 from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.stages.heartbeat import Heartbeat, Ids
 
 HANG_EXIT = 14  # exit code of a process that the watchdog ended
 _SLOW = 3.0  # the first step (kernels are built), saving and evaluation may take this many times the limit
 _SLOW_PHASES = ("start-up", "save", "evaluation")
 _MOST_IDS = 16
-
-Ids = list[str] | Callable[[], list[str]]
-
-
-class Beat(NamedTuple):
-    """What the main thread does. `place` counts changes of phase, alike on all ranks: the lower one is behind."""
-
-    place: int
-    phase: str
-    ids: Ids
-
-
-class Heartbeat:
-    """Written by the main thread in a microsecond, read by the watchdog's."""
-
-    def __init__(self) -> None:
-        self.now = Beat(0, "start-up", [])
-        self.step = 0  # optimizer steps done
-        self.touches = 0
-        self.warm = False  # a step has been done: from here the limit holds
-
-    def beat(self, phase: str, ids: Ids | None = None) -> None:
-        """The main thread begins `phase`; without `ids` those of the phase before stay. Every rank must pass the same phases."""
-        self.now = Beat(self.now.place + 1, phase, self.now.ids if ids is None else ids)
-
-    def touch(self, ids: Ids | None = None) -> None:
-        """A sign of life within a phase, which ranks may give unequally often (batches of an evaluation)."""
-        self.touches += 1
-        if ids is not None:
-            self.now = self.now._replace(ids=ids)
-
-
-class Heartbeats(TrainerCallback):
-    """The phases that a Trainer tells its callbacks; data, forward, backward, evaluation and save come from the trainer mixin."""
-
-    def __init__(self, heartbeat: Heartbeat) -> None:
-        self.heartbeat = heartbeat
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heartbeat.step = state.global_step
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heartbeat.beat("optimizer")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heartbeat.step, self.heartbeat.warm = state.global_step, True
-        self.heartbeat.beat("communication")
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.heartbeat.touch()
-
-
-def rows_of_step(sampler: Any, table: Any, step: int) -> list[str]:
-    """Ids of the rows that this rank reads for optimizer step `step` (from 0), as `sampler` deals them."""
-    epoch, step = divmod(step, sampler.steps)
-    sampler = copy(sampler)
-    sampler.set_epoch(epoch)
-    first = step * sampler.accumulation
-    micro_batches = itertools.islice(sampler, first, first + sampler.accumulation)
-    return [table.sample(i).id for batch in micro_batches for sequence in batch for i in sequence]
 
 
 def _look_up(ids: Ids) -> list[str]:

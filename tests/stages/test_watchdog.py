@@ -13,7 +13,8 @@ import pytest
 
 from drive_vlm.config import RunConfig
 from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
-from drive_vlm.stages.watchdog import HANG_EXIT, Heartbeat, Report, Seen, find_culprits, rows_of_step
+from drive_vlm.stages.heartbeat import Heartbeat, rows_of_step
+from drive_vlm.stages.watchdog import HANG_EXIT, Report, Seen, find_culprits
 
 
 def rank(
@@ -97,10 +98,10 @@ def test_a_stopped_process_is_named(training: Callable, stopped: int) -> None:
     began = time.monotonic()
     try:
         while "Hangs:" not in run.text:
-            assert run.process.poll() is None and time.monotonic() - began < 20, run.text[-3000:]
+            assert run.process.poll() is None and time.monotonic() - began < 60, run.text[-3000:]
             time.sleep(0.1)
         while f"process {pid} closing signal" not in run.text:  # the other rank has ended
-            assert time.monotonic() - began < 30, run.text[-3000:]
+            assert time.monotonic() - began < 60, run.text[-3000:]
             time.sleep(0.1)
     finally:
         os.kill(pid, signal.SIGKILL)  # torchrun would give it 30 s
@@ -146,7 +147,7 @@ def test_a_stopped_rank_0_that_holds_the_store_is_named(training: Callable) -> N
     began = time.monotonic()
     try:
         while "Hangs or is gone: rank 0." not in run.text:
-            assert run.process.poll() is None and time.monotonic() - began < 30, run.text[-3000:]
+            assert run.process.poll() is None and time.monotonic() - began < 60, run.text[-3000:]
             time.sleep(0.1)
         time.sleep(2)
     finally:
