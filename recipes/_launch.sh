@@ -99,7 +99,10 @@ _torchrun() {
       _command+=(--rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SLURM_STEP_ID.$_launches"
         --rdzv_endpoint "$head:$(_slurm_port)" --rdzv_conf "is_host=$([ "$SLURM_NODEID" -eq 0 ] && echo true || echo false)" --local_addr "$here") ;;
   esac
-  [ "${MAX_RESTARTS:-0}" -eq 0 ] || _command+=(--max_restarts "$MAX_RESTARTS")
+  if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    _command+=(--max_restarts "$MAX_RESTARTS")
+    _set TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1 # the shared store gives restarted ranks the addresses of the dead ones
+  fi
   _command+=(-m drive_vlm)
 }
 
