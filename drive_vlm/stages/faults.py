@@ -198,13 +198,15 @@ def refuse_broken_weights(model: torch.nn.Module, step: int, device: Any) -> Non
 def spare_loader_worker(worker_id: int) -> None:
     """`worker_init_fn` of a DataLoader: a SIGTERM to all processes of a job must not end the workers before the run has saved.
 
-    Slurm signals every process of a step. Only the parent may end a worker; it does so when the loader is closed.
+    Slurm signals every process of a step. Only the parent may end a worker, while it lives; it does so when the loader is closed.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
+    parent = os.getppid()
+
     def wait_for_parent() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
             pass
         os._exit(0)
 

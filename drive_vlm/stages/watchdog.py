@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import faulthandler
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -263,6 +264,8 @@ class Watchdog:
         writing.join(10.0)  # the file system may be what hangs
         if self._judging:
             time.sleep(3 * self._interval)  # the others read the verdict from a store that may live in this process
+        for worker in multiprocessing.active_children():  # of the loader: os._exit would leave one that hangs behind
+            worker.kill()
         os._exit(HANG_EXIT)
 
     def _last_words(self, verdict: dict[str, Any]) -> None:

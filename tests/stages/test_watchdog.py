@@ -180,6 +180,8 @@ def test_a_picture_that_blocks_its_reader_is_found_by_rank_and_ids(
     assert reason in stacks and "get_batch_samples" in stacks
     assert not (run.out / f"hang-rank-{1 - named}.txt").exists()
     assert f"\nrank {named}: {reason}\n" in run.text
+    commands = [path / "cmdline" for path in Path("/proc").glob("[0-9]*")]
+    assert not [path for path in commands if path.exists() and str(run.out).encode() in path.read_bytes()]
 
 
 @pytest.mark.slow
