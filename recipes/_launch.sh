@@ -87,24 +87,32 @@ _read_topology() {
 _set() { _environment+=("$1=$2"); }
 
 _torchrun() {
+  local layout="$_layout"
   _command=(torchrun --nnodes "$_nodes" --nproc_per_node "$_procs")
-  case "$_layout" in
+  if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    # A store that outlives a restart hands the addresses of dead ranks to the new ones (pytorch issue 135712): a new store for each.
+    # The static rendezvous knows no other store, so that nodes without Slurm meet through c10d as well.
+    _set TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1
+    _command+=(--max_restarts "$MAX_RESTARTS")
+    [ "$layout" != nodes ] || layout="nodes_restarted"
+  fi
+  case "$layout" in
     # The store takes a free port itself and the ranks use the same store: two runs cannot meet.
     local) _command+=(--rdzv_backend c10d --rdzv_endpoint "127.0.0.1:${MASTER_PORT:-0}" --local_addr 127.0.0.1) ;;
     nodes) _command+=(--node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT") ;;
+    nodes_restarted) _command+=(--rdzv_backend c10d --rdzv_id drive_vlm --rdzv_endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv_conf "$(_is_host "$NODE_RANK")") ;;
     slurm_nodes)
       local head here
       head="$(_slurm_head)"
       here="$(_slurm_address "$SLURMD_NODENAME")"
       _command+=(--rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SLURM_STEP_ID.$_launches"
-        --rdzv_endpoint "$head:$(_slurm_port)" --rdzv_conf "is_host=$([ "$SLURM_NODEID" -eq 0 ] && echo true || echo false)" --local_addr "$here") ;;
+        --rdzv_endpoint "$head:$(_slurm_port)" --rdzv_conf "$(_is_host "$SLURM_NODEID")" --local_addr "$here") ;;
   esac
-  if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
-    _command+=(--max_restarts "$MAX_RESTARTS")
-    _set TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1 # the shared store gives restarted ranks the addresses of the dead ones
-  fi
   _command+=(-m drive_vlm)
 }
+
+# torchrun would compare host names to find out which node holds the store.
+_is_host() { if [ "$1" -eq 0 ]; then echo is_host=true; else echo is_host=false; fi; }
 
 _deepspeed() {
   [ "${MAX_RESTARTS:-0}" -eq 0 ] || _fail "LAUNCHER=deepspeed restarts nothing. Use LAUNCHER=torchrun for MAX_RESTARTS=$MAX_RESTARTS."

@@ -25,8 +25,9 @@ usage: bash slurm/submit.sh RECIPE --time T [options] [-- flags of the recipe]
   --name NAME              job name (default: the recipe's)
   --log-dir DIR            (default runs/slurm)
   --setup FILE             a script that the job sources first: module load, conda activate ...
-  --gpu-memory 80GB        check that the plan fits into GPUs of this size; refuses when it does not
-  --no-plan                skip that check         --force     submit although it does not fit
+  --gpu-memory 80GB        refuse when the plan does not fit into GPUs of this size
+  --force                  submit although it does not fit
+  --no-plan                do not make the plan (PLAN=1), which finds wrong flags before the job waits its turn
   --dry-run                print the script and submit nothing
   --parsable               print the job id and nothing else, for chains
 TEXT
@@ -52,7 +53,7 @@ read_arguments() {
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
       --*)
         [ -n "${variable[$1]:-}" ] || _fail "submit.sh: unknown option $1. Flags of the recipe stand behind --; see bash slurm/submit.sh --help."
-        [ $# -ge 2 ] && [ -n "$2" ] || _fail "submit.sh: $1 needs a value."
+        [ $# -ge 2 ] && [ -n "$2" ] && [[ "$2" != --* ]] || _fail "submit.sh: $1 needs a value."
         [[ "$2" != *$'\n'* ]] || _fail "submit.sh: $1: one line only."
         printf -v "${variable[$1]}" %s "$2"
         shift ;;
@@ -140,15 +141,31 @@ check_cluster() {
   cpus="${cpus:-$((8 * procs < most ? 8 * procs : most))}"
 }
 
+# What would end the job as soon as it has waited its turn: flags that contradict each other, a batch that does not divide, too little memory.
 check_plan() {
-  [ -n "$plan" ] && [ -z "$array" ] || return 0
-  [ "$gpus" -gt 0 ] && [ -n "$gpu_memory" ] || { [ "$gpus" -eq 0 ] || _say "submit.sh: plan not checked: give --gpu-memory, e.g. 80GB, to see whether it fits."; return 0; }
   local text verdict
-  text="$(env -u DRY_RUN -u SLURM_STEP_ID PLAN=1 NNODES="$nodes" NPROC_PER_NODE="$procs" bash "$(recipe_path)" "${words[@]}" --json --gpu_memory "$gpu_memory")" ||
-    _fail "submit.sh: the plan of $recipe failed (see above). --no-plan submits without it."
-  verdict="$(python "$DRIVE_VLM_ROOT/slurm/plan_verdict.py" <<<"$text")" && { _say "submit.sh: plan: $verdict"; return 0; }
-  [ -n "$force" ] || _fail "submit.sh: plan: ${verdict:-no verdict}. --force submits all the same."
-  _say "submit.sh: plan: $verdict (--force)"
+  [ -n "$plan" ] && [ -z "$array" ] && grep -q '_launch\.sh' "$(recipe_path)" || return 0
+  text="$(env -u DRY_RUN -u SLURM_STEP_ID PLAN=1 NNODES="$nodes" NPROC_PER_NODE="$procs" LAUNCHER="$launcher" \
+    bash "$(recipe_path)" "${words[@]}" --json ${gpu_memory:+--gpu_memory "$gpu_memory"})" ||
+    _fail "submit.sh: the plan of $recipe failed (see above): the job would fail as well. --no-plan submits without it."
+  [ -n "$text" ] && [ -n "$gpu_memory" ] || return 0
+  verdict="$(read_verdict <<<"$text")" || {
+    [ -n "$force" ] || _fail "submit.sh: plan for $gpu_memory: $verdict --force submits all the same."
+  }
+  _say "submit.sh: plan for $gpu_memory: $verdict"
+}
+
+# The advice of every plan on stdin; 1 when one of them does not fit.
+read_verdict() {
+  python -c '
+import json, sys
+text, fits = sys.stdin.read().strip(), True
+while text:
+    plan, end = json.JSONDecoder().raw_decode(text)
+    memory, text = plan["memory"], text[end:].strip()
+    print(memory["advice"])
+    fits = fits and memory["layouts"][memory["chosen"]]["fits"]
+sys.exit(not fits)'
 }
 
 recipe_path() { if [ -f "$recipe" ]; then realpath "$recipe"; else echo "$DRIVE_VLM_ROOT/$recipe"; fi; }

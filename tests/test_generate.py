@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from drive_vlm.generate import finished_rows
+from drive_vlm.generate import finished_rows, take_shard
 
 
 def rows_of(path):
@@ -132,3 +132,32 @@ def test_a_torn_last_line_is_cut_and_a_foreign_line_is_refused(tmp_path):
     out.write_text("[1]\n")
     with pytest.raises(ValueError, match=r"p\.jsonl:1: not a prediction row"):
         finished_rows(out)
+
+
+def test_shards_joined_in_the_order_of_their_names_are_all_rows_in_order(tmp_path):
+    rows = list(range(23))
+    for count in (1, 5, 8, 23, 30):
+        parts = [take_shard(rows, tmp_path / "p.jsonl", f"{i}/{count}") for i in range(count)]
+        assert [path for _, path in parts] == sorted(path for _, path in parts)
+        assert [row for part, _ in parts for row in part] == rows
+        assert max(len(part) for part, _ in parts) - min(len(part) for part, _ in parts) <= 1
+    assert take_shard(rows, tmp_path / "p.jsonl", "2/8")[1].name == "p.shard-02-of-08.jsonl"
+
+
+@pytest.mark.parametrize("shard", ["8/8", "1", "-1/8", "0/0", "a/b", "1/2/3"])
+def test_a_shard_that_does_not_exist_is_refused(tmp_path, shard):
+    with pytest.raises(ValueError, match=r"from 0 to N-1"):
+        take_shard([], tmp_path / "p.jsonl", shard)
+
+
+@pytest.mark.slow
+def test_shards_give_the_predictions_of_one_run(run, tiny_model, synthetic_data, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "p.jsonl"
+    assert run(command(tiny_model, synthetic_data, whole)).returncode == 0
+    for shard in ("1/2", "0/2"):
+        done = run(command(tiny_model, synthetic_data, out, "--shard", shard))
+        assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / f"p.shard-0{i}-of-02.jsonl" for i in range(2))
+    assert first.read_text() + second.read_text() == whole.read_text() and not out.exists()
+    again = run(command(tmp_path / "no_model", synthetic_data, out, "--shard", "0/2"))
+    assert "6 rows, 6 answered before, 0 to do" in again.stdout and again.returncode == 0

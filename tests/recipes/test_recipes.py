@@ -34,6 +34,7 @@ TOPOLOGIES = {
     "two GPUs of a shared machine": {"CUDA_VISIBLE_DEVICES": "2,5"},
     "two processes, restarted up to three times": {"NPROC_PER_NODE": "2", "MAX_RESTARTS": "3"},
     "second of two nodes": TWO_NODES,
+    "second of two nodes, restarted up to three times": {**TWO_NODES, "MAX_RESTARTS": "3"},
     "Slurm step, one task a node": TASK_A_NODE,
     "Slurm step, requeued once": {**TASK_A_NODE, "SLURM_RESTART_COUNT": "1", "RESUME": "auto", "SLURM_NODEID": "0"},
     "Slurm step, one task a GPU": TASK_A_GPU,

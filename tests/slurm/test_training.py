@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+HERE = Path(__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/internvl3_1b_sft.sh"
-STEPS = 14
+STEPS = 16
 
 
 @pytest.fixture
 def train(submit, synthetic_data, tiny_model, tmp_path):
-    """`train(name, *options, **env)`: a submitted job of 14 steps on two nodes, a checkpoint every 4."""
+    """`train(name, *options, **env)`: a submitted job of 16 steps on two nodes, a checkpoint every 4."""
 
     def start(name, *options, **env):
         flags = (
@@ -26,7 +27,7 @@ def train(submit, synthetic_data, tiny_model, tmp_path):
             "--max_tiles", 1, "--max_steps", STEPS, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4, "--keep", 1,
             "--dataloader_num_workers", 0, "--disable_tqdm", "true", "--output_dir", tmp_path / name,
         )  # fmt: skip
-        limit = ("--nodes", 2, "--time", 10, "--name", name)
+        limit = ("--nodes", 2, "--cpus-per-task", 8, "--time", 10, "--name", name)
         env = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)} | env
         return submit(RECIPE, *limit, *options, flags=flags, **env)
 
@@ -39,7 +40,7 @@ def curve(out):
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-def wait_for_step(out, step, seconds=90):
+def wait_for_step(out, step, seconds=120):
     end = time.monotonic() + seconds
     while not ((out / "metrics.jsonl").exists() and max(curve(out), default=0) >= step):
         assert time.monotonic() < end, "the training does not move"
@@ -70,20 +71,31 @@ def uninterrupted(train, cluster, log, tmp_path):
     return losses
 
 
-def test_time_limit_and_a_killed_rank_leave_the_loss_curve_as_it_is(train, cluster, log, tmp_path, uninterrupted):
-    """One job is stopped as by the time limit and requeued; another loses a rank and starts its ranks again in place."""
+def status_of(tmp_path, job):
+    return json.loads((tmp_path / f"runs/slurm/control/{job}/status.json").read_text())
+
+
+def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
+    train, submit, cluster, log, tmp_path, uninterrupted
+):
     job = train("stopped")
     wait_for_step(tmp_path / "stopped", 6)
     subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], check=True, env=cluster.env)
     end = cluster.wait(job, 150)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
     assert curve(tmp_path / "stopped") == pytest.approx(uninterrupted, rel=1e-4)
-    status = json.loads((tmp_path / f"runs/slurm/control/{job}/status.json").read_text())
-    assert (status["state"], status["step"]) == ("finished", STEPS)
+    assert (status_of(tmp_path, job)["state"], status_of(tmp_path, job)["step"]) == ("finished", STEPS)
 
+    # A second job loses a rank, which starts all ranks again in place, and is then preempted.
     job = train("killed", "--max-restarts", 2)
-    wait_for_step(tmp_path / "killed", 6)
+    wait_for_step(tmp_path / "killed", 5)
     os.kill(a_rank_of(tmp_path / "killed"), signal.SIGKILL)
+    wait_for_step(tmp_path / "killed", 8)
+    assert status_of(tmp_path, job)["restart_count"] == 1, log(job)
+    urgent = ("--nodes", 2, "--partition", "urgent", "--time", 1)
+    first = submit(HERE / "pretend.sh", *urgent, flags=("--out", tmp_path / "urgent", "--steps", 2))
+    assert cluster.wait(first)["JobState"] == "COMPLETED"
     end = cluster.wait(job, 150)
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "0"), log(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
+    assert "preempted: requeued" in log(job)
     assert curve(tmp_path / "killed") == pytest.approx(uninterrupted, rel=1e-4)
