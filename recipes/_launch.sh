@@ -54,6 +54,8 @@ _slurm_port() { echo $((15000 + (SLURM_JOB_ID + 1000 * SLURM_STEP_ID + _launches
 
 # Sets _nodes, _procs (ranks on each node) and _layout: local, nodes, slurm_nodes (a task a node) or slurm_ranks (a task a rank).
 _read_topology() {
+  case "${LAUNCHER:-torchrun}" in torchrun | deepspeed) ;; *) _fail "LAUNCHER=$LAUNCHER is not known. Use torchrun or deepspeed." ;; esac
+  [[ "${MAX_RESTARTS:-0}" =~ ^[0-9]+$ ]] || _fail "MAX_RESTARTS=$MAX_RESTARTS is no number."
   _layout="local" _nodes="${NNODES:-1}" _procs="${NPROC_PER_NODE:-}"
   if _in_slurm_step; then
     local tasks="${SLURM_STEP_NUM_TASKS:-${SLURM_NTASKS:-1}}"
@@ -154,8 +156,6 @@ _slurm_rank() {
 _build_command() {
   local gpus threads
   _environment=() _hostfile=""
-  case "${LAUNCHER:-torchrun}" in torchrun | deepspeed) ;; *) _fail "LAUNCHER=$LAUNCHER is not known. Use torchrun or deepspeed." ;; esac
-  [[ "${MAX_RESTARTS:-0}" =~ ^[0-9]+$ ]] || _fail "MAX_RESTARTS=$MAX_RESTARTS is no number."
   gpus="$(_gpu_count)"
   if [ "$gpus" -eq 0 ]; then
     threads="${SLURM_CPUS_PER_TASK:-$(nproc)}"
@@ -209,14 +209,15 @@ launch() {
   shift
   _count_user_words "$@"
   local words=("${@:1:$#-_user_count}") user=("${@:$#-_user_count+1}") resume=()
-  if _is_training "$name" && [ -n "${RESUME:-}" ]; then
-    resume=(--resume "$RESUME")
-    for word in "$@"; do case "$word" in --resume | --resume=*) resume=() ;; esac; done
-  fi
   if [ -n "${PLAN:-}" ]; then
     _is_training "$name" || { _say "plan: nothing to plan for $name"; return 0; }
   fi
   _read_topology
+  # A node whose ranks did not die themselves counts no restart when torchrun starts them again: only --resume makes all go on alike.
+  if _is_training "$name" && { [ -n "${RESUME:-}" ] || [ "$((_nodes > 1 && ${MAX_RESTARTS:-0} > 0))" -eq 1 ]; }; then
+    resume=(--resume "${RESUME:-auto}")
+    for word in "$@"; do case "$word" in --resume | --resume=*) resume=() ;; esac; done
+  fi
   _build_command
   _command+=("$name")
   [ -z "${PLAN:-}" ] || _command+=(--world_size "$((_nodes * _procs))" --local_world_size "$_procs")
