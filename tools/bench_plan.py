@@ -22,7 +22,7 @@ from drive_vlm.config import CommandParser
 
 EXAMPLES = """
 python tools/bench_plan.py --json runs/bench_plan.json
-python tools/bench_plan.py --cases none zero2_2ranks
+python tools/bench_plan.py --cases one_process zero2_2ranks
 """
 _ZERO = {"overlap_comm": False, "contiguous_gradients": True, "reduce_bucket_size": 4000000}
 _ZERO3 = {
@@ -36,10 +36,10 @@ _LORA = ["--lora_rank", "16"]
 _CKPT = ["--gradient_checkpointing", "true"]
 # name -> (ranks, layout, flags)
 CPU_CASES: dict[str, tuple[int, str, list[str]]] = {
-    "none": (1, "none", []),
-    "none_checkpointing": (1, "none", _CKPT),
-    "none_trained_tower": (1, "none", ["--freeze", "projector"]),
-    "none_accumulation": (1, "none", ["--global_batch_size", "4"]),
+    "one_process": (1, "ddp", []),
+    "one_process_checkpointing": (1, "ddp", _CKPT),
+    "none_trained_tower": (1, "ddp", ["--freeze", "projector"]),
+    "one_process_accumulation": (1, "ddp", ["--global_batch_size", "4"]),
     "zero1_2ranks": (2, "zero1", []),
     "zero2_2ranks": (2, "zero2", []),
     "zero2_2ranks_checkpointing": (2, "zero2", _CKPT),
@@ -53,7 +53,7 @@ CPU_CASES: dict[str, tuple[int, str, list[str]]] = {
 GPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "internvl3_1b_zero1": (1, "zero1", ["--bf16", "true"]),
     "internvl3_1b_zero2_checkpointing": (1, "zero2", ["--bf16", "true", *_CKPT]),
-    "internvl3_1b_none_checkpointing": (1, "none", ["--bf16", "true", *_CKPT]),
+    "internvl3_1b_ddp_checkpointing": (1, "ddp", ["--bf16", "true", *_CKPT]),
     "qwen3_4b_lora_zero2_checkpointing": (1, "zero2", ["--bf16", "true", "--lora_rank", "32", *_CKPT]),
 }
 
@@ -268,7 +268,7 @@ def sft_words(work: Path, model: Path, args: Any, layout: str, flags: list[str],
         "none",
     ]
     words += ["--disable_tqdm", "true", "--optim", "adamw_torch", *([] if cuda else ["--use_cpu", "true"])]
-    words += [] if layout == "none" else ["--deepspeed", work / f"{layout}.json"]
+    words += [] if layout == "ddp" else ["--deepspeed", work / f"{layout}.json"]
     words += [] if "--freeze" in flags else ["--freeze", "vision_tower"]
     return [str(word) for word in [*words, *flags]]
 

@@ -12,7 +12,8 @@ from drive_vlm.models.architecture import NF4_BYTES, Architecture, Weight
 from drive_vlm.plan.flags import Flags
 from drive_vlm.plan.rows import Rows
 
-NAMES = ("none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+# ddp: without DeepSpeed, on one process or several
+NAMES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +38,15 @@ def weight_bytes(case: Case, layout: Layout) -> int:
     dtype = case.flags.model.dtype
     if dtype != "auto":
         return 2 if dtype == "bfloat16" else 4
-    return 2 if case.half() and layout.name != "none" else 4
+    return 2 if case.half() and layout.name != "ddp" else 4
 
 
 def layouts(flags: Flags) -> tuple[list[Layout], str]:
     """All layouts to compare, the chosen one among them, and its name."""
-    chosen = flags.run.deepspeed or "none"
+    chosen = flags.run.deepspeed or "ddp"
     names = [*NAMES, *([] if chosen in NAMES else [chosen])]
     configs = {
-        name: None if name == "none" else load_deepspeed_config(name, bool(flags.training["use_cpu"])) for name in names
+        name: None if name == "ddp" else load_deepspeed_config(name, bool(flags.training["use_cpu"])) for name in names
     }
     short = {name: Path(name).stem if name.endswith(".json") else name for name in names}
     return [layout_of(short[name], config) for name, config in configs.items()], short[chosen]
@@ -130,13 +131,15 @@ def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:
         return f"{chosen} fits; the largest micro batch of longest rows is {table[chosen]['largest_micro_batch']}."
     fitting = [name for name, row in table.items() if row["fits"]]
     if fitting:
-        return f"{chosen} does NOT fit. First layout that does: --deepspeed {fitting[0]}."
+        return f"{chosen} does NOT fit. First layout that does: {_flag(fitting[0])}."
     smaller = {name: row["largest_micro_batch"] for name, row in table.items() if row["largest_micro_batch"]}
     if smaller:
         name = next(iter(smaller))
-        return (
-            f"No layout fits this micro batch. --deepspeed {name} --per_device_train_batch_size {smaller[name]} does."
-        )
+        return f"No layout fits this micro batch. {_flag(name)} --per_device_train_batch_size {smaller[name]} does."
     if min(row["peak_with_checkpointing"] for row in table.values()) < min(row["peak"] for row in table.values()):
         return "No layout fits. Turn on --gradient_checkpointing, lower --max_length, or freeze and adapt more (--freeze, --lora_rank)."
     return "No layout fits one row. Lower --max_length, adapt with --lora_rank, or use more or larger GPUs."
+
+
+def _flag(layout: str) -> str:
+    return "no --deepspeed" if layout == "ddp" else f"--deepspeed {layout}"

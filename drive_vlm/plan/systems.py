@@ -18,11 +18,11 @@ SYSTEMS = {
     "SmolVLM, all weights": "--model smolvlm --max_length 2048",
 }
 HARDWARE = {"1 x 24 GB": (1, 1, "24GB"), "8 x 80 GB": (8, 8, "80GB"), "4 x 8 x 80 GB": (32, 8, "80GB")}
-_LAYOUTS = ("none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+_LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 
 def show_systems(words: Sequence[str]) -> None:
-    """Print one Markdown row a system and hardware: GiB needed at one row a GPU by layout, and the largest micro batch."""
+    """Print one Markdown row a system and hardware: GiB needed by layout for one longest row a GPU, and the largest micro batch."""
     parser = CommandParser(prog="python -m drive_vlm plan systems", description=__doc__)
     parser.add_argument("--mfu", default="0.35", help="share of the peak FLOPS for the time of 10,000 rows")
     mfu = parser.parse_args(list(words)).mfu
@@ -45,7 +45,7 @@ def row(name: str, hardware: str, words: list[str]) -> str:
     plan = make_plan("sft", words)
     table: dict[str, Any] = plan["memory"]["layouts"]
     fits = next((layout for layout in _LAYOUTS if table[layout]["fits"]), None)
-    verdict = f"{fits} ({table[fits]['largest_micro_batch']})" if fits else "none"
+    verdict = f"{fits} ({table[fits]['largest_micro_batch']})" if fits else "no layout"
     numbers = " | ".join(f"{table[layout]['needed'] / 2**30:.1f}" for layout in _LAYOUTS)
     return (
         f"| {name} | {hardware} | {numbers} | {verdict} | {plan['cost']['gpu_hours']:.1f} ({plan['cost']['device']}) |"

@@ -35,9 +35,9 @@ def test_bytes_of_each_stage(layout: Layout, expected: tuple[float, ...]) -> Non
 
 
 def test_without_deepspeed_weights_are_fp32_and_ddp_holds_gradients_twice() -> None:
-    assert figures(Layout("none"), Setting(1, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 0, 0, 0)
-    assert figures(Layout("none"), Setting(2, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 400, 0, 0)
-    assert figures(Layout("none"), Setting(2, 4, autocast=True))[4] == 400 + 200
+    assert figures(Layout("ddp"), Setting(1, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 0, 0, 0)
+    assert figures(Layout("ddp"), Setting(2, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 400, 0, 0)
+    assert figures(Layout("ddp"), Setting(2, 4, autocast=True))[4] == 400 + 200
 
 
 def test_accumulation_keeps_one_more_share_under_zero2_only() -> None:
@@ -53,12 +53,12 @@ def test_one_rank_under_zero3_gathers_nothing() -> None:
 def test_an_unfused_adam_works_beside_its_state() -> None:
     plain = dataclasses.replace(BF16, optim="adamw_torch")
     assert figures(Layout("zero2", 2), plain)[5] == (4 + 8) * 25
-    assert figures(Layout("none"), Setting(1, 4))[5] == 8 * 60
+    assert figures(Layout("ddp"), Setting(1, 4))[5] == 8 * 60
 
 
 def test_optimizers_have_their_own_bytes() -> None:
-    assert figures(Layout("none"), Setting(1, 4, optim="sgd"))[3] == 0
-    assert figures(Layout("none"), Setting(1, 4, optim="rmsprop"))[3] == 400
+    assert figures(Layout("ddp"), Setting(1, 4, optim="sgd"))[3] == 0
+    assert figures(Layout("ddp"), Setting(1, 4, optim="rmsprop"))[3] == 400
 
 
 def test_four_bit_weights_keep_their_own_bytes() -> None:
@@ -80,4 +80,4 @@ def test_layouts_read_the_committed_configurations() -> None:
     assert (zero3.stage, zero3.reduce_bucket, zero3.persistence, zero3.overlap) == (3, 10**9, 10**7, True)
     offload = layout_of("zero3_offload", load_deepspeed_config("zero3_offload", cpu=False))
     assert offload.offload_optimizer and offload.offload_param
-    assert layout_of("none", None) == Layout("none")
+    assert layout_of("ddp", None) == Layout("ddp")

@@ -16,7 +16,7 @@ from drive_vlm.plan.rows import grid_tiles
 TOP = {
     "stage", "model", "configuration", "shown_defaults", "batch", "parameters", "memory", "cost", "disk", "data", "assumptions",
 }  # fmt: skip
-LAYOUTS = ["none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+LAYOUTS = ["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 RECIPE = [
     "--model", "internvl3_1b", "--freeze", "vision_tower", "--deepspeed", "zero1", "--bf16", "--gradient_checkpointing",
     "--global_batch_size", "128", "--per_device_train_batch_size", "4", "--max_length", "16384", "--world_size", "8",

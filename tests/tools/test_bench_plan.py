@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("case", ["none", "zero2_2ranks", "zero3_2ranks"])
+@pytest.mark.parametrize("case", ["one_process", "zero2_2ranks", "zero3_2ranks"])
 def test_planned_memory_is_near_the_measured(run: Callable, tmp_path: Path, case: str) -> None:
     out = tmp_path / "bench.json"
     words = ["--cases", case, "--hidden_size", 256, "--max_length", 256, "--work", tmp_path, "--json", out]
