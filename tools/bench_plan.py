@@ -38,17 +38,19 @@ _CKPT = ["--gradient_checkpointing", "true"]
 CPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "one_process": (1, "ddp", []),
     "one_process_checkpointing": (1, "ddp", _CKPT),
-    "none_trained_tower": (1, "ddp", ["--freeze", "projector"]),
+    "one_process_trained_tower": (1, "ddp", ["--freeze", "projector"]),
     "one_process_accumulation": (1, "ddp", ["--global_batch_size", "4"]),
     "zero1_2ranks": (2, "zero1", []),
     "zero2_2ranks": (2, "zero2", []),
     "zero2_2ranks_checkpointing": (2, "zero2", _CKPT),
     "zero2_2ranks_bf16": (2, "zero2", ["--bf16", "true"]),
+    "zero2_2ranks_accumulation": (2, "zero2", ["--global_batch_size", "6", "--per_device_train_batch_size", "1"]),
     "zero2_lora": (1, "zero2", _LORA),
     "zero2_lora_checkpointing": (1, "zero2", [*_LORA, *_CKPT]),
     "zero3_1rank": (1, "zero3", []),
     "zero3_2ranks": (2, "zero3", []),
     "zero3_2ranks_checkpointing": (2, "zero3", _CKPT),
+    "zero3_2ranks_bf16": (2, "zero3", ["--bf16", "true"]),
 }
 GPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "internvl3_1b_zero1": (1, "zero1", ["--bf16", "true"]),
