@@ -53,7 +53,8 @@ class CommandParser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _HelpFormatter)
         if examples:
             kwargs["epilog"] = "examples:\n" + "\n".join("  " + line.strip() for line in examples.strip().splitlines())
-        super().__init__(allow_abbrev=False, **kwargs)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         import sys
@@ -98,7 +99,7 @@ def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None 
     for item in dataclasses.fields(cls):
         if not item.init or "help" not in item.metadata:
             continue
-        kind = hints[item.name]
+        kind: Any = hints[item.name]
         options: dict[str, Any] = {}
         arguments = [a for a in typing.get_args(kind) if a is not type(None)]
         if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:

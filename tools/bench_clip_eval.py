@@ -17,12 +17,9 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drive_vlm.config import CommandParser
-
-if TYPE_CHECKING:
-    import torch
 
 EXAMPLES = """
 python tools/bench_clip_eval.py --json runs/bench_clip_eval.json
@@ -56,7 +53,7 @@ def parse() -> CommandParser:
     return parser
 
 
-def random_clip(args: Any) -> "torch.nn.Module":
+def random_clip(args: Any) -> Any:
     """A transformers CLIPModel with seeded random weights; defaults are the sizes of ViT-B/32."""
     import torch
     from transformers import CLIPConfig, CLIPModel
@@ -79,90 +76,6 @@ def random_clip(args: Any) -> "torch.nn.Module":
     return CLIPModel(config).eval()
 
 
-def open_clip_config(hf_model: Any) -> dict[str, Any]:
-    """The open_clip_config.json of the same architecture."""
-    vision, text = hf_model.config.vision_config, hf_model.config.text_config
-    if {vision.hidden_act, text.hidden_act} not in ({"gelu"}, {"quick_gelu"}):
-        raise ValueError(f"open_clip has no activation {vision.hidden_act} / {text.hidden_act}")
-    return {
-        "model_cfg": {
-            "embed_dim": hf_model.config.projection_dim,
-            "quick_gelu": text.hidden_act == "quick_gelu",
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                "width": vision.hidden_size,
-                "layers": vision.num_hidden_layers,
-                "head_width": vision.hidden_size // vision.num_attention_heads,
-                "mlp_ratio": vision.intermediate_size / vision.hidden_size,
-            },
-            "text_cfg": {
-                "context_length": text.max_position_embeddings,
-                "vocab_size": text.vocab_size,
-                "width": text.hidden_size,
-                "heads": text.num_attention_heads,
-                "layers": text.num_hidden_layers,
-                "mlp_ratio": text.intermediate_size / text.hidden_size,
-            },
-        },
-        "preprocess_cfg": {"size": vision.image_size},
-    }
-
-
-def open_clip_weights(hf_weights: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """State dict of an open_clip CustomTextCLIP from that of a transformers CLIPModel.
-
-    The two hold the same numbers under other names; q, k, v are one matrix in open_clip, and the two projections
-    are transposed there.
-    """
-    import torch
-
-    text, vision = "text_model.", "vision_model."
-    result = {
-        "logit_scale": hf_weights["logit_scale"],
-        "text.text_projection": hf_weights["text_projection.weight"].T,
-        "text.token_embedding.weight": hf_weights[f"{text}embeddings.token_embedding.weight"],
-        "text.positional_embedding": hf_weights[f"{text}embeddings.position_embedding.weight"],
-        "visual.proj": hf_weights["visual_projection.weight"].T,
-        "visual.class_embedding": hf_weights[f"{vision}embeddings.class_embedding"],
-        "visual.conv1.weight": hf_weights[f"{vision}embeddings.patch_embedding.weight"],
-        "visual.positional_embedding": hf_weights[f"{vision}embeddings.position_embedding.weight"],
-    }
-    pairs = {
-        f"{text}final_layer_norm": "text.ln_final",
-        f"{vision}pre_layrnorm": "visual.ln_pre",  # the name in transformers
-        f"{vision}post_layernorm": "visual.ln_post",
-    }
-    inside = {
-        "self_attn.out_proj": "attn.out_proj",
-        "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2",
-        "mlp.fc1": "mlp.c_fc",
-        "mlp.fc2": "mlp.c_proj",
-    }
-    for source, target in ((text, "text."), (vision, "visual.")):
-        layer = 0
-        while f"{source}encoder.layers.{layer}.layer_norm1.weight" in hf_weights:
-            here, there = f"{source}encoder.layers.{layer}.", f"{target}transformer.resblocks.{layer}."
-            pairs |= {here + old: there + new for old, new in inside.items()}
-            for kind in ("weight", "bias"):
-                parts = [hf_weights[f"{here}self_attn.{name}_proj.{kind}"] for name in "qkv"]
-                result[f"{there}attn.in_proj_{kind}"] = torch.cat(parts)
-            layer += 1
-    for old, new in pairs.items():
-        result |= {f"{new}.{kind}": hf_weights[f"{old}.{kind}"] for kind in ("weight", "bias")}
-    return result
-
-
-def ours_from(hf_model: Any) -> Any:
-    """A ClipScorer with the weights of a transformers CLIPModel."""
-    from drive_vlm.evaluation.clip_score import ClipScorer
-
-    scorer = ClipScorer.from_config(open_clip_config(hf_model))
-    scorer.model.load_state_dict(open_clip_weights(hf_model.state_dict()), strict=True)
-    return scorer
-
-
 def peer_processor(image_size: int) -> Any:
     """transformers' own CLIPProcessor with open_clip's byte-pair vocabulary, made without the hub."""
     from open_clip import SimpleTokenizer
@@ -176,7 +89,7 @@ def peer_processor(image_size: int) -> Any:
     return CLIPProcessor(CLIPImageProcessor(size=size, crop_size=crop), tokenizer)
 
 
-def returning_tensors(hf_model: Any) -> "torch.nn.Module":
+def returning_tensors(hf_model: Any) -> Any:
     """What torchmetrics 1.9 needs under transformers 5: features as tensors instead of output objects."""
     import torch
 
@@ -229,12 +142,12 @@ def peer_scores(pairs: list[tuple[Path, str]], batch_size: int, model: Any, proc
     return scores
 
 
-def our_scores(pairs: list[tuple[Path, str]], batch_size: int, scorer: Any) -> list[float]:
+def our_scores(pairs: list[tuple[Path, str]], batch_size: int, encoder: Any) -> list[float]:
     """Cosine of each pair."""
     from drive_vlm.evaluation.clip_score import cosine
 
-    texts = scorer.encode_texts([text for _, text in pairs], batch_size).features
-    return cosine(texts, scorer.encode_images([path for path, _ in pairs], batch_size, workers=1)).tolist()
+    texts = encoder.encode_texts([text for _, text in pairs], batch_size).features
+    return cosine(texts, encoder.encode_images([path for path, _ in pairs], batch_size, workers=1)).tolist()
 
 
 def max_difference(pairs: list[tuple[Path, str]], ours: list[float], peer: list[float], args: Any, call: Any) -> float:
@@ -254,19 +167,21 @@ def run(args: Any) -> dict[str, Any]:
     """Measure both; returns what --json holds."""
     import torch
 
+    from drive_vlm.evaluation.clip_convert import encoder_from_transformers
+
     torch.set_num_threads(args.threads)
     hf_model = random_clip(args)
-    scorer, processor = ours_from(hf_model), peer_processor(args.image_size)
+    encoder, processor = encoder_from_transformers(hf_model), peer_processor(args.image_size)
     with tempfile.TemporaryDirectory() as folder:
         pairs = make_data(Path(folder), args)
-        orient_positive(hf_model, scorer, pairs)
+        orient_positive(hf_model, encoder, pairs)
         model = returning_tensors(hf_model)
-        our_scores(pairs[: args.questions], args.batch_size, scorer)
+        our_scores(pairs[: args.questions], args.batch_size, encoder)
         peer_scores(pairs[: args.questions], args.batch_size, model, processor)
         seconds: dict[str, list[float]] = {"ours": [], "peer": []}
         for _ in range(args.repeats):
             started = time.perf_counter()
-            ours = our_scores(pairs, args.batch_size, scorer)
+            ours = our_scores(pairs, args.batch_size, encoder)
             seconds["ours"].append(time.perf_counter() - started)
             started = time.perf_counter()
             peer = peer_scores(pairs, args.batch_size, model, processor)
@@ -290,15 +205,15 @@ def run(args: Any) -> dict[str, Any]:
     }
 
 
-def orient_positive(hf_model: Any, scorer: Any, pairs: list[tuple[Path, str]]) -> None:
+def orient_positive(hf_model: Any, encoder: Any, pairs: list[tuple[Path, str]]) -> None:
     """Flip the sign of both models' picture projection when the cosines are negative: torchmetrics clamps at 0, and a
     random CLIP gives nearly the same cosine to every pair."""
     import torch
 
-    if statistics.fmean(our_scores(pairs[:8], 8, scorer)) < 0:
+    if statistics.fmean(our_scores(pairs[:8], 8, encoder)) < 0:
         with torch.no_grad():
             hf_model.visual_projection.weight.neg_()
-            scorer.model.visual.proj.neg_()
+            encoder.model.visual.proj.neg_()
 
 
 def print_table(result: dict[str, Any]) -> None:

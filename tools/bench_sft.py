@@ -231,8 +231,7 @@ def train_peer(args: Any, work: Path, out: Path) -> None:
     logs_seen: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs = kwargs["logs"]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:
                 now = {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
                 logs_seen.append(now)

@@ -199,7 +199,7 @@ def collect_rows(
     frames: list[Frame], shares: dict[str, float], args: Any
 ) -> tuple[dict[str, list[str]], dict[str, Counter]]:
     """JSONL lines by split, and for each split its rows by category, frames and scenes."""
-    counts: dict[str, Counter] = {split: Counter() for split in shares}
+    counts: dict[str, Counter[str]] = {split: Counter() for split in shares}
     scenes: dict[str, set[str]] = {split: set() for split in shares}
     lines: dict[str, list[str]] = {split: [] for split in shares}
     for frame in frames:

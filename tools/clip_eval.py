@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.config import CommandParser
 
 if TYPE_CHECKING:
-    from drive_vlm.evaluation.clip_score import ClipScorer, ClipScores
-    from drive_vlm.evaluation.predictions import Prediction
+    from drive_vlm.data.predictions import Prediction
+    from drive_vlm.evaluation.clip_encoder import ClipEncoder
+    from drive_vlm.evaluation.clip_score import ClipScores
 
 EXAMPLES = """
 python tools/clip_eval.py --predictions results/generated.jsonl --images data/test/images/ --out results/scores.csv
@@ -69,9 +70,10 @@ def find_images(item: "Prediction", root: Path) -> list[Path]:
     return found
 
 
-def score_files(files: list[list["Prediction"]], images: list[list[Path]], scorer: "ClipScorer", args: Any) -> list:
+def score_files(files: list[list["Prediction"]], images: list[list[Path]], encoder: "ClipEncoder", args: Any) -> list:
     """One ClipScores for each file. All files go through CLIP together: what they share is encoded once."""
-    from drive_vlm.evaluation.clip_score import ImageError, clip_scores
+    from drive_vlm.evaluation.clip_encoder import ImageError
+    from drive_vlm.evaluation.clip_score import clip_scores
 
     rows = [item for items in files for item in items]
     paths = [path for _ in files for path in images]
@@ -81,7 +83,7 @@ def score_files(files: list[list["Prediction"]], images: list[list[Path]], score
         with _progress() as progress:
             task = progress.add_task("CLIP: texts and pictures", total=total)
             scores = clip_scores(
-                scorer,
+                encoder,
                 [item.prediction for item in rows],
                 [item.reference for item in rows],
                 paths,
@@ -221,8 +223,8 @@ def _interval(entry: dict[str, Any]) -> str:
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, write the CSV and the plot; returns what --json holds."""
-    import drive_vlm.evaluation.clip_score as clip_score
-    from drive_vlm.evaluation.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.evaluation.clip_encoder import ClipEncoder
 
     names = checkpoint_names(args.predictions)
     root = Path(args.images)
@@ -231,12 +233,12 @@ def run(args: Any) -> dict[str, Any]:
     every = [read_predictions(path) for path in args.predictions]
     files, left_out = common_samples(every)
     images = [find_images(item, root) for item in files[0]]
-    scorer = clip_score.ClipScorer.load(args.clip_model, args.clip_pretrained, args.device)
-    scores = score_files(files, images, scorer, args)
+    encoder = ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
+    scores = score_files(files, images, encoder, args)
     write_csv(Path(args.out), names, files, scores)
     result: dict[str, Any] = {
-        "clip": scorer.name,
-        "encoded": {"texts": scorer.encoded_texts, "images": scorer.encoded_images},
+        "clip": encoder.name,
+        "encoded": {"texts": encoder.encoded_texts, "images": encoder.encoded_images},
         "checkpoints": {
             name: {
                 "file": path,

@@ -17,8 +17,8 @@ from drive_vlm.config import CommandParser
 if TYPE_CHECKING:
     import numpy as np
 
+    from drive_vlm.data.predictions import Prediction
     from drive_vlm.evaluation.answer_accuracy import TrainingAnswers
-    from drive_vlm.evaluation.predictions import Prediction
 
 EXAMPLES = """
 python tools/qa_eval.py --predictions before.jsonl after.jsonl --train data/train.jsonl --json accuracy.json
@@ -89,8 +89,8 @@ def accuracy_by(values: "np.ndarray", items: list["Prediction"], name: str, seed
 
 def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any], "np.ndarray | None"]:
     """Majority, chance and blanked accuracy on `items`, and the better blind one's values float[N] (None: no data)."""
+    from drive_vlm.data.predictions import common_samples, read_predictions
     from drive_vlm.evaluation.answer_accuracy import correct_answers
-    from drive_vlm.evaluation.predictions import common_samples, read_predictions
 
     result: dict[str, Any] = {}
     values: dict[str, Any] = {}
@@ -121,8 +121,8 @@ def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, write the CSV; returns what --json holds."""
+    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
     from drive_vlm.evaluation.answer_accuracy import correct_answers
-    from drive_vlm.evaluation.predictions import checkpoint_names, common_samples, read_predictions
     from drive_vlm.evaluation.statistics import paired_difference
 
     names = checkpoint_names(args.predictions)

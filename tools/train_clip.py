@@ -103,20 +103,20 @@ def split_rows(rows: list[dict[str, Any]], held_out: float, seed: int) -> tuple[
     return training, test
 
 
-def load_pixels(scorer: Any, rows: list[dict[str, Any]], workers: int) -> "torch.Tensor":
+def load_pixels(encoder: Any, rows: list[dict[str, Any]], workers: int) -> "torch.Tensor":
     """pixel_values float[N, 3, H, W] of all rows, held in memory: 49 KB a picture at 64 pixels."""
     import torch
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        return torch.stack(list(pool.map(scorer.read_image, [Path(row["image"]) for row in rows])))
+        return torch.stack(list(pool.map(encoder.read_image, [Path(row["image"]) for row in rows])))
 
 
 def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], args: Any) -> list[float]:
-    """Contrastive training in place; returns the loss of every step. captions[v] is int64[N, L]: variant v of each picture."""
+    """Contrastive training in place; returns the loss of every step. captions[v]: int64[N, context], variant v of each picture."""
     import torch
     from open_clip import ClipLoss
 
-    from drive_vlm.evaluation.clip_score import encode_tokens
+    from drive_vlm.evaluation.clip_encoder import encode_tokens
 
     generator = torch.Generator().manual_seed(args.seed)
     batch_size = min(args.batch_size, len(pixels))
@@ -166,7 +166,7 @@ def _progress() -> Any:
     return Progress(*columns, *tail, console=Console(stderr=True))
 
 
-def retrieval(scorer: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[str, float]:
+def retrieval(encoder: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[str, float]:
     """Picture -> caption retrieval on held-out pictures: R@1 and R@5 with their chance.
 
     Pictures may share a caption, so a hit is a caption with the right words. With c copies of the right caption among
@@ -175,8 +175,8 @@ def retrieval(scorer: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[str
     import torch
 
     with torch.inference_mode():
-        images = torch.cat([scorer.model.encode_image(part, normalize=True) for part in pixels.split(256)]).cpu()
-    similarity = images @ torch.from_numpy(scorer.encode_texts(texts).features).T
+        images = torch.cat([encoder.model.encode_image(part, normalize=True) for part in pixels.split(256)]).cpu()
+    similarity = images @ torch.from_numpy(encoder.encode_texts(texts).features).T
     names = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     labels = torch.tensor([names[text] for text in texts])
     copies, total = torch.bincount(labels)[labels].tolist(), len(texts)
@@ -193,7 +193,7 @@ def retrieval(scorer: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[str
 def save(model: Any, config: dict[str, Any], directory: Path) -> None:
     from safetensors.torch import save_file
 
-    from drive_vlm.evaluation.clip_score import CONFIG_NAME, WEIGHTS_NAME
+    from drive_vlm.evaluation.clip_encoder import CONFIG_NAME, WEIGHTS_NAME
 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -205,29 +205,29 @@ def run(args: Any) -> dict[str, Any]:
     """Read, train, test, save; returns what --json holds."""
     import torch
 
-    from drive_vlm.evaluation.clip_score import ClipScorer
+    from drive_vlm.evaluation.clip_encoder import ClipEncoder
 
     started = time.perf_counter()
     config = model_config(args.image_size, args.patch_size, args.width, args.layers)
     training, test = split_rows(read_captions(Path(args.captions)), args.held_out, args.seed)
     torch.manual_seed(args.seed)
-    scorer = ClipScorer.from_config(config, args.device)
-    pixels, test_pixels = (load_pixels(scorer, rows, args.workers) for rows in (training, test))
+    encoder = ClipEncoder.from_config(config, args.device)
+    pixels, test_pixels = (load_pixels(encoder, rows, args.workers) for rows in (training, test))
     variants = max(len(row["captions"]) for row in training)
     captions = [
-        scorer.tokenizer([row["captions"][v % len(row["captions"])] for row in training]) for v in range(variants)
+        encoder.tokenizer([row["captions"][v % len(row["captions"])] for row in training]) for v in range(variants)
     ]
     loading = time.perf_counter() - started
-    scorer.model.train()
-    losses = train(scorer.model, pixels, captions, args)
-    scorer.model.eval()
-    found = retrieval(scorer, test_pixels.to(args.device), [row["captions"][-1] for row in test])
-    save(scorer.model, config, Path(args.out))
+    encoder.model.train()
+    losses = train(encoder.model, pixels, captions, args)
+    encoder.model.eval()
+    found = retrieval(encoder, test_pixels.to(args.device), [row["captions"][-1] for row in test])
+    save(encoder.model, config, Path(args.out))
     return {
         "out": args.out,
         "training_pictures": len(training),
         "held_out_pictures": len(test),
-        "parameters": sum(p.numel() for p in scorer.model.parameters()),
+        "parameters": sum(p.numel() for p in encoder.model.parameters()),
         "steps": len(losses),
         "first_loss": losses[0],
         "last_loss": losses[-1],

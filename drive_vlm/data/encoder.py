@@ -94,7 +94,7 @@ class Encoder:
         spoken = label_mask(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2), rendered.spans)
         labels = np.where(spoken, ids, IGNORE_INDEX)
         if self.vision is not None:
-            ids, labels = self._expand_pictures(ids, labels, tiles, sample)
+            ids, labels = self._expand_pictures(ids, labels, [self.vision.image_ids(count) for count in tiles], sample)
         if self.max_length is not None and len(ids) > self.max_length:
             raise too_long(sample.where, len(ids), self.max_length)
         if not prompt and (not spoken.any() or labels[0] != IGNORE_INDEX):
@@ -118,21 +118,20 @@ class Encoder:
         return tensors, counts
 
     def _expand_pictures(
-        self, ids: np.ndarray, labels: np.ndarray, tiles: Sequence[int], sample: Sample
+        self, ids: np.ndarray, labels: np.ndarray, pictures: Sequence[list[int]], sample: Sample
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Each image token becomes the tokens of its tiles, unlabelled."""
-        places = np.flatnonzero(ids == self.image_id).tolist()
-        if len(places) != len(tiles):
+        """Each image token becomes the tokens of its picture, unlabelled."""
+        places = np.flatnonzero(ids == self.image_id)
+        if len(places) != len(pictures):
             raise ValueError(
-                f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(tiles)} pictures. "
+                f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(pictures)} pictures. "
                 "Check chat_template of the processor: it must write one image token for each picture."
             )
         if self.vision is None or not places:
             return ids, labels
         out_ids, out_labels, start = [], [], 0
-        for place, count in zip(places, tiles, strict=True):
-            picture = np.asarray(self.vision.image_ids(count), dtype=np.int64)
-            out_ids += [ids[start:place], picture]
+        for place, picture in zip(places.tolist(), pictures, strict=True):
+            out_ids += [ids[start:place], np.asarray(picture, dtype=np.int64)]
             out_labels += [labels[start:place], np.full(len(picture), IGNORE_INDEX)]
             start = place + 1
         return np.concatenate([*out_ids, ids[start:]]), np.concatenate([*out_labels, labels[start:]])

@@ -62,6 +62,9 @@ class JsonlFile:
                 "Mend or remove the line",
             ) from error
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
     def __getstate__(self) -> dict:
         return {"path": self.path}
 

@@ -24,19 +24,21 @@ def bench():
 def test_converted_weights_give_equal_features(bench, activation):
     import torch
 
+    from drive_vlm.evaluation.clip_convert import encoder_from_transformers
+
     hf_model = bench.random_clip(bench.parse().parse_args(TINY))
     for config in (hf_model.config.text_config, hf_model.config.vision_config):
         config.hidden_act = activation
     hf_model = type(hf_model)(hf_model.config).eval()
-    scorer = bench.ours_from(hf_model)
+    encoder = encoder_from_transformers(hf_model)
     texts = ["a red car", "the traffic light in front of the ego vehicle is green"]
     pixel_values = torch.randn(3, 3, 64, 64)
     inputs = bench.peer_processor(64)(text=texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         text = hf_model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         image = hf_model.get_image_features(pixel_values).pooler_output
-        assert (scorer.model.encode_text(scorer.tokenizer(texts)) - text).abs().max() < 1e-5
-        assert (scorer.model.encode_image(pixel_values) - image).abs().max() < 1e-5
+        assert (encoder.model.encode_text(encoder.tokenizer(texts)) - text).abs().max() < 1e-5
+        assert (encoder.model.encode_image(pixel_values) - image).abs().max() < 1e-5
 
 
 def test_difference_is_seen(bench, monkeypatch):
