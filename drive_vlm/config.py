@@ -54,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
         if examples:
             kwargs["epilog"] = "examples:\n" + "\n".join("  " + line.strip() for line in examples.strip().splitlines())
         kwargs["allow_abbrev"] = False
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         import sys

@@ -127,8 +127,6 @@ class Encoder:
                 f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(pictures)} pictures. "
                 "Check chat_template of the processor: it must write one image token for each picture."
             )
-        if self.vision is None or not places:
-            return ids, labels
         out_ids, out_labels, start = [], [], 0
         for place, picture in zip(places.tolist(), pictures, strict=True):
             out_ids += [ids[start:place], np.asarray(picture, dtype=np.int64)]

@@ -44,9 +44,6 @@ class JsonlFile:
         start, end = int(self._offsets[i, 0]), int(self._offsets[i, 1])
         return os.pread(self._file.fileno(), end - start, start)
 
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
-
     def __getitem__(self, i: int) -> Any:
         try:
             return json.loads(self.line(i).decode("utf-8-sig"))
