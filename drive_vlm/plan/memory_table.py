@@ -135,7 +135,7 @@ def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:
     smaller = {name: row["largest_micro_batch"] for name, row in table.items() if row["largest_micro_batch"]}
     if smaller:
         name = next(iter(smaller))
-        return f"No layout fits this micro batch. {_flag(name)} --per_device_train_batch_size {smaller[name]} does."
+        return f"No layout fits this micro batch. With --per_device_train_batch_size {smaller[name]} and {_flag(name)} it does."
     if min(row["peak_with_checkpointing"] for row in table.values()) < min(row["peak"] for row in table.values()):
         return "No layout fits. Turn on --gradient_checkpointing, lower --max_length, or freeze and adapt more (--freeze, --lora_rank)."
     return "No layout fits one row. Lower --max_length, adapt with --lora_rank, or use more or larger GPUs."
