@@ -1,7 +1,9 @@
 """Messages -> the text of the model's own chat template, and the character spans of the assistant's words.
 
 The spans are found by rendering the conversation up to each answer with the template itself, so that labels follow
-whatever the template does; nothing of any template is written down here.
+whatever the template does; nothing of any template is written down here. A template may shorten the header of earlier
+answers, as Qwen3's does (it drops their think block): they are labelled where the full text has them, which is what the
+model reads before its next answer.
 """
 
 import dataclasses
@@ -76,8 +78,8 @@ class ChatRenderer:
     ) -> Rendered:
         """Text of all turns; with `prompt` the header that makes the model answer is added and there are no spans.
 
-        Raises BadRow (special_token) when a text holds one of the template's own tokens, which would forge a turn, and
-        ValueError when the template rewrites earlier turns, so that no span can be trusted. `expand` is applied to every
+        Raises BadRow when a text holds one of the template's own tokens, which would forge a turn (special_token), and when
+        the template rewrites earlier turns, so that no span can be trusted (rewritten_turn). `expand` is applied to every
         rendered text, e.g. to write out the frames of a video.
         """
         for turn in turns:
@@ -92,16 +94,34 @@ class ChatRenderer:
         spans = []
         for i, turn in enumerate(turns):
             if turn.role == "assistant":
-                header = expand(self._apply(turns[:i], True))
-                closed = expand(self._apply(turns[: i + 1], False)) if i + 1 < len(turns) else text
-                if not closed.startswith(header) or not text.startswith(closed.rstrip()):
-                    raise ValueError(
-                        f"{where}: the chat template does not keep earlier turns as they were, so the assistant's words cannot be "
-                        "told from the rest. Give a template that only appends (chat_template.jinja beside the model)."
+                span = self._span(turns, i, text, expand)
+                if span is None:
+                    raise BadRow(
+                        "rewritten_turn",
+                        where,
+                        "the chat template does not keep earlier turns as they were, so the assistant's words cannot be told from the rest",
+                        "Give a template that only appends (chat_template.jinja beside the model), or split the row",
                     )
-                # What follows the end-of-turn token (a newline in most templates) is not the assistant's.
-                spans.append((len(header), len(closed.rstrip())))
+                spans.append(span)
         return Rendered(text, tuple(spans))
+
+    def _span(self, turns: Sequence[Turn], i: int, text: str, expand: Callable[[str], str]) -> tuple[int, int] | None:
+        """Where answer `i` stands in the `text` of all turns, with its end-of-turn token; None when it cannot be told.
+
+        What follows the end-of-turn token (a newline in most templates) is not the assistant's.
+        """
+        header = expand(self._apply(turns[:i], True))
+        closed = (expand(self._apply(turns[: i + 1], False)) if i + 1 < len(turns) else text).rstrip()
+        if not closed.startswith(header):
+            return None
+        if text.startswith(closed):
+            return len(header), len(closed)
+        # An earlier answer under a shorter header: the same words, after a beginning of the header they are generated under.
+        before, spoken = expand(self._apply(turns[:i], False)), closed[len(header) :]
+        start = text.find(spoken, len(before))
+        if start < 0 or not text.startswith(before) or not header.startswith(text[:start]):
+            return None
+        return start, start + len(spoken)
 
 
 def label_mask(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -37,9 +37,11 @@ class EncodedRows(Dataset):
             return error
         measured, length = int(self.table.length[i]), len(features["input_ids"])
         if length != measured:
-            raise ValueError(
-                f"{sample.where}: the row has {length} tokens now, but had {measured} when the lengths were measured. "
-                "A picture changed on disk: touch the data file so that it is measured again."
+            return BadRow(
+                "changed_on_disk",
+                sample.where,
+                f"the row has {length} tokens now, but had {measured} when the lengths were measured: a picture changed on disk",
+                "Touch the data file so that it is measured again",
             )
         return features
 

@@ -114,7 +114,13 @@ class Encoder:
         if self.blank_images:
             pictures = [_grey(picture) for picture in pictures]
         tensors, counts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
-        assert counts == expected, f"{sample.where}: {counts} tiles decoded, {expected} expected from the headers"
+        if counts != expected:
+            raise BadRow(
+                "changed_on_disk",
+                sample.where,
+                f"the pictures gave {counts} tiles, but {expected} when their sizes were read: a picture changed on disk",
+                "Start again with the files left alone",
+            )
         return tensors, counts
 
     def _expand_pictures(

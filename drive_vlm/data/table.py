@@ -26,7 +26,10 @@ BAD = -1
 
 @dataclasses.dataclass
 class RowTable:
-    """`source int32[N]`, `row int64[N]`, `length int32[N]` of the usable rows, repeats included, and the bad ones."""
+    """`source int32[N]`, `row int64[N]`, `length int32[N]` of the usable rows, repeats included, and the bad ones.
+
+    `file_hashes` tell the content of each source's file, not of its pictures, as it was when the rows were measured.
+    """
 
     sources: list[Source]
     source: np.ndarray
@@ -34,6 +37,7 @@ class RowTable:
     length: np.ndarray
     bad: list[BadRow]
     rows_read: int
+    file_hashes: list[str]
 
     def __len__(self) -> int:
         return len(self.length)
@@ -44,7 +48,7 @@ class RowTable:
     @property
     def content_hash(self) -> str:
         """Hash of the bytes of all data files: equal lengths alone do not tell an edited row."""
-        return cache_key([content_hash(source.rows.path) for source in self.sources])
+        return cache_key(self.file_hashes)
 
     def audit(self) -> dict[str, Any]:
         """What data_audit.json says of this table."""
@@ -58,6 +62,7 @@ class RowTable:
                     "rows": len(source.rows),
                     "repeat_time": source.repeat_time,
                     "used": int((self.source == i).sum()),
+                    "content_hash": self.file_hashes[i],
                 }
                 for i, source in enumerate(self.sources)
             ],
@@ -127,7 +132,9 @@ def build_table(
         raise ValueError(
             f"{names}: no usable row ({len(bad)} bad rows). Run tools/check_data.py on the file to see why."
         )
-    return RowTable(list(sources), source_id, row, length, bad, sum(len(source.rows) for source in sources))
+    rows_read = sum(len(source.rows) for source in sources)
+    hashes = [content_hash(source.rows.path) for source in sources]
+    return RowTable(list(sources), source_id, row, length, bad, rows_read, hashes)
 
 
 def _measure(

@@ -62,14 +62,14 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
 
 
 def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:
-    """With evaluation rows the loss is measured each epoch and the best checkpoint is kept, unless the user says otherwise."""
+    """With evaluation rows the loss is measured whenever a checkpoint is saved, else each epoch, and the best checkpoint is kept,
+    unless the user says otherwise."""
     if not has_eval_data:
         return extra
-    defaults = {
-        "eval_strategy": extra.get("save_strategy", "epoch"),
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-    }
+    save = extra.get("save_strategy", "epoch")
+    defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
+    if save != "no":
+        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
     return {**defaults, **extra}
 
 

@@ -109,8 +109,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(parts: Any) -> None:
     chat = ChatRenderer(parts.tokenizer, template, [])
     two = (Turn("user", ("a",)), Turn("assistant", ("b",)))
     assert [chat.render(two, "f:1").text[a:b] for a, b in chat.render(two, "f:1").spans] == ["b"]
-    with pytest.raises(ValueError, match="f:1: the chat template does not keep earlier turns"):
+    with pytest.raises(BadRow, match="f:1: the chat template does not keep earlier turns") as caught:
         chat.render(two * 2, "f:1")
+    assert caught.value.reason == "rewritten_turn"
 
 
 def test_label_mask_takes_whole_tokens_within_a_span() -> None:
@@ -142,10 +143,31 @@ def test_qwen3_answers_are_labelled_without_the_think_block(qwen3: Any, system: 
 
 
 @pytest.mark.kit
-def test_qwen3_drops_the_think_block_of_earlier_answers_and_is_refused(qwen3: Any) -> None:
-    sample = parse_row({"conversations": turns((USER, "a"), (ASSISTANT, "b")) * 2}, "rows.jsonl:9", ".")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:9: the chat template does not keep earlier turns"):
+@pytest.mark.parametrize("answers", [("b", "c"), ("red", "red", "red"), ("<t", "user\nWhy?", " No.\nStop. ", "é")])
+def test_qwen3_labels_all_answers_though_earlier_ones_lose_the_think_block(qwen3: Any, answers: tuple) -> None:
+    encoder = Encoder(qwen3, qwen3.chat_template, None)
+    rows = [turn for text in answers for turn in turns((USER, "Why?"), (ASSISTANT, text))]
+    sample = parse_row({"conversations": rows}, "f:1", ".")
+    encoded, prompt = encoder.encode(sample), encoder.encode(sample, prompt=True)
+    labelled = encoded["labels"] != IGNORE_INDEX
+    assert qwen3.decode(encoded["labels"][labelled]) == "".join(text + "<|im_end|>" for text in answers)
+    starts = np.flatnonzero(np.diff(labelled.astype(int), prepend=0) == 1)
+    heads = [qwen3.decode(encoded["input_ids"][:start]) for start in starts]
+    assert len(heads) == len(answers)
+    assert all(head.endswith("user\nWhy?<|im_end|>\n<|im_start|>assistant\n") for head in heads[:-1])
+    # Before the last answer stands, token for token, what generation begins with.
+    assert prompt["input_ids"].tolist() == encoded["input_ids"][: starts[-1]].tolist()
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize("answers", [("<think>\nwhy\n</think>\n\nb", "c"), ("\nb", "c")])
+def test_an_answer_that_qwen3_rewrites_is_a_bad_row(qwen3: Any, answers: tuple) -> None:
+    """Of earlier answers the template drops their own thinking, of the last one the newlines it begins with."""
+    rows = [turn for text in answers for turn in turns((USER, "a"), (ASSISTANT, text))]
+    sample = parse_row({"conversations": rows}, "rows.jsonl:9", ".")
+    with pytest.raises(BadRow, match=r"rows\.jsonl:9: the chat template does not keep earlier turns") as caught:
         Encoder(qwen3, qwen3.chat_template, None).encode(sample)
+    assert caught.value.reason == "rewritten_turn"
 
 
 @pytest.mark.kit

@@ -1,5 +1,6 @@
 """Batches: padding, packs whose positions restart, pictures in the order of their rows, short and empty steps."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_rows_of_a_table_and_one_that_cannot_be_decoded(
     assert isinstance(third, BadRow) and third.where == f"{path}:3" and third.reason == "image_corrupt"
 
 
-def test_a_picture_changed_since_it_was_measured_stops_the_run(
+def test_a_picture_changed_since_it_was_measured_is_a_bad_row(
     write_rows: Callable, good_row: dict, encoder: Any, cache: Any
 ) -> None:
     from PIL import Image
@@ -104,5 +105,6 @@ def test_a_picture_changed_since_it_was_measured_stops_the_run(
     rows = EncodedRows(build_table(open_sources([str(path)]), encoder), encoder)
     Image.new("RGB", (120, 50)).save(path.with_name("square.png"))
     image_size.cache_clear()
-    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the row has \d+ tokens now, but had \d+"):
-        rows[(0,)]
+    (found,) = rows[(0,)]
+    assert isinstance(found, BadRow) and (found.where, found.reason) == (f"{path}:1", "changed_on_disk")
+    assert re.search(r"the row has \d+ tokens now, but had \d+", found.problem)

@@ -68,6 +68,22 @@ def test_a_changed_file_is_measured_anew(write_rows: Callable, good_row: dict, c
     assert counting.tokenizer.texts == 2
 
 
+def test_the_content_of_a_file_is_told_apart_at_equal_lengths(
+    write_rows: Callable, good_row: dict, counting: Encoder
+) -> None:
+    """Another id leaves every length as it was, also under the old times; new times alone change nothing."""
+    path = write_rows([good_row, good_row | {"id": "second"}])
+    first, times = table_of(path, counting), path.stat()
+    assert [entry["content_hash"] for entry in first.audit()["files"]] == first.file_hashes
+    os.utime(path, ns=(0, 0))
+    assert table_of(path, counting).content_hash == first.content_hash
+    path.write_bytes(path.read_bytes().replace(b"second", b"third!"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = table_of(path, counting)
+    assert changed.length.tolist() == first.length.tolist() and changed.rows_read == first.rows_read
+    assert changed.content_hash != first.content_hash
+
+
 def test_measuring_decodes_no_pixel(
     write_rows: Callable, good_row: dict, encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

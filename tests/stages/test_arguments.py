@@ -6,6 +6,7 @@ import pytest
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
 from drive_vlm.stages.arguments import parse_stage
+from drive_vlm.stages.engine import evaluation_defaults
 from drive_vlm.stages.sft import main
 
 NEEDED = ["--model", "m", "--data", "d.jsonl"]
@@ -103,3 +104,16 @@ def test_errors_of_the_run_are_one_line(
     assert "Did you mean zero2?" in refused(capsys, *NEEDED, *out, "--deepspeed", "zro2")
     text = refused(capsys, "--model", str(tmp_path), "--data", "d.jsonl", *out)
     assert "no config.json" in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("save", "evaluates", "best"),
+    [({}, "epoch", True), ({"save_strategy": "steps"}, "steps", True), ({"save_strategy": "no"}, "epoch", False),
+     ({"save_strategy": "best"}, "epoch", True), ({"save_strategy": "no", "eval_strategy": "steps"}, "steps", False)],
+)  # fmt: skip
+def test_evaluation_rows_are_evaluated_whether_or_not_checkpoints_are_saved(
+    save: dict[str, str], evaluates: str, best: bool
+) -> None:
+    found = evaluation_defaults(save, True)
+    assert found["eval_strategy"] == evaluates and ("metric_for_best_model" in found) == best
+    assert evaluation_defaults(save, False) == save

@@ -38,15 +38,16 @@ def write(data: Path, rows: list[dict | bytes]) -> Path:
 
 @pytest.fixture
 def train(run: Callable, tiny_model: Path, data: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`train(rows, *flags)`: the SFT command on these rows, two to a step."""
+    """`train(rows, *flags, port=None)`: the SFT command on these rows, two to a step; with a port on two ranks."""
 
-    def start(rows: list[dict | bytes], *flags: object) -> subprocess.CompletedProcess[str]:
+    def start(rows: list[dict | bytes], *flags: object, port: int | None = None) -> subprocess.CompletedProcess[str]:
         words = [
             "sft", "--model", tiny_model, "--data", write(data, rows), "--output_dir", data / "run", "--per_device_train_batch_size", 2,
             "--num_train_epochs", 1, "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--logging_steps", 1,
             "--use_cpu", "true", "--max_length", 200, *flags,
         ]  # fmt: skip
-        return run([sys.executable, "-m", "drive_vlm", *words], timeout=120)
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port] if port else []
+        return run([sys.executable, *launcher, "-m", "drive_vlm", *words], timeout=240)
 
     return start
 
@@ -105,3 +106,54 @@ def test_with_skip_all_are_counted_and_the_run_goes_on(packing: bool, train: Cal
     assert during["by_reason"] == {"image_corrupt": 2}
     assert sorted(entry["where"] for entry in during["rows"]) == [f"{data}/rows.jsonl:14", f"{data}/rows.jsonl:15"]
     assert (data / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_ranks_count_a_row_once(workers: int, train: Callable, data: Path, free_port: int) -> None:
+    """What the header tells is found before training, a picture cut short by the one rank that reads it, in each epoch."""
+    long = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a truck " * 300}]
+    bad = [row("b", image="absent.jpg"), row("c", image="corrupt.jpg"), b'{"id": ', row("h", conversations=long)]
+    good, cut = [row(f"good {i}") for i in range(5)], [row(f"cut {i}", image="cut.jpg") for i in range(3)]
+    flags = ("--on_bad_row", "skip", "--num_train_epochs", 2, "--dataloader_num_workers", workers)
+    done = train([*bad, *good, *cut], *flags, port=free_port)
+    assert done.returncode == 0, done.stderr[-3000:]
+    audit = json.loads((data / "run" / "data_audit.json").read_text())
+    table, during = audit["train"], audit["bad_during_run"]
+    reasons = {"image_missing": 1, "image_corrupt": 1, "broken_json": 1, "too_long": 1}
+    assert table["bad_rows"]["by_reason"] == reasons
+    assert table["rows_read"] == 12 == table["rows_used"] + table["bad_rows"]["total"]
+    assert during["total"] == 3 and during["by_reason"] == {"image_corrupt": 3}
+    assert sorted(entry["where"] for entry in during["rows"]) == [f"{data}/rows.jsonl:{i}" for i in (10, 11, 12)]
+
+
+@pytest.mark.parametrize(("place", "workers"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_a_truncated_picture_stops_two_ranks(
+    place: int, workers: int, train: Callable, data: Path, free_port: int
+) -> None:
+    """Whichever rank reads it, the run ends, and the row stands once in the output and in status.json."""
+    rows = [row(f"good {i}") for i in range(3)]
+    rows.insert(place, row("cut", image="cut.jpg"))
+    done = train(rows, "--dataloader_num_workers", workers, port=free_port)
+    problem = f"{data}/rows.jsonl:{place + 1}: the picture {data}/cut.jpg cannot be read (image file is truncated"
+    assert done.returncode != 0
+    assert sum(problem in line for line in done.stderr.splitlines()) == 1, done.stderr[-3000:]
+    status = json.loads((data / "run" / "status.json").read_text())
+    assert status["state"] == "failed" and problem in status["reason"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (row("bad", image="absent.jpg"), "absent.jpg does not exist"),
+        (row("bad", image="corrupt.jpg"), "corrupt.jpg cannot be read"),
+        (row("bad", conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "a truck " * 300}], image=None), "more than --max_length 200"),
+        (b'{"id": ', "not valid JSON"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_bad_from_its_header_stops_two_ranks(
+    bad: Any, problem: str, train: Callable, data: Path, free_port: int
+) -> None:
+    done = train([row("a"), bad], port=free_port)
+    said = [line for line in done.stderr.splitlines() if f"{data}/rows.jsonl:2: " in line and problem in line]
+    assert done.returncode != 0 and len(said) == 1, done.stderr[-3000:]
+    assert said[0].startswith("python -m drive_vlm sft: error: ")

@@ -46,3 +46,10 @@ def test_gradient_checkpointing_keeps_the_curve(sft: Callable, fresh: Callable) 
     run = sft(fresh("checkpointing"), "--gradient_checkpointing", "--chunk_tokens", 7)
     golden = json.loads(GOLDEN.read_text())["loss"]
     assert run.curve() == pytest.approx(golden, abs=1e-3)
+
+
+def test_evaluation_rows_are_evaluated_without_checkpoints(sft: Any, world: Any, tmp_path: Path) -> None:
+    """70 rows, 16 a step: an epoch ends after step 5, the run in the middle of the second."""
+    run = sft(tmp_path / "run", "--eval_data", world.eval, "--max_steps", 6, "--save_strategy", "no")
+    assert [row["step"] for row in run.metrics if "eval_loss" in row] == [5, 6]
+    assert not list(run.out.glob("checkpoint-*"))
