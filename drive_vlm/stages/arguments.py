@@ -14,6 +14,10 @@ _NOT_FOR_USERS = {
     "save_total_limit": "Use --keep.",
     "resume_from_checkpoint": "Use --resume.",
     "ignore_data_skip": "A resumed run always goes on where it stopped.",
+    "save_only_model": "A checkpoint holds what a resume needs; the final model in --output_dir holds no optimizer.",
+    "save_on_each_node": "Checkpoints are for all nodes: --output_dir must be a folder that all nodes see.",
+    "push_to_hub": "Upload the finished --output_dir with `hf upload`.",
+    "dataloader_drop_last": "No row is dropped: the last step of an epoch may be smaller.",
     "auto_find_batch_size": "The batch size is never changed silently.",
 }
 

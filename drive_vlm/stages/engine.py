@@ -61,6 +61,14 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
     )
 
 
+def weights_to_load(model: ModelConfig, checkpoint: str | None) -> ModelConfig:
+    """Where a run takes its weights from: a resumed one from its checkpoint, since DeepSpeed's shards hold what trains only and
+    --model may hold other frozen weights by now. With adapters the base is not in the checkpoint: it stays --model."""
+    if checkpoint is None or not (Path(checkpoint) / "config.json").is_file():
+        return model
+    return dataclasses.replace(model, model=checkpoint)
+
+
 def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:
     """With evaluation rows the loss is measured whenever a checkpoint is saved, else each epoch, and the best checkpoint is kept,
     unless the user says otherwise."""

@@ -45,12 +45,14 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
         model_dtype,
         run_training,
         training_arguments,
+        weights_to_load,
     )
 
     args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
     check_attention(model, args)
     set_seed(args.seed)
-    family = load_family(model, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
+    source = weights_to_load(model, args.resume_from_checkpoint)
+    family = load_family(source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
     freeze(family.model, family.parts, model.freeze)
     if model.lora_rank:
         family.model = apply_lora(family, model, model.freeze)

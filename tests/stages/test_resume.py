@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
 
@@ -214,6 +215,20 @@ def test_what_cannot_be_resumed_is_refused_in_words(sft: Callable, fresh: Callab
     weights.write_bytes(weights.read_bytes()[:-8])
     refused = sft(out, "--deepspeed", "zero2", "--resume", out / "checkpoint-1", code=2)
     assert f"{weights}: has" in refused.text and "Traceback" not in refused.text
+
+
+def test_frozen_weights_come_from_the_checkpoint(sft: Callable, fresh: Callable, world: Any) -> None:
+    """DeepSpeed's shards hold only what trains: the frozen rest must not come from whatever --model holds by now."""
+    other = fresh("other") / "model"
+    shutil.copytree(world.model, other)
+    shards = ("--deepspeed", "zero2")
+    whole = sft(fresh("whole"), *shards, "--max_steps", 3, launcher="torchrun")
+    out = fresh("moved")
+    sft(out, *shards, "--model", other, *saving_at(2), launcher="torchrun")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    resumed = sft(out, *shards, "--model", other, *saving_at(3), launcher="torchrun")
+    assert resumed.curve() == pytest.approx(whole.curve(), abs=1e-4)
 
 
 def test_rmsprop_keeps_its_number_of_processes(sft: Callable, fresh: Callable) -> None:
