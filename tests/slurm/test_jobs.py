@@ -81,6 +81,7 @@ def test_a_cancelled_job_stays_cancelled(cluster, submit, log, tmp_path):
     subprocess.run(["scancel", str(job)], check=True, env=cluster.env)
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("CANCELLED", "0"), log(job)
+    assert poll(lambda: "cancelled or out of time" in log(job), 10)
 
 
 def test_a_stop_file_by_hand_ends_the_job_without_success(cluster, submit, log, tmp_path):
