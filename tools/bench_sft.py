@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ SHARED: dict[str, Any] = {
     "logging_first_step": True,
     "disable_tqdm": True,
 }
+PEER = (sys.executable, str(Path(__file__).with_name("bench_sft_trl.py")))
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
 NUMBERS = {
     "rows": (480, "training rows, at least 16"),
@@ -64,13 +64,12 @@ def make_parser() -> CommandParser:
     forms = ("prompt_completion", "messages")
     add("--peer_rows", choices=forms, default=forms[0], help="form of TRL's rows; of messages it learns every token")
     add("--work", type=Path, help="folder to keep data, model and logs (default: a temporary one)")
-    add("--part", choices=("prepare", "peer"), help="one part only; the tool starts these itself")
-    add("--out", type=Path, help="folder of that part's output")
+    add("--prepare", action="store_true", help="fill the folder --work only; the tool starts this itself")
     add("--json", type=Path, help="write the measurement to this file")
     return parser
 
 
-# ---- prepare: rows, model, plan, and the proof that both sides see the same tokens
+# ---- prepare: rows, model, plan
 
 
 def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -93,7 +92,7 @@ def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], 
 
 
 def prepare(args: Any, work: Path) -> None:
-    """Write data, model and plan.json. Raises ValueError when the two sides would not train the same tokens."""
+    """Write data, model and plan.json."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
     from drive_vlm.data.sources import open_sources
@@ -115,7 +114,6 @@ def prepare(args: Any, work: Path) -> None:
     parts = load_processor(ModelConfig(model=str(work / "model")))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(data / "mixed.jsonl")]), encoder, max_length=args.max_length)
-    check_same_tokens(table, encoder, peer_dataset(work, args.peer_rows), parts.processor)
     (work / "plan.json").write_text(json.dumps(make_plan(table.length, args.max_length, args.batch_size)))
 
 
@@ -146,51 +144,9 @@ def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
         "steps": steps,
         "batch": {"ours": batch_size, "peer": peer_batch},
         "tokens_per_step": tokens,
+        "shared": SHARED,
         "timed": {"samples": rows - len(first), "tokens": total - int(length[first].sum())},
     }
-
-
-def check_same_tokens(table: Any, encoder: Any, dataset: Any, processor: Any) -> None:
-    """Raises ValueError for the first row whose token ids differ between our encoder and TRL's collator, or whose labels do.
-
-    Of prompt_completion rows TRL learns one token more, the template's newline after the end of the turn; of messages
-    rows all of them, the picture tokens included.
-    """
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
-    from drive_vlm.config import IGNORE_INDEX
-
-    by_completion = "prompt" in dataset.column_names
-    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=by_completion)
-    for i in range(len(table)):
-        ours, theirs = encoder.encode(table.sample(i)), collate([dataset[i]])
-        ids, labels = ours["input_ids"].tolist(), ours["labels"].tolist()
-        learned = labels[:-1] + ids[-1:] if by_completion else ids
-        assert labels[-1] == IGNORE_INDEX, "our template ends with an unlearned newline"
-        for key, expected in (("input_ids", ids), ("labels", learned)):
-            if theirs[key][0].tolist() != expected:
-                raise ValueError(
-                    f"row {i}: {key} differ between ours ({len(ids)} tokens) and TRL ({theirs[key].shape[1]} tokens), so the two "
-                    "sides would not train the same. Check the processor's tiles (crop_to_patches, max_patches) and its chat template."
-                )
-
-
-def peer_dataset(work: Path, form: str) -> Any:
-    """The rows as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]} or {"images", "messages"}."""
-    from datasets import Dataset, Features, Image, List, Value
-
-    rows = []
-    for line in (work / "data" / "mixed.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        asked, answer = (turn["value"] for turn in row["conversations"])
-        asked = {"role": "user", "content": asked.replace("<image>\n", "")}
-        answer = {"role": "assistant", "content": answer}
-        turns = {"messages": [asked, answer], "prompt": [asked], "completion": [answer]}
-        images = [str(work / "data" / name) for name in row.get("image", [])]
-        rows.append({"images": images, **{name: turns[name] for name in form.split("_")}})
-    messages = List({"role": Value("string"), "content": Value("string")})
-    columns = {name: messages for name in rows[0] if name != "images"}
-    return Dataset.from_list(rows, features=Features({"images": List(Image()), **columns}))
 
 
 # ---- the two sides
@@ -213,53 +169,8 @@ def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[
 
 
 def peer_command(args: Any, work: Path, out: Path) -> list[str]:
-    flags = {"part": "peer", "work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows}
-    return [sys.executable, __file__, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
-
-
-def train_peer(args: Any, work: Path, out: Path) -> None:
-    """One epoch with TRL's SFTTrainer and its own collator; writes timed.json."""
-    import torch
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from drive_vlm.config import ModelConfig
-    from drive_vlm.models import load_family
-    from drive_vlm.models.freezing import freeze
-
-    plan = json.loads((work / "plan.json").read_text())
-    logs_seen: list[dict[str, float]] = []
-
-    class Clock(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if "loss" in logs:
-                now = {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
-                logs_seen.append(now)
-
-    family = load_family(ModelConfig(model=str(work / "model")), torch.float32)
-    freeze(family.model, family.parts, ["vision_tower"])
-    cpu = not torch.cuda.is_available()
-    config = SFTConfig(
-        output_dir=str(out),
-        per_device_train_batch_size=plan["batch"]["peer"],
-        logging_steps=plan["steps"]["peer"],
-        dataloader_num_workers=args.workers,
-        dataloader_pin_memory=not cpu,
-        use_cpu=cpu,
-        max_length=None,
-        **SHARED,
-    )
-    dataset = peer_dataset(work, args.peer_rows)
-    rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
-    SFTTrainer(family.model, config, **rest).train()
-    first, last = logs_seen[0], logs_seen[-1]
-    timed = {
-        "seconds": last["seconds"] - first["seconds"],
-        "samples": len(dataset) - plan["batch"]["peer"],
-        "tokens": last["tokens"] - first["tokens"],
-        "steps": last["step"],
-    }
-    (out / "timed.json").write_text(json.dumps(timed))
+    flags = {"work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows}
+    return [*PEER, *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
 
 
 def start(command: list[str], env: dict[str, str], log: Path) -> float:
@@ -306,10 +217,11 @@ def measure(args: Any, work: Path) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     env = {key: value for key, value in env.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    names = [name for name in vars(args) if name not in ("json", "part", "out", "work")]
+    names = [name for name in vars(args) if name not in ("json", "prepare", "work")]
     flags = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
     # In a process of its own, as a child begins with the peak RSS of the parent that started it.
-    start([sys.executable, __file__, "--part", "prepare", "--work", str(work), *flags], env, work / "prepare.log")
+    start([sys.executable, __file__, "--prepare", "--work", str(work), *flags], env, work / "prepare.log")
+    start([*PEER, "--check", "--work", str(work), "--peer_rows", args.peer_rows], env, work / "check.log")
     plan = json.loads((work / "plan.json").read_text())
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     for repeat in range(args.repeats):
@@ -370,11 +282,8 @@ def print_table(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    if args.part == "peer":
-        train_peer(args, args.work, args.out)
-        return
     try:
-        if args.part == "prepare":
+        if args.prepare:
             prepare(args, args.work)
             return
         if min(args.repeats, args.threads, args.batch_size) < 1 or args.rows < 16 or args.workers < 0:

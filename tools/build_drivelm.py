@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, nearest
-from drive_vlm.data.splits import assign_split, check_fractions
+from drive_vlm.data.splits import assign_split, parse_fractions
 from drive_vlm.data.stitching import LAYOUT, normalise_tags, stitch
 from drive_vlm.evaluation.drivelm import CATEGORIES
 
@@ -63,18 +63,6 @@ def make_parser() -> CommandParser:
     parser.add_argument("--workers", type=int, default=4, help="threads that stitch pictures")
     parser.add_argument("--json", help="write the counts here")
     return parser
-
-
-def parse_split(words: list[str]) -> dict[str, float]:
-    """["train:0.9", "val:0.1"] -> shares by name; raises ValueError for anything else."""
-    shares: dict[str, float] = {}
-    for word in words:
-        name, colon, share = word.partition(":")
-        if not colon or not name.isidentifier() or not share.replace(".", "", 1).isdigit() or name in shares:
-            raise ValueError(f"--split {word}: expected different NAME:SHARE words such as train:0.9 val:0.1")
-        shares[name] = float(share)
-    check_fractions(shares)
-    return shares
 
 
 def read_frames(annotations: Path, images: Path) -> Iterator[Frame]:
@@ -234,7 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     images, out = Path(args.images), Path(args.out)
     try:
-        shares = parse_split(args.split)
+        shares = parse_fractions(args.split, "--split")
         frames = list(read_frames(Path(args.annotations), images))[: args.max_frames]
         if not frames:
             raise ValueError(f"{args.annotations}: no key frames")

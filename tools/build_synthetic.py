@@ -31,18 +31,15 @@ from PIL import Image
 
 from drive_vlm.config import CommandParser, plain
 from drive_vlm.data import synthetic
-from drive_vlm.data.splits import assign_split, check_fractions
+from drive_vlm.data.splits import assign_split, parse_fractions
+from drive_vlm.data.synthetic_rows import caption_row, clip_rows, dialog_row, question_row, truth_of
+from drive_vlm.launch.cache import write_atomically
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000
 python tools/build_synthetic.py --out data/clips --scenes 0 --clips 200 --num_frames 16 --clip_format mp4
 python tools/build_synthetic.py --out data/small --scenes 500 --size 96 --splits train:0.7 test:0.3
 """
-_ASK_CAPTION = {
-    "caption_short": ("Describe the scene in one sentence.", "Give a short description of the picture."),
-    "caption_long": ("Describe the scene in detail.", "Give a detailed description of the picture."),
-    "clip_caption": ("Describe what happens in the clip.", "What happens, from the start to the end?"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +88,6 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def parse_splits(words: list[str]) -> dict[str, float]:
-    """{"train": 0.8, ...} from ["train:0.8", ...]. Raises ValueError for a malformed word or a sum other than 1."""
-    fractions: dict[str, float] = {}
-    for word in words:
-        name, colon, share = word.partition(":")
-        if not (name.isidentifier() and colon) or name in fractions:
-            raise ValueError(f"--splits: expected distinct name:share words such as train:0.8, got {word!r}")
-        try:
-            fractions[name] = float(share)
-        except ValueError as error:
-            raise ValueError(f"--splits: the share in {word!r} is no number") from error
-    check_fractions(fractions)
-    return fractions
-
-
 def build_scene(build: Build, index: int) -> dict[str, Any]:
     """Write picture `index`; return its split, its truth and its rows."""
     scene = synthetic.make_scene(build.seed, index, (build.size, build.size))
@@ -141,11 +123,7 @@ def build_clip(build: Build, index: int) -> dict[str, Any]:
         for number, frame in enumerate(frames):
             save_image(build, f"{video}/{number:02d}.{build.image_format}", frame)
     media = {"video": video}
-    rng = np.random.default_rng([build.seed, index, 8])
-    text = synthetic.clip_caption(scenes)
-    asked = _ASK_CAPTION["clip_caption"][rng.integers(2)]
-    rows = [question_row(group, media, synthetic.Question("caption", "clip_caption", asked, text))]
-    rows += [question_row(group, media, question) for question in synthetic.clip_questions(scenes)]
+    rows = clip_rows(scenes, media, np.random.default_rng([build.seed, index, 8]))
     truth = [{**truth_of(scene), "video": video} for scene in scenes]
     return {
         "split": split_of(build, group),
@@ -155,52 +133,6 @@ def build_clip(build: Build, index: int) -> dict[str, Any]:
         "dialogs": [],
         "clips": rows,
     }
-
-
-def question_row(group: str, media: dict[str, str], question: synthetic.Question) -> dict[str, Any]:
-    """A row of the data contract in the InternVL/LLaVA form."""
-    tag = f"<{next(iter(media))}>"
-    return {
-        "id": f"{group}-{question.template}",
-        **media,
-        "conversations": [
-            {"from": "human", "value": f"{tag}\n{question.question}"},
-            {"from": "gpt", "value": question.answer},
-        ],
-        "group": group,
-        "category": question.category,
-        "template": question.template,
-    }
-
-
-def dialog_row(group: str, media: dict[str, str], questions: list[synthetic.Question]) -> dict[str, Any]:
-    """One conversation about one picture: a model reads the picture once for all of its questions."""
-    first, *others = questions
-    row = question_row(group, media, first)
-    for question in others:
-        row["conversations"] += [
-            {"from": "human", "value": question.question},
-            {"from": "gpt", "value": question.answer},
-        ]
-    return {**row, "id": f"{group}-dialog", "category": "dialog", "template": "dialog"}
-
-
-def caption_row(
-    scene: synthetic.Scene, media: dict[str, str], template: str, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Both captions as columns, and a conversation that asks for the one named by `template`."""
-    captions = {"caption_short": synthetic.short_caption(scene), "caption_long": synthetic.long_caption(scene)}
-    asked = _ASK_CAPTION[template][rng.integers(2)]
-    row = question_row(scene.group, media, synthetic.Question("caption", template, asked, captions[template]))
-    return {**row, **captions}
-
-
-def truth_of(scene: synthetic.Scene) -> dict[str, Any]:
-    """The scene as JSON holds it, numbers rounded to what means something (metres to 1 cm)."""
-    truth = plain(scene)
-    for thing in truth["objects"]:
-        thing["lateral"], thing["distance"] = round(thing["lateral"], 2), round(thing["distance"], 2)
-    return truth
 
 
 def split_of(build: Build, group: str) -> str:
@@ -309,9 +241,7 @@ def write_files(build: Build, found: Iterator[dict[str, Any]]) -> Summary:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that `path` holds either the old or the new content, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
 
 
 def check(args: Any) -> Build:
@@ -337,7 +267,7 @@ def check(args: Any) -> Build:
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; name a folder")
     shared = {item.name: getattr(args, item.name) for item in dataclasses.fields(Build) if item.name != "fractions"}
-    return Build(**shared, fractions=parse_splits(args.splits))
+    return Build(**shared, fractions=parse_fractions(args.splits, "--splits"))
 
 
 def prepare(build: Build, scenes: int, clips: int) -> None:

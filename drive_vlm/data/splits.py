@@ -36,6 +36,22 @@ def assign_split(group: str, fractions: Mapping[str, float], seed: int = 0) -> s
     return [name for name, share in fractions.items() if share > 0][-1]  # rounding left the sum just below 1
 
 
+def parse_fractions(words: Iterable[str], flag: str) -> dict[str, float]:
+    """{"train": 0.8, ...} from ["train:0.8", ...]. Raises ValueError, which names `flag`, for a malformed word, and for a
+    sum other than 1."""
+    fractions: dict[str, float] = {}
+    for word in words:
+        name, colon, share = word.partition(":")
+        if not (name.isidentifier() and colon) or name in fractions:
+            raise ValueError(f"{flag} {word}: expected different name:share words such as train:0.9 val:0.1")
+        try:
+            fractions[name] = float(share)
+        except ValueError as error:
+            raise ValueError(f"{flag} {word}: the share is no number") from error
+    check_fractions(fractions)
+    return fractions
+
+
 def check_fractions(fractions: Mapping[str, float]) -> None:
     """Raises ValueError unless the shares are non-negative and sum to 1 (within 1e-6)."""
     bad = {name: share for name, share in fractions.items() if not 0 <= share <= 1}

@@ -13,13 +13,17 @@ TOOL = Path(__file__).parents[2] / "tools" / "bench_sft.py"
 TINY = ("--patch_size", 28, "--hidden_size", 32, "--text_layers", 1, "--vision_layers", 1, "--vocab_size", 600)
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_sft", TOOL)
+def load(tool: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(tool.stem, tool)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return load(TOOL)
 
 
 @pytest.mark.slow
@@ -90,13 +94,14 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
     parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(tmp_path / "data" / "mixed.jsonl")]), encoder)
-    for form in ("prompt_completion", "messages"):
-        dataset = bench.peer_dataset(tmp_path, form)
+    peer = load(TOOL.with_name("bench_sft_trl.py"))
+    for form in peer.ROWS:
+        dataset = peer.peer_dataset(tmp_path, form)
         parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 1
-        bench.check_same_tokens(table, encoder, dataset, parts.processor)
+        peer.check_same_tokens(table, encoder, dataset, parts.processor)
         parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 4
         with pytest.raises(ValueError, match="row 0: input_ids differ"):
-            bench.check_same_tokens(table, encoder, dataset, parts.processor)
+            peer.check_same_tokens(table, encoder, dataset, parts.processor)
 
 
 def test_user_errors(run):

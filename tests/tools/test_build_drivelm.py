@@ -176,7 +176,7 @@ def edit_frame(change):
             "CAM_BACK/a.jpg: cannot be decoded",
         ),
         (lambda folder, content: None, ["--split", "train:0.7"], "must sum to 1"),
-        (lambda folder, content: None, ["--split", "train"], "expected different NAME:SHARE"),
+        (lambda folder, content: None, ["--split", "train"], "expected different name:share"),
     ],
 )
 def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message):

@@ -122,7 +122,7 @@ def test_mp4_clips_decode_to_what_was_rendered(tmp_path):
     ("words", "message"),
     [
         (("--splits", "train:0.8", "val:0.1"), "must sum to 1, got 0.9"),
-        (("--splits", "train=1"), "expected distinct name:share words"),
+        (("--splits", "train=1"), "expected different name:share words"),
         (("--splits", "train:most"), "is no number"),
         (("--scenes", 0), "nothing to build"),
         (("--size", 16), "--size must be at least 32"),
