@@ -20,6 +20,9 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
     """
     import torch
 
+    from drive_vlm.stages.progress import quiet_bars
+
+    quiet_bars()
     topology = read_topology()
     cpu = bool(extra.get("use_cpu", not torch.cuda.is_available()))
     extra = {

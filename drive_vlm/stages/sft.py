@@ -105,9 +105,9 @@ def build_trainer(
     from drive_vlm.data.collate import Collator, EncodedRows
     from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
     from drive_vlm.models.flops import train_flops
+    from drive_vlm.stages.progress import show_progress
     from drive_vlm.stages.sft_trainer import SFTTrainer
     from drive_vlm.stages.throughput import Throughput, device_peak_flops
-    from drive_vlm.stages.trainer import use_progress_bar
 
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     order = EpochOrder(
@@ -136,5 +136,5 @@ def build_trainer(
     trainer.throughput = Throughput(device_peak_flops(run.peak_flops))
     trainer.flops = train_flops(family)
     trainer.tables, trainer.on_bad_row, trainer.keep = tables, data.on_bad_row, run.keep
-    use_progress_bar(trainer)
+    show_progress(trainer)
     return trainer

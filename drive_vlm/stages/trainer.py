@@ -9,7 +9,6 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.order import ShardedBatchSampler
@@ -191,29 +190,3 @@ class DriveTrainerMixin(CheckpointMixin):
         if self.args.should_save:
             with open(self.out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
-
-
-class ProgressBar(ProgressCallback):
-    """The Trainer's bar with the figures of the last log beside it, in place of a dict a line."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "eval_loss" in logs:
-            self.training_bar.write(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
-        if "loss" in logs:
-            shown = {
-                "loss": f"{logs['loss']:.4f}",
-                "samples/s": f"{logs['samples_per_second']:.1f}",
-                "tokens/s": f"{logs['tokens_per_second']:.0f}",
-            }
-            if "mfu" in logs:
-                shown["MFU"] = f"{logs['mfu']:.1%}"
-            self.training_bar.set_postfix(shown | {"data wait": f"{logs['data_wait_share']:.0%}"})
-
-
-def use_progress_bar(trainer: Any) -> None:
-    """Put our bar in the place of the Trainer's own; with --disable_tqdm its printer stays."""
-    if not any(isinstance(callback, PrinterCallback) for callback in trainer.callback_handler.callbacks):
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressBar())
