@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
+from drive_vlm.data.predictions import finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.arguments import stop_on_user_error
@@ -72,6 +73,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         samples, out = take_shard(samples, out, config.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = finished_rows(out)
+    keep_settings(out, model, config, bool(done))
     todo = [sample for sample in samples if sample.id not in done]
     mine = todo[topology.rank :: topology.world_size]
     if topology.is_main:
@@ -86,7 +88,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         if config.backend == "openai"
         else _answers_of_model(mine, model, config, bad)
     )
-    with open(_part(out, topology.rank), "a", encoding="utf-8") as file:
+    with open(part_of_rank(out, topology.rank), "a", encoding="utf-8") as file:
         for sample, answer in answers:
             file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
             file.flush()
@@ -138,6 +140,46 @@ def read_rows(config: GenerateConfig) -> tuple[list[Sample], list[BadRow]]:
     return samples, bad
 
 
+def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
+    """Model and sampling stand beside the answers, in OUT.settings.json: answers of two models must not mix in one file.
+
+    Raises ValueError naming what differs from the settings of the answers that are there.
+    """
+    from drive_vlm.launch.cache import write_atomically
+    from drive_vlm.launch.fingerprint import model_fingerprint
+
+    names = ("backend", "max_new_tokens", "temperature", "top_p", "seed", "num_frames", "blank_images")
+    remote = config.backend == "openai"
+    settings = {
+        "model": {"name": model.model} if remote else model_fingerprint(model.model),
+        "max_tiles": model.max_tiles,
+        **{name: getattr(config, name) for name in names},
+    }
+    path = out.with_name(f"{out.name}.settings.json")
+    if answered and path.is_file():
+        before = json.loads(path.read_text())
+        moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
+        if _without_name(before["model"], remote) != _without_name(settings["model"], remote):
+            moved.add("model")
+        if moved:
+            raise ValueError(
+                f"{out}: its answers were made with other settings ({', '.join(sorted(moved))}; see {path.name}). Give another --out, or "
+                "remove both files to answer anew."
+            )
+    elif answered:
+        print(
+            f"{out}: {path.name} is not there, so nobody can tell which model gave the answers that are kept",
+            flush=True,
+        )
+    if read_topology().is_main:
+        write_atomically(path, lambda file: file.write(json.dumps(settings, indent=2).encode()))
+
+
+def _without_name(model: dict[str, Any], remote: bool) -> dict[str, Any]:
+    """A directory may have been moved: its hashes tell whether it is the same model."""
+    return model if remote or "weights" not in model else {key: model[key] for key in model if key != "name"}
+
+
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:
     """The rows of shard "I/N" and its file. Shards are consecutive runs of rows: their files joined in the order of their names
     are the rows in order. Raises ValueError for anything but 0 <= I < N."""
@@ -148,62 +190,6 @@ def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sampl
     width = max(2, len(str(count)))
     name = f"{out.stem}.shard-{index:0{width}}-of-{count:0{width}}{out.suffix}"
     return samples[len(samples) * index // count : len(samples) * (index + 1) // count], out.with_name(name)
-
-
-def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
-    """A row of the predictions file: the contract's keys, then the row's own extra columns."""
-    extra = {key: value for key, value in sample.columns.items() if not key.startswith("_") and key != "dataset"}
-    question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
-    row = {
-        "id": sample.id,
-        "dataset": sample.columns["dataset"],
-        "prediction": answer,
-        "reference": sample.reference,
-        "question": question,
-    }
-    if sample.images:
-        row["image"] = sample.columns["_image"]
-    if sample.group is not None:
-        row["group"] = sample.group
-    return row | extra
-
-
-def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
-    rows: dict[str, dict[str, Any]] = {}
-    for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
-        if not path.is_file():
-            continue
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows[row["id"]] = row
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not a prediction row. Remove the line or give another --out."
-                ) from error
-    return rows
-
-
-def join_parts(out: Path, samples: Sequence[Sample]) -> None:
-    """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
-    rows = finished_rows(out)
-    ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
-    beside = out.with_name(f".{out.name}.joined")
-    beside.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ordered, *rows.values()]), encoding="utf-8"
-    )
-    os.replace(beside, out)
-    for part in out.parent.glob(f"{out.name}.part*"):
-        part.unlink()
-
-
-def _part(out: Path, rank: int) -> Path:
-    return out.with_name(f"{out.name}.part{rank}")
 
 
 def _start_ranks() -> None:

@@ -1,13 +1,16 @@
 """Generation: batches, ranks and restarts give the same predictions; servers get the same rows."""
 
 import json
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from drive_vlm.generate import finished_rows, take_shard
+from drive_vlm.data.predictions import finished_rows
+from drive_vlm.generate import take_shard
 
 
 def rows_of(path):
@@ -159,5 +162,23 @@ def test_shards_give_the_predictions_of_one_run(run, tiny_model, synthetic_data,
         assert done.returncode == 0, done.stderr
     first, second = (tmp_path / f"p.shard-0{i}-of-02.jsonl" for i in range(2))
     assert first.read_text() + second.read_text() == whole.read_text() and not out.exists()
-    again = run(command(tmp_path / "no_model", synthetic_data, out, "--shard", "0/2"))
+    again = run(command(tiny_model, synthetic_data, out, "--shard", "0/2"))
     assert "6 rows, 6 answered before, 0 to do" in again.stdout and again.returncode == 0
+
+
+@pytest.mark.slow
+def test_answers_of_two_models_do_not_mix(run, tiny_model, synthetic_data, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first = run(command(tiny_model, synthetic_data, out, "--limit", 3))
+    assert first.returncode == 0, first.stderr
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model, moved)
+    again = run(command(moved, synthetic_data, out, "--limit", 5))
+    assert again.returncode == 0 and "3 answered before" in again.stdout
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    other = run(command(moved, synthetic_data, out, "--limit", 8))
+    assert other.returncode == 2 and "other settings (model; see out.jsonl.settings.json)" in other.stderr
+    warmer = run(command(tiny_model, synthetic_data, out, "--temperature", 0.7))
+    assert warmer.returncode == 2 and "(temperature; see" in warmer.stderr
+    assert len(rows_of(out)) == 5

@@ -1,12 +1,14 @@
 """Prediction rows `{"id", "dataset", "prediction", "reference", "image", ...}` as every evaluator takes them."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
+from drive_vlm.data.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,60 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
                     "compare files generated from the same rows"
                 )
     return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]
+
+
+def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """A row of the predictions file: the contract's keys, then the row's own extra columns."""
+    extra = {key: value for key, value in sample.columns.items() if not key.startswith("_") and key != "dataset"}
+    question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
+    row = {
+        "id": sample.id,
+        "dataset": sample.columns["dataset"],
+        "prediction": answer,
+        "reference": sample.reference,
+        "question": question,
+    }
+    if sample.images:
+        row["image"] = sample.columns["_image"]
+    if sample.group is not None:
+        row["group"] = sample.group
+    return row | extra
+
+
+def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
+    rows: dict[str, dict[str, Any]] = {}
+    for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                rows[row["id"]] = row
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not a prediction row. Remove the line or give another --out."
+                ) from error
+    return rows
+
+
+def join_parts(out: Path, samples: Sequence[Sample]) -> None:
+    """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
+    rows = finished_rows(out)
+    ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
+    beside = out.with_name(f".{out.name}.joined")
+    beside.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ordered, *rows.values()]), encoding="utf-8"
+    )
+    os.replace(beside, out)
+    for part in out.parent.glob(f"{out.name}.part*"):
+        part.unlink()
+
+
+def part_of_rank(out: Path, rank: int) -> Path:
+    """Where a rank writes its answers until all are joined."""
+    return out.with_name(f"{out.name}.part{rank}")
