@@ -1,0 +1,502 @@
+"""What our launcher costs: start of a run, saves and resumes beside a bare torchrun script, and our share of each step.
+
+Start: seconds from the command to the log of the first optimizer step. Ours is a recipe's `launch sft` (recipes/_launch.sh)
+with manifest, audit, watchdog and row lengths measured anew (cold) or found in the cache (warm); the peer is
+bench_launch_peer.py, a transformers Trainer without our code, by torchrun. On one process `launch` needs no torchrun, so
+the peer is also started by plain python. Same rows, model, flags, DeepSpeed layout and threads, all sides in turns after
+one run each that does not count; both write the log that is waited for.
+Save and resume: a larger random model; the seconds of the Trainer's save on the main rank (ours flushes to the disk, the
+peer's leaves that to the system), and the start of a run that goes on from a checkpoint.
+Overhead: our parts of a step by a clock around each (bench_launch_probe.py), as a share of the median step, and the same
+run with the parts left out in every other block of steps.
+CPU seconds are those of all processes of a side: on a machine that others use, they vary less than the clock on the wall.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser
+
+EXAMPLES = """
+python tools/bench_launch.py --json runs/bench_launch.json
+python tools/bench_launch.py --parts start --processes 2 --repeats 7 --deepspeed none
+"""
+TOOLS = Path(__file__).resolve().parent
+PARTS = ("start", "save", "overhead")
+IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 14, "vocab_size": 4000, "max_tiles": 1}
+NUMBERS = {
+    "repeats": (5, "runs of each side of start and resume, in turns; the median counts"),
+    "rows": (2000, "training rows, one picture each"),
+    "batch_size": (4, "rows a step and process"),
+    "threads": (1, "torch threads of a process"),
+    "hidden_size": (128, "width of the small model, of start and overhead"),
+    "layers": (2, "layers of its vision tower and of its language model"),
+    "save_hidden_size": (512, "width of the larger model, of save and resume"),
+    "save_layers": (12, "layers of its language model; its vision tower has half as many"),
+    "saves": (3, "saves of the larger model"),
+    "steps": (400, "steps of the overhead run with the small model"),
+    "large_steps": (30, "steps of the overhead run with the larger model"),
+    "switch_every": (10, "steps of a block with, then without our parts"),
+}
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/bench_launch.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    add("--processes", nargs="+", type=int, default=[1, 2], help="numbers of processes (default: 1 2)")
+    add("--deepspeed", default="zero2", help="memory layout of both sides, or none for DDP (default: zero2)")
+    for name, (default, text) in NUMBERS.items():
+        add(f"--{name}", type=int, default=default, help=text)
+    add("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
+    add("--prepare", action="store_true", help="only data and models; the tool starts this itself")
+    add("--json", type=Path, help="write the measurement to this file")
+    return parser
+
+
+def gpu_count() -> int:
+    """GPUs that both sides would use; 0 runs them on the CPU."""
+    from drive_vlm.launch.manifest import gpus
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(gpus()) if visible is None else len([word for word in visible.split(",") if word and word != "-1"])
+
+
+def check(args: Any) -> None:
+    """Raises ValueError for settings that measure nothing."""
+    low = [name for name in NUMBERS if getattr(args, name) < 1]
+    if low or min(args.processes) < 1:
+        raise ValueError(f"--{(low or ['processes'])[0]}: at least 1")
+    if args.steps < 4 * args.switch_every or args.rows < 6:
+        raise ValueError("--steps: at least four blocks of --switch_every; --rows: at least 6")
+    if 0 < gpu_count() < max(args.processes):
+        raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
+    if args.deepspeed != "none":
+        from drive_vlm.launch.deepspeed import load_deepspeed_config
+
+        load_deepspeed_config(args.deepspeed, cpu=not gpu_count())
+
+
+# ---- prepare
+
+
+def prepare(args: Any, work: Path) -> None:
+    """Rows with one picture each, and the two models."""
+    from drive_vlm.models.tiny import build_tiny_internvl, corpus_of
+
+    build = ["build_synthetic.py", "--out", work / "data", "--scenes", max(4, -(-args.rows // 6)), "--size", 112]
+    words = [sys.executable, TOOLS / build[0], *build[1:], "--splits", "train:1"]
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (work / "data" / "train.jsonl").read_text().splitlines()][: args.rows]
+    (work / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = corpus_of(rows)
+    for name, width, layers, tower in (
+        ("small", args.hidden_size, args.layers, args.layers),
+        ("large", args.save_hidden_size, args.save_layers, max(1, args.save_layers // 2)),
+    ):
+        sizes: dict[str, Any] = {"hidden_size": width, "text_layers": layers, "vision_layers": tower}
+        build_tiny_internvl(work / name, corpus, **IMAGE, **sizes)
+
+
+def parameters(model: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", framework="np") as file:
+        return sum(_product(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+
+
+def _product(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+# ---- the two sides
+
+
+class Bench:
+    """Starts both sides in a work folder that `prepare` has filled."""
+
+    def __init__(self, args: Any, work: Path) -> None:
+        self.args, self.work, self.cpu = args, work, not gpu_count()
+        self.deepspeed = None if args.deepspeed == "none" else args.deepspeed
+        self.recipe = work / "bench_recipe.sh"
+        self.recipe.write_text(
+            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
+        )
+        self.env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SLURM_", "TORCHELASTIC_", "DRIVE_VLM_"))
+            and key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NNODES", "RESUME", "PLAN")
+        } | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": f"{TOOLS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+            "OMP_NUM_THREADS": str(args.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        if self.cpu:
+            self.env["DS_ACCELERATOR"] = "cpu"
+
+    def flags(self, steps: int, out: Path, save_steps: int = 0) -> dict[str, Any]:
+        """TrainingArguments of both sides."""
+        saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {"save_strategy": "no"}
+        return {
+            "output_dir": str(out),
+            "max_steps": steps,
+            "per_device_train_batch_size": self.args.batch_size,
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch",
+            "gradient_checkpointing": False,
+            "seed": 0,
+            "logging_steps": 1,
+            "report_to": "tensorboard",
+            "disable_tqdm": True,
+            **saving,
+        }
+
+    def our_words(self, model: str, processes: int, flags: dict[str, Any], resume: Path | None = None) -> list[str]:
+        ours = {
+            "model": self.work / model,
+            "data": self.work / "data" / "rows.jsonl",
+            "freeze": "vision_tower",
+            "packing": False,
+            "global_batch_size": processes * self.args.batch_size,
+            **({"deepspeed": self.deepspeed} if self.deepspeed else {}),
+            **({"resume": resume} if resume else {}),
+        }
+        return [str(word) for name, value in (ours | flags).items() for word in (f"--{name}", value)]
+
+    def ours(self, model: str, processes: int, flags: dict[str, Any], cache: str, resume: Path | None = None) -> Any:
+        words = ["bash", str(self.recipe), *self.our_words(model, processes, flags, resume)]
+        env = {"NPROC_PER_NODE": str(processes), "DRIVE_VLM_CACHE": str(self.work / cache)}
+        return self.start(words, Path(flags["output_dir"]), env)
+
+    def probe(self, model: str, processes: int, flags: dict[str, Any], switch_every: int = 0) -> list[dict[str, Any]]:
+        """What the probe of each rank saw."""
+        words = [*torchrun(processes), str(TOOLS / "bench_launch_probe.py"), "--switch_every", str(switch_every)]
+        out = Path(flags["output_dir"])
+        self.start(
+            [*words, *self.our_words(model, processes, flags)], out, {"DRIVE_VLM_CACHE": str(self.work / "warm")}
+        )
+        return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
+
+    def peer(
+        self, model: str, processes: int, flags: dict[str, Any], resume: Path | None = None, plain: bool = False
+    ) -> Any:
+        """By torchrun, or `plain` by python as a world of one."""
+        from drive_vlm.launch.deepspeed import load_deepspeed_config
+
+        layout = load_deepspeed_config(self.deepspeed, self.cpu) if self.deepspeed else None
+        arguments = flags | {
+            "use_cpu": self.cpu,
+            "deepspeed": layout,
+            "ddp_backend": "gloo" if self.cpu and not layout else None,
+            "ddp_find_unused_parameters": False,
+            "dataloader_pin_memory": not self.cpu,
+            "remove_unused_columns": False,
+            "save_total_limit": 2,
+        }
+        settings = {
+            "model": str(self.work / model),
+            "data": str(self.work / "data" / "rows.jsonl"),
+            "freeze": "vision_tower",
+            "resume": str(resume) if resume else None,
+            "arguments": arguments,
+        }
+        out = Path(flags["output_dir"])
+        file = out.with_suffix(".json")
+        file.write_text(json.dumps(settings))
+        script = str(TOOLS / "bench_launch_peer.py")
+        env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
+        if not plain:
+            return self.start([*torchrun(processes), script, str(file)], out, env)
+        env |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
+        return self.start([sys.executable, script, str(file)], out, env)
+
+    def start(self, command: list[str], out: Path, env: dict[str, str]) -> dict[str, float]:
+        """Run `command` to its end: seconds until its first log stood in metrics.jsonl, CPU seconds until then and in all.
+
+        Raises ValueError with the last words of a run that fails.
+        """
+        import psutil
+
+        out.mkdir(parents=True)
+        log, first, cpu = out.with_suffix(".log"), 0.0, 0.0
+        with open(log, "wb") as file:
+            started = time.perf_counter()
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=self.env | env)
+            while process.poll() is None:
+                if not first and (out / "metrics.jsonl").exists():
+                    first, cpu = time.perf_counter() - started, cpu_seconds(psutil.Process(process.pid))
+                time.sleep(0.005 if not first else 0.05)
+        if process.returncode or not first:
+            text = log.read_text(errors="replace")
+            raise ValueError(f"{log}: ended with code {process.returncode}: {text[-3000:]}")
+        return {"seconds": first, "cpu_seconds": cpu, "seconds_to_the_end": time.perf_counter() - started}
+
+
+def torchrun(processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def cpu_seconds(root: Any) -> float:
+    """Of a process (psutil.Process) and all below it, those that have ended included."""
+    import psutil
+
+    total = 0.0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:  # counted by its parent from now on
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+# ---- what is measured
+
+
+def measure_start(bench: Bench, processes: int) -> dict[str, Any]:
+    """Sides in turns; the run numbered 0 of each warms the disk cache and does not count."""
+    runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "peer": []}
+    if processes == 1:
+        runs["peer_python"] = []
+    for repeat in range(bench.args.repeats + 1):
+        for side, found in runs.items():
+            out = bench.work / f"start{processes}" / f"{side}{repeat}"
+            flags = bench.flags(1, out)
+            if side.startswith("peer"):
+                run = bench.peer("small", processes, flags, plain=side == "peer_python")
+            else:
+                run = bench.ours("small", processes, flags, "warm" if side == "warm" else f"cold{processes}-{repeat}")
+            found += [run] if repeat else []
+            shutil.rmtree(out)
+    sides = {side: summary(found) for side, found in runs.items()}
+    return sides | {"ratio": {side: ratio(sides[side], sides["peer"]) for side in runs if side != "peer"}}
+
+
+def measure_save(bench: Bench, processes: int) -> dict[str, Any]:
+    """Saves of the larger model after each step, then runs that go on from the last."""
+    count, root = bench.args.saves, bench.work / f"save{processes}"
+    flags = {side: bench.flags(count, root / side, save_steps=1) for side in ("ours", "peer")}
+    clock = bench.probe("large", processes, flags["ours"])[0]["once"]
+    bench.peer("large", processes, flags["peer"])
+    lines = (root / "peer" / "saves.jsonl").read_text().splitlines()
+    seconds = {"ours": clock["save"], "peer": [json.loads(line)["seconds"] for line in lines]}
+    last = {side: root / side / f"checkpoint-{count}" for side in seconds}
+    save: dict[str, Any] = {
+        side: {"seconds": statistics.median(found), "runs": found, "bytes_on_disk": bytes_of(last[side])}
+        for side, found in seconds.items()
+    }
+    save["ours"]["of_it_flush_and_rename"] = statistics.median(clock["flush_and_rename"])
+    save["ratio"] = save["ours"]["seconds"] / save["peer"]["seconds"]
+    runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+    for repeat in range(bench.args.repeats + 1):
+        for side, found in runs.items():
+            out = root / f"resume-{side}{repeat}"
+            again = bench.flags(count + 1, out)
+            if side == "ours":
+                run = bench.ours("large", processes, again, "warm", last[side])
+            else:
+                run = bench.peer("large", processes, again, last[side])
+            found += [run] if repeat else []
+            shutil.rmtree(out)
+    resume = {side: summary(found) for side, found in runs.items()}
+    shutil.rmtree(root)
+    return {"save": save, "resume": resume | {"ratio": ratio(resume["ours"], resume["peer"])}}
+
+
+def bytes_of(checkpoint: Path) -> dict[str, int]:
+    """Of a checkpoint: all of it, and what it adds to the disk (a link to weights that are there already adds nothing)."""
+    stats = [path.stat() for path in checkpoint.rglob("*") if path.is_file()]
+    return {"whole": sum(s.st_size for s in stats), "added": sum(s.st_size for s in stats if s.st_nlink == 1)}
+
+
+def measure_overhead(bench: Bench, model: str, processes: int) -> dict[str, Any]:
+    """Microseconds of each part in a step, their share of the median step, and that step with and without the parts."""
+    steps = bench.args.steps if model == "small" else bench.args.large_steps
+    out = bench.work / f"overhead-{model}{processes}"
+    flags = bench.flags(steps, out) | {"logging_steps": 10}
+    ranks = bench.probe(model, processes, flags, switch_every=bench.args.switch_every)
+    shutil.rmtree(out)
+    parts: dict[str, dict[str, float]] = {}
+    for name in sorted({name for rank in ranks for name in rank["parts"]}):
+        parts[name] = {
+            key: statistics.mean(rank["parts"].get(name, {}).get(key, 0.0) for rank in ranks)
+            for key in ("wall_us", "cpu_us")
+        }
+    result: dict[str, Any] = {"parts": parts, "steps": ranks[0]["counted"], "once": ranks[0]["once"]}
+    for key in ("wall", "cpu"):
+        per_step = {
+            on: statistics.median(step[key] for rank in ranks for step in rank["steps"] if step["on"] is on)
+            for on in (True, False)
+        }
+        total = sum(part[f"{key}_us"] for part in parts.values())
+        result[key] = {
+            "total_us": total,
+            "step_ms": per_step[True] * 1e3,
+            "share": total / 1e6 / per_step[True],
+            "step_ms_without": per_step[False] * 1e3,
+            "with_to_without": per_step[True] / per_step[False],
+        }
+    return result
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, least and most of a side's runs, and the runs themselves."""
+    names = ("seconds", "cpu_seconds")
+    medians = {name: statistics.median(run[name] for run in runs) for name in names}
+    spread = {name: [min(run[name] for run in runs), max(run[name] for run in runs)] for name in names}
+    return medians | {"spread": spread, "runs": runs}
+
+
+def ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
+    """Ours to the peer's: medians, and the quickest runs, which other load on the machine touches least."""
+    names = ("seconds", "cpu_seconds")
+    medians = {name: ours[name] / peer[name] for name in names}
+    return medians | {"least_seconds": ours["spread"]["seconds"][0] / peer["spread"]["seconds"][0]}
+
+
+def measure(args: Any, work: Path) -> dict[str, Any]:
+    """Prepare, run all parts, return what --json holds."""
+    from drive_vlm.launch.manifest import machine, versions
+
+    load = os.getloadavg()
+    names = ["deepspeed", "processes", *NUMBERS]
+    flags = [f"--{name}={getattr(args, name)}" for name in NUMBERS]
+    words = [sys.executable, __file__, "--prepare", "--work", str(work), *flags]
+    subprocess.run(words, check=True)  # its imports stay out of this process, which all others are forked from
+    bench = Bench(args, work)
+    result: dict[str, Any] = {name: {} for name in ("start", "save", "resume", "overhead")}
+    for processes in args.processes:
+        if "start" in args.parts:
+            result["start"][str(processes)] = measure_start(bench, processes)
+        if "save" in args.parts:
+            for name, found in measure_save(bench, processes).items():
+                result[name][str(processes)] = found
+        if "overhead" in args.parts:
+            models = ("small", "large")
+            result["overhead"][str(processes)] = {m: measure_overhead(bench, m, processes) for m in models}
+    return result | {
+        "parameters": {name: parameters(work / name) for name in ("small", "large")},
+        "settings": {name: getattr(args, name) for name in names},
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+# ---- for people
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=120)
+    names = {"cold": "ours, rows measured anew", "warm": "ours, row lengths cached", "peer": "bare torchrun script"}
+    names |= {"peer_python": "the same by plain python", "ours": "ours"}
+    for title, part in (("start to the first step", "start"), ("resume to the first step", "resume")):
+        for processes, sides in result[part].items():
+            console.print(_times(f"{title}, {processes} process(es)", names, sides))
+    for processes, save in result["save"].items():
+        for side in ("ours", "peer"):
+            size = save[side]["bytes_on_disk"]
+            print(
+                f"save, {processes} process(es), {names[side]}: {save[side]['seconds']:.2f} s; "
+                f"{size['whole'] / 2**20:.0f} MiB, {size['added'] / 2**20:.0f} MiB of them new on the disk"
+            )
+        print(f"  ratio {save['ratio']:.2f}; flush and rename {save['ours']['of_it_flush_and_rename']:.2f} s of ours")
+    for processes, models in result["overhead"].items():
+        for model, found in models.items():
+            console.print(_parts(f"our part of a step, {processes} process(es), {model} model", found))
+    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
+    load = result["load_average"]
+    print(f"parameters: {sizes}; load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
+
+
+def _times(title: str, names: dict[str, str], sides: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("", "seconds", "least to most", "CPU seconds", "ratio", "in CPU"):
+        table.add_column(column, justify="left" if not column else "right")
+    for side, row in sides.items():
+        if side == "ratio":
+            continue
+        to_peer = sides["ratio"] if side == "ours" else sides["ratio"].get(side)
+        ratios = (
+            (f"{to_peer['seconds']:.2f}", f"{to_peer['cpu_seconds']:.2f}") if to_peer and side != "peer" else ("", "")
+        )
+        low, high = row["spread"]["seconds"]
+        table.add_row(
+            names[side], f"{row['seconds']:.2f}", f"{low:.2f} - {high:.2f}", f"{row['cpu_seconds']:.2f}", *ratios
+        )
+    return table
+
+
+def _parts(title: str, found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    wall, cpu = found["wall"], found["cpu"]
+    caption = (
+        f"median step {wall['step_ms']:.2f} ms with, {wall['step_ms_without']:.2f} ms without our parts; "
+        f"CPU {cpu['step_ms']:.2f} and {cpu['step_ms_without']:.2f} ms"
+    )
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for column in ("", "us a step", "share of a step", "CPU us"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, part in found["parts"].items():
+        share = part["wall_us"] / 1e3 / wall["step_ms"]
+        table.add_row(name, f"{part['wall_us']:.0f}", f"{share:.3%}", f"{part['cpu_us']:.0f}")
+    table.add_row("all", f"{wall['total_us']:.0f}", f"{wall['share']:.3%}", f"{cpu['total_us']:.0f}")
+    return table
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        if args.prepare:
+            prepare(args, args.work)
+            return
+        check(args)
+        with tempfile.TemporaryDirectory() as temporary:
+            work = (args.work or Path(temporary)).resolve()
+            work.mkdir(parents=True, exist_ok=True)
+            result = measure(args, work)
+    except ValueError as error:
+        parser.error(str(error))
+    print_tables(result)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
