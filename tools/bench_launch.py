@@ -339,7 +339,7 @@ def bytes_of(checkpoint: Path) -> dict[str, int]:
 
 
 def measure_overhead(bench: Bench, model: str, processes: int) -> dict[str, Any]:
-    """Microseconds of each part in a step, their share of the median step, and that step with and without the parts."""
+    """Median microseconds of each part in a step (mean over ranks), their share of the median step, that step without them."""
     steps = bench.args.steps if model == "small" else bench.args.large_steps
     out = bench.work / f"overhead-{model}{processes}"
     flags = bench.flags(steps, out) | {"logging_steps": 10}
@@ -349,7 +349,7 @@ def measure_overhead(bench: Bench, model: str, processes: int) -> dict[str, Any]
     for name in sorted({name for rank in ranks for name in rank["parts"]}):
         parts[name] = {
             key: statistics.mean(rank["parts"].get(name, {}).get(key, 0.0) for rank in ranks)
-            for key in ("wall_us", "cpu_us")
+            for key in ("wall_us", "mean_wall_us", "cpu_us")
         }
     result: dict[str, Any] = {"parts": parts, "steps": ranks[0]["counted"], "once": ranks[0]["once"]}
     for key in ("wall", "cpu"):
@@ -469,12 +469,15 @@ def _parts(title: str, found: dict[str, Any]) -> Any:
         f"CPU {cpu['step_ms']:.2f} and {cpu['step_ms_without']:.2f} ms"
     )
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for column in ("", "us a step", "share of a step", "CPU us"):
+    for column in ("", "us a step", "share of a step", "mean us", "CPU us"):
         table.add_column(column, justify="left" if not column else "right")
     for name, part in found["parts"].items():
         share = part["wall_us"] / 1e3 / wall["step_ms"]
-        table.add_row(name, f"{part['wall_us']:.0f}", f"{share:.3%}", f"{part['cpu_us']:.0f}")
-    table.add_row("all", f"{wall['total_us']:.0f}", f"{wall['share']:.3%}", f"{cpu['total_us']:.0f}")
+        table.add_row(
+            name, f"{part['wall_us']:.0f}", f"{share:.3%}", f"{part['mean_wall_us']:.0f}", f"{part['cpu_us']:.0f}"
+        )
+    mean = sum(part["mean_wall_us"] for part in found["parts"].values())
+    table.add_row("all", f"{wall['total_us']:.0f}", f"{wall['share']:.3%}", f"{mean:.0f}", f"{cpu['total_us']:.0f}")
     return table
 
 

@@ -2,7 +2,7 @@
 
     python tools/bench_launch_probe.py [--switch_every N] FLAGS
 
-Each rank writes probe-RANK.json into --output_dir: microseconds of each part in each step, seconds of what happens once
+Each rank writes probe-RANK.json into --output_dir: microseconds of each part in a step (median), seconds of what happens once
 (manifest, measuring rows, saves). With --switch_every the parts are left out in every other block of N steps: the same run
 then also times its steps with them and without. Both happens in this process only, by wrapping functions.
 """
@@ -10,6 +10,7 @@ then also times its steps with them and without. Both happens in this process on
 import functools
 import json
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Clock:
         self.on = True
         self.counts = False
         self.inside = False  # a part that calls another one counts as a whole
-        self.parts: dict[str, dict[str, float]] = defaultdict(lambda: {"wall": 0.0, "cpu": 0.0})
+        self.parts: dict[str, dict[int, list[float]]] = defaultdict(dict)  # part -> step -> wall and CPU seconds
         self.threads = 0.0  # CPU seconds of the watchdog's own threads
         self.once: dict[str, list[float]] = defaultdict(list)
         self.steps: list[dict[str, Any]] = []
@@ -56,8 +57,9 @@ class Clock:
                 return function(*args, **kwargs)
             finally:
                 if self.counts and self.on:
-                    self.parts[part]["cpu"] += time.thread_time() - cpu
-                    self.parts[part]["wall"] += time.perf_counter() - wall
+                    spent = self.parts[part].setdefault(len(self.steps), [0.0, 0.0])
+                    spent[1] += time.thread_time() - cpu
+                    spent[0] += time.perf_counter() - wall
                 self.inside = False
 
         return call
@@ -98,12 +100,20 @@ class Clock:
         pairs = list(zip(self.steps, self.steps[1:], strict=False))[WARM_UP:]
         steps = [{k: after[k] - step[k] for k in ("wall", "cpu")} | {"on": step["on"]} for step, after in pairs]
         counted = max(1, sum(step["on"] for step in self.steps[WARM_UP:]))
-        parts = {
-            name: {f"{k}_us": seconds * 1e6 / counted for k, seconds in part.items()}
-            for name, part in self.parts.items()
-        }
-        parts["watchdog's threads"] = {"wall_us": 0.0, "cpu_us": self.threads * 1e6 / counted}
+        parts = {name: _microseconds(list(spent.values())) for name, spent in self.parts.items()}
+        parts["watchdog's threads"] = _microseconds([[0.0, self.threads / counted]])
         return {"parts": parts, "steps": steps, "counted": counted, "once": dict(self.once)}
+
+
+def _microseconds(spent: list[list[float]]) -> dict[str, float]:
+    """Medians and mean of the wall and CPU seconds of each step: other load falls on few steps, and there it is long."""
+    wall, cpu = zip(*spent, strict=True)
+    values = {
+        "wall_us": statistics.median(wall),
+        "mean_wall_us": statistics.mean(wall),
+        "cpu_us": statistics.median(cpu),
+    }
+    return {name: seconds * 1e6 for name, seconds in values.items()}
 
 
 def install(clock: Clock) -> None:

@@ -138,7 +138,7 @@ def _agree(number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], req
     asked = torch.full((), request, dtype=torch.int32, device=device)
     finite = torch.stack([loss for loss, _ in micro_batches]).isfinite().all()
     flags = torch.stack([asked, (~finite).int()])
-    if dist.is_initialized():
+    if dist.is_initialized() and dist.get_world_size() > 1:  # a world of one would wait for the backend's thread
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     if flags.device.type != "cuda":
         return _Step(number, micro_batches, flags)
