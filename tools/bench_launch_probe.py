@@ -121,15 +121,15 @@ def install(clock: Clock) -> None:
     from transformers.trainer_callback import TrainerCallback
 
     from drive_vlm.launch import checkpoint, manifest
-    from drive_vlm.stages import faults, sft, watchdog
+    from drive_vlm.stages import faults, heartbeat, sft, watchdog
     from drive_vlm.stages.sft_trainer import SFTTrainer
     from drive_vlm.stages.throughput import Throughput
 
     clock.part(SFTTrainer, "take_ids", "audit of rows", switched=False)  # the model takes no sample ids
     clock.part(Throughput, "add", "throughput and FLOPs")
-    clock.part(watchdog.Heartbeat, "beat", "heartbeats")
-    clock.part(watchdog.Heartbeats, "on_pre_optimizer_step", "heartbeats")
-    clock.part(watchdog.Heartbeats, "on_step_end", "heartbeats")
+    clock.part(heartbeat.Heartbeat, "beat", "heartbeats")
+    clock.part(heartbeat.Heartbeats, "on_pre_optimizer_step", "heartbeats")
+    clock.part(heartbeat.Heartbeats, "on_step_end", "heartbeats")
     clock.part(faults.StepLosses, "add", "stop agreement and broken losses")
     clock.part(faults.StopOnRequest, "on_step_end", "stop agreement and broken losses")
     clock.thread(watchdog.Watchdog, "_turn")
