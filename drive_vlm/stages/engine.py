@@ -50,6 +50,10 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
     extra.setdefault("ddp_find_unused_parameters", False)
     extra.setdefault("dataloader_pin_memory", not cpu)
     extra.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):  # transformers 5.23 has new names for both
+        new = old.replace("gradient", "activation")
+        if old in extra and new in {item.name for item in dataclasses.fields(cls)}:
+            extra.setdefault(new, extra.pop(old))
     extra["use_cpu"] = cpu
     return cls(
         **extra,
