@@ -43,7 +43,7 @@ NUMBERS = {
     "save_layers": (12, "layers of its language model; its vision tower has half as many"),
     "saves": (3, "saves of the larger model"),
     "steps": (400, "steps of the overhead run with the small model"),
-    "large_steps": (30, "steps of the overhead run with the larger model"),
+    "large_steps": (40, "steps of the overhead run with the larger model"),
     "switch_every": (10, "steps of a block with, then without our parts"),
 }
 
@@ -75,8 +75,8 @@ def check(args: Any) -> None:
     low = [name for name in NUMBERS if getattr(args, name) < 1]
     if low or min(args.processes) < 1:
         raise ValueError(f"--{(low or ['processes'])[0]}: at least 1")
-    if args.steps < 4 * args.switch_every or args.rows < 6:
-        raise ValueError("--steps: at least four blocks of --switch_every; --rows: at least 6")
+    if min(args.steps, args.large_steps) < 4 * args.switch_every or args.rows < 6:
+        raise ValueError("--steps, --large_steps: at least four blocks of --switch_every; --rows: at least 6")
     if 0 < gpu_count() < max(args.processes):
         raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
     if args.deepspeed != "none":
