@@ -9,7 +9,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,13 @@ class _Step:
     number: int
     micro_batches: list[tuple[torch.Tensor, list[str]]]
     flags: torch.Tensor
-    ready: Any = None  # CUDA event after which `flags` may be read
+    wait: Callable[[], object] | None = None  # returns when `flags` may be read; None: they may be at once
 
 
 class StopOnRequest(TrainerCallback):
     """One small all-reduce at the end of each optimizer step makes all ranks agree to stop, or to fail, at the same step.
 
-    On a GPU its result is read one step later, when it is there without waiting; before a log, a save or an evaluation at once.
+    Its result is read one step later, when it is there without waiting; before a log, a save or an evaluation at once.
     `requested` is "saved" or "preempted" once a request is obeyed: train() then returns with a complete checkpoint but
     without a finished model.
     """
@@ -96,7 +96,7 @@ class StopOnRequest(TrainerCallback):
         due = [self._unread, step]
         acts = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
         self._unread = None
-        if step.ready is not None and not acts:
+        if step.wait is not None and not acts:
             self._unread = due.pop()
         for told in due:
             if told is not None:
@@ -105,8 +105,8 @@ class StopOnRequest(TrainerCallback):
             refuse_broken_weights(kwargs["model"], state.global_step, args.device)
 
     def _obey(self, step: _Step, control: Any) -> None:
-        if step.ready is not None:
-            step.ready.synchronize()
+        if step.wait is not None:
+            step.wait()
         request, broken = step.flags.tolist()
         if broken:
             raise ValueError(_describe_broken_loss(step))
@@ -134,19 +134,22 @@ class StopOnRequest(TrainerCallback):
 
 
 def _agree(number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], request: int, device: Any) -> _Step:
-    """Largest stop request and whether any loss is no finite number, over all ranks; issued without waiting for a GPU."""
+    """Largest stop request and whether any loss is no finite number, over all ranks; issued without waiting for a GPU or a rank."""
     asked = torch.full((), request, dtype=torch.int32, device=device)
     finite = torch.stack([loss for loss, _ in micro_batches]).isfinite().all()
     flags = torch.stack([asked, (~finite).int()])
+    work = None
     if dist.is_initialized() and dist.get_world_size() > 1:  # a world of one would wait for the backend's thread
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
     if flags.device.type != "cuda":
-        return _Step(number, micro_batches, flags)
+        return _Step(number, micro_batches, flags, work.wait if work else None)
+    if work:
+        work.wait()  # on a GPU the stream waits, not this thread
     host = torch.empty(2, dtype=torch.int32, pin_memory=True)
     host.copy_(flags, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()
-    return _Step(number, micro_batches, host, ready)
+    return _Step(number, micro_batches, host, ready.synchronize)
 
 
 def _describe_broken_loss(step: _Step) -> str:
