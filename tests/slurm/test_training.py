@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,20 +17,27 @@ RECIPE = ROOT / "recipes/internvl3_1b_sft.sh"
 STEPS = 32
 
 
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def flags_of(data, model, out, more=()):
+    """Flags of the recipe: 32 steps with a checkpoint every 4; `more` wins."""
+    return (
+        "--model", model, "--data", data / "train.jsonl", "--deepspeed", "zero2", "--bf16", "false",
+        "--gradient_checkpointing", "false", "--global_batch_size", 8, "--learning_rate", "1e-3", "--max_length", 512,
+        "--max_tiles", 1, "--max_steps", STEPS, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4, "--keep", 1,
+        "--dataloader_num_workers", 0, "--disable_tqdm", "true", "--output_dir", out, *more,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def train(submit, synthetic_data, tiny_model, tmp_path):
-    """`train(name, *options, **env)`: a submitted job of 32 steps on two nodes, a checkpoint every 4."""
+    """`train(name, *options, more=())`: a submitted job on two nodes; `more` are flags of the recipe."""
 
-    def start(name, *options, **env):
-        flags = (
-            "--model", tiny_model, "--data", synthetic_data / "train.jsonl", "--deepspeed", "zero2", "--bf16", "false",
-            "--gradient_checkpointing", "false", "--global_batch_size", 8, "--learning_rate", "1e-3", "--max_length", 512,
-            "--max_tiles", 1, "--max_steps", STEPS, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 4, "--keep", 1,
-            "--dataloader_num_workers", 0, "--disable_tqdm", "true", "--output_dir", tmp_path / name,
-        )  # fmt: skip
+    def start(name, *options, more=()):
         limit = ("--nodes", 2, "--cpus-per-task", 8, "--time", 10, "--name", name)
-        env = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)} | env
-        return submit(RECIPE, *limit, *options, flags=flags, **env)
+        flags = flags_of(synthetic_data, tiny_model, tmp_path / name, more)
+        return submit(RECIPE, *limit, *options, flags=flags, **ENVIRONMENT)
 
     return start
 
@@ -45,6 +53,13 @@ def wait_for_step(out, step, seconds=120):
     while not ((out / "metrics.jsonl").exists() and max(curve(out), default=0) >= step):
         assert time.monotonic() < end, "the training does not move"
         time.sleep(0.05)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.1)
 
 
 def a_rank_of(out):
@@ -78,11 +93,17 @@ def status_of(tmp_path, job):
 def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
     train, submit, cluster, log, tmp_path, uninterrupted
 ):
-    job = train("stopped")
+    # Slurm looks at time limits every 30 s and warns up to 30 s early: of these 2 minutes, 30 to 60 s pass before it asks to save.
+    job = train("stopped", "--time", 2, "--requeue-margin", 60)
     wait_for_step(tmp_path / "stopped", 6)
-    subprocess.run(["scancel", "--batch", "--signal=USR1", str(job)], check=True, env=cluster.env)
+    rank = a_rank_of(tmp_path / "stopped")
+    os.kill(rank, signal.SIGSTOP)  # the training would be over before its time is
+    try:
+        wait_for(lambda: "USR1: asking the ranks to save" in log(job), 100)
+    finally:
+        os.kill(rank, signal.SIGCONT)
     end = cluster.wait(job, 150)
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
+    assert end["JobState"] == "COMPLETED" and int(end["Restarts"]) >= 1 and "time limit: requeued" in log(job), log(job)
     assert curve(tmp_path / "stopped") == pytest.approx(uninterrupted, rel=1e-4)
     assert (status_of(tmp_path, job)["state"], status_of(tmp_path, job)["step"]) == ("finished", STEPS)
 
@@ -99,3 +120,36 @@ def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
     assert "preempted: requeued" in log(job)
     assert curve(tmp_path / "killed") == pytest.approx(uninterrupted, rel=1e-4)
+
+
+def test_the_deepspeed_launcher_over_nodes_and_a_task_a_rank_train_alike(
+    train, cluster, log, tmp_path, synthetic_data, tiny_model
+):
+    """Two ranks each: one a node under the deepspeed launcher, and two tasks of one srun step on one node."""
+    short = ("--max_steps", 6, "--save_strategy", "no")
+    deepspeed = train("deepspeed", "--launcher", "deepspeed", more=short)
+    end = cluster.wait(deepspeed, 150)
+    assert (end["JobState"], end["NumNodes"]) == ("COMPLETED", "2"), log(deepspeed)
+
+    flags = " ".join(map(str, flags_of(synthetic_data, tiny_model, tmp_path / "tasks", short)))
+    script = tmp_path / "tasks.sbatch"
+    script.write_text(f"#!/usr/bin/env bash\nsrun --kill-on-bad-exit=1 bash {RECIPE} {flags}\n")
+    options = (
+        "--parsable",
+        "--nodes=1",
+        "--ntasks-per-node=2",
+        "--cpus-per-task=4",
+        "--time=10",
+        f"--output={tmp_path}/tasks-%j.out",
+    )
+    env = cluster.env | ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{cluster.env['PATH']}"}
+    done = subprocess.run(
+        ["sbatch", *options, script], check=True, capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    tasks = int(done.stdout)
+    end = cluster.wait(tasks, 150)
+    assert end["JobState"] == "COMPLETED", (tmp_path / f"tasks-{tasks}.out").read_text()
+    assert json.loads((tmp_path / "tasks/run.json").read_text())["world_size"] == 2
+    losses = curve(tmp_path / "tasks")
+    assert sorted(losses) == list(range(1, 7))
+    assert losses == pytest.approx(curve(tmp_path / "deepspeed"), rel=1e-4)
