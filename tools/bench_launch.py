@@ -19,9 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from bench_launch_sides import TOOLS, Bench, gpu_count
+from bench_launch_tables import print_tables
 
 from drive_vlm.config import CommandParser
 
@@ -29,7 +31,6 @@ EXAMPLES = """
 python tools/bench_launch.py --json runs/bench_launch.json
 python tools/bench_launch.py --parts start --processes 2 --repeats 7 --deepspeed none
 """
-TOOLS = Path(__file__).resolve().parent
 PARTS = ("start", "save", "overhead")
 IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 14, "vocab_size": 4000, "max_tiles": 1}
 NUMBERS = {
@@ -60,14 +61,6 @@ def make_parser() -> CommandParser:
     add("--prepare", action="store_true", help="only data and models; the tool starts this itself")
     add("--json", type=Path, help="write the measurement to this file")
     return parser
-
-
-def gpu_count() -> int:
-    """GPUs that both sides would use; 0 runs them on the CPU."""
-    from drive_vlm.launch.manifest import gpus
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(gpus()) if visible is None else len([word for word in visible.split(",") if word and word != "-1"])
 
 
 def check(args: Any) -> None:
@@ -118,165 +111,6 @@ def _product(shape: list[int]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-# ---- the two sides
-
-
-class Bench:
-    """Starts both sides in a work folder that `prepare` has filled."""
-
-    def __init__(self, args: Any, work: Path) -> None:
-        self.args, self.work, self.cpu = args, work, not gpu_count()
-        self.deepspeed = None if args.deepspeed == "none" else args.deepspeed
-        self.recipe = work / "bench_recipe.sh"
-        self.recipe.write_text(
-            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
-        )
-        self.env = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("SLURM_", "TORCHELASTIC_", "DRIVE_VLM_"))
-            and key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NNODES", "RESUME", "PLAN")
-        } | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONPATH": f"{TOOLS.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
-            "OMP_NUM_THREADS": str(args.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        if self.cpu:
-            self.env["DS_ACCELERATOR"] = "cpu"
-
-    def flags(self, steps: int, out: Path, save_steps: int = 0) -> dict[str, Any]:
-        """TrainingArguments of both sides."""
-        saving = {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {"save_strategy": "no"}
-        return {
-            "output_dir": str(out),
-            "max_steps": steps,
-            "per_device_train_batch_size": self.args.batch_size,
-            "learning_rate": 1e-4,
-            "lr_scheduler_type": "constant",
-            "optim": "adamw_torch",
-            "gradient_checkpointing": False,
-            "seed": 0,
-            "logging_steps": 1,
-            "report_to": "tensorboard",
-            "disable_tqdm": True,
-            **saving,
-        }
-
-    def our_words(self, model: str, processes: int, flags: dict[str, Any], resume: Path | None = None) -> list[str]:
-        ours = {
-            "model": self.work / model,
-            "data": self.work / "data" / "rows.jsonl",
-            "freeze": "vision_tower",
-            "packing": False,
-            "global_batch_size": processes * self.args.batch_size,
-            **({"deepspeed": self.deepspeed} if self.deepspeed else {}),
-            **({"resume": resume} if resume else {}),
-        }
-        return [str(word) for name, value in (ours | flags).items() for word in (f"--{name}", value)]
-
-    def ours(self, model: str, processes: int, flags: dict[str, Any], cache: str, resume: Path | None = None) -> Any:
-        words = ["bash", str(self.recipe), *self.our_words(model, processes, flags, resume)]
-        env = {"NPROC_PER_NODE": str(processes), "DRIVE_VLM_CACHE": str(self.work / cache)}
-        return self.start(words, Path(flags["output_dir"]), env)
-
-    def probe(self, model: str, processes: int, flags: dict[str, Any], switch_every: int = 0) -> list[dict[str, Any]]:
-        """What the probe of each rank saw."""
-        words = [*torchrun(processes), str(TOOLS / "bench_launch_probe.py"), "--switch_every", str(switch_every)]
-        out = Path(flags["output_dir"])
-        self.start(
-            [*words, *self.our_words(model, processes, flags)], out, {"DRIVE_VLM_CACHE": str(self.work / "warm")}
-        )
-        return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
-
-    def peer(
-        self, model: str, processes: int, flags: dict[str, Any], resume: Path | None = None, plain: bool = False
-    ) -> Any:
-        """By torchrun, or `plain` by python as a world of one."""
-        from drive_vlm.launch.deepspeed import load_deepspeed_config
-
-        layout = load_deepspeed_config(self.deepspeed, self.cpu) if self.deepspeed else None
-        arguments = flags | {
-            "use_cpu": self.cpu,
-            "deepspeed": layout,
-            "ddp_backend": "gloo" if self.cpu and not layout else None,
-            "ddp_find_unused_parameters": False,
-            "dataloader_pin_memory": not self.cpu,
-            "remove_unused_columns": False,
-            "save_total_limit": 2,
-        }
-        settings = {
-            "model": str(self.work / model),
-            "data": str(self.work / "data" / "rows.jsonl"),
-            "freeze": "vision_tower",
-            "resume": str(resume) if resume else None,
-            "arguments": arguments,
-        }
-        out = Path(flags["output_dir"])
-        file = out.with_suffix(".json")
-        file.write_text(json.dumps(settings))
-        script = str(TOOLS / "bench_launch_peer.py")
-        env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
-        if not plain:
-            return self.start([*torchrun(processes), script, str(file)], out, env)
-        env |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": free_port(),
-        }
-        return self.start([sys.executable, script, str(file)], out, env)
-
-    def start(self, command: list[str], out: Path, env: dict[str, str]) -> dict[str, float]:
-        """Run `command` to its end: seconds until its first log stood in metrics.jsonl, CPU seconds until then and in all.
-
-        Raises ValueError with the last words of a run that fails.
-        """
-        import psutil
-
-        out.mkdir(parents=True)
-        log, first, cpu = out.with_suffix(".log"), 0.0, 0.0
-        with open(log, "wb") as file:
-            started = time.perf_counter()
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=self.env | env)
-            while process.poll() is None:
-                if not first and (out / "metrics.jsonl").exists():
-                    first, cpu = time.perf_counter() - started, cpu_seconds(psutil.Process(process.pid))
-                time.sleep(0.005 if not first else 0.05)
-        if process.returncode or not first:
-            text = log.read_text(errors="replace")
-            raise ValueError(f"{log}: ended with code {process.returncode}: {text[-3000:]}")
-        return {"seconds": first, "cpu_seconds": cpu, "seconds_to_the_end": time.perf_counter() - started}
-
-
-def torchrun(processes: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def cpu_seconds(root: Any) -> float:
-    """Of a process (psutil.Process) and all below it, those that have ended included."""
-    import psutil
-
-    total = 0.0
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:  # counted by its parent from now on
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 # ---- what is measured
@@ -410,75 +244,6 @@ def measure(args: Any, work: Path) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
     }
-
-
-# ---- for people
-
-
-def print_tables(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(width=120)
-    names = {"cold": "ours, rows measured anew", "warm": "ours, row lengths cached", "peer": "bare torchrun script"}
-    names |= {"peer_python": "the same by plain python", "ours": "ours"}
-    for title, part in (("start to the first step", "start"), ("resume to the first step", "resume")):
-        for processes, sides in result[part].items():
-            console.print(_times(f"{title}, {processes} process(es)", names, sides))
-    for processes, save in result["save"].items():
-        for side in ("ours", "peer"):
-            size = save[side]["bytes_on_disk"]
-            print(
-                f"save, {processes} process(es), {names[side]}: {save[side]['seconds']:.2f} s; "
-                f"{size['whole'] / 2**20:.0f} MiB, {size['added'] / 2**20:.0f} MiB of them new on the disk"
-            )
-        print(f"  ratio {save['ratio']:.2f}; flush and rename {save['ours']['of_it_flush_and_rename']:.2f} s of ours")
-    for processes, models in result["overhead"].items():
-        for model, found in models.items():
-            console.print(_parts(f"our part of a step, {processes} process(es), {model} model", found))
-    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
-    load = result["load_average"]
-    print(f"parameters: {sizes}; load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
-
-
-def _times(title: str, names: dict[str, str], sides: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in ("", "seconds", "least to most", "CPU seconds", "ratio", "in CPU"):
-        table.add_column(column, justify="left" if not column else "right")
-    for side, row in sides.items():
-        if side == "ratio":
-            continue
-        to_peer = sides["ratio"] if side == "ours" else sides["ratio"].get(side)
-        ratios = (
-            (f"{to_peer['seconds']:.2f}", f"{to_peer['cpu_seconds']:.2f}") if to_peer and side != "peer" else ("", "")
-        )
-        low, high = row["spread"]["seconds"]
-        table.add_row(
-            names[side], f"{row['seconds']:.2f}", f"{low:.2f} - {high:.2f}", f"{row['cpu_seconds']:.2f}", *ratios
-        )
-    return table
-
-
-def _parts(title: str, found: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    wall, cpu = found["wall"], found["cpu"]
-    caption = (
-        f"median step {wall['step_ms']:.2f} ms with, {wall['step_ms_without']:.2f} ms without our parts; "
-        f"CPU {cpu['step_ms']:.2f} and {cpu['step_ms_without']:.2f} ms"
-    )
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for column in ("", "us a step", "share of a step", "mean us", "CPU us"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, part in found["parts"].items():
-        share = part["wall_us"] / 1e3 / wall["step_ms"]
-        table.add_row(
-            name, f"{part['wall_us']:.0f}", f"{share:.3%}", f"{part['mean_wall_us']:.0f}", f"{part['cpu_us']:.0f}"
-        )
-    mean = sum(part["mean_wall_us"] for part in found["parts"].values())
-    table.add_row("all", f"{wall['total_us']:.0f}", f"{wall['share']:.3%}", f"{mean:.0f}", f"{cpu['total_us']:.0f}")
-    return table
 
 
 def main() -> None:
