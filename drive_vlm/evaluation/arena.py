@@ -1,0 +1,256 @@
+"""Battles between models -> win rates, Elo, Bradley-Terry ratings with intervals, and the judge's biases.
+
+Ratings are in Elo points: base 10, scale 400, so that 400 points are odds of 10 to 1 (Elo 1978, with the constants of
+FastChat's rating systems). A tie is half a win for both. Several battles about one picture are not independent: give
+`group` and the bootstrap draws whole groups.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.evaluation.statistics import CONFIDENCE, bootstrap_interval
+
+BASE, SCALE, START, K = 10.0, 400.0, 1000.0, 4.0
+L2 = 0.1
+_POINTS = SCALE / math.log(BASE)  # Elo points of one unit of log odds
+
+
+@dataclass(frozen=True)
+class Battle:
+    """`score` of `first` against `second`: 1 won, 0.5 tie, 0 lost. Battles of one `group` are not independent."""
+
+    first: str
+    second: str
+    score: float
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """(wins + ties / 2) / n of one model against another or against all, with its 95 % interval."""
+
+    n: int
+    wins: int
+    ties: int
+    losses: int
+    rate: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A rating in Elo points with its 95 % interval."""
+
+    rating: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Share:
+    """`share` of `n` cases, with its exact 95 % interval (Clopper and Pearson 1934); 0.5 is no bias. NaN without cases."""
+
+    n: int
+    share: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def models_of(battles: Iterable[Battle]) -> list[str]:
+    """The models in the order of their first battle."""
+    return list(dict.fromkeys(name for battle in battles for name in (battle.first, battle.second)))
+
+
+def win_rate(scores: Sequence[float], groups: Sequence[str | None] | None = None, seed: int = 0) -> WinRate:
+    """Win rate of `scores` (1, 0.5, 0), its interval by the bootstrap over `groups`.
+
+    Where all scores are equal the bootstrap has no spread. Then, with G groups and q = 1 - (0.05 / 2)^(1/G), the share of
+    other outcomes that G equal ones do not rule out, the interval is [rate (1 - q), rate + (1 - rate) q].
+    Raises ValueError without scores.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    rate = float(values.mean()) if len(values) else math.nan
+    units = [i if group is None else group for i, group in enumerate(groups or [None] * len(values))]
+    if len(values) and np.ptp(values) == 0:
+        other = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(set(units)))
+        low, high = rate * (1 - other), rate + (1 - rate) * other
+    else:
+        low, high = bootstrap_interval(values, units, seed)
+    wins, ties, losses = (int((values == value).sum()) for value in (1.0, 0.5, 0.0))
+    return WinRate(len(values), wins, ties, losses, rate, low, high)
+
+
+def win_rates(battles: Sequence[Battle], seed: int = 0) -> dict[str, dict[str, WinRate]]:
+    """rates[model][other]: win rate of every model against each model that it met, both ways."""
+    met: dict[tuple[str, str], list[tuple[float, str | None]]] = {}
+    for battle in battles:
+        met.setdefault((battle.first, battle.second), []).append((battle.score, battle.group))
+        met.setdefault((battle.second, battle.first), []).append((1 - battle.score, battle.group))
+    names = models_of(battles)
+    return {
+        name: {
+            other: win_rate([score for score, _ in met[name, other]], [group for _, group in met[name, other]], seed)
+            for other in names
+            if (name, other) in met
+        }
+        for name in names
+    }
+
+
+def elo(battles: Iterable[Battle], k: float = K, start: float = START) -> dict[str, float]:
+    """Elo ratings after the battles in their order: each moves the winner up by k (score - expected score)."""
+    ratings: dict[str, float] = {}
+    for battle in battles:
+        first, second = (ratings.setdefault(name, start) for name in (battle.first, battle.second))
+        expected = 1 / (1 + BASE ** ((second - first) / SCALE))
+        ratings[battle.first] = first + k * (battle.score - expected)
+        ratings[battle.second] = second - k * (battle.score - expected)
+    return ratings
+
+
+def elo_over_orders(battles: Sequence[Battle], orders: int = 100, seed: int = 0) -> dict[str, Rating]:
+    """Mean Elo over shuffled orders of the same battles, with the 95 % range that the order alone makes."""
+    generator = np.random.default_rng(seed)
+    runs = [elo(battles[i] for i in generator.permutation(len(battles))) for _ in range(orders)]
+    tail = (1 - CONFIDENCE) / 2
+    result = {}
+    for name in models_of(battles):
+        values = np.array([run[name] for run in runs])
+        low, high = np.quantile(values, [tail, 1 - tail]).tolist()
+        result[name] = Rating(float(values.mean()), low, high)
+    return result
+
+
+def bradley_terry(battles: Sequence[Battle], l2: float = L2, resamples: int = 1000, seed: int = 0) -> dict[str, Rating]:
+    """Bradley-Terry ratings by penalised maximum likelihood, mean START, with 95 % bootstrap intervals.
+
+    P(i beats j) = 1 / (1 + exp(t_j - t_i)); minimised is -log likelihood + l2 / 2 * sum(t^2), which keeps an unbeaten
+    model finite. The order of the battles does not matter. The bootstrap is multinomial: over the distinct outcomes, or
+    over groups where battles have one.
+    Raises ValueError without battles, for l2 <= 0, and for models that no chain of battles connects.
+    """
+    names = models_of(battles)
+    if not battles or l2 <= 0:
+        raise ValueError(f"Bradley-Terry needs battles and l2 > 0, got {len(battles)} battles and l2 {l2:g}")
+    _check_connected(battles, names)
+    units, weights = _units(battles, names)
+    point = _fit((weights @ units).reshape(1, len(names), len(names)), l2)[0]
+    total = int(weights.sum())
+    drawn = np.random.default_rng(seed).multinomial(total, weights / total, size=resamples)
+    runs = _fit((drawn @ units).reshape(resamples, len(names), len(names)), l2)
+    tail = (1 - CONFIDENCE) / 2
+    ends = np.quantile(runs, [tail, 1 - tail], axis=0) if resamples else np.full((2, len(names)), math.nan)
+    rows = START + _POINTS * np.stack([point, *ends], axis=1)
+    return {name: Rating(*map(float, row)) for name, row in zip(names, rows, strict=True)}
+
+
+def expected_score(rating: float, other: float) -> float:
+    """Expected score of a model with `rating` against one with `other`, in Elo points."""
+    return 1 / (1 + BASE ** ((other - rating) / SCALE))
+
+
+def _check_connected(battles: Sequence[Battle], names: Sequence[str]) -> None:
+    neighbours: dict[str, set[str]] = {name: set() for name in names}
+    for battle in battles:
+        neighbours[battle.first].add(battle.second)
+        neighbours[battle.second].add(battle.first)
+    reached, ahead = {names[0]}, [names[0]]
+    while ahead:
+        new = neighbours[ahead.pop()] - reached
+        reached |= new
+        ahead += new
+    if left := [name for name in names if name not in reached]:
+        raise ValueError(
+            f"{', '.join(left)} never met {', '.join(sorted(reached))}, not even through others: their ratings cannot "
+            "be compared; judge more pairs"
+        )
+
+
+def _units(battles: Sequence[Battle], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What the bootstrap draws: wins float[U, M * M] of each unit (row i, column j: of i over j) and its count float[U]."""
+    place = {name: i for i, name in enumerate(names)}
+    size = len(names)
+    kinds: dict[Any, int] = {}
+    rows: list[np.ndarray] = []
+    counts: list[float] = []
+    for battle in battles:
+        key = (battle.first, battle.second, battle.score) if battle.group is None else battle.group
+        unit = kinds.setdefault(key, len(kinds))
+        if unit == len(rows):
+            rows.append(np.zeros(size * size))
+            counts.append(0.0)
+        if battle.group is not None or counts[unit] == 0:
+            i, j = place[battle.first], place[battle.second]
+            rows[unit][i * size + j] += battle.score
+            rows[unit][j * size + i] += 1 - battle.score
+        counts[unit] = 1.0 if battle.group is not None else counts[unit] + 1
+    return np.stack(rows), np.array(counts)
+
+
+def _fit(wins: np.ndarray, l2: float, tolerance: float = 1e-8, steps: int = 200) -> np.ndarray:
+    """Log strengths float[R, M] (mean 0) of R tables of wins float[R, M, M], by damped Newton steps.
+
+    A step p is shortened to log(1 + d) / d of its length, d = sqrt(2) |p|: this descends from anywhere, since the
+    logistic loss is generalised self-concordant (Sun and Tran-Dinh 2019, section 4), and is a full step near the end.
+    """
+    played = wins + wins.transpose(0, 2, 1)
+    theta = np.zeros(wins.shape[:2])
+    eye = np.eye(wins.shape[1])
+    for _ in range(steps):
+        chance = 1 / (1 + np.exp(theta[:, None, :] - theta[:, :, None]))
+        gradient = (wins - played * chance).sum(axis=2) - l2 * theta
+        if np.abs(gradient).max(initial=0.0) <= tolerance * max(1.0, float(played.max(initial=0.0))):
+            return theta
+        curvature = played * chance * (1 - chance)
+        hessian = curvature.sum(axis=2)[:, :, None] * eye - curvature + l2 * eye
+        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        distance = math.sqrt(2) * np.linalg.norm(step, axis=1, keepdims=True)
+        theta = theta + step * np.where(distance > 0, np.log1p(distance) / np.maximum(distance, 1e-300), 1.0)
+    raise AssertionError(f"Bradley-Terry did not converge in {steps} steps")
+
+
+def exact_share(successes: int, n: int) -> Share:
+    """successes / n with its Clopper-Pearson interval."""
+    if n == 0:
+        return Share(0, math.nan, math.nan, math.nan)
+    from scipy.stats import beta
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return Share(n, successes / n, low, high)
+
+
+def position_bias(verdicts: Iterable[tuple[str, str]]) -> Mapping[str, Share]:
+    """Of pairs judged in both orders (each verdict "first", "second" or "tie" by place, not by model):
+
+    `agree`: both orders name the same winner, or both a tie; `first`: among the pairs where the judge named the same
+    place twice, how often it was the first (0.5: no preference for a place).
+    """
+    verdicts = list(verdicts)
+    agree = sum(pair in (("first", "second"), ("second", "first"), ("tie", "tie")) for pair in verdicts)
+    first, second = (verdicts.count((place, place)) for place in ("first", "second"))
+    return {"agree": exact_share(agree, len(verdicts)), "first": exact_share(first, first + second)}
+
+
+def length_bias(decided: Iterable[tuple[int, int]]) -> Share:
+    """Of decided battles (length of the winner, length of the loser) with different lengths: how often the longer won."""
+    different = [(winner, loser) for winner, loser in decided if winner != loser]
+    return exact_share(sum(winner > loser for winner, loser in different), len(different))
