@@ -135,24 +135,27 @@ class ChatClient:
         import openai
 
         client, secret = self._connection()
+        problem = ""
         for _ in range(self.max_retries + 1):
             self._wait_for_turn()
             try:
-                answer = client.chat.completions.create(model=self.model, messages=list(messages), **sampling)
+                reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
+            except (_Malformed, json.JSONDecodeError) as error:  # the `openai` package hands both through unchecked
+                problem = f"no chat completion, but {str(error).replace(secret, '***')}"
+                continue
             except openai.OpenAIError as error:
                 text = f"{type(error).__name__}: {error}".replace(secret, "***")
                 # `from None`: the chained error would print what was redacted here.
                 raise ChatError(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
-            reply = _reply(answer)
             with self._lock:
                 self.usage.requests += 1
                 self.usage.prompt_tokens += reply.prompt_tokens
                 self.usage.completion_tokens += reply.completion_tokens
             if reply.text.strip():
                 return reply
+            problem = f"empty reply (finish_reason {reply.finish_reason}); raise max_tokens, or look at the request"
         raise ChatError(
-            f"{self.model} at {self.base_url}: {_name(key, messages)}: empty reply in {self.max_retries + 1} attempts "
-            f"(finish_reason {reply.finish_reason}); raise max_tokens, or look at the request"
+            f"{self.model} at {self.base_url}: {_name(key, messages)}: in {self.max_retries + 1} attempts {problem}"
         )
 
     def _connection(self) -> tuple[Any, str]:
@@ -224,13 +227,24 @@ def image_part(path: str | Path) -> Message:
     return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
+class _Malformed(Exception):
+    """What a server sent is JSON or text, but no chat completion; the message says what it is."""
+
+
 def _reply(answer: Any) -> Reply:
-    choice = answer.choices[0] if answer.choices else None
+    """Raises _Malformed for what is not a chat completion: the `openai` package does not check it."""
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not all(hasattr(choice, "message") for choice in choices):
+        raise _Malformed(f"{str(answer)[:100]!r}")
+    choice = choices[0] if choices else None
+    text = getattr(choice.message, "content", None) if choice else None
+    if not isinstance(text, str | None):
+        raise _Malformed(f"content {str(text)[:100]!r}")
     return Reply(
-        text=(choice.message.content if choice else None) or "",
+        text=text or "",
         finish_reason=(choice.finish_reason if choice else None) or "none",
-        prompt_tokens=answer.usage.prompt_tokens if answer.usage else 0,
-        completion_tokens=answer.usage.completion_tokens if answer.usage else 0,
+        prompt_tokens=getattr(answer.usage, "prompt_tokens", None) or 0,
+        completion_tokens=getattr(answer.usage, "completion_tokens", None) or 0,
     )
 
 

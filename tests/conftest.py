@@ -3,14 +3,16 @@
 The data set and the model are built once for a whole test run: xdist workers share them through a file lock.
 """
 
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -65,6 +67,19 @@ def kit() -> Path:
     if not KIT.is_dir():
         pytest.skip("the kit of real pictures and models is not beside the project (../shared/kit)")
     return KIT
+
+
+@pytest.fixture
+def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A ChatServer (tests/chat_server.py) that answers "OK" until the test gives it another `answer` or `faults`."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    spec = importlib.util.spec_from_file_location("tests_chat_server", Path(__file__).with_name("chat_server.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.ChatServer(lambda body: "OK")
+    yield server
+    server.stop()
 
 
 @pytest.fixture

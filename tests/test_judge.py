@@ -115,7 +115,7 @@ def test_retries_server_errors_and_rate_limits(server, status):
 def test_empty_reply_is_an_error_that_names_the_request(server, tmp_path):
     server.answer = " "
     client = ChatClient(server.url, "m", cache_dir=tmp_path, max_retries=2)
-    with pytest.raises(ChatError, match=r"'what colour\?'.*empty reply in 3 attempts"):
+    with pytest.raises(ChatError, match=r"'what colour\?'.*in 3 attempts empty reply"):
         client.complete(ask("what colour?"))
     assert len(server.requests) == 3 and not list(tmp_path.rglob("*.json"))
 
@@ -187,3 +187,26 @@ def test_image_part_refuses_what_is_no_picture(tmp_path):
         image_part(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match="no such image"):
         image_part(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<html>busy</html>", '{"choices": [tr', "{}", "null", "[1]", "", '{"choices": {"a": 1}}',
+     '{"choices": [{"text": "x"}]}', '{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}'],
+)  # fmt: skip
+def test_malformed_replies_are_asked_again_and_then_named(chat_server, tmp_path, body):
+    chat_server.faults = [body]
+    client = ChatClient(chat_server.url, "m", cache_dir=tmp_path, max_retries=1)
+    assert client.complete(ask("x")).text == "OK" and len(chat_server.requests) == 2
+    chat_server.faults = [body, body]
+    with pytest.raises(ChatError, match=r"'y'.*in 2 attempts (no chat completion|empty reply)"):
+        client.complete(ask("y"))
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
+def test_a_silent_server_is_left_after_the_timeout(chat_server):
+    chat_server.faults = [3.0]
+    assert ChatClient(chat_server.url, "m", timeout=0.3, max_retries=1).complete(ask("x")).text == "OK"
+    chat_server.faults = [3.0]
+    with pytest.raises(ChatError, match="APITimeoutError"):
+        ChatClient(chat_server.url, "m", timeout=0.3, max_retries=0).complete(ask("x"))
