@@ -210,50 +210,75 @@ def _finish_ranks(world_size: int) -> None:
 def _answers_of_model(
     samples: list[Sample], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
 ) -> Iterator[tuple[Sample, str]]:
-    """Generate in batches of similar length, so that little is spent on padding."""
-    import torch
-    from rich.progress import track
+    if samples:
+        yield from LocalModel(model, config).answers(samples, config, bad)
 
-    from drive_vlm.data.encoder import Encoder
-    from drive_vlm.models import load_family
 
-    if not samples:
-        return
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
-    dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
-    family = load_family(model, dtype)
-    network = family.model.to(device).eval()
-    encoder = Encoder(
-        family.tokenizer, family.template, family.vision, config.num_frames, blank_images=config.blank_images
-    )
-    torch.manual_seed(config.seed + read_topology().rank)
-    sampling = (
-        {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
-        if config.temperature > 0
-        else {"do_sample": False}
-    )
-    samples = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
-    batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
-    for batch in track(batches, "answering", disable=not read_topology().is_main):
-        encoded = []
-        for sample in batch:
-            try:
-                encoded.append((sample, encoder.encode(sample, sample.columns["_max_tiles"], prompt=True)))
-            except BadRow as error:
-                if config.on_bad_row == "error":
-                    raise
-                bad.append(error)
-        if not encoded:
-            continue
-        inputs = _left_padded([features for _, features in encoded], family.tokenizer.pad_token_id, family.vision)
-        inputs = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
+class LocalModel:
+    """A model in this process that answers samples, on the rank's GPU where there is one."""
+
+    def __init__(self, model: ModelConfig, config: GenerateConfig) -> None:
+        import torch
+
+        from drive_vlm.data.encoder import Encoder
+        from drive_vlm.models import load_family
+
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
+        self.dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
+        self.family = load_family(model, self.dtype)
+        self.network = self.family.model.to(self.device).eval()
+        self.encoder = Encoder(
+            self.family.tokenizer,
+            self.family.template,
+            self.family.vision,
+            config.num_frames,
+            blank_images=config.blank_images,
+        )
+
+    def answers(
+        self, samples: Sequence[Sample], config: GenerateConfig, bad: list[BadRow]
+    ) -> Iterator[tuple[Sample, str]]:
+        """Generate in batches of similar length, so that little is spent on padding; rows that cannot be encoded are
+        added to `bad` with on_bad_row skip, else raised."""
+        import torch
+        from rich.progress import track
+
+        torch.manual_seed(config.seed + read_topology().rank)
+        sampling = (
+            {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+            if config.temperature > 0
+            else {"do_sample": False}
+        )
+        samples = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
+        batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
+        for batch in track(batches, "answering", disable=not read_topology().is_main):
+            encoded = []
+            for sample in batch:
+                try:
+                    encoded.append((sample, self.encoder.encode(sample, sample.columns["_max_tiles"], prompt=True)))
+                except BadRow as error:
+                    if config.on_bad_row == "error":
+                        raise
+                    bad.append(error)
+            if encoded:
+                texts = self._generate([features for _, features in encoded], config.max_new_tokens, sampling)
+                yield from zip((sample for sample, _ in encoded), texts, strict=True)
+
+    def _generate(self, rows: list[dict[str, Any]], max_new_tokens: int, sampling: dict[str, Any]) -> list[str]:
+        import torch
+
+        tokenizer = self.family.tokenizer
+        inputs = {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for key, value in _left_padded(rows, tokenizer.pad_token_id, self.family.vision).items()
+        }
         with torch.inference_mode():
-            tokens = network.generate(
-                **inputs, max_new_tokens=config.max_new_tokens, pad_token_id=family.tokenizer.pad_token_id, **sampling
+            tokens = self.network.generate(
+                **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
             )
-        texts = family.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        yield from zip((sample for sample, _ in encoded), (text.strip() for text in texts), strict=True)
+        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
 def _left_padded(rows: list[dict[str, Any]], pad_id: int, vision: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ HEAVY = {
 COMMANDS = {"generate", "merge", "plan", "report", "doctor", "reproduce"}
 ALLOWED = {
     "config": set(), "launch": {"config"}, "data": {"config", "launch"}, "models": {"config", "launch"}, "rewards": {"config", "launch"},
-    "evaluation": {"config", "data"}, "judge": {"config"}, "stages": {"models", "data", "rewards", "config", "launch"},
+    "evaluation": {"config", "data"}, "judge": {"config"}, "judging": {"config", "data", "evaluation", "generate", "judge", "launch", "models"}, "stages": {"models", "data", "rewards", "config", "launch"},
     **{name: {"stages", "models", "data", "rewards", "evaluation", "judge", "config", "launch"} for name in COMMANDS},
     "doctor": {"config", "launch", "_torchvision_cpu"}, "__main__": COMMANDS | {"stages", "judge", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
 }  # fmt: skip

@@ -15,6 +15,10 @@ from drive_vlm.config import ModelConfig, nearest
 # The module also has load_processor(path, ModelConfig) -> ProcessorParts, which reads no weights.
 MODELS = {
     "internvl": "drive_vlm.models.internvl:build",
+    "llama": "drive_vlm.models.language:build",
+    "mistral": "drive_vlm.models.language:build",
+    "qwen2": "drive_vlm.models.language:build",
+    "qwen3": "drive_vlm.models.language:build",
 }
 
 

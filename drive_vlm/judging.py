@@ -1,0 +1,229 @@
+"""A judge of the command line: a model on any OpenAI-compatible server, or a model in this process.
+
+Both take the same requests and give replies in order; replies that cannot be read are asked for again.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from drive_vlm.config import field
+from drive_vlm.evaluation.verdicts import Turns
+
+RETRY_TEMPERATURE = 0.7  # at 0 a judge would say the same again
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class JudgeConfig:
+    """Who judges, and how it is asked."""
+
+    judge_model: str = field(help="the judge: model name at --judge_url, or with --judge_backend hf a model directory")
+    judge_backend: str = field("openai", help="openai: a server; hf: in this process", choices=("openai", "hf"))
+    judge_url: str = field("https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
+    judge_key_env: str = field("OPENAI_API_KEY", help="environment variable with the judge's key")
+    judge_workers: int = field(8, help="requests to the server at the same time")
+    judge_timeout: float = field(120.0, help="seconds that one request may take")
+    judge_retries: int = field(4, help="times that a request which failed is sent again")
+    judge_max_tokens: int = field(512, help="tokens of a reply, at most")
+    judge_attempts: int = field(
+        3, help=f"times a reply that cannot be read is asked for, from the second on at temperature {RETRY_TEMPERATURE}"
+    )
+    judge_batch_size: int = field(8, help="requests at a time with --judge_backend hf")
+    requests_per_minute: float | None = field(None, help="limit of the server")
+    price_in: float | None = field(None, help="price of a million prompt tokens, for the cost")
+    price_out: float | None = field(None, help="price of a million reply tokens, for the cost")
+    cache: str | None = field(
+        None,
+        help="directory that keeps the server's replies; a rerun asks nothing (default: judge in the cache directory)",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to a judge: its turns, the last by the user; `images` (paths) stand before the last turn's text."""
+
+    turns: Turns
+    images: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement(Generic[T]):
+    """What a judge said in the end: `value` is None when no attempt could be read."""
+
+    value: T | None
+    reply: str
+    attempts: int
+
+
+class Judge(Protocol):
+    block: int
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        """Replies in the order of `requests`; attempt 0 is greedy, later ones are sampled, each with its own seed."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the replies beside the requests; kept beside results, so it holds no key."""
+
+    def spent(self) -> dict[str, Any]:
+        """Requests, tokens and cost so far."""
+
+
+def open_judge(config: JudgeConfig) -> Judge:
+    """The judge of the flags. Raises ValueError for an address or a directory that cannot be one."""
+    if config.judge_attempts < 1:
+        raise ValueError(f"--judge_attempts {config.judge_attempts}: at least 1")
+    return LocalJudge(config) if config.judge_backend == "hf" else ServerJudge(config)
+
+
+def judge_all(
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+) -> Iterator[list[Judgement[T]]]:
+    """Judgements in order, a block at a time, so that a caller can keep each block before the next is asked for.
+
+    Raises ChatError where the server cannot be asked.
+    """
+    for start in range(0, len(requests), judge.block):
+        yield _judge_block(judge, requests[start : start + judge.block], parse, attempts)
+
+
+def _judge_block(
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+) -> list[Judgement[T]]:
+    found: dict[int, Judgement[T]] = {}
+    for attempt in range(attempts):
+        open_ = [i for i in range(len(requests)) if i not in found or found[i].value is None]
+        if not open_:
+            break
+        for i, reply in zip(open_, judge.ask([requests[i] for i in open_], attempt), strict=True):
+            found[i] = Judgement(parse(reply), reply, attempt + 1)
+    return [found[i] for i in range(len(requests))]
+
+
+class ServerJudge:
+    """A judge behind ChatClient; every reply is kept on disk as soon as it is there."""
+
+    block = 256
+
+    def __init__(self, config: JudgeConfig) -> None:
+        from drive_vlm.judge import ChatClient
+        from drive_vlm.launch.cache import cache_dir
+
+        self.config = config
+        self.client = ChatClient(
+            base_url=config.judge_url,
+            model=config.judge_model,
+            api_key_env=config.judge_key_env,
+            cache_dir=config.cache or cache_dir() / "judge",
+            timeout=config.judge_timeout,
+            max_retries=config.judge_retries,
+            requests_per_minute=config.requests_per_minute,
+            price_in=config.price_in,
+            price_out=config.price_out,
+        )
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        sampling = {"temperature": RETRY_TEMPERATURE if attempt else 0, "max_tokens": self.config.judge_max_tokens}
+        seed = {"seed": attempt} if attempt else {}
+        replies = self.client.complete_many(
+            [_messages(request) for request in requests],
+            self.config.judge_workers,
+            "judging" if attempt == 0 else f"asking again ({attempt})",
+            **sampling,
+            **seed,
+        )
+        return [reply.text for reply in replies]
+
+    def describe(self) -> dict[str, Any]:
+        names = ("judge_model", "judge_url", "judge_max_tokens", "judge_attempts")
+        return {name: getattr(self.config, name) for name in names}
+
+    def spent(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.client.usage) | {"cost": self.client.cost}
+
+
+class LocalJudge:
+    """A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        from drive_vlm.models import model_type
+
+        model_type(config.judge_model)  # a directory that is no model is refused before anything is built
+        self.config, self.block = config, 8 * config.judge_batch_size
+        self.requests = 0
+        self._model: Any = None
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        from drive_vlm.config import ModelConfig
+        from drive_vlm.generate import GenerateConfig, LocalModel
+
+        generation = GenerateConfig(
+            data=[],
+            out="",
+            batch_size=self.config.judge_batch_size,
+            max_new_tokens=self.config.judge_max_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
+            seed=attempt,
+        )
+        if self._model is None:
+            self._model = LocalModel(ModelConfig(model=self.config.judge_model), generation)
+        samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
+        replies = {sample.id: text for sample, text in self._model.answers(samples, generation, [])}
+        self.requests += len(requests)
+        return [replies[sample.id] for sample in samples]
+
+    def describe(self) -> dict[str, Any]:
+        from drive_vlm.launch.fingerprint import model_fingerprint
+
+        names = ("judge_max_tokens", "judge_attempts")
+        return {"judge_model": model_fingerprint(self.config.judge_model)} | {
+            name: getattr(self.config, name) for name in names
+        }
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": self.requests, "cost": None}
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """OpenAI chat messages, pictures as data URLs."""
+    from drive_vlm.judge import image_part
+
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in request.turns]
+    if request.images:
+        pictures = [image_part(path) for path in request.images]
+        messages[-1]["content"] = [*pictures, {"type": "text", "text": request.turns[-1][1]}]
+    return messages
+
+
+def _sample(request: Request, name: str) -> Any:
+    from drive_vlm.data.samples import IMAGE, Sample, Turn
+
+    turns = [Turn(role, (text,)) for role, text in request.turns]
+    turns[-1] = Turn("user", (IMAGE,) * len(request.images) + turns[-1].parts)
+    columns = {"_max_tiles": None}
+    return Sample(name, tuple(turns), request.images, None, None, columns, f"request {name} to the judge")
+
+
+def resolve_images(images: Sequence[str], root: str, where: str) -> tuple[str, ...]:
+    """Picture paths of a prediction row below `root`. Raises ValueError, naming the row, for one that is not there."""
+    from drive_vlm.data.samples import resolve_below
+
+    paths = tuple(resolve_below(root, image, where) for image in images)
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"{where}: {path} does not exist; give --image_root, or --no_images for a judge that reads the texts alone"
+            )
+    return paths
+
+
+def spent_line(spent: dict[str, Any]) -> str:
+    """One line for people about what the judge cost."""
+    if "cached" not in spent:
+        return f"judge: {spent['requests']:,} requests in this process"
+    cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
+    return (
+        f"judge: {spent['requests']:,} requests ({spent['prompt_tokens']:,} + {spent['completion_tokens']:,} tokens{cost}), "
+        f"{spent['cached']:,} replies from the cache"
+    )

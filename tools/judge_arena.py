@@ -1,0 +1,370 @@
+"""A judge compares the answers of any number of prediction files, two at a time: win rates, Elo and Bradley-Terry.
+
+The judge sees the question, the reference, the pictures and two answers, in both orders; where the orders disagree the
+battle is a tie. Equal answers tie without being asked. Replies that cannot be read are asked for again, then counted
+and left out. Every battle is kept in --out as soon as it is judged and every reply on disk, so that a rerun goes on
+where the last one ended and a second run asks nothing.
+"""
+
+import itertools
+import json
+import random
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace
+from drive_vlm.evaluation.verdicts import FIRST, Turns, combine, fill, parse_verdict, read_prompt
+from drive_vlm.judging import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, resolve_images, spent_line
+
+if TYPE_CHECKING:
+    from drive_vlm.data.predictions import Prediction
+    from drive_vlm.evaluation.arena import Battle
+
+PROMPT = Path(__file__).parent / "prompts" / "arena.txt"
+PLACES = ("question", "reference", "answer_a", "answer_b")
+TIE = "tie"
+EXAMPLES = """
+python tools/judge_arena.py --predictions direct.jsonl sft.jsonl round1.jsonl --judge_model gpt-4o --image_root data --out arena.jsonl
+python tools/judge_arena.py --predictions sft.jsonl round*.jsonl --pairs vs-first --battles 500 --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out arena.jsonl --plot arena.png
+python tools/judge_arena.py --predictions a.jsonl b.jsonl --judge_backend hf --judge_model models/judge --no_images --out arena.jsonl
+"""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A battle to be judged: two models' answers to one question."""
+
+    models: tuple[str, str]
+    items: "tuple[Prediction, Prediction]"
+    images: tuple[str, ...]
+
+
+def parse() -> CommandParser:
+    parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
+    parser.add_argument("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
+    parser.add_argument(
+        "--pairs",
+        choices=("all", "vs-first"),
+        default="all",
+        help="all: every pair of models; vs-first: each against the first file's",
+    )
+    parser.add_argument("--battles", type=int, help="judge a random sample of N battles (default: every question)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the bootstrap")
+    parser.add_argument("--image_root", help="folder that picture paths start from (default: the first file's folder)")
+    parser.add_argument("--no_images", action="store_true", help="the judge reads the texts alone")
+    parser.add_argument("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
+    parser.add_argument("--category_column", default="category", help="column of the table by category")
+    parser.add_argument("--json", help="write every number to this file")
+    parser.add_argument("--plot", help="PNG with the ratings and the matrix of win rates")
+    add_dataclass(parser, JudgeConfig, "judge")
+    return parser
+
+
+def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
+    """The battles of the flags in a fixed order, and how many ids each model has that others lack."""
+    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
+
+    if len(args.predictions) < 2:
+        raise ValueError("--predictions needs at least two files to compare")
+    names = checkpoint_names(args.predictions)
+    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    if args.pairs == "vs-first":
+        pairs = [(0, other) for other in range(1, len(names))]
+    places = [(row, pair) for row in range(len(files[0])) for pair in pairs]
+    if args.battles is not None and not 0 < args.battles <= len(places):
+        raise ValueError(f"--battles {args.battles}: there are {len(places):,} pairs of answers to choose from")
+    if args.battles is not None:
+        places = [places[i] for i in sorted(random.Random(args.seed).sample(range(len(places)), args.battles))]
+    root = args.image_root or str(Path(args.predictions[0]).resolve().parent)
+    planned = []
+    for row, (first, second) in places:
+        items = files[first][row], files[second][row]
+        images = () if args.no_images else resolve_images(items[0].images, root, items[0].where)
+        planned.append(Planned((names[first], names[second]), items, images))
+    return planned, dict(zip(names, left_out, strict=True))
+
+
+def question_of(item: "Prediction") -> str:
+    question = item.row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f'{item.where}: id {item.id!r}: no "question" to show to the judge')
+    return question
+
+
+def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
+    """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
+    from drive_vlm.data.judged_rows import JudgedRows
+    from drive_vlm.launch.cache import cache_key
+
+    described = judge.describe()
+    keys = [
+        cache_key(described, prompt, battle.models, battle.items[0].key, question_of(battle.items[0]), battle.items[0].reference,
+                  [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
+        for battle in planned
+    ]  # fmt: skip
+    kept = JudgedRows(args.out, keys)
+    todo = kept.missing()
+    equal = [i for i in todo if same(planned[i])]
+    kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
+    open_ = [i for i in todo if not same(planned[i])]
+    requests = [Request(turns, planned[i].images) for i in open_ for turns in both_orders(planned[i], prompt)]
+    done = 0
+    try:
+        for block in judge_all(judge, requests, parse_verdict, args.judge_attempts):
+            assert len(block) % 2 == 0, "a block holds whole battles"
+            places = open_[done // 2 : (done + len(block)) // 2]
+            kept.add(
+                battle_row(keys[i], planned[i], (shown, swapped), args.category_column)
+                for i, shown, swapped in zip(places, block[::2], block[1::2], strict=True)
+            )
+            done += len(block)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\n{len(kept.rows):,} of {len(keys):,} battles are kept in {args.out}; "
+            "mend the cause and give the same command again to go on"
+        ) from error
+    return kept.finish(), kept.stale
+
+
+def same(battle: Planned) -> bool:
+    """Whether the two answers are equal but for blanks: a tie that needs no judge."""
+    first, second = (item.prediction.split() for item in battle.items)
+    return first == second
+
+
+def both_orders(battle: Planned, prompt: Turns) -> tuple[Turns, Turns]:
+    first, second = battle.items
+    values = {"question": question_of(first), "reference": first.reference}
+    shown = {"answer_a": first.prediction, "answer_b": second.prediction}
+    swapped = {"answer_a": second.prediction, "answer_b": first.prediction}
+    return fill(prompt, values | shown), fill(prompt, values | swapped)
+
+
+def battle_row(
+    key: str, battle: Planned, judged: "tuple[Judgement[str], Judgement[str]] | None", category_column: str
+) -> dict[str, Any]:
+    """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
+    item = battle.items[0]
+    row: dict[str, Any] = {
+        "key": key,
+        "id": item.id,
+        "dataset": item.dataset,
+        "category": str(item.row.get(category_column) or "(none)"),
+        "group": item.group,
+        "models": list(battle.models),
+        "words": [len(answer.prediction.split()) for answer in battle.items],
+    }
+    if judged is None:
+        return row | {"winner": TIE, "equal_answers": True}
+    winner = combine(judged[0].value, judged[1].value)
+    named = {None: None, TIE: TIE}.get(winner, battle.models[0] if winner == FIRST else battle.models[1])
+    return row | {
+        "winner": named,
+        "verdicts": [order.value for order in judged],
+        "attempts": [order.attempts for order in judged],
+        "replies": [order.reply for order in judged],
+    }
+
+
+def to_battle(row: dict[str, Any]) -> "Battle":
+    from drive_vlm.evaluation.arena import Battle
+
+    first, second = row["models"]
+    score = 0.5 if row["winner"] == TIE else float(row["winner"] == first)
+    return Battle(first, second, score, row["group"])
+
+
+def summarise(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Everything that --json holds of the battles; raises ValueError when no battle could be read."""
+    from drive_vlm.evaluation import arena
+
+    read = [row for row in rows if row["winner"] is not None]
+    if not read:
+        raise ValueError(f"none of {len(rows)} battles has a verdict that can be read; look at the replies in --out")
+    battles = [to_battle(row) for row in read]
+    rates = arena.win_rates(battles, seed)
+    asked = [row for row in read if "verdicts" in row]
+    words: dict[str, list[int]] = {}
+    for row in rows:
+        for name, count in zip(row["models"], row["words"], strict=True):
+            words.setdefault(name, []).append(count)
+    decided = [
+        row["words"] if row["winner"] == row["models"][0] else row["words"][::-1]
+        for row in read
+        if row["winner"] != TIE
+    ]
+    position = arena.position_bias(tuple(row["verdicts"]) for row in asked)
+    return {
+        "counts": {
+            "battles": len(rows),
+            "equal_answers": sum("verdicts" not in row for row in rows),
+            "unreadable": len(rows) - len(read),
+            "asked_again": sum(max(row.get("attempts", [1])) > 1 for row in rows),
+            **Counter("tie" if row["winner"] == TIE else "decided" for row in read),
+        },
+        "models": {
+            name: {
+                "win_rate": arena.win_rate(*scores_of(battles, name), seed).to_dict(),
+                "bradley_terry": rating.to_dict(),
+                "elo": elo.to_dict(),
+                "mean_words": statistics.fmean(words[name]),
+            }
+            for (name, rating), elo in zip(
+                arena.bradley_terry(battles, seed=seed).items(),
+                arena.elo_over_orders(battles, seed=seed).values(),
+                strict=True,
+            )
+        },
+        "pairs": {name: {other: rate.to_dict() for other, rate in others.items()} for name, others in rates.items()},
+        "by_category": by_category(read, seed),
+        "position_bias": {name: share.to_dict() for name, share in position.items()},
+        "length_bias": arena.length_bias((winner, loser) for winner, loser in decided).to_dict(),
+    }
+
+
+def scores_of(battles: "list[Battle]", name: str) -> tuple[list[float], list[str | None]]:
+    """Scores of one model over all its battles, and their groups."""
+    found = [
+        (battle.score if battle.first == name else 1 - battle.score, battle.group)
+        for battle in battles
+        if name in (battle.first, battle.second)
+    ]
+    return [score for score, _ in found], [group for _, group in found]
+
+
+def by_category(rows: list[dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
+    """Win rate of each model over its battles, by category."""
+    from drive_vlm.evaluation import arena
+
+    result: dict[str, dict[str, Any]] = {}
+    for category in sorted({row["category"] for row in rows}):
+        battles = [to_battle(row) for row in rows if row["category"] == category]
+        result[category] = {
+            name: arena.win_rate(*scores_of(battles, name), seed).to_dict() for name in arena.models_of(battles)
+        }
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 120)
+    table = Table(title="arena, 95 % intervals", title_justify="left")
+    for column in ("model", "battles", "win rate", "Bradley-Terry", "Elo (over orders)", "words"):
+        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+    models = result["models"]
+    for name in sorted(models, key=lambda name: -models[name]["bradley_terry"]["rating"]):
+        entry = models[name]
+        ratings = (
+            f"{e['rating']:.0f} \\[{e['low']:.0f}, {e['high']:.0f}]" for e in (entry["bradley_terry"], entry["elo"])
+        )
+        rate = entry["win_rate"]
+        table.add_row(name, str(rate["n"]), percent(rate), *ratings, f"{entry['mean_words']:.0f}")
+    console.print(table)
+    for title, groups in (
+        ("win rate of the row against the column", result["pairs"]),
+        ("win rate by category", result["by_category"]),
+    ):
+        if len(groups) < 2:
+            continue
+        columns = sorted({column for entries in groups.values() for column in entries}, key=list(models).index)
+        table = Table(title=title, title_justify="left")
+        for column in ("", *columns):
+            table.add_column(column, justify="right" if column else "left", overflow="fold")
+        for name, entries in groups.items():
+            table.add_row(name, *(percent(entries[column]) if column in entries else "-" for column in columns))
+        console.print(table)
+    for line in remarks(result):
+        console.print(line, highlight=False)
+
+
+def percent(rate: dict[str, Any]) -> str:
+    return f"{rate['rate']:.1%} \\[{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What was counted on the way, and how far the judge can be trusted."""
+    counts, agree, first = result["counts"], result["position_bias"]["agree"], result["position_bias"]["first"]
+    lines = [
+        f"{counts['battles']:,} battles: {counts.get('decided', 0):,} decided, {counts.get('tie', 0):,} ties "
+        f"({counts['equal_answers']:,} of them equal answers, not asked), {counts['unreadable']:,} unreadable and left out, "
+        f"{counts['asked_again']:,} asked again"
+    ]
+    if agree["n"]:
+        lines.append(f"both orders agree in {share(agree)} of {agree['n']:,} battles")
+    if first["n"]:
+        lines.append(
+            f"position bias: of {first['n']:,} battles where the judge chose the same place twice, the first in {share(first)}"
+        )
+    if result["length_bias"]["n"]:
+        lines.append(
+            f"length bias: the longer answer won {share(result['length_bias'])} of {result['length_bias']['n']:,} decided battles"
+        )
+    return lines
+
+
+def share(entry: dict[str, Any]) -> str:
+    return rf"{entry['share']:.0%} \[{entry['low']:.0%}, {entry['high']:.0%}]"
+
+
+def plot(path: str, result: dict[str, Any]) -> None:
+    from drive_vlm.evaluation.arena import Rating, WinRate
+    from drive_vlm.evaluation.arena_plot import plot_arena
+
+    ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
+    rates = {
+        name: {other: WinRate(**rate) for other, rate in others.items()} for name, others in result["pairs"].items()
+    }
+    plot_arena(Path(path), ratings, rates, f"{result['counts']['battles']:,} battles, judge {result['judge']['name']}")
+
+
+def run(args: Any) -> dict[str, Any]:
+    config = from_namespace(JudgeConfig, args)
+    prompt = read_prompt(args.prompt, PLACES)
+    judge = open_judge(config)
+    planned, left_out = plan_battles(args)
+    rows, stale = judge_battles(planned, prompt, judge, args)
+    result = summarise(rows, args.seed)
+    result["judge"] = {
+        "name": config.judge_model,
+        "prompt": args.prompt,
+        "sees_images": not args.no_images,
+        **judge.spent(),
+    }
+    result["files"] = dict(zip(left_out, args.predictions, strict=True))
+    result["ids_left_out"] = left_out
+    result["battles_of_other_settings_dropped"] = stale
+    return result
+
+
+def main() -> None:
+    parser = parse()
+    args = parser.parse_args()
+    try:
+        result = run(args)
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if args.plot:
+            plot(args.plot, result)
+    except ValueError as error:
+        parser.error(str(error))
+    show(result)
+    for name, count in result["ids_left_out"].items():
+        if count:
+            print(f"{name}: {count} ids left out, missing in another file")
+    if result["battles_of_other_settings_dropped"]:
+        print(
+            f"{result['battles_of_other_settings_dropped']} battles of another judge, prompt or answer were dropped from {args.out}"
+        )
+    print(spent_line(result["judge"]))
+
+
+if __name__ == "__main__":
+    main()
