@@ -104,7 +104,7 @@ def _judge_block(
 class ServerJudge:
     """A judge behind ChatClient; every reply is kept on disk as soon as it is there."""
 
-    block = 256
+    block = 64
 
     def __init__(self, config: JudgeConfig) -> None:
         from drive_vlm.judge import ChatClient
