@@ -1,0 +1,302 @@
+"""CODA-LM's score: a judge rates the answers of general perception, driving suggestion and region perception.
+
+Reads the project's predictions of rows from tools/build_codalm.py, or, with --rows, the benchmark's own answer files
+({task}_answer.jsonl). The judge sees the reference and the answer, not the picture, at temperature 0; ratings are read
+as published; replies that cannot be read are asked for again, then counted and left out. The prompts are ours: numbers
+compare with published ones only with the official prompts (--prompts DIR) and the official judge.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain
+from drive_vlm.evaluation.codalm import TASKS, CodaLMScore, Rated, Score, region_class, score
+from drive_vlm.evaluation.verdicts import Turns, fill, parse_rating, read_prompt
+from drive_vlm.judging import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, spent_line
+
+PROMPTS = Path(__file__).parent / "prompts" / "codalm"
+PLACES = ("reference", "prediction")
+ANSWER_FILES = tuple(f"{task}_answer{label}.jsonl" for task in TASKS for label in ("", "_w_label"))
+EXAMPLES = """
+python tools/codalm_eval.py --predictions runs/sft/mini.jsonl --judge_model gpt-4o-2024-05-13 --out mini_ratings.jsonl
+python tools/codalm_eval.py --predictions results/ --rows data/codalm/mini.jsonl --judge_model gpt-4o-2024-05-13 --prompts official --out ratings.jsonl --json score.json
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to be rated. `image` is what the intervals draw; `category` is a region's category."""
+
+    where: str
+    id: str
+    task: str
+    image: str
+    category: str
+    reference: str
+    prediction: str
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/codalm_eval.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        required=True,
+        help="predictions JSONL, or published answer files or their folder; together one model's answers",
+    )
+    parser.add_argument(
+        "--rows",
+        help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
+    )
+    parser.add_argument("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
+    parser.add_argument("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
+    parser.add_argument(
+        "--on_missing",
+        choices=("error", "skip"),
+        default="error",
+        help="rows without an answer: stop, or count them and leave them out",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--json", help="write every number to this file")
+    add_dataclass(parser, JudgeConfig, "judge")
+    return parser
+
+
+def read_rows(path: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """Rows of tools/build_codalm.py that have a reference, by task and question_id."""
+    from drive_vlm.data.jsonl import JsonlFile
+    from drive_vlm.data.samples import parse_row
+
+    file, rows = JsonlFile(path), {}
+    for index in range(len(file)):
+        row, where = file[index], file.where(index)
+        sample = parse_row(row, where, "", need_answer=False)
+        if row.get("task") not in TASKS or not isinstance(row.get("question_id"), int):
+            raise ValueError(f'{where}: no "task" and "question_id"; build the rows with tools/build_codalm.py')
+        reference = sample.reference or row.get("reference")
+        if reference:
+            rows[row["task"], row["question_id"]] = row | {"reference": reference, "where": where}
+    if not rows:
+        raise ValueError(f"{path}: no row has a reference answer, so nothing can be rated")
+    return rows
+
+
+def read_answers(args: Any) -> tuple[list[Answer], list[str]]:
+    """All answers in order, and the ids of rows without one. Raises ValueError for what does not fit together."""
+    rows = read_rows(args.rows) if args.rows else None
+    answers: list[Answer] = []
+    for path in answer_files(args.predictions):
+        answers += published_answers(path, rows) if is_published(path) else own_answers(path)
+    seen: dict[tuple[str, str], str] = {}
+    for answer in answers:
+        if (answer.task, answer.id) in seen:
+            raise ValueError(f"{answer.where}: {answer.task} {answer.id} came before at {seen[answer.task, answer.id]}")
+        seen[answer.task, answer.id] = answer.where
+    missing = [str(row["id"]) for row in (rows or {}).values() if (row["task"], str(row["id"])) not in seen]
+    if missing and args.on_missing == "error":
+        raise ValueError(
+            f"{len(missing):,} of {len(rows or {}):,} rows of {args.rows} have no answer, e.g. {missing[0]}; answer them, or count them "
+            "and leave them out with --on_missing skip"
+        )
+    return answers, missing
+
+
+def answer_files(paths: list[str]) -> list[Path]:
+    """The files named, folders replaced by the published answer files in them (with labels, where there are both)."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        here = [path / name for name in ANSWER_FILES if (path / name).is_file()]
+        labelled = {file.name.replace("_w_label", "") for file in here if "_w_label" in file.name}
+        here = [file for file in here if file.name not in labelled]
+        if not here:
+            raise ValueError(f"{path}: none of {', '.join(f'{task}_answer.jsonl' for task in TASKS)} is in this folder")
+        found += here
+    return found
+
+
+def is_published(path: Path) -> bool:
+    return path.name in ANSWER_FILES
+
+
+def own_answers(path: Path) -> list[Answer]:
+    """The project's predictions of rows built by tools/build_codalm.py."""
+    from drive_vlm.data.predictions import read_predictions
+
+    answers = []
+    for item in read_predictions(path):
+        task = item.row.get("task")
+        if task not in TASKS:
+            raise ValueError(
+                f'{item.where}: id {item.id!r}: "task" is {json.dumps(task)}, not one of {", ".join(TASKS)}; predict rows of '
+                "tools/build_codalm.py, or keep the published file names"
+            )
+        category = str(item.row.get("category", ""))
+        answers.append(Answer(item.where, item.id, task, item.group, category, item.reference, item.prediction))
+    return answers
+
+
+def published_answers(path: Path, rows: dict[tuple[str, int], dict[str, Any]] | None) -> list[Answer]:
+    """The answers of one published file, joined to the rows by question_id."""
+    from drive_vlm.data.jsonl import JsonlFile
+
+    if rows is None:
+        raise ValueError(f"{path}: published answer files hold no references; give --rows of tools/build_codalm.py")
+    task = re.sub(r"_answer(_w_label)?$", "", path.stem)
+    file, answers = JsonlFile(path), []
+    for index in range(len(file)):
+        found, where = file[index], file.where(index)
+        if (
+            not isinstance(found, dict)
+            or not isinstance(found.get("question_id"), int)
+            or not isinstance(found.get("answer"), str)
+        ):
+            raise ValueError(f'{where}: expected {{"question_id": number, "answer": text}}')
+        row = rows.get((task, found["question_id"]))
+        if row is None:
+            raise ValueError(
+                f"{where}: {task} has no question {found['question_id']} with a reference in --rows; is it the same split?"
+            )
+        if "image" in found and Path(found["image"]).name != Path(row["image"]).name:
+            raise ValueError(
+                f"{where}: answers {found['image']}, but question {found['question_id']} of --rows is about {row['image']}"
+            )
+        answers.append(
+            Answer(
+                where, str(row["id"]), task, str(row["group"]), str(row["category"]), row["reference"], found["answer"]
+            )
+        )
+    return answers
+
+
+def read_prompts(folder: str) -> dict[str, Turns]:
+    """The turns of each task; TASK.json, where there is one, before TASK.txt."""
+    files = {task: Path(folder) / f"{task}.json" for task in TASKS}
+    return {
+        task: read_prompt(path if path.is_file() else path.with_suffix(".txt"), PLACES) for task, path in files.items()
+    }
+
+
+def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
+    """Rows of all ratings in order, and how many rows of an earlier run no longer fit."""
+    from drive_vlm.data.judged_rows import JudgedRows
+    from drive_vlm.launch.cache import cache_key
+
+    described = judge.describe()
+    keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]
+    kept = JudgedRows(args.out, keys)
+    todo = kept.missing()
+    requests = [
+        Request(
+            fill(prompts[answers[i].task], {"reference": answers[i].reference, "prediction": answers[i].prediction})
+        )
+        for i in todo
+    ]
+    done = 0
+    try:
+        for block in judge_all(judge, requests, parse_rating, args.judge_attempts):
+            kept.add(rating_row(keys[i], answers[i], judged) for i, judged in zip(todo[done:], block, strict=False))
+            done += len(block)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\n{len(kept.rows):,} of {len(keys):,} ratings are kept in {args.out}, and every reply in the cache; "
+            "mend the cause and give the same command again to go on"
+        ) from error
+    return kept.finish(), kept.stale
+
+
+def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
+    return {
+        "key": key,
+        "id": answer.id,
+        "task": answer.task,
+        "category": answer.category,
+        "group": answer.image,
+        "rating": judged.value,
+        "attempts": judged.attempts,
+        "reply": judged.reply,
+    }
+
+
+def show(result: CodaLMScore) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="CODA-LM, mean rating x 10, 95 % interval over images", title_justify="left")
+    for column in ("task", "answers", "score", "unread"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, entry in result.tasks.items():
+        table.add_row(task, f"{entry.rated + entry.unread:,}", points(entry), f"{entry.unread:,}")
+    table.add_section()
+    for name, entry in result.region_classes.items():
+        table.add_row(f"  region: {name}", f"{entry.rated + entry.unread:,}", points(entry), f"{entry.unread:,}")
+    table.add_section()
+    table.add_row("final (mean of the tasks)", "", points(result.final), "")
+    Console().print(table)
+    if result.note:
+        print(result.note)
+
+
+def points(entry: Score) -> str:
+    if entry.score is None:
+        return "-"
+    return f"{entry.score:.2f}" + ("" if entry.low is None else f" \\[{entry.low:.2f}, {entry.high:.2f}]")
+
+
+def run(args: Any) -> tuple[CodaLMScore, dict[str, Any]]:
+    """The score, and everything that --json holds."""
+    config = from_namespace(JudgeConfig, args)
+    prompts = read_prompts(args.prompts)
+    judge = open_judge(config)
+    answers, missing = read_answers(args)
+    rows, stale = rate(answers, prompts, judge, args)
+    result = score([Rated(row["task"], row["group"], row["category"], row["rating"]) for row in rows], args.seed)
+    return result, plain(result) | {
+        "predictions": args.predictions,
+        "missing": missing,
+        "asked_again": sum(row["attempts"] > 1 for row in rows),
+        "unknown_categories": sorted(
+            {a.category for a in answers if a.task == TASKS[2] and region_class(a.category) == "unknown"}
+        ),
+        "ratings_of_other_settings_dropped": stale,
+        "judge": {
+            "name": config.judge_model,
+            "prompts": args.prompts,
+            "own_prompts": Path(args.prompts) == PROMPTS,
+            **judge.spent(),
+        },
+    }
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        result, record = run(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    show(result)
+    for text, count in (
+        ("rows without an answer, left out", len(record["missing"])),
+        ("answers were asked for again", record["asked_again"]),
+        ("ratings of another judge, prompt or answer, dropped", record["ratings_of_other_settings_dropped"]),
+    ):
+        if count:
+            print(f"{count:,} {text}")
+    if record["judge"]["own_prompts"]:
+        print(
+            "rated with this project's prompts, not the published ones: compare with published scores only by --prompts"
+        )
+    print(spent_line(record["judge"]))
+
+
+if __name__ == "__main__":
+    main()
