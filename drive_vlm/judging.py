@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from drive_vlm.config import field
-from drive_vlm.evaluation.verdicts import Turns
+from drive_vlm.evaluation.verdicts import Turns, combine, fill, parse_verdict
 
 RETRY_TEMPERATURE = 0.7  # at 0 a judge would say the same again
 T = TypeVar("T")
@@ -19,7 +19,9 @@ T = TypeVar("T")
 class JudgeConfig:
     """Who judges, and how it is asked."""
 
-    judge_model: str = field(help="the judge: model name at --judge_url, or with --judge_backend hf a model directory")
+    judge_model: str | None = field(
+        None, help="the judge: model name at --judge_url, or with --judge_backend hf a model directory"
+    )
     judge_backend: str = field("openai", help="openai: a server; hf: in this process", choices=("openai", "hf"))
     judge_url: str = field("https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
     judge_key_env: str = field("OPENAI_API_KEY", help="environment variable with the judge's key")
@@ -71,7 +73,9 @@ class Judge(Protocol):
 
 
 def open_judge(config: JudgeConfig) -> Judge:
-    """The judge of the flags. Raises ValueError for an address or a directory that cannot be one."""
+    """The judge of the flags. Raises ValueError without one, and for an address or a directory that cannot be one."""
+    if not config.judge_model:
+        raise ValueError("no judge: give --judge_model, a name at --judge_url or a directory with --judge_backend hf")
     if config.judge_attempts < 1:
         raise ValueError(f"--judge_attempts {config.judge_attempts}: at least 1")
     return LocalJudge(config) if config.judge_backend == "hf" else ServerJudge(config)
@@ -101,6 +105,42 @@ def _judge_block(
     return [found[i] for i in range(len(requests))]
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two answers to one question; `values` fill the other places of the prompt (question, reference)."""
+
+    values: dict[str, str]
+    first: str
+    second: str
+    images: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Both orders of a comparison, and their common verdict: FIRST, SECOND, TIE, or None where one cannot be read."""
+
+    shown: Judgement[str]
+    swapped: Judgement[str]
+
+    @property
+    def winner(self) -> str | None:
+        return combine(self.shown.value, self.swapped.value)
+
+
+def compare_all(
+    judge: Judge, comparisons: Sequence[Comparison], prompt: Turns, attempts: int
+) -> Iterator[list[Compared]]:
+    """Judge every comparison in both orders; results in order, a block at a time."""
+    requests = [
+        Request(fill(prompt, item.values | {"answer_a": a, "answer_b": b}), item.images)
+        for item in comparisons
+        for a, b in ((item.first, item.second), (item.second, item.first))
+    ]
+    for block in judge_all(judge, requests, parse_verdict, attempts):
+        assert len(block) % 2 == 0, "a block holds whole comparisons"
+        yield [Compared(shown, swapped) for shown, swapped in zip(block[::2], block[1::2], strict=True)]
+
+
 class ServerJudge:
     """A judge behind ChatClient; every reply is kept on disk as soon as it is there."""
 
@@ -110,6 +150,7 @@ class ServerJudge:
         from drive_vlm.judge import ChatClient
         from drive_vlm.launch.cache import cache_dir
 
+        assert config.judge_model is not None
         self.config = config
         self.client = ChatClient(
             base_url=config.judge_url,
@@ -149,7 +190,9 @@ class LocalJudge:
     def __init__(self, config: JudgeConfig) -> None:
         from drive_vlm.models import model_type
 
-        model_type(config.judge_model)  # a directory that is no model is refused before anything is built
+        assert config.judge_model is not None
+        self.path = config.judge_model
+        model_type(self.path)  # a directory that is no model is refused before anything is built
         self.config, self.block = config, 8 * config.judge_batch_size
         self.requests = 0
         self._model: Any = None
@@ -167,7 +210,7 @@ class LocalJudge:
             seed=attempt,
         )
         if self._model is None:
-            self._model = LocalModel(ModelConfig(model=self.config.judge_model), generation)
+            self._model = LocalModel(ModelConfig(model=self.path), generation)
         samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
         replies = {sample.id: text for sample, text in self._model.answers(samples, generation, [])}
         self.requests += len(requests)
@@ -177,9 +220,7 @@ class LocalJudge:
         from drive_vlm.launch.fingerprint import model_fingerprint
 
         names = ("judge_max_tokens", "judge_attempts")
-        return {"judge_model": model_fingerprint(self.config.judge_model)} | {
-            name: getattr(self.config, name) for name in names
-        }
+        return {"judge_model": model_fingerprint(self.path)} | {name: getattr(self.config, name) for name in names}
 
     def spent(self) -> dict[str, Any]:
         return {"requests": self.requests, "cost": None}
@@ -206,10 +247,14 @@ def _sample(request: Request, name: str) -> Any:
 
 
 def resolve_images(images: Sequence[str], root: str, where: str) -> tuple[str, ...]:
-    """Picture paths of a prediction row below `root`. Raises ValueError, naming the row, for one that is not there."""
+    """Picture paths of a prediction row below `root`, checked."""
     from drive_vlm.data.samples import resolve_below
 
-    paths = tuple(resolve_below(root, image, where) for image in images)
+    return check_images(tuple(resolve_below(root, image, where) for image in images), where)
+
+
+def check_images(paths: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """`paths`; raises ValueError, naming the row, for one that is not there."""
     for path in paths:
         if not os.path.isfile(path):
             raise ValueError(

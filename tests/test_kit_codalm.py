@@ -136,20 +136,14 @@ def test_a_small_real_model_judges_over_http_through_faults(run, texts, rows, sm
         paths[-1].write_text("".join(json.dumps(row) + "\n" for row in predictions))
     prompts = tmp_path / "prompts"
     prompts.mkdir()
-    pair = "Right: {reference}\nA: {answer_a}\nB: {answer_b}\nWhich is closer to what is right? Say [[A]] or [[B]]."
-    shown = {"{reference}": "Stop.", "{answer_a}": "Drive on.", "{answer_b}": "Stop now.", "{question}": "What to do?"}
-    example = re.sub(r"\{\w+\}", lambda match: shown[match[0]], pair)
-    write_prompt(prompts / "arena.json", example, "[[B]]", "{question}\n" + pair)
+    write_prompt(
+        prompts / "arena.json", "Right: {reference}\nA: {answer_a}\nB: {answer_b}\nBetter:", PAIRS, "{question}\n"
+    )
     for task in TASKS:
-        write_prompt(
-            prompts / f"{task}.json",
-            "Right: Stop.\nSaid: Stop now.\nRate 1 to 10.",
-            "Rating: [[9]]",
-            "Right: {reference}\nSaid: {prediction}\nRate 1 to 10.",
-        )
-    judge = ["--judge_model", "smollm2", "--judge_url", smollm2_server.url, "--cache", tmp_path / "cache", "--judge_max_tokens", 8, "--judge_workers", 2,
-             "--judge_timeout", 20, "--judge_retries", 6]  # fmt: skip
-    smollm2_server.faults = [21.0, "<html>overloaded</html>", 503, '{"choices": [', None, 429, "null"]
+        write_prompt(prompts / f"{task}.json", "Right: {reference}\nSaid: {prediction}\nRating:", RATINGS)
+    judge = ["--judge_model", "smollm2", "--judge_url", smollm2_server.url, "--cache", tmp_path / "cache", "--judge_max_tokens", 8, "--judge_workers", 1,
+             "--judge_timeout", 10, "--judge_retries", 6]  # fmt: skip
+    smollm2_server.faults = [11.0, "<html>overloaded</html>", 503, '{"choices": [', None, 429, "null"]
     arena = [
         "--predictions",
         *paths,
@@ -188,10 +182,22 @@ def test_a_small_real_model_judges_over_http_through_faults(run, texts, rows, sm
     assert suggestion["rated"] >= 1 and scored["final"]["score"] is None
 
 
-def write_prompt(path, example, reply, question):
-    turns = [
-        {"role": "user", "content": example},
-        {"role": "assistant", "content": reply},
-        {"role": "user", "content": question},
-    ]
-    path.write_text(json.dumps(turns))
+# A model of this size follows examples, not instructions.
+PAIRS = [
+    ({"reference": "Stop.", "answer_a": "Drive on.", "answer_b": "Stop now."}, "[[B]]"),
+    ({"reference": "Slow down.", "answer_a": "Reduce the speed.", "answer_b": "Go faster."}, "[[A]]"),
+    ({"reference": "Keep left.", "answer_a": "Turn right.", "answer_b": "Stay on the left."}, "[[B]]"),
+    ({"reference": "Give way.", "answer_a": "Let it pass first.", "answer_b": "Push through."}, "[[A]]"),
+]
+RATINGS = [
+    ({"reference": "Stop.", "prediction": "Stop now."}, "Rating: [[9]]"),
+    ({"reference": "Slow down.", "prediction": "Go faster."}, "Rating: [[1]]"),
+    ({"reference": "Keep left.", "prediction": "Be careful."}, "Rating: [[4]]"),
+]
+
+
+def write_prompt(path, form, examples, before=""):
+    turns = []
+    for values, reply in examples:
+        turns += [{"role": "user", "content": form.format(**values)}, {"role": "assistant", "content": reply}]
+    path.write_text(json.dumps([*turns, {"role": "user", "content": before + form}]))

@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.evaluation.verdicts import FIRST, Turns, combine, fill, parse_verdict, read_prompt
-from drive_vlm.judging import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, resolve_images, spent_line
+from drive_vlm.evaluation.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
+from drive_vlm.judging import (
+    Compared,
+    Comparison,
+    Judge,
+    JudgeConfig,
+    compare_all,
+    open_judge,
+    resolve_images,
+    spent_line,
+)
 
 if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
 
 PROMPT = Path(__file__).parent / "prompts" / "arena.txt"
 PLACES = ("question", "reference", "answer_a", "answer_b")
-TIE = "tie"
 EXAMPLES = """
 python tools/judge_arena.py --predictions direct.jsonl sft.jsonl round1.jsonl --judge_model gpt-4o --image_root data --out arena.jsonl
 python tools/judge_arena.py --predictions sft.jsonl round*.jsonl --pairs vs-first --battles 500 --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out arena.jsonl --plot arena.png
@@ -113,15 +121,12 @@ def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any
     equal = [i for i in todo if same(planned[i])]
     kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
     open_ = [i for i in todo if not same(planned[i])]
-    requests = [Request(turns, planned[i].images) for i in open_ for turns in both_orders(planned[i], prompt)]
     done = 0
     try:
-        for block in judge_all(judge, requests, parse_verdict, args.judge_attempts):
-            assert len(block) % 2 == 0, "a block holds whole battles"
-            places = open_[done // 2 : (done + len(block)) // 2]
+        for block in compare_all(judge, [comparison(planned[i]) for i in open_], prompt, args.judge_attempts):
             kept.add(
-                battle_row(keys[i], planned[i], (shown, swapped), args.category_column)
-                for i, shown, swapped in zip(places, block[::2], block[1::2], strict=True)
+                battle_row(keys[i], planned[i], compared, args.category_column)
+                for i, compared in zip(open_[done:], block, strict=False)
             )
             done += len(block)
     except ValueError as error:
@@ -138,17 +143,13 @@ def same(battle: Planned) -> bool:
     return first == second
 
 
-def both_orders(battle: Planned, prompt: Turns) -> tuple[Turns, Turns]:
+def comparison(battle: Planned) -> Comparison:
     first, second = battle.items
     values = {"question": question_of(first), "reference": first.reference}
-    shown = {"answer_a": first.prediction, "answer_b": second.prediction}
-    swapped = {"answer_a": second.prediction, "answer_b": first.prediction}
-    return fill(prompt, values | shown), fill(prompt, values | swapped)
+    return Comparison(values, first.prediction, second.prediction, battle.images)
 
 
-def battle_row(
-    key: str, battle: Planned, judged: "tuple[Judgement[str], Judgement[str]] | None", category_column: str
-) -> dict[str, Any]:
+def battle_row(key: str, battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
     """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
     item = battle.items[0]
     row: dict[str, Any] = {
@@ -160,15 +161,14 @@ def battle_row(
         "models": list(battle.models),
         "words": [len(answer.prediction.split()) for answer in battle.items],
     }
-    if judged is None:
+    if compared is None:
         return row | {"winner": TIE, "equal_answers": True}
-    winner = combine(judged[0].value, judged[1].value)
-    named = {None: None, TIE: TIE}.get(winner, battle.models[0] if winner == FIRST else battle.models[1])
+    orders = (compared.shown, compared.swapped)
     return row | {
-        "winner": named,
-        "verdicts": [order.value for order in judged],
-        "attempts": [order.attempts for order in judged],
-        "replies": [order.reply for order in judged],
+        "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
+        "verdicts": [order.value for order in orders],
+        "attempts": [order.attempts for order in orders],
+        "replies": [order.reply for order in orders],
     }
 
 
