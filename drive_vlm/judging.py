@@ -58,6 +58,10 @@ class Judgement(Generic[T]):
     reply: str
     attempts: int
 
+    def unread_after(self) -> dict[str, int]:
+        """{"unread_after": attempts} where no attempt could be read: JudgedRows asks again when more are allowed."""
+        return {} if self.value is not None else {"unread_after": self.attempts}
+
 
 class Judge(Protocol):
     block: int
@@ -126,6 +130,9 @@ class Compared:
     def winner(self) -> str | None:
         return combine(self.shown.value, self.swapped.value)
 
+    def unread_after(self) -> dict[str, int]:
+        return self.shown.unread_after() | self.swapped.unread_after()
+
 
 def compare_all(
     judge: Judge, comparisons: Sequence[Comparison], prompt: Turns, attempts: int
@@ -177,7 +184,7 @@ class ServerJudge:
         return [reply.text for reply in replies]
 
     def describe(self) -> dict[str, Any]:
-        names = ("judge_model", "judge_url", "judge_max_tokens", "judge_attempts")
+        names = ("judge_model", "judge_url", "judge_max_tokens")
         return {name: getattr(self.config, name) for name in names}
 
     def spent(self) -> dict[str, Any]:
@@ -219,8 +226,7 @@ class LocalJudge:
     def describe(self) -> dict[str, Any]:
         from drive_vlm.launch.fingerprint import model_fingerprint
 
-        names = ("judge_max_tokens", "judge_attempts")
-        return {"judge_model": model_fingerprint(self.path)} | {name: getattr(self.config, name) for name in names}
+        return {"judge_model": model_fingerprint(self.path), "judge_max_tokens": self.config.judge_max_tokens}
 
     def spent(self) -> dict[str, Any]:
         return {"requests": self.requests, "cost": None}

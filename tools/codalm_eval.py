@@ -189,7 +189,7 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
 
     described = judge.describe()
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]
-    kept = JudgedRows(args.out, keys)
+    kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
     requests = [
         Request(
@@ -220,7 +220,7 @@ def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, 
         "rating": judged.value,
         "attempts": judged.attempts,
         "reply": judged.reply,
-    }
+    } | judged.unread_after()
 
 
 def show(result: CodaLMScore) -> None:

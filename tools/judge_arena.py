@@ -9,8 +9,6 @@ where the last one ended and a second run asks nothing.
 import itertools
 import json
 import random
-import statistics
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +28,6 @@ from drive_vlm.judging import (
 
 if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
-    from drive_vlm.evaluation.arena import Battle
 
 PROMPT = Path(__file__).parent / "prompts" / "arena.txt"
 PLACES = ("question", "reference", "answer_a", "answer_b")
@@ -116,7 +113,7 @@ def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any
                   [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
         for battle in planned
     ]  # fmt: skip
-    kept = JudgedRows(args.out, keys)
+    kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
     equal = [i for i in todo if same(planned[i])]
     kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
@@ -164,91 +161,16 @@ def battle_row(key: str, battle: Planned, compared: Compared | None, category_co
     if compared is None:
         return row | {"winner": TIE, "equal_answers": True}
     orders = (compared.shown, compared.swapped)
-    return row | {
-        "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
-        "verdicts": [order.value for order in orders],
-        "attempts": [order.attempts for order in orders],
-        "replies": [order.reply for order in orders],
-    }
-
-
-def to_battle(row: dict[str, Any]) -> "Battle":
-    from drive_vlm.evaluation.arena import Battle
-
-    first, second = row["models"]
-    score = 0.5 if row["winner"] == TIE else float(row["winner"] == first)
-    return Battle(first, second, score, row["group"])
-
-
-def summarise(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Everything that --json holds of the battles; raises ValueError when no battle could be read."""
-    from drive_vlm.evaluation import arena
-
-    read = [row for row in rows if row["winner"] is not None]
-    if not read:
-        raise ValueError(f"none of {len(rows)} battles has a verdict that can be read; look at the replies in --out")
-    battles = [to_battle(row) for row in read]
-    rates = arena.win_rates(battles, seed)
-    asked = [row for row in read if "verdicts" in row]
-    words: dict[str, list[int]] = {}
-    for row in rows:
-        for name, count in zip(row["models"], row["words"], strict=True):
-            words.setdefault(name, []).append(count)
-    decided = [
-        row["words"] if row["winner"] == row["models"][0] else row["words"][::-1]
-        for row in read
-        if row["winner"] != TIE
-    ]
-    position = arena.position_bias(tuple(row["verdicts"]) for row in asked)
-    return {
-        "counts": {
-            "battles": len(rows),
-            "equal_answers": sum("verdicts" not in row for row in rows),
-            "unreadable": len(rows) - len(read),
-            "asked_again": sum(max(row.get("attempts", [1])) > 1 for row in rows),
-            **Counter("tie" if row["winner"] == TIE else "decided" for row in read),
-        },
-        "models": {
-            name: {
-                "win_rate": arena.win_rate(*scores_of(battles, name), seed).to_dict(),
-                "bradley_terry": rating.to_dict(),
-                "elo": elo.to_dict(),
-                "mean_words": statistics.fmean(words[name]),
-            }
-            for (name, rating), elo in zip(
-                arena.bradley_terry(battles, seed=seed).items(),
-                arena.elo_over_orders(battles, seed=seed).values(),
-                strict=True,
-            )
-        },
-        "pairs": {name: {other: rate.to_dict() for other, rate in others.items()} for name, others in rates.items()},
-        "by_category": by_category(read, seed),
-        "position_bias": {name: share.to_dict() for name, share in position.items()},
-        "length_bias": arena.length_bias((winner, loser) for winner, loser in decided).to_dict(),
-    }
-
-
-def scores_of(battles: "list[Battle]", name: str) -> tuple[list[float], list[str | None]]:
-    """Scores of one model over all its battles, and their groups."""
-    found = [
-        (battle.score if battle.first == name else 1 - battle.score, battle.group)
-        for battle in battles
-        if name in (battle.first, battle.second)
-    ]
-    return [score for score, _ in found], [group for _, group in found]
-
-
-def by_category(rows: list[dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    """Win rate of each model over its battles, by category."""
-    from drive_vlm.evaluation import arena
-
-    result: dict[str, dict[str, Any]] = {}
-    for category in sorted({row["category"] for row in rows}):
-        battles = [to_battle(row) for row in rows if row["category"] == category]
-        result[category] = {
-            name: arena.win_rate(*scores_of(battles, name), seed).to_dict() for name in arena.models_of(battles)
+    return (
+        row
+        | compared.unread_after()
+        | {
+            "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
+            "verdicts": [order.value for order in orders],
+            "attempts": [order.attempts for order in orders],
+            "replies": [order.reply for order in orders],
         }
-    return result
+    )
 
 
 def show(result: dict[str, Any]) -> None:
@@ -295,7 +217,7 @@ def remarks(result: dict[str, Any]) -> list[str]:
     lines = [
         f"{counts['battles']:,} battles: {counts.get('decided', 0):,} decided, {counts.get('tie', 0):,} ties "
         f"({counts['equal_answers']:,} of them equal answers, not asked), {counts['unreadable']:,} unreadable and left out, "
-        f"{counts['asked_again']:,} asked again"
+        f"{counts['asked_again']:,} asked again; {counts['with_pictures']:,} shown with pictures"
     ]
     if agree["n"]:
         lines.append(f"both orders agree in {share(agree)} of {agree['n']:,} battles")
@@ -331,7 +253,10 @@ def run(args: Any) -> dict[str, Any]:
     judge = open_judge(config)
     planned, left_out = plan_battles(args)
     rows, stale = judge_battles(planned, prompt, judge, args)
+    from drive_vlm.evaluation.arena_report import summarise
+
     result = summarise(rows, args.seed)
+    result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
         "name": config.judge_model,
         "prompt": args.prompt,

@@ -10,12 +10,12 @@ chosen answer a judge prefers in both orders. Nothing is written until all is do
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.data.pairs import NEAR, check_pair, length_statistics, near_duplicates, pair_row, repeated, unusable
+from drive_vlm.data.pair_sources import Source, best_pairs, check_ids, gold_pairs, read_pairs, read_sources, without
+from drive_vlm.data.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.evaluation.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
 from drive_vlm.judging import (
@@ -35,15 +35,6 @@ python tools/make_pairs.py --data train.jsonl --generations round0.jsonl --round
 python tools/make_pairs.py --data train.jsonl --generations round1.jsonl --round 2 --mix pairs1.jsonl --out pairs2.jsonl
 python tools/make_pairs.py --data train.jsonl --generations s0.jsonl s1.jsonl s2.jsonl --positives best --score judge --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out pairs.jsonl
 """
-
-
-@dataclass(frozen=True)
-class Source:
-    """A row as it stands in the file, checked, and the answers that were generated for it, without repetitions."""
-
-    row: dict[str, Any]
-    sample: Sample
-    answers: tuple[str, ...]
 
 
 def make_parser() -> CommandParser:
@@ -105,55 +96,8 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def read_sources(args: Any) -> tuple[list[Source], list[str]]:
-    """All rows that have generated answers, and the ids of those that have none. Raises ValueError (see --on_missing)."""
-    from drive_vlm.data.jsonl import JsonlFile
-    from drive_vlm.data.samples import parse_row
-
-    generated = [read_generations(path) for path in args.generations]
-    sources, missing, seen = [], [], dict[str, str]()
-    for path in args.data:
-        file = JsonlFile(path)
-        root = args.image_root or str(Path(path).resolve().parent)
-        for index in range(len(file)):
-            sample = parse_row(file[index], file.where(index), root, need_answer=args.positives == "gold")
-            if sample.id in seen:
-                raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}; make ids unique")
-            seen[sample.id] = sample.where
-            answers = tuple(dict.fromkeys(answers[sample.id] for answers in generated if sample.id in answers))
-            if answers:
-                sources.append(Source(file[index], sample, answers))
-            else:
-                missing.append(sample.id)
-    if not sources:
-        raise ValueError(
-            f"no id of {', '.join(args.data)} is in {', '.join(args.generations)}; generate from the same rows"
-        )
-    if missing and args.on_missing == "error":
-        raise ValueError(
-            f"{len(missing):,} of {len(seen):,} rows have no generated answer, e.g. {missing[0]!r}; generate them, or count them and "
-            "leave them out with --on_missing skip"
-        )
-    return sources, missing
-
-
-def read_generations(path: str) -> dict[str, str]:
-    """id -> prediction. An empty prediction stays: it is dropped and counted as a pair."""
-    from drive_vlm.data.jsonl import JsonlFile
-
-    file, found = JsonlFile(path), dict[str, str]()
-    for index in range(len(file)):
-        row, where = file[index], file.where(index)
-        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prediction"), str):
-            raise ValueError(
-                f'{where}: expected {{"id", "prediction": text}}, as python -m drive_vlm generate writes it'
-            )
-        if str(row["id"]) in found:
-            raise ValueError(
-                f"{where}: id {row['id']!r} stands twice in this file; give several answers as several files"
-            )
-        found[str(row["id"])] = row["prediction"]
-    return found
+def question_of(sample: Sample) -> str:
+    return " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
 
 
 class Judged:
@@ -176,11 +120,16 @@ class Judged:
         from drive_vlm.launch.cache import cache_key
 
         described = self.judge.describe()
-        rows = JudgedRows(self.path, [cache_key(described, self.prompt, item) for item in items])
+        rows = JudgedRows(
+            self.path, [cache_key(described, self.prompt, item) for item in items], self.args.judge_attempts
+        )
         todo, done = rows.missing(), 0
         try:
             for block in run([items[i] for i in todo]):
-                rows.add({"key": rows.keys[i]} | row(result) for i, result in zip(todo[done:], block, strict=False))
+                rows.add(
+                    {"key": rows.keys[i]} | row(result) | result.unread_after()
+                    for i, result in zip(todo[done:], block, strict=False)
+                )
                 done += len(block)
         except ValueError as error:
             raise ValueError(
@@ -191,53 +140,6 @@ class Judged:
 
     def images(self, sample: Sample) -> tuple[str, ...]:
         return () if self.args.no_images else check_images(sample.images, sample.where)
-
-
-def question_of(sample: Sample) -> str:
-    return " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
-
-
-def gold_pairs(sources: list[Source], number: int) -> list[dict[str, Any]]:
-    """Every generated answer against the row's own."""
-    return [
-        pair_row(
-            source.row,
-            source.sample.reference,
-            answer,
-            _pair_id(source, number, k),
-            row_id=source.sample.id,
-            round=number,
-        )
-        for source in sources
-        for k, answer in enumerate(source.answers)
-    ]
-
-
-def best_pairs(
-    sources: list[Source], scores: list[list[float | None]], number: int, margin: float
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The best generated answer of each row against its worst, and how many rows have none, by reason."""
-    pairs, dropped = [], Counter[str]()
-    for source, values in zip(sources, scores, strict=True):
-        known = [
-            (value, answer)
-            for value, answer in zip(values, source.answers, strict=True)
-            if value is not None and answer.strip()
-        ]
-        if len(known) < 2:
-            dropped["fewer_than_two_answers"] += 1
-            continue
-        best, worst = max(known, key=lambda item: item[0]), min(known, key=lambda item: item[0])
-        if best[0] - worst[0] <= margin:
-            dropped["no_margin"] += 1
-            continue
-        columns = {"row_id": source.sample.id, "round": number, "scores": [best[0], worst[0]]}
-        pairs.append(pair_row(source.row, best[1], worst[1], _pair_id(source, number, 0), **columns))
-    return pairs, dropped
-
-
-def _pair_id(source: Source, number: int, k: int) -> str:
-    return f"{source.sample.id}-r{number}" + (f"-{k}" if k else "")
 
 
 def scores_of(sources: list[Source], judged: Judged | None) -> list[list[float | None]]:
@@ -296,13 +198,6 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
     return [row["preferred"] for row in rows]
 
 
-def read_mixed(paths: list[str]) -> list[dict[str, Any]]:
-    from drive_vlm.data.jsonl import JsonlFile
-
-    files = [JsonlFile(path) for path in paths]
-    return [check_pair(file[i], file.where(i)) for file in files for i in range(len(file))]
-
-
 def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The pairs, and the audit that tells what became of every row."""
     by_judge = args.positives == "best" and args.score == "judge"
@@ -312,9 +207,14 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         raise ValueError(
             "--positives best needs at least two --generations of the same rows, sampled with different seeds"
         )
-    mixed = read_mixed(args.mix)
+    mixed = read_pairs(args.mix)
     judged = Judged(args) if by_judge or args.judge_filter else None
-    sources, missing = read_sources(args)
+    sources, missing = read_sources(args.data, args.generations, args.image_root, need_answer=args.positives == "gold")
+    if missing and args.on_missing == "error":
+        raise ValueError(
+            f"{len(missing):,} of {len(sources) + len(missing):,} rows have no generated answer, e.g. {missing[0]!r}; generate them, or count them and "
+            "leave them out with --on_missing skip"
+        )
     samples = {source.sample.id: source.sample for source in sources}
     dropped: Counter[str] = Counter()
     if args.positives == "best":
@@ -323,18 +223,18 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         )
     else:
         pairs = gold_pairs(sources, args.round)
-    pairs = _without(pairs, [unusable(pair["chosen"], pair["rejected"]) for pair in pairs], dropped)
+    pairs = without(pairs, [unusable(pair["chosen"], pair["rejected"]) for pair in pairs], dropped)
     if args.drop_near_duplicates:
         near = {item["id"] for item in near_duplicates(pairs)}
-        pairs = _without(pairs, ["near_duplicate" if pair["id"] in near else None for pair in pairs], dropped)
+        pairs = without(pairs, ["near_duplicate" if pair["id"] in near else None for pair in pairs], dropped)
     if judged is not None and args.judge_filter:
         verdicts = preferred(pairs, samples, judged)
-        pairs = _without(pairs, [None if verdict == "chosen" else f"judge_{verdict}" for verdict in verdicts], dropped)
+        pairs = without(pairs, [None if verdict == "chosen" else f"judge_{verdict}" for verdict in verdicts], dropped)
     new = len(pairs)
     pairs += mixed
     again = repeated(pairs)
-    pairs = _without(pairs, ["repeated" if place in again else None for place in range(len(pairs))], dropped)
-    _check_ids(pairs)
+    pairs = without(pairs, ["repeated" if place in again else None for place in range(len(pairs))], dropped)
+    check_ids(pairs)
     if not pairs:
         raise ValueError(f"no pair is left: {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")
     near_now = near_duplicates(pairs)
@@ -352,21 +252,6 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "words": length_statistics(pairs),
         "judge": {"name": args.judge_model, **judged.judge.spent()} if judged else None,
     }
-
-
-def _without(pairs: list[dict[str, Any]], reasons: Sequence[str | None], dropped: Counter[str]) -> list[dict[str, Any]]:
-    dropped.update(reason for reason in reasons if reason)
-    return [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
-
-
-def _check_ids(pairs: list[dict[str, Any]]) -> None:
-    seen: set[str] = set()
-    for pair in pairs:
-        if str(pair["id"]) in seen:
-            raise ValueError(
-                f"id {pair['id']!r} stands in --mix and among the new pairs; give the new ones another --round"
-            )
-        seen.add(str(pair["id"]))
 
 
 def show(audit: dict[str, Any], out: str) -> None:

@@ -12,16 +12,19 @@ class JudgedRows:
     """The rows of `path` by their "key", a hash of everything that decided a row.
 
     `keys` are the rows wanted now, in order. Rows of an earlier run with other keys (another judge, prompt or answer) are
-    taken out of the file and counted in `stale`; a torn last line, left by a killed run, is cut off.
+    taken out of the file and counted in `stale`; a torn last line, left by a killed run, is cut off. A row with
+    "unread_after" N, whose replies could not be read in N attempts, is wanted again when `attempts` is larger.
     Raises ValueError, naming file and line, for a file that holds something else.
     """
 
-    def __init__(self, path: str | Path, keys: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, keys: Sequence[str], attempts: int) -> None:
         self.path, self.keys = Path(path), list(keys)
         found = _read(self.path)
         wanted = set(self.keys)
-        self.rows = {key: row for key, row in found.items() if key in wanted}
-        self.stale = len(found) - len(self.rows)
+        self.stale = len(found.keys() - wanted)
+        self.rows = {
+            key: row for key, row in found.items() if key in wanted and row.get("unread_after", attempts) >= attempts
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(self.rows.values())
 

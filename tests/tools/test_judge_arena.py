@@ -69,7 +69,7 @@ def test_three_models_and_a_rerun_that_costs_nothing(arena, chat_server, tmp_pat
     assert [part["type"] for part in parts] == ["image_url", "text"] and chat_server.requests[0]["temperature"] == 0
     result = result_of(tmp_path)
     assert result["counts"] == {
-        "battles": 36, "equal_answers": 0, "unreadable": 0, "asked_again": 0, "decided": 35, "tie": 1
+        "battles": 36, "equal_answers": 0, "unreadable": 0, "asked_again": 0, "decided": 35, "tie": 1, "with_pictures": 36
     }  # fmt: skip
     ratings = {name: entry["bradley_terry"]["rating"] for name, entry in result["models"].items()}
     assert ratings["strong"] > ratings["mid"] > ratings["weak"] and sum(ratings.values()) == pytest.approx(3000)
@@ -127,7 +127,8 @@ def test_replies_that_cannot_be_read_are_asked_again_then_counted(arena, chat_se
         return quality_judge(body)
 
     chat_server.answer = judge
-    done = arena(write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2}), "--judge_attempts", 3)
+    paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
+    done = arena(paths, "--judge_attempts", 3)
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path)
     assert result["counts"]["unreadable"] == 1 and result["counts"]["asked_again"] == 2
@@ -137,6 +138,10 @@ def test_replies_that_cannot_be_read_are_asked_again_then_counted(arena, chat_se
     assert sorted({body["seed"] for body in again}) == [1, 2] and all(body["temperature"] == 0.7 for body in again)
     assert len(chat_server.requests) == 24 + 2 * 2 + 2  # question 3 in both orders twice more, question 5 once more
     assert [b["winner"] for b in battles_of(tmp_path) if b["id"] == "q3"] == [None]
+    assert arena(paths, "--judge_attempts", 3).returncode == 0 and len(chat_server.requests) == 30
+    chat_server.answer = quality_judge  # with one more attempt only what was not read is asked
+    assert arena(paths, "--judge_attempts", 4).returncode == 0 and len(chat_server.requests) == 32
+    assert [b["winner"] for b in battles_of(tmp_path) if b["id"] == "q3"] == ["b"]
 
 
 def test_a_wrong_key_is_named_without_showing_any(arena, chat_server, tmp_path):
