@@ -119,8 +119,9 @@ def test_rows_and_scores_of_real_texts(run, texts, rows, chat_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_small_real_model_judges_over_http_through_faults(run, texts, rows, smollm2_server, tmp_path):
-    """SmolLM2-135M is a poor judge; what is proved is that its battles and ratings come through silence, errors and junk."""
+def test_a_small_real_model_judges_over_http_and_in_the_process(run, texts, rows, smollm2, smollm2_server, tmp_path):
+    """SmolLM2-135M is a poor judge (it likes the second place); what is proved is that its battles and ratings come
+    through silence, errors and junk, and that the same model in the process says the same."""
     questions = [row for row in lines_of(rows) if row["task"] == "driving_suggestion"][:5]
     answers: dict = {"llava_7b": {}, "gemini-pro": {}}
     for model, found in answers.items():
@@ -159,6 +160,13 @@ def test_a_small_real_model_judges_over_http_through_faults(run, texts, rows, sm
     result = json.loads((tmp_path / "arena.json").read_text())
     assert result["counts"]["battles"] == 5 and result["counts"]["unreadable"] < 5
     assert result["judge"]["requests"] >= 10 and not smollm2_server.faults
+
+    local = [str(word).replace("battles.jsonl", "local.jsonl") for word in arena]
+    local_judge = ["--judge_backend", "hf", "--judge_model", smollm2, "--judge_max_tokens", 8, "--judge_batch_size", 1]
+    done = run([sys.executable, "tools/judge_arena.py", *local, *local_judge], timeout=240)
+    assert done.returncode == 0, done.stderr
+    verdicts = [[row["verdicts"] for row in lines_of(tmp_path / name)] for name in ("battles.jsonl", "local.jsonl")]
+    assert verdicts[0] == verdicts[1] and "in this process" in done.stdout
 
     smollm2_server.dies_after = len(smollm2_server.requests) + 2
     rate = [

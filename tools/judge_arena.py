@@ -76,6 +76,8 @@ def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
     if len(args.predictions) < 2:
         raise ValueError("--predictions needs at least two files to compare")
     names = checkpoint_names(args.predictions)
+    if TIE in names:
+        raise ValueError(f"--predictions: no model may be called {TIE!r}; rename the file")
     files, left_out = common_samples([read_predictions(path) for path in args.predictions])
     pairs = list(itertools.combinations(range(len(names)), 2))
     if args.pairs == "vs-first":
@@ -283,6 +285,8 @@ def main() -> None:
         parser.error(str(error))
     show(result)
     for name, count in result["ids_left_out"].items():
+        if name not in result["models"]:
+            print(f"{name}: none of its battles could be read, so it has no rating")
         if count:
             print(f"{name}: {count} ids left out, missing in another file")
     if result["battles_of_other_settings_dropped"]:
