@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "drive_vlm"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TOOLS = sorted(path for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text())  # the rest are parts of one
+TOOLS = sorted(
+    path for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()
+)  # the rest are parts of one
 HEAVY = {
     "torch",
     "transformers",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.data.pair_sources import Source, best_pairs, check_ids, gold_pairs, read_pairs, read_sources, without
+from drive_vlm.data.pair_sources import Answered, best_pairs, check_ids, gold_pairs, read_answered, read_pairs, without
 from drive_vlm.data.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.evaluation.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
@@ -142,7 +142,7 @@ class Judged:
         return () if self.args.no_images else check_images(sample.images, sample.where)
 
 
-def scores_of(sources: list[Source], judged: Judged | None) -> list[list[float | None]]:
+def scores_of(sources: list[Answered], judged: Judged | None) -> list[list[float | None]]:
     """A score for each answer of each row: ROUGE-L against the row's answer, or the judge's rating (None: unread)."""
     flat = [(source, answer) for source in sources for answer in source.answers]
     if judged is None:
@@ -161,7 +161,7 @@ def scores_of(sources: list[Source], judged: Judged | None) -> list[list[float |
     return [[next(rest) for _ in source.answers] for source in sources]
 
 
-def ratings_of(flat: list[tuple[Source, str]], judged: Judged) -> list[float | None]:
+def ratings_of(flat: list[tuple[Answered, str]], judged: Judged) -> list[float | None]:
     items = [
         (question_of(source.sample), source.sample.reference or "(none)", answer, judged.images(source.sample))
         for source, answer in flat
@@ -209,7 +209,9 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         )
     mixed = read_pairs(args.mix)
     judged = Judged(args) if by_judge or args.judge_filter else None
-    sources, missing = read_sources(args.data, args.generations, args.image_root, need_answer=args.positives == "gold")
+    sources, missing, root = read_answered(
+        args.data, args.generations, args.image_root, need_answer=args.positives == "gold"
+    )
     if missing and args.on_missing == "error":
         raise ValueError(
             f"{len(missing):,} of {len(sources) + len(missing):,} rows have no generated answer, e.g. {missing[0]!r}; generate them, or count them and "
@@ -240,6 +242,7 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     near_now = near_duplicates(pairs)
     return pairs, {
         "round": args.round,
+        "image_root": root,
         "positives": args.positives,
         "rows": len(sources) + len(missing),
         "rows_without_generation": missing,
@@ -259,6 +262,7 @@ def show(audit: dict[str, Any], out: str) -> None:
     print(
         f"{out}: {audit['pairs']:,} pairs ({audit['new_pairs']:,} new, {audit['mixed_pairs']:,} of earlier rounds) from {audit['rows']:,} rows"
     )
+    print(f"image root: {audit['image_root']}")
     for reason, count in audit["dropped"].items():
         print(f"dropped: {count:,} {reason}")
     if audit["rows_without_generation"]:

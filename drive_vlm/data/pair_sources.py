@@ -1,18 +1,20 @@
 """Where preference pairs come from: rows with the answers that models gave to them, and pairs of earlier rounds."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.pairs import check_pair, pair_row
-from drive_vlm.data.samples import Sample, parse_row
+from drive_vlm.data.samples import Sample
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
 
 
 @dataclass(frozen=True)
-class Source:
+class Answered:
     """A row as it stands in the file, checked, and the answers that were generated for it, without repetitions."""
 
     row: dict[str, Any]
@@ -20,31 +22,35 @@ class Source:
     answers: tuple[str, ...]
 
 
-def read_sources(
+def read_answered(
     data: Sequence[str], generations: Sequence[str], image_root: str | None, need_answer: bool
-) -> tuple[list[Source], list[str]]:
-    """All rows that have generated answers, and the ids of those that have none.
+) -> tuple[list[Answered], list[str], str]:
+    """All rows that have generated answers, the ids of those that have none, and the folder that pictures start from.
 
-    Raises ValueError, naming file and line, for bad rows, ids that come twice, and when no row has an answer.
+    Raises ValueError, naming file and line, for bad rows, ids that come twice, several picture folders, and when no row
+    has an answer.
     """
     generated = [read_generations(path) for path in generations]
-    sources, missing, seen = [], [], dict[str, str]()
-    for path in data:
-        file = JsonlFile(path)
-        root = image_root or str(Path(path).resolve().parent)
-        for index in range(len(file)):
-            sample = parse_row(file[index], file.where(index), root, need_answer=need_answer)
+    files = open_sources(data, image_root)
+    if len(roots := sorted({os.path.abspath(file.root) for file in files})) > 1:
+        raise ValueError(
+            f"the pictures of the data files start from {' and '.join(roots)}; give --image_root, or make pairs of each"
+        )
+    answered, missing, seen = [], [], dict[str, str]()
+    for file in files:
+        for index in range(len(file.rows)):
+            sample = read_sample(file, index, need_answer)
             if sample.id in seen:
                 raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}; make ids unique")
             seen[sample.id] = sample.where
             answers = tuple(dict.fromkeys(answers[sample.id] for answers in generated if sample.id in answers))
             if answers:
-                sources.append(Source(file[index], sample, answers))
+                answered.append(Answered(file.rows[index], sample, answers))
             else:
                 missing.append(sample.id)
-    if not sources:
+    if not answered:
         raise ValueError(f"no id of {', '.join(data)} is in {', '.join(generations)}; generate from the same rows")
-    return sources, missing
+    return answered, missing, roots[0]
 
 
 def read_generations(path: str) -> dict[str, str]:
@@ -70,7 +76,7 @@ def read_pairs(paths: Sequence[str]) -> list[dict[str, Any]]:
     return [check_pair(file[i], file.where(i)) for file in files for i in range(len(file))]
 
 
-def gold_pairs(sources: list[Source], number: int) -> list[dict[str, Any]]:
+def gold_pairs(sources: list[Answered], number: int) -> list[dict[str, Any]]:
     """Every generated answer against the row's own."""
     return [
         pair_row(
@@ -87,7 +93,7 @@ def gold_pairs(sources: list[Source], number: int) -> list[dict[str, Any]]:
 
 
 def best_pairs(
-    sources: list[Source], scores: list[list[float | None]], number: int, margin: float
+    sources: list[Answered], scores: list[list[float | None]], number: int, margin: float
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The best generated answer of each row against its worst, and how many rows have none, by reason."""
     pairs, dropped = [], Counter[str]()
@@ -109,7 +115,7 @@ def best_pairs(
     return pairs, dropped
 
 
-def _pair_id(source: Source, number: int, k: int) -> str:
+def _pair_id(source: Answered, number: int, k: int) -> str:
     return f"{source.sample.id}-r{number}" + (f"-{k}" if k else "")
 
 

@@ -72,6 +72,7 @@ def test_pairs_of_a_spin_round(make, tmp_path):
     assert audit["dropped"] == {"identical": 1, "empty_rejected": 1} and audit["rows"] == 5 and audit["pairs"] == 3
     assert audit["near_duplicates"]["pairs"] == [{"id": "q3-r1", "similarity": 1.0}]
     assert audit["words"]["chosen"]["mean"] == pytest.approx(10 / 3) and audit["words"]["chosen_longer"] == 0.5
+    assert audit["image_root"] == str(tmp_path) and "image root" in done.stdout
     assert "dropped: 1 identical" in done.stdout and "near-duplicates: 1 pairs" in done.stdout
     assert make("--generations", said, "--drop_near_duplicates").returncode == 0
     assert audit_of(tmp_path)["dropped"]["near_duplicate"] == 1 and len(pairs_of(tmp_path)) == 2
@@ -169,6 +170,10 @@ def test_bad_input(make, data, tmp_path):
     assert done.returncode == 2 and "4 of 5 rows have no generated answer, e.g. 'q1'" in done.stderr
     assert make("--generations", some, "--on_missing", "skip").returncode == 0
     assert audit_of(tmp_path)["rows_without_generation"] == ["q1", "q2", "q3", "q4"]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "more.jsonl").write_text(data.read_text().replace('"q', '"p'))
+    done = make("--generations", some, "--data", data, tmp_path / "sub" / "more.jsonl")
+    assert done.returncode == 2 and "give --image_root" in done.stderr
     same = generations(tmp_path, "same", ANSWERS)
     assert "no pair is left: 5 identical" in make("--generations", same).stderr
     some.write_text('{"id": "zz", "prediction": "x"}\n')
