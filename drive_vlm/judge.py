@@ -21,11 +21,17 @@ from urllib.parse import urlsplit
 
 Message = dict[str, Any]
 
+_REFUSALS = (400, 413, 422)  # HTTP statuses that are about one request, not about the server or the key
+_ALL_REFUSED = 8  # so many refusals and no answer are no accident; fewer may be what an earlier run left over
 _IMAGE_KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
 class ChatError(ValueError):
     """The server could not be asked, refused, or answered with nothing."""
+
+
+class RefusedError(ChatError):
+    """The server is well but would not answer this one request: too long, filtered, or an empty reply each time."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class ChatClient:
         self._lock = threading.Lock()
         self._next_request = 0.0
         self._client: Any = None
+        self._answered = False
 
     @property
     def cost(self) -> float | None:
@@ -93,22 +100,30 @@ class ChatClient:
     def complete(self, messages: Sequence[Message], **sampling: Any) -> Reply:
         """The reply to one conversation; `sampling` is passed on (temperature, max_tokens, seed ...).
 
-        Raises ChatError for a refused request, a dead server or an empty reply, ValueError for a missing key.
+        Raises RefusedError for a refused request or an empty reply, ChatError for a server that cannot be asked,
+        ValueError for a missing key.
         """
         key = request_key(self.base_url, self.model, messages, sampling)
         reply = self._cached(key)
         if reply is None:
             reply = self._ask(key, messages, sampling)
             self._store(key, reply)
+        self._answered = True
         return reply
 
     def complete_many(
-        self, conversations: Sequence[Sequence[Message]], workers: int = 8, progress: str = "asking", **sampling: Any
+        self,
+        conversations: Sequence[Sequence[Message]],
+        workers: int = 8,
+        progress: str = "asking",
+        keep_refused: bool = False,
+        **sampling: Any,
     ) -> list[Reply]:
         """Replies in the order of `conversations`, asked by `workers` threads, with a progress bar on stderr.
 
         With a cache, equal conversations are asked once. The first error stops the rest; what was answered before
-        stays in the cache.
+        stays in the cache. With `keep_refused` a request that the server refuses has an empty reply, whose
+        finish_reason is the error's text; where nothing but refusals has come, the first is raised all the same.
         """
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
@@ -119,34 +134,43 @@ class ChatClient:
         if self.cache_dir is not None:
             keys = [request_key(self.base_url, self.model, messages, sampling) for messages in conversations]
         replies: dict[Any, Reply] = {}
+        refused: list[RefusedError] = []
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             unique = dict(zip(keys, conversations, strict=True))
             futures = {pool.submit(self.complete, messages, **sampling): key for key, messages in unique.items()}
             try:
                 bar = track(as_completed(futures), progress, total=len(futures), console=Console(stderr=True))
                 for future in bar:
-                    replies[futures[future]] = future.result()
+                    error = future.exception()
+                    if not keep_refused or not isinstance(error, RefusedError):
+                        replies[futures[future]] = future.result()
+                        continue
+                    replies[futures[future]] = Reply("", str(error), 0, 0)
+                    refused.append(error)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        if len(refused) == len(replies) >= _ALL_REFUSED and not self._answered:
+            raise refused[0]
         return [replies[key] for key in keys]
 
     def _ask(self, key: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Reply:
         import openai
 
         client, secret = self._connection()
-        problem = ""
+        problem, kind = "", ChatError
         for _ in range(self.max_retries + 1):
             self._wait_for_turn()
             try:
                 reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
             except (_Malformed, json.JSONDecodeError) as error:  # the `openai` package hands both through unchecked
-                problem = f"no chat completion, but {str(error).replace(secret, '***')}"
+                problem, kind = f"no chat completion, but {str(error).replace(secret, '***')}", ChatError
                 continue
             except openai.OpenAIError as error:
                 text = f"{type(error).__name__}: {error}".replace(secret, "***")
                 # `from None`: the chained error would print what was redacted here.
-                raise ChatError(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
+                kind = RefusedError if getattr(error, "status_code", 0) in _REFUSALS else ChatError
+                raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
             with self._lock:
                 self.usage.requests += 1
                 self.usage.prompt_tokens += reply.prompt_tokens
@@ -154,7 +178,8 @@ class ChatClient:
             if reply.text.strip():
                 return reply
             problem = f"empty reply (finish_reason {reply.finish_reason}); raise max_tokens, or look at the request"
-        raise ChatError(
+            kind = RefusedError
+        raise kind(
             f"{self.model} at {self.base_url}: {_name(key, messages)}: in {self.max_retries + 1} attempts {problem}"
         )
 

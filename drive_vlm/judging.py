@@ -178,10 +178,11 @@ class ServerJudge:
             [_messages(request) for request in requests],
             self.config.judge_workers,
             "judging" if attempt == 0 else f"asking again ({attempt})",
+            keep_refused=True,
             **sampling,
             **seed,
         )
-        return [reply.text for reply in replies]
+        return [reply.text or f"(refused) {reply.finish_reason}" for reply in replies]
 
     def describe(self) -> dict[str, Any]:
         names = ("judge_model", "judge_url", "judge_max_tokens")

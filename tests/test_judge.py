@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drive_vlm.judge import ChatClient, ChatError, image_part, request_key
+from drive_vlm.judge import ChatClient, ChatError, RefusedError, image_part, request_key
 
 SECRET = "sk-very-secret-0123456789"
 PIXEL = b"\x89PNG\r\n\x1a\n" + bytes(16)
@@ -210,3 +210,24 @@ def test_a_silent_server_is_left_after_the_timeout(chat_server):
     chat_server.faults = [3.0]
     with pytest.raises(ChatError, match="APITimeoutError"):
         ChatClient(chat_server.url, "m", timeout=0.3, max_retries=0).complete(ask("x"))
+
+
+def test_a_refused_request_can_be_kept_as_an_empty_reply(chat_server, tmp_path):
+    chat_server.answer = lambda body: "" if "silent" in body["messages"][-1]["content"] else "OK"
+    client = ChatClient(chat_server.url, "m", cache_dir=tmp_path, max_retries=1)
+    chat_server.faults = [400]
+    with pytest.raises(RefusedError, match="400"):
+        client.complete(ask("too long"))
+    replies = client.complete_many([ask("silent"), ask("x")], keep_refused=True)
+    assert [reply.text for reply in replies] == ["", "OK"] and "empty reply" in replies[0].finish_reason
+    assert len(list(tmp_path.rglob("*.json"))) == 1  # a refusal is asked again by the next run
+    with pytest.raises(RefusedError):
+        client.complete_many([ask("silent"), ask("x")])
+    fresh = ChatClient(chat_server.url, "m", max_retries=0)
+    assert fresh.complete_many([ask("silent")], keep_refused=True)[0].text == ""
+    with pytest.raises(RefusedError):  # nothing but refusals: something is wrong with every request
+        fresh.complete_many([ask(f"silent {i}") for i in range(8)], keep_refused=True)
+    chat_server.faults = [403]
+    with pytest.raises(ChatError) as caught:
+        client.complete_many([ask("y"), ask("x")], keep_refused=True)
+    assert not isinstance(caught.value, RefusedError)

@@ -144,6 +144,15 @@ def test_replies_that_cannot_be_read_are_asked_again_then_counted(arena, chat_se
     assert [b["winner"] for b in battles_of(tmp_path) if b["id"] == "q3"] == ["b"]
 
 
+def test_a_request_that_the_server_refuses_does_not_stop_the_others(arena, chat_server, tmp_path):
+    paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
+    chat_server.faults = [400]
+    done = arena(paths, "--judge_workers", 1, "--judge_attempts", 1)
+    assert done.returncode == 0 and "1 unreadable" in done.stdout, done.stderr
+    first = battles_of(tmp_path)[0]
+    assert first["winner"] is None and "(refused)" in first["replies"][0] and "400" in first["replies"][0]
+
+
 def test_a_wrong_key_is_named_without_showing_any(arena, chat_server, tmp_path):
     chat_server.required_key = SECRET
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
