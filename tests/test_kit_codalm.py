@@ -120,7 +120,7 @@ def test_rows_and_scores_of_real_texts(run, texts, rows, chat_server, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_real_model_judges_over_http_and_in_the_process(run, texts, rows, smollm2, smollm2_server, tmp_path):
-    """SmolLM2-135M is a poor judge (it likes the second place); what is proved is that its battles and ratings come
+    """SmolLM2-135M is a poor judge: what is proved is that its battles and ratings come
     through silence, errors and junk, and that the same model in the process says the same."""
     questions = [row for row in lines_of(rows) if row["task"] == "driving_suggestion"][:5]
     answers: dict = {"llava_7b": {}, "gemini-pro": {}}
