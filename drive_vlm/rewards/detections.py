@@ -1,0 +1,248 @@
+"""Detection cache: which objects a detector saw in the sampled frames of each video, one JSONL line a video.
+
+    {"video": "<path as the rows give it>",
+     "detector": {"weights": "yolov8x.pt", "sha256": "...", "imgsz": 640, "conf": 0.3, "version": "ultralytics 8.4.190"},
+     "frames": [{"index": 3, "sha256": "<of the frame's RGB bytes>",
+                 "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}]}
+
+`tools/cache_detections.py` writes it, rewards and evaluators read it: no detector runs beside training. Boxes are in
+pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
+that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import plain
+
+COMMAND = "python tools/cache_detections.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """What was run: weights file name and SHA-256 of its bytes, picture size, confidence threshold, software version."""
+
+    weights: str
+    sha256: str
+    imgsz: int
+    conf: float
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.weights} ({self.sha256[:8]}, imgsz {self.imgsz}, conf {self.conf}, {self.version})"
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedObject:
+    """One box (x1, y1, x2, y2) in pixels, its class name and its score in 0..1."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedFrame:
+    """The objects of one frame: its number in the video, the SHA-256 of its RGB bytes."""
+
+    index: int
+    sha256: str
+    objects: tuple[DetectedObject, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoDetections:
+    """One line of the cache."""
+
+    video: str
+    detector: Detector
+    frames: tuple[DetectedFrame, ...]
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """Labels seen in any frame."""
+        return frozenset(item.label for frame in self.frames for item in frame.objects)
+
+
+class DetectionCache:
+    """All lines of one or several cache files by video.
+
+    Attributes:
+        detector: the settings that all lines share; None for a cache without lines.
+        paths: the files it was read from.
+    """
+
+    def __init__(self, entries: dict[str, VideoDetections], paths: Sequence[Path]) -> None:
+        self._entries, self.paths = entries, list(paths)
+        self._classes = {video: entry.classes for video, entry in entries.items()}
+        self.detector = next((entry.detector for entry in entries.values()), None)
+
+    @classmethod
+    def load(cls, paths: str | Path | Sequence[str | Path]) -> "DetectionCache":
+        """Read the files. The same video may come again with the same content (a repeated shard).
+
+        Raises ValueError with file:line for a line that is not of the format, for two different answers about one
+        video and for a second detector or setting; and for a file that is not there.
+        """
+        files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        entries: dict[str, VideoDetections] = {}
+        first: dict[str, str] = {}
+        for path in files:
+            for where, entry in read_detections(path):
+                known = entries.setdefault(entry.video, entry)
+                origin = first.setdefault(entry.video, where)
+                start = next(iter(entries))
+                if entry.detector != entries[start].detector:
+                    raise ValueError(
+                        f"{where}: detector {entry.detector}, but {first[start]} has {entries[start].detector}; a cache "
+                        f"holds one detector with one setting: run {COMMAND} again for all videos, to a new file"
+                    )
+                if known != entry:
+                    raise ValueError(
+                        f"{where}: other detections for {entry.video!r} than at {origin} (other frames, or a changed "
+                        f"video); remove one of the two lines, or run {COMMAND} again to a new file"
+                    )
+        return cls(entries, files)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, video: str) -> bool:
+        return video in self._entries
+
+    def __iter__(self) -> Iterator[VideoDetections]:
+        return iter(self._entries.values())
+
+    def entry(self, video: str) -> VideoDetections:
+        """Raises ValueError, with the command that mends it, for a video that is not in the cache."""
+        if video not in self._entries:
+            raise ValueError(self._missing(video))
+        return self._entries[video]
+
+    def classes(self, video: str) -> frozenset[str]:
+        """Labels seen in any sampled frame of the video (its path as the rows give it); raises as `entry` does."""
+        if video not in self._classes:
+            raise ValueError(self._missing(video))
+        return self._classes[video]
+
+    def _missing(self, video: str) -> str:
+        files = ", ".join(map(str, self.paths)) or "the cache"
+        near = [known for known in self._entries if Path(known).name == Path(video).name]
+        hint = f" (it has {near[0]!r}: give the path as the rows give it)" if near else ""
+        return (
+            f"no detections for {video!r} in {files}, which holds {len(self)} videos{hint}; add it with "
+            f"{COMMAND} --data ROWS.jsonl --out {self.paths[0] if self.paths else 'detections.jsonl'}"
+        )
+
+
+def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:
+    """("file:line", entry) of every line. Raises ValueError with file:line; blank lines are passed over."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such detection cache; write it with {COMMAND} --data ROWS.jsonl --out {path}")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                torn = "" if line.endswith(b"\n") else f" (a torn last line: {COMMAND} with this --out cuts it off)"
+                raise ValueError(f"{where}: not valid JSON{torn}; mend or remove the line") from error
+            yield where, parse_detections(row, where)
+
+
+def parse_detections(row: Any, where: str) -> VideoDetections:
+    """One decoded line, checked key by key; unknown keys are refused. Raises ValueError with `where`."""
+    top = _keys(row, {"video": str, "detector": dict, "frames": list}, where, "the line")
+    told = _keys(
+        top["detector"],
+        {"weights": str, "sha256": str, "imgsz": int, "conf": float, "version": str},
+        where,
+        '"detector"',
+    )
+    frames = tuple(_frame(item, where, f'"frames"[{i}]') for i, item in enumerate(top["frames"]))
+    if not top["video"]:
+        raise ValueError(f'{where}: "video" is empty')
+    if not frames:
+        raise ValueError(f'{where}: no "frames": nothing was looked at, which is not the same as nothing seen')
+    return VideoDetections(top["video"], Detector(**told), frames)
+
+
+def _frame(item: Any, where: str, name: str) -> DetectedFrame:
+    frame = _keys(item, {"index": int, "sha256": str, "objects": list}, where, name)
+    objects = tuple(_object(thing, where, f'{name}["objects"][{i}]') for i, thing in enumerate(frame["objects"]))
+    if frame["index"] < 0:
+        raise ValueError(f'{where}: {name}: "index" is {frame["index"]}, below 0')
+    return DetectedFrame(frame["index"], frame["sha256"], objects)
+
+
+def _object(item: Any, where: str, name: str) -> DetectedObject:
+    thing = _keys(item, {"label": str, "score": float, "box": list}, where, name)
+    box = thing["box"]
+    if len(box) != 4 or not all(_is(value, float) and math.isfinite(value) for value in box):
+        raise ValueError(f'{where}: {name}: "box" must be four finite numbers x1, y1, x2, y2, got {json.dumps(box)}')
+    if box[0] > box[2] or box[1] > box[3]:
+        raise ValueError(f'{where}: {name}: "box" {box} has x1 > x2 or y1 > y2')
+    if not thing["label"] or not 0 <= thing["score"] <= 1:
+        raise ValueError(f"{where}: {name}: label {thing['label']!r}, score {thing['score']}: need a name and 0..1")
+    x1, y1, x2, y2 = map(float, box)
+    return DetectedObject(thing["label"], thing["score"], (x1, y1, x2, y2))
+
+
+def _is(value: Any, kind: type) -> bool:
+    """isinstance as JSON means it: an integer is a number, true is none."""
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def _keys(item: Any, kinds: dict[str, type], where: str, name: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: {name} must be an object, got {type(item).__name__}")
+    wrong = sorted(kinds.keys() ^ item.keys())
+    if wrong:
+        told = ", ".join(f"{'no' if key in kinds else 'unknown'} key {key!r}" for key in wrong)
+        raise ValueError(f"{where}: {name} has {told}; expected {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if not _is(item[key], kind):
+            raise ValueError(f"{where}: {name}[{key!r}] must be {kind.__name__}, got {json.dumps(item[key])}")
+    return item
+
+
+def append_detections(path: str | Path, entries: Iterable[VideoDetections]) -> None:
+    """Add lines, each in one write, on disk when the call ends. A torn last line, left by a killed run, is cut off first.
+
+    One process writes to a file; shards write files of their own and `merge_detections` joins them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(path)
+    with path.open("ab", buffering=0) as file:
+        for entry in entries:
+            line = (json.dumps(plain(entry), ensure_ascii=False) + "\n").encode()
+            parse_detections(json.loads(line), f"{path}: {entry.video}")  # nothing is written that cannot be read
+            file.write(line)
+        os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Shorten the file to its last whole line; a file that is not there stays so."""
+    if path.is_file():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def merge_detections(shards: Sequence[str | Path], out: str | Path) -> DetectionCache:
+    """Join shard files (and what `out` holds already) into `out`, by video name, atomically; raises as `load` does."""
+    out = Path(out)
+    cache = DetectionCache.load([*([out] if out.is_file() else []), *shards])
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    append_detections(beside, sorted(cache, key=lambda entry: entry.video))
+    os.replace(beside, out)
+    cache.paths = [out]
+    return cache
