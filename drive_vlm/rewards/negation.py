@@ -1,0 +1,132 @@
+"""Does a text say that an object is there, or that it is not? Rules over spaCy's dependency tree, one noun at a time.
+
+Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
+a car", "an absence of cars", "there are not any cars", "a car cannot be seen", "cars are absent", "lacks cars", "hardly
+any cars", "a car-free street", "a bus rather than a car", "a bus, not a car", "potential cars". Not negated: "not only
+cars", "the car does not stop", "the bus no longer waits".
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spacy.tokens import Token
+
+_NO = {"no", "neither", "nor", "zero"}
+_HARDLY = {"hardly", "barely", "scarcely"}
+_UNREAL = {"potential", "possible", "hypothetical", "imaginary", "absent", "nonexistent"}
+_VOID = {"free", "clear", "devoid", "empty", "void", "bereft", "absence", "lack", "none", "instead", "absent"}
+_SIGNS = {"sign", "trace", "evidence", "presence", "sight", "hint", "indication"}
+_ABSENT = {"absent", "missing", "lacking", "nonexistent", "unseen", "invisible"}
+_PRESENT = {"visible", "present", "apparent", "evident", "noticeable", "observable", "discernible"}
+_SEE = {"see", "detect", "observe", "find", "notice", "spot", "show", "depict", "encounter", "identify", "locate"}
+_APPEAR = {"appear", "exist"}
+_LACK = {"lack", "exclude"}
+_VAGUE_DETERMINERS = {"a", "an", "any", "another", "single", "either"}
+
+
+def is_negated(noun: "Token") -> bool:
+    """Whether the text denies, or only imagines, what `noun` names. A list of nouns shares the first one's negation
+    until a noun has a determiner or number of its own ("no cars, buses or trucks", but "no car and a bus")."""
+    noun = phrase_head(noun)
+    if _denied(noun):
+        return True
+    while noun.dep_ in ("conj", "appos"):
+        first = noun.head
+        if _denied_between(first, noun):
+            return True
+        if _has_own_determiner(noun) or any(word.lower_ == "but" for word in first.children):
+            return False
+        if _denied(first):
+            return True
+        noun = first
+    return False
+
+
+def phrase_head(noun: "Token") -> "Token":
+    """The last noun of a compound: `lights` for `traffic`."""
+    while noun.dep_ == "compound" and noun.head.i > noun.i:
+        noun = noun.head
+    return noun
+
+
+def _denied(noun: "Token") -> bool:
+    if any(_denies(word, noun) for word in noun.children) or _is_free_compound(noun):
+        return True
+    if noun.dep_ == "pobj":
+        return _denied_by_preposition(noun.head)
+    if noun.dep_ in ("dobj", "attr", "oprd"):
+        verb = noun.head
+        indefinite = noun.dep_ == "attr" or not _has_own_determiner(noun)
+        return (_verb_negated(verb) and indefinite) or (verb.lemma_ in _LACK and not _verb_negated(verb))
+    return noun.dep_ in ("nsubj", "nsubjpass") and _denied_as_subject(noun.head)
+
+
+def _denies(word: "Token", noun: "Token") -> bool:
+    if word.i > noun.i:
+        return False
+    if word.lower_ in _NO:
+        return _next(word) != "longer"
+    return (word.dep_ == "neg" and _next(word) != "only") or word.lower_ in _HARDLY or word.lower_ in _UNREAL
+
+
+def _next(word: "Token") -> str:
+    return word.doc[word.i + 1].lower_ if word.i + 1 < len(word.doc) else ""
+
+
+def _denied_between(first: "Token", noun: "Token") -> bool:
+    """ "A car, not a truck": the negation hangs on the first noun and stands before the second."""
+    return any(word.dep_ == "neg" and first.i < word.i < noun.i for word in first.children)
+
+
+def _is_free_compound(noun: "Token") -> bool:
+    """ "car-free"."""
+    behind = noun.doc[noun.i + 1 : noun.i + 3]
+    return len(behind) == 2 and behind[0].text == "-" and behind[1].lower_ in ("free", "less")
+
+
+def _denied_by_preposition(preposition: "Token") -> bool:
+    word, governor = preposition.lower_, preposition.head
+    if word == "without":
+        return True
+    if word == "than":
+        return any(child.lower_ == "rather" for child in preposition.children)
+    if word == "from":
+        return governor.lemma_ in ("free", "absent", "miss")
+    if word != "of":
+        return False
+    if any(child.lower_ == "instead" for child in preposition.children):
+        return True
+    return governor.lower_ in _VOID or (governor.lemma_ in _SIGNS and is_negated(governor))
+
+
+def _verb_negated(verb: "Token") -> bool:
+    """By not or never, by "nowhere", by "no longer"; "there do not appear to be" passes it on."""
+    for word in verb.children:
+        if word.lower_ == "nowhere" or (word.dep_ == "neg" and _next(word) != "only"):
+            return True
+        if word.lower_ == "longer" and any(child.lower_ == "no" for child in word.children):
+            return True
+    return verb.dep_ == "xcomp" and verb.head.lemma_ in ("appear", "seem") and _verb_negated(verb.head)
+
+
+def _denied_as_subject(verb: "Token") -> bool:
+    negated = _verb_negated(verb)
+    if any(word.lower_ == "nowhere" for word in verb.children):
+        return True
+    if verb.lemma_ == "be":
+        states = {word.lemma_.lower() for word in verb.children if word.dep_ in ("acomp", "attr", "oprd")}
+        return bool(states & (_PRESENT if negated else _ABSENT))
+    if verb.lemma_ in _APPEAR:
+        return negated and not any(word.dep_ == "xcomp" for word in verb.children)
+    return negated and verb.lemma_ in _SEE and any(word.dep_ == "auxpass" for word in verb.children)
+
+
+def _has_own_determiner(noun: "Token") -> bool:
+    """A definite one or a number: "the car", "two cars", "its car"; not "a car", "any cars", "cars"."""
+    if noun.dep_ == "conj" and any(word.lower_ in ("a", "an") for word in noun.children):
+        return not any(word.lower_ in ("or", "nor") for word in noun.head.children)
+    return any(
+        (word.dep_ in ("det", "nummod", "poss") and word.lower_ not in _VAGUE_DETERMINERS)
+        or word.lower_ in ("several", "many", "numerous")
+        for word in noun.children
+    )
