@@ -169,9 +169,11 @@ def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = F
         found = 1
         for words, value in sorted(candidates, key=lambda entry: -len(entry[0])):
             end = start + len(words)
-            if end > len(tokens) or (only_nouns and not tokens[end - 1].tag_.startswith("NN")):
+            if end > len(tokens) or (len(words) > 1 and lower[start:end] != list(words)):
                 continue
-            if len(words) > 1 and lower[start:end] != list(words):
+            if only_nouns and not (
+                tokens[end - 1].tag_.startswith("NN") and (len(words) == 1 or _is_noun(tokens[end - 1]))
+            ):
                 continue
             found = len(words)
             yield start, found, value
@@ -185,10 +187,13 @@ def _is_modifier(noun: "Token", vocabulary: Vocabulary) -> bool:
     head = phrase_head(noun)
     if head.i == noun.i or noun.tag_ != "NN" or not head.tag_.startswith("NN"):
         return False
-    if head.tag_ == "NNS" and head.lemma_ in vocabulary.dynamic_verbs:
-        return False
-    first = next((word for word in head.children if word.dep_ == "det"), None)
-    return not (head.tag_ == "NNS" and first is not None and first.lower_ in _SINGULAR_DETERMINERS)
+    return head.lemma_ not in vocabulary.dynamic_verbs and _is_noun(head)
+
+
+def _is_noun(token: "Token") -> bool:
+    """False for a verb that the tagger took for a plural: "a car parks" cannot be "a" and "car parks"."""
+    first = next((word for word in token.children if word.dep_ == "det"), None)
+    return not (token.tag_ == "NNS" and first is not None and first.lower_ in _SINGULAR_DETERMINERS)
 
 
 def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:

@@ -2,7 +2,7 @@
 
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
 a car", "an absence of cars", "there are not any cars", "a car cannot be seen", "cars are absent", "lacks cars", "hardly
-any cars", "a car-free street", "a bus rather than a car", "a bus, not a car", "potential cars". Not negated: "not only
+any cars", "a car-free street", "a bus rather than a car", "a bus, not a car", "potential cars", "whether a car comes". Not negated: "not only
 cars", "the car does not stop", "the bus no longer waits".
 """
 
@@ -21,12 +21,16 @@ _PRESENT = {"visible", "present", "apparent", "evident", "noticeable", "observab
 _SEE = {"see", "detect", "observe", "find", "notice", "spot", "show", "depict", "encounter", "identify", "locate"}
 _APPEAR = {"appear", "exist"}
 _LACK = {"lack", "exclude"}
+_DOUBT = {"if", "whether", "unless"}
+_LIST_WORDS = {",", "or", "nor", "any", "stop", "-"}
 _VAGUE_DETERMINERS = {"a", "an", "any", "another", "single", "either"}
 
 
 def is_negated(noun: "Token") -> bool:
     """Whether the text denies, or only imagines, what `noun` names. A list of nouns shares the first one's negation
     until a noun has a determiner or number of its own ("no cars, buses or trucks", but "no car and a bus")."""
+    if _in_denied_list(noun):
+        return True
     noun = phrase_head(noun)
     if _denied(noun):
         return True
@@ -54,11 +58,13 @@ def _denied(noun: "Token") -> bool:
         return True
     if noun.dep_ == "pobj":
         return _denied_by_preposition(noun.head)
+    verb = noun.head
+    if any(word.dep_ == "mark" and word.lower_ in _DOUBT for word in verb.children):
+        return True
     if noun.dep_ in ("dobj", "attr", "oprd"):
-        verb = noun.head
         indefinite = noun.dep_ == "attr" or not _has_own_determiner(noun)
         return (_verb_negated(verb) and indefinite) or (verb.lemma_ in _LACK and not _verb_negated(verb))
-    return noun.dep_ in ("nsubj", "nsubjpass") and _denied_as_subject(noun.head)
+    return noun.dep_ in ("nsubj", "nsubjpass") and _denied_as_subject(verb)
 
 
 def _denies(word: "Token", noun: "Token") -> bool:
@@ -66,7 +72,25 @@ def _denies(word: "Token", noun: "Token") -> bool:
         return False
     if word.lower_ in _NO:
         return _next(word) != "longer"
+    if word.lower_ == "any" and word.i > 0 and word.doc[word.i - 1].lower_ in _HARDLY:
+        return True
     return (word.dep_ == "neg" and _next(word) != "only") or word.lower_ in _HARDLY or word.lower_ in _UNREAL
+
+
+def _in_denied_list(noun: "Token") -> bool:
+    """ "No traffic lights, stop signs or buses", whatever tree the parser makes of it: nouns, adjectives and commas around
+    an "or", behind a "no" or "without"."""
+    doc, start, end = noun.doc, noun.i, noun.i + 1
+    while start > 0 and _is_list_word(doc[start - 1]):
+        start -= 1
+    while end < len(doc) and _is_list_word(doc[end]):
+        end += 1
+    denies = start > 0 and doc[start - 1].lower_ in ("no", "neither", "without")
+    return denies and any(word.lower_ in ("or", "nor") for word in doc[start:end])
+
+
+def _is_list_word(word: "Token") -> bool:
+    return word.lower_ in _LIST_WORDS or word.tag_.startswith("NN") or word.tag_ in ("JJ", "VBN")
 
 
 def _next(word: "Token") -> str:
@@ -106,6 +130,8 @@ def _verb_negated(verb: "Token") -> bool:
             return True
         if word.lower_ == "longer" and any(child.lower_ == "no" for child in word.children):
             return True
+    if verb.dep_ == "conj" and any(word.lower_ == "nor" and word.i < verb.i for word in verb.head.children):
+        return True
     return verb.dep_ == "xcomp" and verb.head.lemma_ in ("appear", "seem") and _verb_negated(verb.head)
 
 
@@ -116,6 +142,8 @@ def _denied_as_subject(verb: "Token") -> bool:
     if verb.lemma_ == "be":
         states = {word.lemma_.lower() for word in verb.children if word.dep_ in ("acomp", "attr", "oprd")}
         return bool(states & (_PRESENT if negated else _ABSENT))
+    if verb.lemma_ == "miss" and verb.tag_ == "VBG":
+        return not negated and not any(word.dep_ == "dobj" for word in verb.children)
     if verb.lemma_ in _APPEAR:
         return negated and not any(word.dep_ == "xcomp" for word in verb.children)
     return negated and verb.lemma_ in _SEE and any(word.dep_ == "auxpass" for word in verb.children)
