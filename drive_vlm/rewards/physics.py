@@ -177,7 +177,7 @@ class PhysicsReward:
 
     Attributes:
         parser, cache, weights: what the terms are made from.
-        calls, unverified: completions scored, and those of them that claimed no object.
+        scored, unverified: completions scored, and those of them that claimed no object.
     """
 
     __name__ = "physics"
@@ -195,7 +195,7 @@ class PhysicsReward:
         if config.physics_hallucination == "all":
             self._critical = vocabulary.required | vocabulary.optional
         self.last_terms: list[Terms] = []
-        self.calls = self.unverified = 0
+        self.scored = self.unverified = 0
 
     def score(self, texts: Sequence[str], references: Sequence[str], videos: Sequence[str]) -> list[Terms]:
         """Terms of N texts; each distinct text and reference is parsed once. Raises ValueError for a video that is not in
@@ -211,7 +211,7 @@ class PhysicsReward:
         texts = [completion_text(completion) for completion in completions]
         videos = _column(columns, "video", "image")
         self.last_terms = self.score(texts, _column(columns, "reference"), videos)
-        self.calls += len(texts)
+        self.scored += len(texts)
         self.unverified += sum(item.unverified for item in self.last_terms)
         if columns.get("log_metric") and texts:
             self._log(columns["log_metric"], columns.get("mode"))
