@@ -136,6 +136,8 @@ def read_rows(config: GenerateConfig) -> tuple[list[Sample], list[BadRow]]:
                 "_image": relative[0] if len(relative) == 1 else relative,
                 "_max_tiles": source.max_tiles,
             }
+            if sample.video:
+                columns["_video"] = os.path.relpath(sample.video, source.root)
             samples.append(dataclasses.replace(sample, columns=columns))
     return samples, bad
 

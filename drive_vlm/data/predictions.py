@@ -120,6 +120,8 @@ def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
     }
     if sample.images:
         row["image"] = sample.columns["_image"]
+    if sample.video:
+        row["video"] = sample.columns["_video"]
     if sample.group is not None:
         row["group"] = sample.group
     return row | extra
