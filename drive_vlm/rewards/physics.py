@@ -61,6 +61,7 @@ class Terms:
         object, temporal, detail, hallucination: the terms, in 0..1 (hallucination: 1 is none).
         precision, recall: of the object term.
         claims, verified: number of object claims, and of those that the detector bears out (general words included).
+        found, wanted: credit for detected classes that the text accounts for, and their number: recall = found / wanted.
         false_claims: what is claimed and was not detected: class names, and general words in brackets.
         missed: detected classes that the text should have named and did not.
         unverified: the text claims no object.
@@ -76,6 +77,8 @@ class Terms:
     recall: float
     claims: int
     verified: int
+    found: float
+    wanted: int
     false_claims: tuple[str, ...]
     missed: tuple[str, ...]
     unverified: bool
@@ -115,6 +118,8 @@ def terms(
         recall=recall,
         claims=claims,
         verified=verified,
+        found=credit,
+        wanted=len(wanted),
         false_claims=tuple(false),
         missed=tuple(sorted(wanted - found)),
         unverified=not text.names_objects,
