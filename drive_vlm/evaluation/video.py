@@ -109,7 +109,7 @@ class Adherence:
 
     ratio: median of concise words / detailed words; shorter, half: shares of the videos whose concise text is shorter, and
     at most half as long. videos: with both texts; unpaired: with one of them; silent: their detailed text is empty, so
-    that there is no ratio (they count as not obeyed).
+    that there is no ratio (the shares count them as not obeyed).
     """
 
     videos: int
@@ -126,7 +126,7 @@ def length_adherence(
     """From words of each video's texts; `groups` gives what is resampled whole for each video."""
     both = [video for video in detailed if video in concise]
     pairs = np.array([[concise[video], detailed[video]] for video in both], dtype=np.float64).reshape(-1, 2)
-    ratios = np.divide(pairs[:, 0], pairs[:, 1], out=np.full(len(pairs), np.inf), where=pairs[:, 1] > 0)
+    ratios = np.divide(pairs[:, 0], pairs[:, 1], out=np.full(len(pairs), np.nan), where=pairs[:, 1] > 0)
     members: dict[Any, list[int]] = {}
     for index, video in enumerate(both):
         members.setdefault(groups[video], []).append(index)
@@ -144,13 +144,13 @@ def length_adherence(
         videos=len(both),
         unpaired=len(detailed.keys() ^ concise.keys()),
         silent=int((pairs[:, 1] == 0).sum()),
-        ratio=_finite(estimate(ratios, np.median)),
+        ratio=estimate(ratios, _median),
         shorter=estimate((ratios < 1).astype(float), np.mean),
         half=estimate((ratios <= HALF).astype(float), np.mean),
     )
 
 
-def _finite(estimate: Estimate) -> Estimate:
-    """Infinite ratios (no detailed text) become None, which JSON can hold."""
-    values = (estimate.value, estimate.low, estimate.high)
-    return Estimate(*(None if value is None or math.isinf(value) or math.isnan(value) else value for value in values))
+def _median(ratios: np.ndarray) -> float:
+    """Of those that there are; NaN without any."""
+    there = ratios[~np.isnan(ratios)]
+    return float(np.median(there)) if len(there) else math.nan

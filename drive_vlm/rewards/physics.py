@@ -49,7 +49,7 @@ class Weights:
     def __post_init__(self) -> None:
         values = dataclasses.astuple(self)
         if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
-            raise ValueError(f"--physics_weights {values}: four numbers of at least 0, not all 0 ({', '.join(TERMS)})")
+            raise ValueError(f"weights {list(values)}: four numbers of at least 0, not all 0 ({', '.join(TERMS)})")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

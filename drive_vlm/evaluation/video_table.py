@@ -1,0 +1,116 @@
+"""The tables of tools/video_eval.py: one row a checkpoint and mode, what was counted beside, and the changes."""
+
+from typing import Any
+
+OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
+TERMS = {
+    "reward": "reward",
+    "object": "R_obj",
+    "temporal": "R_temp",
+    "detail": "R_detail",
+    "hallucination": "R_hall",
+    "words": "words",
+}
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    """Print `result`, which is what tools/video_eval.py writes with --json."""
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 150)
+    for part, title in (("objects", "objects against the detector"), ("truth", "objects against the exact classes")):
+        cells = {name: [(key, "value") for key in OBJECTS] for name in result["checkpoints"]}
+        if any(mode[part] for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()):
+            console.print(_table(title, list(OBJECTS.values()), result, part, list(next(iter(cells.values())))))
+    console.print(
+        _table("reward and its terms", list(TERMS.values()), result, "terms", [(key, "mean") for key in TERMS])
+    )
+    console.print(_overlap_table(result))
+    for name, checkpoint in result["checkpoints"].items():
+        _print_counts(console, name, checkpoint)
+    for entry in result["comparisons"]:
+        for mode, change in entry["modes"].items():
+            _print_changes(console, f"{entry['second']} - {entry['first']}, {mode}", change)
+
+
+def _table(title: str, heads: list[str], result: dict[str, Any], part: str, keys: list[tuple[str, str]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{title}, 95 % interval", title_justify="left")
+    for column in ("checkpoint", "mode"):
+        table.add_column(column, overflow="fold")
+    for column in ("n", *heads):
+        table.add_column(column, justify="right")
+    for name, checkpoint in result["checkpoints"].items():
+        for mode, entry in checkpoint["modes"].items():
+            table.add_row(name, mode, str(entry["n"]), *(_cell(entry[part][key], value) for key, value in keys))
+    return table
+
+
+def _overlap_table(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    with_clip = any(
+        mode["clip"] for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()
+    )
+    table = Table("checkpoint", "mode", title="overlap with the reference" + (" and CLIP" if with_clip else ""))
+    table.title_justify = "left"
+    for column in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr", *(("text - text", "text - frames") if with_clip else ())):
+        table.add_column(column, justify="right")
+    for name, checkpoint in result["checkpoints"].items():
+        for mode, entry in checkpoint["modes"].items():
+            overlap = entry["text_overlap"]
+            cells = [f"{overlap[key]:.3f}" for key in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")]
+            table.add_row(name, mode, *cells, *(_cell(clip, "mean") for clip in (entry["clip"] or {}).values()))
+    return table
+
+
+def _cell(entry: dict[str, Any], value: str) -> str:
+    number = entry[value]
+    if number is None:
+        return "-"
+    digits = 1 if abs(number) >= 10 else 3
+    if entry["low"] is None:
+        return f"{number:.{digits}f}"
+    return rf"{number:.{digits}f} \[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
+    obeyed = checkpoint["adherence"]
+    if obeyed:
+        text = f"{name}: concise / detailed words, median {_cell(obeyed['ratio'], 'value')}; concise is shorter in "
+        text += f"{_cell(obeyed['shorter'], 'value')}, at most half in {_cell(obeyed['half'], 'value')} of {obeyed['videos']} videos"
+        told = [f"{obeyed[key]} {key}" for key in ("unpaired", "silent") if obeyed[key]]
+        console.print(text + (f" ({', '.join(told)})" if told else ""), highlight=False)
+    every = list(checkpoint["modes"].values())[-1]
+    words = {"unverified": "texts claim no object", "empty": "texts are empty"}
+    words["no_reference"] = "references have no word of time or no adjective: nothing to earn there"
+    told = [f"{every[key]} of {every['n']} {word}" for key, word in words.items() if every[key]]
+    words = {
+        "ids_left_out": "ids left out, missing in another file",
+        "rows_without_detections": "rows left out, no detections",
+    }
+    told += [f"{checkpoint[key]} {word}" for key, word in words.items() if checkpoint[key]]
+    for line in told:
+        console.print(f"{name}: {line}", highlight=False)
+
+
+def _print_changes(console: Any, title: str, change: dict[str, Any]) -> None:
+    parts = []
+    for part, names, value in (
+        ("objects", OBJECTS, "value"),
+        ("truth", OBJECTS, "value"),
+        ("terms", TERMS, "difference"),
+    ):
+        label = " (exact)" if part == "truth" else ""
+        for key, name in names.items():
+            entry = (change[part] or {}).get(key)
+            if (
+                entry
+                and entry[value] is not None
+                and entry["low"] is not None
+                and (entry["low"] > 0 or entry["high"] < 0)
+            ):
+                parts.append(rf"{name}{label} {entry[value]:+.3f} \[{entry['low']:+.3f}, {entry['high']:+.3f}]")
+    text = ", ".join(parts) if parts else "no change whose interval leaves out 0"
+    console.print(f"{title}: {text}", highlight=False)

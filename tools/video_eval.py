@@ -1,0 +1,325 @@
+"""Texts about driving videos against what a detector saw: objects, hallucinations, time, detail, and lengths obeyed.
+
+Each prediction row needs "video" as the detection cache names it; "mode" (detailed, concise) splits the scores. For each
+mode: precision, recall and F1 of the object classes and CHAIR over all texts (drive_vlm/evaluation/video.py); the terms of
+the physics reward and their sum, averaged over the texts (drive_vlm/rewards/physics.py); words; BLEU, ROUGE-L and CIDEr
+against the reference; with --clip_model the cosine of text and reference and of text and frames. Where rows hold exact
+classes (--truth_column) the object scores come against these as well. Intervals are 95 %, from a bootstrap over videos
+(the row's "group", else its video). Several --predictions are compared, each with the first, on the rows they share.
+"""
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import CommandParser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from drive_vlm.data.predictions import Prediction
+    from drive_vlm.rewards.detections import DetectionCache
+    from drive_vlm.rewards.driving_text import TextParser
+    from drive_vlm.rewards.physics import Terms, Weights
+
+EXAMPLES = """
+python tools/video_eval.py --predictions stage2.jsonl stage3.jsonl --detections detections.jsonl --json scores.json
+python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --csv scores.csv --plot scores.png
+python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --videos data/bdd --clip_model ViT-B-32
+"""
+TERMS = {
+    "object": "R_obj",
+    "temporal": "R_temp",
+    "detail": "R_detail",
+    "hallucination": "R_hall",
+    "reward": "reward",
+    "words": "words",
+}
+NO_MODE = "(none)"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prediction with its terms; `truth` are the terms against the exact classes, where the rows hold them."""
+
+    item: "Prediction"
+    video: str
+    mode: str
+    terms: "Terms"
+    truth: "Terms | None"
+
+    @property
+    def group(self) -> str:
+        return str(self.item.row.get("group") or self.video)
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/video_eval.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
+    add(
+        "--on_missing",
+        choices=("error", "skip"),
+        default="error",
+        help="a video without detections: error stops, skip leaves its rows out and counts them",
+    )
+    add(
+        "--truth_column", default="truth_classes", help="column with the exact classes of the video, where there is one"
+    )
+    add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
+    add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
+    add("--spacy", default="en_core_web_sm", help="spaCy pipeline: an installed name or its directory")
+    add("--processes", type=int, default=1, help="processes that parse the texts")
+    add("--clip_model", help="open_clip model, or a directory of tools/train_clip.py: CLIP scores as well")
+    add("--clip_pretrained", help="tag of open_clip or local weights file")
+    add("--videos", help="folder that the rows' videos are relative to (for --clip_model)")
+    add("--num_frames", type=int, default=8, help="frames of a video that CLIP sees, evenly spread")
+    add("--device", default="cpu", help="device of CLIP: cpu, cuda, cuda:1 ...")
+    add("--csv", help="write one line for each row and checkpoint")
+    add("--plot", help="write the scores with their intervals to this PNG")
+    add("--json", help="write every number to this file")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    return parser
+
+
+def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Prediction"]], dict[str, dict[str, int]]]:
+    """The rows that all files share and the cache knows, and {file: {ids_left_out, rows_without_detections}}."""
+    from drive_vlm.data.predictions import common_samples, read_predictions
+
+    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
+    for items in files:
+        for item in items:
+            if not isinstance(item.row.get("video"), str) or not item.row["video"]:
+                raise ValueError(
+                    f'{item.where}: id {item.id!r} has no "video"; generate the file from rows with videos, or add it'
+                )
+    for first, *others in zip(*files, strict=True):
+        for other in others:
+            if any(other.row.get(key) != first.row.get(key) for key in ("video", "mode")):
+                raise ValueError(f"{other.where}: id {other.id!r} has another video or mode than at {first.where}")
+    known = [item.row["video"] in cache for item in files[0]]
+    if not all(known) and args.on_missing == "error":
+        lost = files[0][known.index(False)]
+        try:
+            cache.classes(lost.row["video"])
+        except ValueError as error:
+            raise ValueError(
+                f"{lost.where}: id {lost.id!r}: {error} ({known.count(False)} rows in all; --on_missing skip leaves them out)"
+            ) from error
+    if not any(known):
+        raise ValueError(f"none of the {len(known)} rows' videos is in {', '.join(args.detections)}")
+    kept = [[item for item, there in zip(items, known, strict=True) if there] for items in files]
+    counts = [{"ids_left_out": out, "rows_without_detections": known.count(False)} for out in left_out]
+    return kept, dict(zip(args.predictions, counts, strict=True))
+
+
+def score_file(
+    items: list["Prediction"], cache: "DetectionCache", parser: "TextParser", weights: "Weights", truth_column: str
+) -> list[Scored]:
+    from drive_vlm.rewards.physics import terms
+
+    parsed = parser.parse([text for item in items for text in (item.prediction, item.reference)])
+    with_truth = sum(truth_column in item.row for item in items)
+    if 0 < with_truth < len(items):
+        lost = next(item for item in items if truth_column not in item.row)
+        raise ValueError(f"{lost.where}: id {lost.id!r} has no {truth_column!r}, {with_truth} other rows have it")
+    scored = []
+    for index, item in enumerate(items):
+        said, wanted, video = parsed[2 * index], parsed[2 * index + 1], item.row["video"]
+        found = terms(said, wanted, cache.classes(video), parser.vocabulary, weights)
+        exact = None
+        if with_truth:
+            exact = terms(said, wanted, truth_classes(item, truth_column, parser), parser.vocabulary, weights)
+        scored.append(Scored(item, video, str(item.row.get("mode") or NO_MODE), found, exact))
+    return scored
+
+
+def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> frozenset[str]:
+    value, where = item.row[column], f"{item.where}: id {item.id!r}"
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{where}: {column!r} must be a list of class names, got {json.dumps(value)}")
+    parser.vocabulary.check_labels(value, f"{where}: {column!r}")
+    return frozenset(value)
+
+
+def counts_of(found: list["Terms"]) -> "np.ndarray":
+    """float[N, 4] as drive_vlm.evaluation.video.COUNTS."""
+    import numpy as np
+
+    return np.array([[item.claims, item.verified, item.found, item.wanted] for item in found], dtype=float)
+
+
+def by_mode(rows: list[Scored]) -> dict[str, list[int]]:
+    """Row numbers of each mode, and of all rows where there are several modes."""
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(row.mode, []).append(index)
+    ordered = dict(sorted(members.items(), key=lambda entry: (entry[0] != "detailed", entry[0])))
+    return ordered if len(ordered) == 1 else {**ordered, "(all)": list(range(len(rows)))}
+
+
+def score_mode(rows: list[Scored], clip: dict[str, "np.ndarray"], seed: int) -> dict[str, Any]:
+    """Every number of one checkpoint and mode; `clip` holds float[N] for each CLIP score."""
+    from drive_vlm.evaluation.statistics import summarize
+    from drive_vlm.evaluation.text_overlap import language_scores
+    from drive_vlm.evaluation.video import pooled_scores
+
+    groups = [row.group for row in rows]
+    found = [row.terms for row in rows]
+    exact = [row.truth for row in rows if row.truth is not None]
+    return {
+        "n": len(rows),
+        "videos": len({row.video for row in rows}),
+        "objects": {name: asdict(value) for name, value in pooled_scores(counts_of(found), groups, seed).items()},
+        "truth": {name: asdict(value) for name, value in pooled_scores(counts_of(exact), groups, seed).items()}
+        if exact
+        else None,
+        "terms": {name: summarize([getattr(item, name) for item in found], groups, seed).to_dict() for name in TERMS},
+        "text_overlap": language_scores([row.item.prediction for row in rows], [row.item.reference for row in rows]),
+        "clip": {name: summarize(values, groups, seed).to_dict() for name, values in clip.items()} or None,
+        "unverified": sum(item.unverified for item in found),
+        "empty": sum(not row.item.prediction.strip() for row in rows),
+        "no_reference": sum(bool(item.no_reference) for item in found),
+    }
+
+
+def compare_mode(
+    first: list[Scored], second: list[Scored], clips: list[dict[str, "np.ndarray"]], seed: int
+) -> dict[str, Any]:
+    """`second - first` of what `score_mode` gives an interval."""
+    from drive_vlm.evaluation.statistics import paired_difference
+    from drive_vlm.evaluation.video import pooled_differences
+
+    groups = [row.group for row in first]
+    result: dict[str, Any] = {"truth": None}
+    sides = [[row.terms for row in rows] for rows in (first, second)]
+    exact = [[row.truth for row in rows if row.truth is not None] for rows in (first, second)]
+    for name, (old, new) in {"objects": sides, "truth": exact}.items():
+        if old and new:
+            changes = pooled_differences(counts_of(old), counts_of(new), groups, seed)
+            result[name] = {key: asdict(value) for key, value in changes.items()}
+    before, after = ({name: [getattr(item, name) for item in side] for name in TERMS} for side in sides)
+    result["terms"] = {name: paired_difference(before[name], after[name], groups, seed).to_dict() for name in TERMS}
+    old_clip, new_clip = clips
+    result["clip"] = {
+        name: paired_difference(old_clip[name], new_clip[name], groups, seed).to_dict() for name in old_clip
+    } or None
+    return result
+
+
+def adherence(rows: list[Scored], seed: int) -> dict[str, Any] | None:
+    """Lengths of concise and detailed texts of the same video; None where one of the modes is not there."""
+    from drive_vlm.evaluation.video import length_adherence
+
+    if not {"detailed", "concise"} <= {row.mode for row in rows}:
+        return None
+    words: dict[str, dict[str, int]] = {"detailed": {}, "concise": {}}
+    for row in rows:
+        of_mode = words.get(row.mode, {})
+        if row.video in of_mode:
+            raise ValueError(f"{row.item.where}: video {row.video!r} has a second {row.mode} text; give one of each")
+        of_mode[row.video] = row.terms.words
+    groups = {row.video: row.group for row in rows}
+    return asdict(length_adherence(words["detailed"], words["concise"], groups, seed))
+
+
+def clip_of_files(files: list[list["Prediction"]], args: Any) -> list[dict[str, "np.ndarray"]]:
+    """{text_text, text_frames: float[N]} of each file, {} without --clip_model. The files go through CLIP together."""
+    from drive_vlm.evaluation.clip_encoder import ClipEncoder
+    from drive_vlm.evaluation.clip_video import clip_frame_scores
+
+    if not args.clip_model:
+        return [{} for _ in files]
+    encoder = ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
+    scores = clip_frame_scores(encoder, [item for items in files for item in items], args.videos, args.num_frames)
+    size = len(files[0])
+    parts = [slice(start, start + size) for start in range(0, size * len(files), size)]
+    return [{"text_text": scores.text_text[part], "text_frames": scores.text_image[part]} for part in parts]
+
+
+def run(args: Any) -> dict[str, Any]:
+    """Read, score, compare, write CSV and plot; returns what --json holds."""
+    from drive_vlm.data.predictions import checkpoint_names
+    from drive_vlm.rewards.detections import DetectionCache
+    from drive_vlm.rewards.driving_text import TextParser
+    from drive_vlm.rewards.physics import Weights
+    from drive_vlm.rewards.vocabulary import DEFAULT
+
+    names = checkpoint_names(args.predictions)
+    if args.clip_model and not args.videos:
+        raise ValueError("--clip_model needs --videos, the folder that the rows' videos are relative to")
+    weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
+    files, counts = read_files(args, cache)
+    parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
+    for video in dict.fromkeys(item.row["video"] for item in files[0]):
+        parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
+    scored = [score_file(items, cache, parser, weights, args.truth_column) for items in files]
+    clips = clip_of_files(files, args)
+    members = by_mode(scored[0])
+
+    def part(file: int, rows: list[int]) -> tuple[list[Scored], dict[str, Any]]:
+        return [scored[file][i] for i in rows], {name: values[rows] for name, values in clips[file].items()}
+
+    result: dict[str, Any] = {"detector": asdict(cache.detector) if cache.detector else None, "checkpoints": {}}
+    result |= {"weights": asdict(weights), "comparisons": []}
+    for file, (name, path) in enumerate(zip(names, args.predictions, strict=True)):
+        result["checkpoints"][name] = {
+            "file": path,
+            **counts[path],
+            "modes": {mode: score_mode(*part(file, rows), args.seed) for mode, rows in members.items()},
+            "adherence": adherence(scored[file], args.seed),
+        }
+    for file, name in enumerate(names[1:], 1):
+        modes = {}
+        for mode, rows in members.items():
+            (old, old_clip), (new, new_clip) = part(0, rows), part(file, rows)
+            modes[mode] = compare_mode(old, new, [old_clip, new_clip], args.seed)
+        result["comparisons"].append({"first": names[0], "second": name, "modes": modes})
+    if args.csv:
+        write_csv(Path(args.csv), names, scored, clips)
+    if args.plot:
+        from drive_vlm.evaluation.video_plot import plot_scores
+
+        plot_scores(Path(args.plot), result)
+    return result
+
+
+def write_csv(path: Path, names: list[str], scored: list[list[Scored]], clips: list[dict[str, Any]]) -> None:
+    columns = [*TERMS, "precision", "recall", "claims", "verified", "unverified"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        clip_names = list(clips[0])
+        head = ["id", "video", "mode", "checkpoint", *columns, "false_claims", "missed", *clip_names]
+        writer.writerow([*head, "prediction", "reference"])
+        for name, rows, clip in zip(names, scored, clips, strict=True):
+            for index, row in enumerate(rows):
+                numbers = [getattr(row.terms, column) for column in columns]
+                cells = [f"{number:.6f}" if isinstance(number, float) else int(number) for number in numbers]
+                cells += ["|".join(row.terms.false_claims), "|".join(row.terms.missed)]
+                cells += [f"{clip[key][index]:.6f}" for key in clip_names]
+                writer.writerow(
+                    [row.item.id, row.video, row.mode, name, *cells, row.item.prediction, row.item.reference]
+                )
+
+
+def main() -> None:
+    from drive_vlm.evaluation.video_table import print_tables
+
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        result = run(args)
+    except ValueError as error:
+        parser.error(str(error))
+    print_tables(result)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
