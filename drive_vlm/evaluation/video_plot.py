@@ -31,7 +31,7 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
                 entries = [checkpoint["modes"][mode][part][name] for name in names]
                 _draw(axes, entries, value, shift, label, _COLOURS[place % len(_COLOURS)])
             axes.set_xticks(range(len(names)), names.values(), fontsize=8)
-            axes.set_ylim(0, 1.05)
+            axes.set_ylim(-0.03, 1.05)
             axes.set_title(f"{titles[part]}: {mode}", fontsize=9)
             axes.grid(axis="y", alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

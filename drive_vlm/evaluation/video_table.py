@@ -18,32 +18,29 @@ def print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 150)
-    for part, title in (("objects", "objects against the detector"), ("truth", "objects against the exact classes")):
-        cells = {name: [(key, "value") for key in OBJECTS] for name in result["checkpoints"]}
-        if any(mode[part] for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()):
-            console.print(_table(title, list(OBJECTS.values()), result, part, list(next(iter(cells.values())))))
-    console.print(
-        _table("reward and its terms", list(TERMS.values()), result, "terms", [(key, "mean") for key in TERMS])
-    )
+    first = next(iter(next(iter(result["checkpoints"].values()))["modes"].values()))
+    console.print(_table("objects against the detector", OBJECTS, result, "objects", "value"))
+    if first["truth"]:
+        console.print(_table("objects against the exact classes", OBJECTS, result, "truth", "value"))
+    console.print(_table("reward and its terms", TERMS, result, "terms", "mean"))
     console.print(_overlap_table(result))
     for name, checkpoint in result["checkpoints"].items():
         _print_counts(console, name, checkpoint)
     for entry in result["comparisons"]:
-        for mode, change in entry["modes"].items():
-            _print_changes(console, f"{entry['second']} - {entry['first']}, {mode}", change)
+        console.print(_change_table(entry))
 
 
-def _table(title: str, heads: list[str], result: dict[str, Any], part: str, keys: list[tuple[str, str]]) -> Any:
+def _table(title: str, names: dict[str, str], result: dict[str, Any], part: str, value: str) -> Any:
     from rich.table import Table
 
     table = Table(title=f"{title}, 95 % interval", title_justify="left")
     for column in ("checkpoint", "mode"):
         table.add_column(column, overflow="fold")
-    for column in ("n", *heads):
+    for column in ("n", *names.values()):
         table.add_column(column, justify="right")
     for name, checkpoint in result["checkpoints"].items():
         for mode, entry in checkpoint["modes"].items():
-            table.add_row(name, mode, str(entry["n"]), *(_cell(entry[part][key], value) for key, value in keys))
+            table.add_row(name, mode, str(entry["n"]), *(_cell(entry[part][key], value) for key in names))
     return table
 
 
@@ -72,7 +69,8 @@ def _cell(entry: dict[str, Any], value: str) -> str:
     digits = 1 if abs(number) >= 10 else 3
     if entry["low"] is None:
         return f"{number:.{digits}f}"
-    return rf"{number:.{digits}f} \[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+    gap = "\n" if value == "mean" else " "
+    return rf"{number:.{digits}f}{gap}\[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
 def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
@@ -95,22 +93,32 @@ def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
         console.print(f"{name}: {line}", highlight=False)
 
 
-def _print_changes(console: Any, title: str, change: dict[str, Any]) -> None:
-    parts = []
+def _change_table(entry: dict[str, Any]) -> Any:
+    """One row a score, one column a mode; a change whose interval leaves out 0 is bold."""
+    from rich.table import Table
+
+    modes = entry["modes"]
+    table = Table(title=f"{entry['second']} - {entry['first']}", title_justify="left")
+    table.add_column("change of")
+    for mode in modes:
+        table.add_column(mode, justify="right")
     for part, names, value in (
         ("objects", OBJECTS, "value"),
         ("truth", OBJECTS, "value"),
         ("terms", TERMS, "difference"),
     ):
-        label = " (exact)" if part == "truth" else ""
         for key, name in names.items():
-            entry = (change[part] or {}).get(key)
-            if (
-                entry
-                and entry[value] is not None
-                and entry["low"] is not None
-                and (entry["low"] > 0 or entry["high"] < 0)
-            ):
-                parts.append(rf"{name}{label} {entry[value]:+.3f} \[{entry['low']:+.3f}, {entry['high']:+.3f}]")
-    text = ", ".join(parts) if parts else "no change whose interval leaves out 0"
-    console.print(f"{title}: {text}", highlight=False)
+            entries = [(change[part] or {}).get(key) for change in modes.values()]
+            if any(entries):
+                label = f"{name}, exact" if part == "truth" else name
+                table.add_row(label, *("-" if item is None else _change(item, value) for item in entries))
+        table.add_section()
+    return table
+
+
+def _change(entry: dict[str, Any], value: str) -> str:
+    number, low, high = entry[value], entry["low"], entry["high"]
+    if number is None or low is None:
+        return "-" if number is None else f"{number:+.3f}"
+    text = rf"{number:+.3f} \[{low:+.3f}, {high:+.3f}]"
+    return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text

@@ -109,7 +109,8 @@ def test_numbers_by_hand(evaluate, tmp_path):
         "objects against the exact classes",
         "median",
         "claim no object",
-        "after - before, detailed",
+        "after - before",
+        "F1, exact",
     ):
         assert told in done.stdout, done.stdout
 
