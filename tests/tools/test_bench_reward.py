@@ -14,6 +14,7 @@ def test_writes_what_it_measured(run, tmp_path, spacy_model):
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result["parse_and_score_texts_per_s"].keys() == {"1"} and result["score_texts_per_s"] > 0
+    assert result["parse_and_score_texts_per_cpu_s"]["1"] > 0
     assert result["texts"] == 20 and 40 <= result["words_per_text"] < 70
     assert "score parsed texts" in done.stdout
 
