@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.rewards.negation import is_negated, phrase_head
+from drive_vlm.rewards.negation import FREE, is_negated, phrase_head
 from drive_vlm.rewards.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -200,8 +200,10 @@ def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = F
 
 
 def _is_modifier(noun: "Token", vocabulary: Vocabulary) -> bool:
-    """The first noun of a compound speaks of the last one: "bus driver", "car window". Not when that is a plural
+    """The first noun of a compound speaks of the last one: "bus driver", "car window", "bus-only lane". Not when that is a plural
     ("pedestrians crossing") or a verb that the tagger took for a noun ("a bus waits")."""
+    if not noun.whitespace_ and noun.i + 2 < len(noun.doc) and noun.nbor().text == "-":
+        return noun.nbor(2).lower_ not in FREE
     head = phrase_head(noun)
     if head.i == noun.i or noun.tag_ != "NN" or not head.tag_.startswith("NN"):
         return False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from spacy.tokens import Token
 
+FREE = {"free", "less"}  # behind a hyphen: "car-free"
 _NO = {"no", "neither", "nor", "zero"}
 _HARDLY = {"hardly", "barely", "scarcely"}
 _UNREAL = {"potential", "possible", "hypothetical", "imaginary", "absent", "nonexistent"}
@@ -63,7 +64,9 @@ def _denied(noun: "Token") -> bool:
         return True
     if noun.dep_ in ("dobj", "attr", "oprd"):
         indefinite = noun.dep_ == "attr" or not _has_own_determiner(noun)
-        return (_verb_negated(verb) and indefinite) or (verb.lemma_ in _LACK and not _verb_negated(verb))
+        return ((_verb_negated(verb) or _nobody_acts(verb)) and indefinite) or (
+            verb.lemma_ in _LACK and not _verb_negated(verb)
+        )
     return noun.dep_ in ("nsubj", "nsubjpass") and _denied_as_subject(verb)
 
 
@@ -105,7 +108,7 @@ def _denied_between(first: "Token", noun: "Token") -> bool:
 def _is_free_compound(noun: "Token") -> bool:
     """ "car-free"."""
     behind = noun.doc[noun.i + 1 : noun.i + 3]
-    return len(behind) == 2 and behind[0].text == "-" and behind[1].lower_ in ("free", "less")
+    return len(behind) == 2 and behind[0].text == "-" and behind[1].lower_ in FREE
 
 
 def _denied_by_preposition(preposition: "Token") -> bool:
@@ -133,6 +136,15 @@ def _verb_negated(verb: "Token") -> bool:
     if verb.dep_ == "conj" and any(word.lower_ == "nor" and word.i < verb.i for word in verb.head.children):
         return True
     return verb.dep_ == "xcomp" and verb.head.lemma_ in ("appear", "seem") and _verb_negated(verb.head)
+
+
+def _nobody_acts(verb: "Token") -> bool:
+    """ "No one rides a bike"."""
+    subjects = [word for word in verb.children if word.dep_ == "nsubj"]
+    return any(
+        word.lower_ == "nobody" or (word.lower_ == "one" and any(child.lower_ == "no" for child in word.children))
+        for word in subjects
+    )
 
 
 def _denied_as_subject(verb: "Token") -> bool:

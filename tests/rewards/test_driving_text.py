@@ -114,6 +114,13 @@ Vehicles such as cars and buses move along.                | car bus |
 The road is empty except for a single truck.               | truck |
 A sedan's headlights shine.                                | car |
 There are no cars, trucks pass by.                         | truck | car
+The bus-only lane is empty.                                | |
+Few pedestrians walk; no one rides a bicycle.              | person | bicycle
+The vehicle's dashboard is visible.                        | |
+The school bus's stop sign is extended.                    | bus stop sign |
+The car doesn't hit any pedestrians.                       | car | person
+Neither vehicle nor pedestrian traffic is present.         | | {VEHICLES} person
+A row of parked vehicles lines the street.                 | (vehicle) |
 NO CARS ARE HERE, a bus is.                                | bus | car
                                                            | |
 """
