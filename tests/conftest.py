@@ -63,6 +63,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -
 
 
 @pytest.fixture(scope="session")
+def tiny_video_model(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
+    """A tiny random SigLIP + Qwen3 with the words of `synthetic_data`: frames of 56 pixels and 16 tokens, at most 16 a row."""
+    corpus = sorted(synthetic_data.glob("*train.jsonl"))
+    words = ("tools/build_tiny_model.py", "--family", "siglip_qwen", "--corpus", *corpus)
+    return _build_once(tmp_path_factory, "tiny_video_model", *words)
+
+
+@pytest.fixture(scope="session")
 def kit() -> Path:
     """The kit of real pictures and models beside the project; the test is skipped where it is absent."""
     if not KIT.is_dir():

@@ -1,40 +1,66 @@
-"""Write a tiny random InternVL (the real classes, tokenizer and processor, small sizes) for trials without a download."""
+"""Write a tiny random model (the real classes, tokenizer and processor, small sizes) for trials without a download."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from drive_vlm.config import CommandParser
 
 EXAMPLES = """
 python tools/build_tiny_model.py --out runs/tiny --corpus data/train.jsonl
 python tools/build_tiny_model.py --out runs/tiny --corpus data/train.jsonl --image_size 64 --patch_size 8 --hidden_size 128
+python tools/build_tiny_model.py --family siglip_qwen --out runs/tiny_video --corpus data/train.jsonl --pool_size 2 --max_frames 16
 """
+# Flags of one family only, with their defaults there.
+_OWN: dict[str, dict[str, Any]] = {
+    "internvl": {"max_tiles": 4},
+    "siglip_qwen": {"projector_type": "mlp", "pool_size": 2, "num_queries": 8, "resampler_layers": 1, "max_frames": 16},
+}
 
 
-def parse() -> tuple[CommandParser, dict]:
+def parse() -> tuple[CommandParser, dict[str, Any]]:
     parser = CommandParser(description=__doc__, examples=EXAMPLES)
     parser.add_argument("--out", required=True, help="directory to write")
     parser.add_argument("--corpus", nargs="+", required=True, help="JSONL rows whose words train the tokenizer")
-    parser.add_argument("--image_size", type=int, default=56, help="pixels of a tile's side")
+    parser.add_argument(
+        "--family",
+        default="internvl",
+        choices=tuple(_OWN),
+        help="internvl (pictures in tiles) or siglip_qwen (video: SigLIP, temporal embeddings, Qwen3)",
+    )
+    parser.add_argument("--image_size", type=int, default=56, help="pixels of a tile's or frame's side")
     parser.add_argument("--patch_size", type=int, default=7, help="pixels of a patch's side")
     parser.add_argument("--hidden_size", type=int, default=64, help="width of tower and language model")
     parser.add_argument("--vision_layers", type=int, default=2, help="layers of the vision tower")
     parser.add_argument("--text_layers", type=int, default=2, help="layers of the language model")
-    parser.add_argument("--max_tiles", type=int, default=4, help="tiles a row may use for its pictures")
     parser.add_argument("--vocab_size", type=int, default=2000, help="tokens of the tokenizer, at most")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    parser.add_argument("--max_tiles", type=int, help="internvl: tiles a row may use for its pictures (default: 4)")
+    parser.add_argument(
+        "--projector_type", choices=("mlp", "resampler"), help="siglip_qwen: kind of projector (default: mlp)"
+    )
+    parser.add_argument("--pool_size", type=int, help="siglip_qwen: side of a pooling window in patches (default: 2)")
+    parser.add_argument("--num_queries", type=int, help="siglip_qwen: queries of the resampler (default: 8)")
+    parser.add_argument("--resampler_layers", type=int, help="siglip_qwen: layers of the resampler (default: 1)")
+    parser.add_argument("--max_frames", type=int, help="siglip_qwen: frames of a row, at most (default: 16)")
     return parser, vars(parser.parse_args())
 
 
 def main() -> None:
     parser, flags = parse()
-    out, paths = flags.pop("out"), flags.pop("corpus")
+    out, paths, family = flags.pop("out"), flags.pop("corpus"), flags.pop("family")
+    given = {name: flags.pop(name) for own in _OWN.values() for name in own}
     try:
         from drive_vlm.data.jsonl import JsonlFile
-        from drive_vlm.models.tiny import build_tiny_internvl, corpus_of
+        from drive_vlm.models.tiny import build_tiny_internvl, build_tiny_siglip_qwen, corpus_of
 
+        for name, value in given.items():
+            if value is not None and name not in _OWN[family]:
+                raise ValueError(f"--{name} is no flag of --family {family}.")
+        own = {name: default if given[name] is None else given[name] for name, default in _OWN[family].items()}
         corpus = corpus_of(row for path in paths for row in JsonlFile(Path(path)))
-        build_tiny_internvl(out, corpus, **flags)
+        build = build_tiny_internvl if family == "internvl" else build_tiny_siglip_qwen
+        build(out, corpus, **flags, **own)
     except ValueError as error:
         parser.error(str(error))
     config = json.loads((Path(out) / "config.json").read_text())

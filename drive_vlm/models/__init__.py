@@ -19,6 +19,7 @@ MODELS = {
     "mistral": "drive_vlm.models.language:build",
     "qwen2": "drive_vlm.models.language:build",
     "qwen3": "drive_vlm.models.language:build",
+    "siglip_qwen": "drive_vlm.models.siglip_qwen.family:build",
 }
 
 

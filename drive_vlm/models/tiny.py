@@ -1,10 +1,10 @@
-"""A tiny random InternVL of the real classes, with a real BPE tokenizer and processor, built offline in a second.
+"""Tiny random models of the real classes, with a real BPE tokenizer and processor, built offline in a second.
 
-For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes one to disk.
+For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes them to disk.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int = 2000) -> Any:
-    """A byte-level BPE tokenizer with InternVL3's special tokens, trained on `corpus`."""
+_INTERNVL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def train_tokenizer(
+    corpus: Iterable[str],
+    vocab_size: int = 2000,
+    special: Sequence[str] = SPECIAL,
+    named: dict[str, str] | None = None,
+) -> Any:
+    """A byte-level BPE tokenizer trained on `corpus`, with `special` tokens, some `named` (by default those of InternVL3)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +43,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 2000) -> Any:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -39,12 +52,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int = 2000) -> Any:
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
+        extra_special_tokens=_INTERNVL_TOKENS if named is None else named,
     )
 
 
@@ -124,6 +132,61 @@ def build_tiny_internvl(
     model.save_pretrained(out)
     processor.save_pretrained(out)
     return Path(out)
+
+
+def build_tiny_siglip_qwen(
+    out: str | Path,
+    corpus: Iterable[str],
+    image_size: int = 56,
+    patch_size: int = 7,
+    hidden_size: int = 64,
+    vision_layers: int = 2,
+    text_layers: int = 2,
+    vocab_size: int = 2000,
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`; `settings` are those of SiglipQwenConfig."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    from drive_vlm.models.siglip_qwen.compose import write_model
+    from drive_vlm.models.siglip_qwen.processing import SPECIAL as PICTURES
+
+    torch.manual_seed(seed)
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
+    tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], *PICTURES), {})
+    tokenizer.add_tokens(["<think>", "</think>"])  # no special tokens in Qwen3 either
+    heads = max(1, hidden_size // 32)
+    init = hidden_size**-0.5  # as in build_tiny_internvl
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=vision_layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden_size * 4,
+            image_size=image_size,
+            patch_size=patch_size,
+            vision_use_head=False,
+        )
+    )
+    language = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=hidden_size * 4,
+            num_hidden_layers=text_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2),
+            head_dim=32,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            initializer_range=init,
+        )
+    )
+    pixels = SiglipImageProcessor(size={"height": image_size, "width": image_size})
+    return write_model(out, tower, language, tokenizer, pixels, thinks=True, initializer_range=init, **settings)
 
 
 def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -72,7 +72,7 @@ def install_training_forward(
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         kwargs["use_cache"] = False  # with a cache, sdpa would not keep packed rows apart
-        if dummy_vision is not None and kwargs.get("pixel_values") is None:
+        if dummy_vision is not None and all(kwargs.get(key) is None for key in (*dummy_vision, "vision_features")):
             kwargs["tower_pass"] = True
         hidden = model.model(*args, **kwargs)[0]
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)

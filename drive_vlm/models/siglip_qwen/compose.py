@@ -1,0 +1,144 @@
+"""A SigLIP2 tower and a causal language model put together with a new projector and new temporal embeddings."""
+
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.models.compose import load_gguf
+
+
+def compose_siglip_qwen(
+    out: str | Path,
+    vision: str | Path,
+    language: str | Path,
+    dtype: str = "auto",
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """Write a SiglipQwenForConditionalGeneration with its processor to `out`; drive_vlm.models.load_family loads it.
+
+    Args:
+        vision: directory or hub id of a SigLIP or fixed-resolution SigLIP2 checkpoint (google/siglip2-so400m-patch14-384).
+        language: directory, hub id or GGUF file of a causal language model whose tokenizer knows ChatML (Qwen/Qwen3-4B).
+        dtype: of all weights; auto: the language model's.
+        seed: of the projector, the temporal embeddings and tokens that the language model did not have.
+        settings: projector_type, pool_size, num_queries, resampler_layers, max_frames of SiglipQwenConfig.
+
+    Raises ValueError for a tower or a tokenizer that does not fit.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    tower = _load_tower(vision)
+    body, tokenizer = _load_language(language, dtype)
+    tokenizer, thinks = _prepare_tokenizer(tokenizer, str(language))
+    if len(tokenizer) > body.config.vocab_size:
+        body.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return write_model(
+        out, tower, body, tokenizer, _image_processor(vision, tower.config.image_size), thinks, **settings
+    )
+
+
+def write_model(
+    out: str | Path, tower: Any, language: Any, tokenizer: Any, image_processor: Any, thinks: bool, **settings: Any
+) -> Path:
+    """Join a SiglipVisionModel without head and a causal language model, and save model and processor to `out`.
+
+    The parts keep their weights; projector and temporal embeddings are drawn from torch's present random state.
+    """
+    import torch
+    from torch import nn
+    from transformers import GenerationConfig
+
+    from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
+    from drive_vlm.models.siglip_qwen.processing import IMAGE_TOKEN, SiglipQwenProcessor, chat_template
+    from drive_vlm.models.siglip_qwen.projector import build_projector
+
+    language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    tower.config._name_or_path = language.config._name_or_path = ""
+    config = SiglipQwenConfig(
+        tower.config, language.config, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), **settings
+    )
+    with torch.device("meta"):
+        model = SiglipQwenForConditionalGeneration(config)
+    projector = build_projector(config)
+    temporal = nn.Embedding(config.max_frames, config.vision_config.hidden_size)
+    for module in (projector, temporal):
+        module.apply(model._init_weights)
+    model.model.vision_tower, model.model.temporal_embeddings, model.model.projector = tower, temporal, projector
+    model.model.language_model, model.lm_head = language.model, language.lm_head
+    model.to(language.dtype)
+    model.generation_config = GenerationConfig(
+        eos_token_id=language.generation_config.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    tokenizer.chat_template, tokenizer.padding_side = chat_template(thinks), "left"
+    processor = SiglipQwenProcessor(
+        image_processor, tokenizer, config.image_seq_length, chat_template=tokenizer.chat_template
+    )
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return Path(out)
+
+
+def _load_tower(path: str | Path) -> Any:
+    """The vision tower without its pooling head. Raises ValueError for another kind of checkpoint, or one with weights missing."""
+    import torch
+    from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in ("siglip", "siglip_vision_model"):
+        raise ValueError(
+            f"{path}: model_type {kind!r} is no SigLIP tower of fixed resolution. Take one such as "
+            "google/siglip2-so400m-patch14-384; the NaFlex checkpoints have another layout."
+        )
+    config = SiglipVisionConfig.from_pretrained(path)
+    config.vision_use_head = False
+    loaded: Any = SiglipVisionModel.from_pretrained(path, config=config, dtype=torch.float32, output_loading_info=True)
+    tower, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{path}: the checkpoint lacks {', '.join(sorted(info['missing_keys'])[:3])} ... of the tower."
+        )
+    return tower
+
+
+def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
+    """(causal language model, tokenizer)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if str(path).endswith(".gguf"):
+        model, tokenizer = load_gguf(path)
+        return (model if dtype == "auto" else model.to(getattr(torch, dtype))), tokenizer
+    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=wanted), AutoTokenizer.from_pretrained(path)
+
+
+def _prepare_tokenizer(tokenizer: Any, name: str) -> tuple[Any, bool]:
+    """(the tokenizer with the picture tokens, whether answers follow an empty think block as its own template has it)."""
+    from tokenizers import AddedToken
+
+    from drive_vlm.models.siglip_qwen.processing import SPECIAL
+
+    known = set(tokenizer.get_vocab())
+    if not {"<|im_start|>", "<|im_end|>"} <= known:
+        raise ValueError(
+            f"{name}: its tokenizer has no <|im_start|> and <|im_end|>, but the chat template writes ChatML turns. Take a chat model."
+        )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL if token not in known])
+    tokenizer.eos_token = "<|im_end|>"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = "<|endoftext|>" if "<|endoftext|>" in known else tokenizer.eos_token
+    return tokenizer, "enable_thinking" in (tokenizer.chat_template or "")
+
+
+def _image_processor(path: str | Path, image_size: int) -> Any:
+    """SigLIP's image processor with the checkpoint's own pixel statistics where it has them."""
+    from transformers import SiglipImageProcessor
+
+    size = {"height": image_size, "width": image_size}
+    try:
+        return SiglipImageProcessor.from_pretrained(path, size=size)
+    except OSError:  # a tower saved alone has no preprocessor_config.json
+        return SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)

@@ -1,0 +1,250 @@
+"""The model in transformers' two levels: SiglipQwenModel gives hidden states, SiglipQwenForConditionalGeneration logits."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+from drive_vlm.models.siglip_qwen.projector import Resampler, build_projector
+
+
+def frame_numbers(
+    input_ids: torch.Tensor, position_ids: torch.Tensor | None, image_token_id: int, frame_tokens: int
+) -> torch.Tensor:
+    """Number within its row of each frame that `input_ids int64[B, T]` speaks of, in reading order: int64[P].
+
+    A frame is a group of `frame_tokens` image tokens; `position_ids int64[B, T]` that restart at 0 begin a new row of a pack.
+    Padding holds no image tokens, so its side does not matter. Raises ValueError when a row's image tokens are no whole frames.
+    """
+    is_image = input_ids == image_token_id
+    before = is_image.cumsum(1) - is_image.long()
+    if position_ids is not None:
+        starts = (position_ids == 0).expand_as(is_image)
+        before = before - (before * starts).cummax(1).values
+    place = before[is_image]
+    numbers = place[place % frame_tokens == 0] // frame_tokens
+    if len(numbers) * frame_tokens != len(place):
+        raise ValueError(
+            f"a row's image tokens are no whole frames of {frame_tokens} tokens: {len(place)} tokens in the batch begin "
+            f"{len(numbers)} frames. Was a row cut off, or written by the processor of another model?"
+        )
+    return numbers
+
+
+class SiglipQwenPreTrainedModel(PreTrainedModel):
+    config_class = SiglipQwenConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiglipEncoderLayer", "Qwen3DecoderLayer"]  # noqa: RUF012 - typed by the base class
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - typed by the base class
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Resampler):
+            init.normal_(module.queries, std=self.config.initializer_range)
+
+
+class SiglipQwenModel(SiglipQwenPreTrainedModel):
+    """Tower, temporal embeddings, projector and the body of the language model.
+
+    `vision_tower` is transformers' SiglipVisionModel without the pooling head. Its features are those after the last norm
+    (post_layernorm): what the pooling head of the pre-training saw, of a scale that a projector from scratch can take.
+    """
+
+    def __init__(self, config: SiglipQwenConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.temporal_embeddings = nn.Embedding(config.max_frames, config.vision_config.hidden_size)
+        self.projector = build_projector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixel_values float[P, 3, H, W] -> float[P, L, Dv], before the temporal embeddings: what a feature cache holds."""
+        return self.vision_tower(pixel_values=pixel_values, return_dict=True).last_hidden_state
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        frames: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """`last_hidden_state float[P, L, Dv]` of the tower and `pooler_output float[P, L', D]` of the projector.
+
+        `frames int64[P]` are the pictures' numbers in their rows (default: each is the first of its row).
+        Raises ValueError when a number is not below max_frames, or their count is not that of the pictures.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("Give exactly one of pixel_values and vision_features.")
+        features = vision_features if pixel_values is None else self.tower_features(pixel_values)
+        assert features is not None
+        if frames is None:
+            frames = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+        if len(frames) != len(features):
+            tokens = self.config.image_seq_length
+            raise ValueError(
+                f"input_ids hold {len(frames) * tokens} image tokens ({len(frames)} frames of {tokens}), but "
+                f"{len(features)} pictures are given, which need {len(features) * tokens}. Was a row cut off, or written by the "
+                "processor of another model?"
+            )
+        if len(frames) and int(frames.max()) >= self.config.max_frames:
+            raise ValueError(
+                f"a row has {int(frames.max()) + 1} frames, but the model has temporal embeddings for {self.config.max_frames}. "
+                "Lower --num_frames, or compose the model with a larger --max_frames."
+            )
+        timed = features.to(self.temporal_embeddings.weight.dtype) + self.temporal_embeddings(frames)[:, None]
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.projector(timed))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`last_hidden_state float[B, T, D]` of the language model.
+
+        Args:
+            input_ids: int64[B, T] with `image_seq_length` image tokens for each frame.
+            pixel_values: float[P, 3, H, W], the frames of all rows in reading order; or
+            vision_features: float[P, L, Dv], what `tower_features` gives for them; no tower runs then.
+            attention_mask: int64[B, T], 0 for padding.
+            position_ids: int64[B, T]; packed rows restart at 0.
+
+        Raises ValueError for pictures without input_ids, both kinds of picture, counts that differ, or too many frames.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None or vision_features is not None:
+            if input_ids is None:
+                raise ValueError(
+                    "Pictures need input_ids: their frame numbers and places are read from the image tokens."
+                )
+            config = self.config
+            frames = frame_numbers(input_ids, position_ids, config.image_token_id, config.image_seq_length)
+            tokens = self.get_image_features(pixel_values, vision_features, frames, return_dict=True).pooler_output
+            places = (input_ids == config.image_token_id)[..., None].expand_as(inputs_embeds)
+            inputs_embeds = inputs_embeds.masked_scatter(places, tokens.to(inputs_embeds))
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class SiglipQwenForConditionalGeneration(SiglipQwenPreTrainedModel, GenerationMixin):
+    """SiglipQwenModel with a language modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012 - typed by the base class
+
+    def __init__(self, config: SiglipQwenConfig) -> None:
+        super().__init__(config)
+        self.model = SiglipQwenModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """`logits float[B, T, V]` (of the last `logits_to_keep` positions), and `loss` when `labels int64[B, T]` are given."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            vision_features=vision_features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it, with cached features for the prompt only: it knows pixel_values by name, not ours."""
+        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            inputs.pop("vision_features", None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat rows with all their frames: transformers would repeat each frame, and mix the frames of a row's copies."""
+        if expand_size == 1:
+            return input_ids, kwargs
+        expand = GenerationMixin._expand_inputs_for_generation
+        pictures = {key: kwargs.pop(key) for key in ("pixel_values", "vision_features") if kwargs.get(key) is not None}
+        if pictures:
+            tokens = (input_ids == self.config.image_token_id).sum(1)
+            counts = (tokens // self.config.image_seq_length).tolist()
+            for key, value in pictures.items():
+                pictures[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
+        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | pictures

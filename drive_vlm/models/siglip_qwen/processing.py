@@ -1,0 +1,148 @@
+"""Processor and chat template: every frame becomes `<|vision_start|>`, its image tokens, `<|vision_end|>`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import ProcessingKwargs
+
+IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+)
+SPECIAL = (START_TOKEN, END_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)  # Qwen3's tokenizer has them; others get them
+
+# ChatML with THINK before the answer to the last user turn and none before earlier ones, as Qwen3's own template writes history.
+_CHATML = (
+    "{% set last = namespace(user=-1) %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.index0 > last.user %}THINK{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|image_pad|>' }}{% elif part['type'] == 'video' %}{{ '<|video_pad|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}THINK{% endif %}"
+)
+_EMPTY_THINK = (
+    "{% if enable_thinking is not defined or not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+
+
+def chat_template(thinks: bool) -> str:
+    """ChatML with one image token for each picture.
+
+    With `thinks` answers follow an empty think block, as those of Qwen3 with thinking turned off, unless enable_thinking=True is
+    passed: training, generation and GRPO then agree without anybody passing anything.
+    """
+    return _CHATML.replace("THINK", _EMPTY_THINK if thinks else "")
+
+
+class SiglipQwenProcessor(ProcessorMixin):
+    """SigLIP's image processor, the language model's tokenizer and the number of image tokens for one frame."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 81,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.image_seq_length = image_seq_length
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.start_image_token_id = tokenizer.convert_tokens_to_ids(START_TOKEN)
+        self.end_image_token_id = tokenizer.convert_tokens_to_ids(END_TOKEN)
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """`input_ids`, `attention_mask` of `text`, and `pixel_values float[P, 3, H, W]` of `images` (nested lists as well).
+
+        Raises ValueError when the image tokens of all texts are not as many as the pictures, and for a video placeholder.
+        """
+        known: Any = ProcessingKwargs
+        merged = self._merge_kwargs(known, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        texts = [text] if isinstance(text, str) else list(text or [])
+        pictures: Any = [] if images is None else make_flat_list_of_images(images)
+        written = sum(one.count(IMAGE_TOKEN) for one in texts)
+        if texts and written != len(pictures):
+            raise ValueError(f"The texts hold {written} {IMAGE_TOKEN}, but {len(pictures)} pictures are given.")
+        if any(VIDEO_TOKEN in one for one in texts):
+            raise ValueError(f"A text holds {VIDEO_TOKEN}: give a video as its frames, one {IMAGE_TOKEN} for each.")
+        merged["text_kwargs"].pop("return_mm_token_type_ids", None)
+        frame = START_TOKEN + IMAGE_TOKEN * self.image_seq_length + END_TOKEN
+        data: dict[str, Any] = {}
+        if texts:
+            data |= self.tokenizer([one.replace(IMAGE_TOKEN, frame) for one in texts], **merged["text_kwargs"])
+        if pictures:
+            data |= self.image_processor(pictures, **merged["images_kwargs"])
+        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+class SiglipQwenVision:
+    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens.
+
+    `cached_shape` (L, Dv) is set by who gives `vision_features` in the place of pixels: batches without a picture then carry
+    an empty `vision_features float[0, L, Dv]`, so that no rank runs the tower.
+    """
+
+    def __init__(self, processor: SiglipQwenProcessor) -> None:
+        self.processor = processor
+        self.image_token = processor.image_token
+        self.cached_shape: tuple[int, int] | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        pixels = self.processor.image_processor
+        return {
+            "family": "siglip_qwen",
+            "frame": [pixels.size["height"], pixels.size["width"]],
+            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
+            "tokens": self.processor.image_seq_length,
+        }
+
+    def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
+        return 1
+
+    def image_ids(self, num_tiles: int) -> list[int]:
+        processor = self.processor
+        context = [processor.image_token_id] * (num_tiles * processor.image_seq_length)
+        return [processor.start_image_token_id, *context, processor.end_image_token_id]
+
+    def expand_video(self, text: str, num_frames: int) -> str:
+        """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which."""
+        return text.replace(self.processor.video_token, self.image_token * num_frames)
+
+    def load_pixels(
+        self, images: Sequence[Any], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, Any], list[int]]:
+        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        return {"pixel_values": out["pixel_values"]}, [1] * len(images)
+
+    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """`pixel_values float[P, 3, H, W]` or `vision_features float[P, L, Dv]` of all rows. Raises ValueError for a mixture."""
+        import torch
+
+        keys = {key for row in rows for key in row}
+        if len(keys) > 1:
+            raise ValueError(
+                f"a batch mixes {' and '.join(sorted(keys))}: some of its videos are in the feature cache and some are not. Cache them all."
+            )
+        joined = {key: torch.cat([torch.as_tensor(row[key]) for row in rows]) for key in keys}
+        if not joined and self.cached_shape:
+            joined = {"vision_features": torch.zeros(0, *self.cached_shape)}
+        return joined
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """One black frame, for batches without a picture (see training_forward.py)."""
+        import torch
+
+        size = self.processor.image_processor.size
+        return {"pixel_values": torch.zeros(1, 3, size["height"], size["width"])}
