@@ -157,13 +157,19 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     freeze: list[str] = field(
-        [], help="parts that do not train: vision_tower, projector, language_model, or a module path"
+        [],
+        help="parts that do not train: vision_tower, projector, language_model (siglip_qwen: temporal_embeddings), or a module path",
     )
     lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full")
     lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)")
     lora_dropout: float = field(0.0, help="dropout before each adapter")
     lora_targets: str | None = field(
         None, help="regular expression of the linear layers to adapt (default: all of the language model)"
+    )
+    quantize: str = field(
+        "none",
+        help="nf4: the language model's linear layers in 4 bits (bitsandbytes, CUDA), trained through --lora_rank",
+        choices=("none", "nf4"),
     )
     max_tiles: int | None = field(
         None, help="tiles a row may use for its pictures (default: the processor's max_patches)"

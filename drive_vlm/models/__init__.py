@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig, nearest
+from drive_vlm.models.quantize import check_quantization
 
 # model_type of config.json -> "module:builder"; a builder takes (path, ModelConfig, dtype) and returns a Family.
 # The module also has load_processor(path, ModelConfig) -> ProcessorParts, which reads no weights.
@@ -106,9 +107,10 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
     """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
 
     With `for_training` the loss is computed in chunks and every batch passes the vision tower (training_forward.py).
-    Raises ValueError for an unknown family, with the nearest known one.
+    Raises ValueError for an unknown family, with the nearest known one, and where `--quantize` cannot work.
     """
     module, builder, path, adapter = _find(config)
+    check_quantization(config, for_training, adapter)
     family = getattr(module, builder)(path, config, dtype)
     _keep_used_renamings(family.model)
     if for_training:

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from drive_vlm.models import Family
+from drive_vlm.models.freezing import parameter_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,10 @@ def train_flops(family: Family) -> TrainFlops:
     tile_tokens = family.tokens_per_tile
     return TrainFlops(
         token=body[0] * (4 + 2 * body[1]),
-        label=_size(head.weight) * (4 + 2 * head.weight.requires_grad),
+        label=parameter_size(head.weight) * (4 + 2 * head.weight.requires_grad),
         tile=tile_tokens * (tower[0] * (6 if tower[1] else 2))
         + tile_tokens / 4 * projector[0] * (6 if vision_trains else 2),
     )
-
-
-def _size(parameter: Any) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _part_weights(base: Any, family: Family, part: str, skip: tuple[Any, ...] = ()) -> tuple[int, bool]:
@@ -50,6 +47,6 @@ def _part_weights(base: Any, family: Family, part: str, skip: tuple[Any, ...] = 
         for name, parameter in base.get_submodule(prefix).named_parameters():
             if id(parameter) in left_out or "lora_" in name:
                 continue
-            total += _size(parameter)
+            total += parameter_size(parameter)
             trains |= parameter.requires_grad
     return total, trains

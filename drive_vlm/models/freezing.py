@@ -1,5 +1,6 @@
 """Which parameters train: freezing by part name, and a table of what is left."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def freeze(model: Any, parts: dict[str, tuple[str, ...]], names: Sequence[str]) 
 def count_parameters(model: Any, parts: dict[str, tuple[str, ...]]) -> dict[str, dict[str, int]]:
     """{part: {"total", "trainable"}}, with "other" for what belongs to no part and "all" for the sum.
 
-    A tensor that two modules share is counted once; a ZeRO-3 shard counts with its full size.
+    A tensor that two modules share is counted once; a ZeRO-3 shard or a 4-bit weight counts with its full size.
     """
     counts = {name: {"total": 0, "trainable": 0} for name in [*parts, "other", "all"]}
     for path, parameter in model.named_parameters():
@@ -35,13 +36,19 @@ def count_parameters(model: Any, parts: dict[str, tuple[str, ...]]) -> dict[str,
         part = next(
             (name for name, prefixes in parts.items() if path.startswith(tuple(p + "." for p in prefixes))), "other"
         )
-        size = getattr(parameter, "ds_numel", parameter.numel())
+        size = parameter_size(parameter)
         for name in (part, "all"):
             counts[name]["total"] += size
             counts[name]["trainable"] += size if parameter.requires_grad else 0
     if not counts["other"]["total"]:
         del counts["other"]
     return counts
+
+
+def parameter_size(parameter: Any) -> int:
+    """Numbers in a weight: those of a ZeRO-3 shard's whole, and those that a 4-bit weight stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else getattr(parameter, "ds_numel", parameter.numel())
 
 
 def parameter_table(counts: dict[str, dict[str, int]]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import Family, ProcessorParts
+from drive_vlm.models.quantize import quantization_arguments
 
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
@@ -93,7 +94,11 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
     parts = load_processor(path, config)
     model = AutoModelForImageTextToText.from_pretrained(
-        path, config=hf_config, dtype=dtype, attn_implementation=ATTENTION[config.attn_implementation]
+        path,
+        config=hf_config,
+        dtype=dtype,
+        attn_implementation=ATTENTION[config.attn_implementation],
+        **quantization_arguments(config, ("model.vision_tower", "model.multi_modal_projector")),
     )
     return Family(
         name="internvl",

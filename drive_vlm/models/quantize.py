@@ -1,0 +1,47 @@
+"""NF4 weights for the language model (QLoRA): frozen 4-bit matrices by bitsandbytes, adapters on top train in full precision.
+
+Tower, projector, embeddings, norms and the head stay as they are: they are small, train, or lose most.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from drive_vlm.config import ModelConfig
+
+
+def check_quantization(config: ModelConfig, for_training: bool, adapter: str | None) -> None:
+    """Raises ValueError where `--quantize nf4` cannot work: no bitsandbytes, no CUDA, ZeRO-3, or nothing that could train."""
+    if config.quantize == "none":
+        return
+    if for_training and not config.lora_rank and adapter is None:
+        raise ValueError("--quantize nf4 with --lora_rank 0: 4-bit weights cannot train. Add --lora_rank, such as 32.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("--quantize nf4 needs bitsandbytes: pip install bitsandbytes. Or leave --quantize out.")
+    import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not torch.cuda.is_available():
+        raise ValueError("--quantize nf4 needs a CUDA device, and torch sees none. Leave --quantize out.")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("--quantize nf4 with ZeRO-3: 4-bit weights cannot be sharded. Use --deepspeed zero2.")
+
+
+def quantization_arguments(config: ModelConfig, other_parts: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of from_pretrained for `config.quantize`; `other_parts` are module paths beside the language model.
+
+    NF4 with double quantisation, computed in bfloat16 (Dettmers et al. 2023, QLoRA, section 3).
+    """
+    if config.quantize == "none":
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[*other_parts, "lm_head"],
+    )
+    return {"quantization_config": quantised}
