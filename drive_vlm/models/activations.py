@@ -90,10 +90,28 @@ def _tower(architecture: Architecture, trains: set[str], batch: Batch, b: int, c
         work = tower_tokens * b * (2 * inner + 2 * width) + (layer if checkpointing else 0)
     else:
         work = tower_tokens * b * (2 * inner + 2 * width)
-    if trains & {"vision_tower", "projector"}:
-        tokens, hidden = batch.tiles * architecture.pictures.tokens, architecture.text["hidden_size"]
-        kept += b * (2 * tower_tokens * width + 3 * tokens * hidden)
+    if trains & {"vision_tower", "temporal_embeddings", "projector"}:
+        kept += b * _projector(architecture, tower_tokens, batch.tiles * architecture.pictures.tokens)
     return kept, work
+
+
+def _projector(architecture: Architecture, tower_tokens: int, tokens: int) -> int:
+    """Numbers kept of a projector that takes `tower_tokens` and gives `tokens`.
+
+    siglip_qwen's mlp: what is pooled, the pooled tokens, two hidden layers. Its resampler: the features, and in each layer their
+    norm, keys and values, and of the queries five widths, two of the MLP's norm and two inner ones.
+    """
+    width, hidden, config = (
+        architecture.config["vision_config"]["hidden_size"],
+        architecture.text["hidden_size"],
+        architecture.config,
+    )
+    if architecture.kind != "siglip_qwen":
+        return 2 * tower_tokens * width + 3 * tokens * hidden
+    if config["projector_type"] == "mlp":
+        return (tower_tokens * (config["pool_size"] > 1) + tokens) * width + 2 * tokens * hidden
+    layers, inner = config["resampler_layers"], config["vision_config"]["intermediate_size"]
+    return tower_tokens * width * (1 + 3 * layers) + tokens * (layers * (7 * width + 2 * inner) + 2 * width)
 
 
 def _loss(text: dict[str, Any], batch: Batch, b: int, chunk_tokens: int | None, head_trains: bool) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import nearest
-from drive_vlm.models.parameter_shapes import SHAPES, Shapes, head_dim, num_patches
+from drive_vlm.models.parameter_shapes import SHAPES, Shapes, frame_tokens, head_dim, num_patches
 
 SHIPPED = Path(__file__).with_name("architectures")
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # QLoRA: 4 bits, 8-bit scales for 64 weights, fp32 scales for 256 of those
@@ -31,7 +31,7 @@ _PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One parameter: `part` is vision_tower, projector, language_model, embeddings, lm_head, lora or other."""
+    """One parameter: `part` is vision_tower, temporal_embeddings, projector, language_model, embeddings, lm_head, lora or other."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,12 +46,16 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """`tokens` of the language model and `tower_tokens` for one tile (frame, crop, slice); `tiles` of a picture at most."""
+    """`tokens` of the language model and `tower_tokens` for one tile (frame, crop, slice); `tiles` of a picture at most.
+
+    A model of `video` takes every picture whole: its `tiles` are the frames of a row.
+    """
 
     tokens: int = 0
     tower_tokens: int = 0
     tiles: int = 0
     pixels: int = 0
+    video: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,24 @@ class Architecture:
         if self.kind not in _PARTS:
             return {"language_model": ("model", "lm_head")}
         tower, projector, language = _PARTS[self.kind]
-        return {"vision_tower": (tower,), "projector": (projector,), "language_model": (language, "lm_head")}
+        temporal = {"temporal_embeddings": ("model.temporal_embeddings",)} if self.kind == "siglip_qwen" else {}
+        return {
+            "vision_tower": (tower,),
+            **temporal,
+            "projector": (projector,),
+            "language_model": (language, "lm_head"),
+        }
+
+    def with_frames(self, num_frames: int) -> "Architecture":
+        """A video model with rows of `num_frames` frames; any other as it is. Raises ValueError above its max_frames."""
+        if not self.pictures.video:
+            return self
+        if num_frames > self.config["max_frames"]:
+            raise ValueError(
+                f"--num_frames {num_frames}: {self.name} has temporal embeddings for {self.config['max_frames']} frames. "
+                "Lower --num_frames, or compose the model with a larger --max_frames."
+            )
+        return dataclasses.replace(self, pictures=dataclasses.replace(self.pictures, tiles=num_frames))
 
     def shapes(self) -> Shapes:
         return SHAPES[self.kind](self.config)
@@ -167,7 +188,7 @@ def load_architecture(model: str) -> Architecture:
         return _local(path)
     if path.is_dir():
         raise ValueError(f"--model {model}: no config.json in it. Give a directory written by save_pretrained.")
-    contents = {file.stem: json.loads(file.read_text()) for file in sorted(SHIPPED.glob("*.json"))}
+    contents = _shipped()
     for name, content in contents.items():
         if model.lower() in {name, *(alias.lower() for alias in content["names"])}:
             config = content["config"]
@@ -178,6 +199,19 @@ def load_architecture(model: str) -> Architecture:
         f"--model {model}: neither a local directory nor one of the models whose sizes ship: {', '.join(contents)} (or their hub ids)."
         f"{nearest(model, [*contents, *(alias for content in contents.values() for alias in content['names'])])}"
     )
+
+
+def _shipped() -> dict[str, dict[str, Any]]:
+    """{name: content} of the architecture files; a variant differs in a few words of the configuration (siglip2_qwen3_4b_pool1)."""
+    contents: dict[str, dict[str, Any]] = {}
+    for file in sorted(SHIPPED.glob("*.json")):
+        content = json.loads(file.read_text())
+        contents[file.stem] = content
+        for variant, change in content.get("variants", {}).items():
+            config = {**content["config"], **change}
+            note = f"{file.stem} with {', '.join(f'{key} {value}' for key, value in change.items())}"
+            contents[f"{file.stem}_{variant}"] = {**content, "names": [], "note": note, "config": config}
+    return contents
 
 
 def _local(path: Path) -> Architecture:
@@ -220,9 +254,12 @@ def _pictures(config: dict[str, Any], given: dict[str, int]) -> Pictures:
         return Pictures()
     patches, kind = num_patches(vision), config["model_type"]
     if kind == "internvl":
-        known = {"tokens": config["image_seq_length"], "tower_tokens": patches + 1, "tiles": 13}
+        known: dict[str, Any] = {"tokens": config["image_seq_length"], "tower_tokens": patches + 1, "tiles": 13}
     elif kind == "idefics3":
         known = {"tokens": patches // config["scale_factor"] ** 2, "tower_tokens": patches, "tiles": 17}
+    elif kind == "siglip_qwen":
+        tokens = frame_tokens(patches, config["projector_type"], config["pool_size"], config["num_queries"])
+        known = {"tokens": tokens, "tower_tokens": patches, "tiles": config["max_frames"], "video": True}
     else:
         known = {"tokens": patches, "tower_tokens": patches + 1, "tiles": 5}
     side = vision["image_size"]

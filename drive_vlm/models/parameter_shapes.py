@@ -3,6 +3,7 @@
 The tests compare them with the native transformers classes on the meta device, name by name.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -140,14 +141,40 @@ def idefics3(config: dict[str, Any]) -> Shapes:
     return shapes | decoder("model.text_model", text) | head(text)
 
 
+def frame_tokens(patches: int, projector_type: str, pool_size: int, num_queries: int) -> int:
+    """Tokens of siglip_qwen's language model for a frame of side x side patches: ceil(side / pool_size)^2, or the queries."""
+    return num_queries if projector_type == "resampler" else math.ceil(math.isqrt(patches) / pool_size) ** 2
+
+
 def siglip_qwen(config: dict[str, Any]) -> Shapes:
-    """SigLIP2 + temporal embeddings + two-layer projector + Qwen3, as Drive-VLM is described."""
+    """SigLIP2 + temporal embeddings + projector (two layers, or a resampler) + Qwen3: drive_vlm/models/siglip_qwen."""
     vision, text = config["vision_config"], config["text_config"]
     hidden, width = text["hidden_size"], vision["hidden_size"]
     shapes = siglip("model.vision_tower", vision)
-    shapes |= {"model.temporal_embeddings": (config["max_frames"], width)}
-    shapes |= _linear("model.projector.linear_1", width, hidden) | _linear("model.projector.linear_2", hidden, hidden)
+    shapes |= {"model.temporal_embeddings.weight": (config["max_frames"], width)}
+    if config["projector_type"] == "resampler":
+        shapes |= _resampler("model.projector", config)
+    else:
+        shapes |= _linear("model.projector.linear_1", width, hidden)
+        shapes |= _linear("model.projector.linear_2", hidden, hidden)
     return shapes | decoder("model.language_model", text) | head(text)
+
+
+def _resampler(prefix: str, config: dict[str, Any]) -> Shapes:
+    """Perceiver resampler of siglip_qwen: queries, layers of cross attention and MLP, the way out to the language model."""
+    vision = config["vision_config"]
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    shapes: Shapes = {f"{prefix}.queries": (config["num_queries"], width)}
+    for i in range(config["resampler_layers"]):
+        layer = f"{prefix}.layers.{i}"
+        for name in ("query_norm", "feature_norm", "mlp_norm"):
+            shapes |= _norm(f"{layer}.{name}", width)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{layer}.{name}", width, width)
+        shapes |= _linear(f"{layer}.fc1", width, inner) | _linear(f"{layer}.fc2", inner, width)
+    return (
+        shapes | _norm(f"{prefix}.norm", width) | _linear(f"{prefix}.proj", width, config["text_config"]["hidden_size"])
+    )
 
 
 def minicpmv(config: dict[str, Any]) -> Shapes:

@@ -13,7 +13,7 @@ from drive_vlm.config import CommandParser, nearest, plain
 STAGES = ("sft",)
 EXAMPLES = """
 python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero1 --bf16 --world_size 8
-python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --gpu_memory 24GB
+python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --gpu_memory 24GB
 python -m drive_vlm plan systems
 PLAN=1 bash recipes/internvl3_1b_sft.sh --data train.jsonl
 """
@@ -73,10 +73,9 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     world, local = flags.plan.world_size, local_world_size(flags.plan)
     micro = int(flags.training["per_device_train_batch_size"])
     accumulation = accumulation_steps(flags.run.global_batch_size, micro, world)
-    architecture = load_architecture(flags.model.model)
-    weights = architecture.weights(
-        flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, flags.plan.load_in_4bit
-    )
+    architecture = load_architecture(flags.model.model).with_frames(flags.data.num_frames)
+    four_bit = flags.model.quantize == "nf4"
+    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, four_bit)
     rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model)
     case = Case(flags, architecture, weights, rows, accumulation)
     all_layouts, chosen = layouts(flags)

@@ -38,7 +38,7 @@ def train_flops(architecture: Architecture, weights: Sequence[Weight]) -> dict[s
         "token": body * (4 + 2 * ("language_model" in trains)),
         "label": head * (4 + 2 * head_trains),
         "tile": pictures.tower_tokens * tower * (6 if "vision_tower" in trains else 2)
-        + pictures.tokens * projector * (6 if trains & {"vision_tower", "projector"} else 2),
+        + pictures.tokens * projector * (6 if trains & {"vision_tower", "temporal_embeddings", "projector"} else 2),
     }
 
 

@@ -45,9 +45,6 @@ class PlanConfig:
     row_tokens: int | None = field(
         None, help="tokens of a typical row (default: from --data, else a picture and 256 tokens)"
     )
-    load_in_4bit: bool = field(
-        False, help="plan NF4 for frozen language model weights; planning only, sft has no such flag yet"
-    )
     json: bool = field(False, help="print the plan as JSON")
 
 

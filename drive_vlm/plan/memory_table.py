@@ -56,7 +56,7 @@ def longest(case: Case, micro: int) -> Batch:
     """A micro batch of rows as long as --max_length allows."""
     data, pictures = case.flags.data, case.architecture.pictures
     room = data.max_length // pictures.tokens if pictures.tokens else 0
-    limit = case.flags.model.max_tiles
+    limit = None if pictures.video else case.flags.model.max_tiles
     tiles = room if data.packing else min(room, pictures.tiles if limit is None else limit + (limit > 1))
     text = max(1, data.max_length - tiles * pictures.tokens)
     return Batch(micro, data.max_length, micro * tiles, micro * text)

@@ -31,16 +31,17 @@ class Rows:
 def typical_row(
     data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str
 ) -> Rows:
-    """Rows of --data where they exist, else one picture with its full tiles and 256 tokens of text, 64 of them learned."""
+    """Rows of --data where they exist, else a picture with its full tiles (or a video) and 256 tokens of text, 64 of them learned."""
     missing = tuple(path for path in data.data if not Path(path).is_file())
     if data.data and len(missing) < len(data.data):  # a file of several that is missing is an error there
         return _sample(data, architecture, given, max_tiles, model)
     pictures = architecture.pictures
-    tiles = min(pictures.tiles, max_tiles + (max_tiles > 1)) if max_tiles else pictures.tiles
+    tiles = pictures.tiles
+    if max_tiles and not pictures.video:
+        tiles = min(tiles, max_tiles + (max_tiles > 1))
     tokens = given or min(data.max_length, tiles * pictures.tokens + 256)
-    source = (
-        "--row_tokens" if given else f"assumed: one picture of {tiles} tiles x {pictures.tokens} tokens and 256 of text"
-    )
+    what = f"a video of {tiles} frames" if pictures.video else f"one picture of {tiles} tiles"
+    source = "--row_tokens" if given else f"assumed: {what} x {pictures.tokens} tokens and 256 of text"
     return Rows(None, tokens, tiles, min(64, tokens), None, source, None, missing)
 
 
@@ -63,7 +64,9 @@ def _sample(data: DataConfig, architecture: Architecture, given: int | None, max
                 bad.append(error)
                 continue
             words, learned = _words(sample, tokenizer)
-            pictures = pieces * architecture.pictures.tokens + _PICTURE * len(sample.images)
+            pictures = pieces * architecture.pictures.tokens + _PICTURE * (
+                pieces if sample.video else len(sample.images)
+            )
             lengths.append(words + pictures)
             tiles.append(pieces)
             labels.append(learned)
@@ -127,9 +130,10 @@ def _tiles(sample: Sample, pictures: Pictures, max_tiles: int | None, num_frames
     """(tiles of a row, tiles of one picture at most); headers are read, so that a missing picture is seen."""
     from drive_vlm.data.vision import checked_image_size, video_length
 
-    limit = max(1, (max_tiles or max(1, pictures.tiles - 1)) // max(1, len(sample.images)))
     if sample.video:
         return min(video_length(sample.video, sample.where), num_frames), 1
+    most = 1 if pictures.video else max_tiles or max(1, pictures.tiles - 1)
+    limit = max(1, most // max(1, len(sample.images)))
     sizes = [checked_image_size(path, sample.where) for path in sample.images]
     return sum(grid_tiles(height, width, limit, pictures) for height, width in sizes), limit
 

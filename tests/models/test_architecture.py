@@ -49,17 +49,40 @@ def test_every_weight_of_a_native_model_has_its_name_and_shape(name: str) -> Non
     assert not architecture.estimate
 
 
-def test_siglip2_and_qwen3_are_counted_like_their_classes() -> None:
-    architecture = load_architecture("siglip2_qwen3_4b")
-    shapes, config = architecture.shapes(), architecture.config
-    tower = shapes_of(on_meta("SiglipVisionConfig", "SiglipVisionModel", config["vision_config"]))
-    assert {name: shapes[f"model.vision_tower.{name}"] for name in tower} == tower
-    language = shapes_of(on_meta("Qwen3Config", "Qwen3ForCausalLM", config["text_config"]))
-    language = {name.replace("model.", "model.language_model.", 1): shape for name, shape in language.items()}
-    assert {name: shapes[name] for name in language} == language
+@pytest.mark.parametrize(
+    ("variant", "tokens", "projector"),
+    [("", 81, 9_507_840), ("_pool1", 729, 9_507_840), ("_pool2", 196, 9_507_840), ("_pool4", 49, 9_507_840),
+     ("_resampler", 64, 33_511_328)],
+)  # fmt: skip
+def test_every_weight_of_siglip2_and_qwen3_has_its_name_and_shape(variant: str, tokens: int, projector: int) -> None:
+    """Projector by hand: 1152 x 2560 + 2560 + 2560 x 2560 + 2560; resampler: 64 x 1152 queries, twice 4 x (1152 x 1152 + 1152)
+    of attention, (2 x 1152 x 4304 + 1152 + 4304) of MLP and 3 norms, a norm, 1152 x 2560 + 2560."""
+    import torch
+
+    from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
+
+    architecture = load_architecture(f"siglip2_qwen3_4b{variant}")
+    config = SiglipQwenConfig(**{key: value for key, value in architecture.config.items() if key != "model_type"})
+    with torch.device("meta"):
+        model = SiglipQwenForConditionalGeneration(config)
+    assert architecture.shapes() == shapes_of(model)
     weights = architecture.weights()
     assert total(weights, "language_model", "embeddings", "lm_head") == 4_022_468_096
     assert total(weights, "vision_tower") == 412_987_248
+    assert total(weights, "temporal_embeddings") == 16 * 1152
+    assert total(weights, "projector") == projector
+    assert architecture.pictures.tokens == config.image_seq_length == tokens
+    assert (architecture.pictures.tower_tokens, architecture.pictures.tiles) == (729, 16)
+    assert not architecture.estimate
+
+
+def test_frames_of_a_video_model_are_those_of_the_run() -> None:
+    architecture = load_architecture("siglip2_qwen3_4b")
+    assert architecture.with_frames(8).pictures.tiles == 8
+    with pytest.raises(ValueError, match=r"--num_frames 17: .* for 16 frames\. Lower --num_frames"):
+        architecture.with_frames(17)
+    assert load_architecture("internvl3_1b").with_frames(99).pictures.tiles == 13
 
 
 def test_estimates_of_models_without_a_native_port_say_so() -> None:
@@ -80,7 +103,10 @@ def test_names_and_hub_ids_lead_to_the_same_sizes() -> None:
 
 @pytest.mark.parametrize("freeze", [(), ("vision_tower",), ("vision_tower", "model.language_model.layers.0")])
 @pytest.mark.parametrize("rank", [0, 8])
-def test_freezing_and_lora_count_as_training_does(freeze: tuple[str, ...], rank: int, tiny_model: Path) -> None:
+@pytest.mark.parametrize("family_name", ["internvl", "siglip_qwen"])
+def test_freezing_and_lora_count_as_training_does(
+    freeze: tuple[str, ...], rank: int, family_name: str, request: pytest.FixtureRequest
+) -> None:
     import transformers
 
     from drive_vlm.config import ModelConfig
@@ -89,6 +115,7 @@ def test_freezing_and_lora_count_as_training_does(freeze: tuple[str, ...], rank:
     from drive_vlm.models.freezing import freeze as freeze_parts
     from drive_vlm.models.lora import apply_lora
 
+    tiny_model = request.getfixturevalue({"internvl": "tiny_model", "siglip_qwen": "tiny_video_model"}[family_name])
     if rank and len(freeze) > 1:
         with pytest.raises(ValueError, match="LoRA already keeps its weights"):
             load_architecture(str(tiny_model)).weights(freeze, rank)
@@ -100,7 +127,7 @@ def test_freezing_and_lora_count_as_training_does(freeze: tuple[str, ...], rank:
     model = apply_lora(family, config, freeze) if rank else family.model
     real = count_parameters(model, family.parts)
     weights = load_architecture(str(tiny_model)).weights(freeze, rank)
-    for part in ("vision_tower", "projector", "all"):
+    for part in (*(name for name in family.parts if name != "language_model"), "all"):
         mine = [weight for weight in weights if part in ("all", weight.part)]
         assert sum(weight.size for weight in mine) == real[part]["total"], part
         assert sum(weight.size for weight in mine if weight.trains) == real[part]["trainable"], part

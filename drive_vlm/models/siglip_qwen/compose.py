@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.models import model_type
 from drive_vlm.models.compose import load_gguf
 
 
@@ -84,9 +85,9 @@ def write_model(
 def _load_tower(path: str | Path) -> Any:
     """The vision tower without its pooling head. Raises ValueError for another kind of checkpoint, or one with weights missing."""
     import torch
-    from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+    from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    kind = AutoConfig.from_pretrained(path).model_type
+    kind = model_type(str(path))
     if kind not in ("siglip", "siglip_vision_model"):
         raise ValueError(
             f"{path}: model_type {kind!r} is no SigLIP tower of fixed resolution. Take one such as "
@@ -111,6 +112,7 @@ def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
     if str(path).endswith(".gguf"):
         model, tokenizer = load_gguf(path)
         return (model if dtype == "auto" else model.to(getattr(torch, dtype))), tokenizer
+    model_type(str(path))  # its error tells a wrong path from a missing download
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     return AutoModelForCausalLM.from_pretrained(path, dtype=wanted), AutoTokenizer.from_pretrained(path)
 

@@ -1,16 +1,12 @@
 """Configuration of the SigLIP2 + Qwen3 video model."""
 
-import math
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 
+from drive_vlm.models.parameter_shapes import frame_tokens
+
 PROJECTORS = ("mlp", "resampler")
-
-
-def frame_tokens(patches: int, projector_type: str, pool_size: int, num_queries: int) -> int:
-    """Tokens of the language model for one frame of `patches` = side x side patches: ceil(side / pool_size)^2, or the queries."""
-    return num_queries if projector_type == "resampler" else math.ceil(math.isqrt(patches) / pool_size) ** 2
 
 
 class SiglipQwenConfig(PreTrainedConfig):
