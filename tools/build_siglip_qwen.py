@@ -1,0 +1,69 @@
+"""Put a SigLIP2 tower and a causal language model together into one video model, with a new projector and temporal embeddings.
+
+Tokens of a video of 16 frames, SigLIP2-SO400M/14-384 (27 x 27 patches a frame): --pool_size 1: 11,664; 2: 3,136;
+3: 1,296 (the default); 4: 784; 5: 576; 9: 144; --projector_type resampler: 1,024. Each frame has two marks more.
+"""
+
+import json
+from pathlib import Path
+
+from drive_vlm.config import CommandParser
+
+EXAMPLES = """
+python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B --out models/siglip2_qwen3_4b
+python tools/build_siglip_qwen.py --vision DIR --language DIR --projector_type resampler --num_queries 64 --out models/resampler
+python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl --out runs/tiny_video   # random and tiny, for trials
+"""
+
+
+def parse() -> CommandParser:
+    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--out", required=True, help="directory to write; it must not exist or be empty")
+    parser.add_argument(
+        "--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id"
+    )
+    parser.add_argument(
+        "--language", required=True, help="causal language model with a ChatML tokenizer: directory, hub id or .gguf"
+    )
+    parser.add_argument(
+        "--projector_type",
+        default="mlp",
+        choices=("mlp", "resampler"),
+        help="mlp: average pooling and two layers; resampler: learned queries that attend to a frame",
+    )
+    parser.add_argument("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
+    parser.add_argument("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
+    parser.add_argument("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
+    parser.add_argument("--max_frames", type=int, default=16, help="frames of a video at most")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the weights; auto: the language model's",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights")
+    return parser
+
+
+def main() -> None:
+    parser = parse()
+    flags = vars(parser.parse_args())
+    out = Path(flags["out"])
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
+        from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
+
+        compose_siglip_qwen(**flags)
+    except (ValueError, OSError) as error:  # OSError: a checkpoint that is neither on disk nor reachable
+        parser.error(str(error))
+    config = json.loads((out / "config.json").read_text())
+    tokens = json.loads((out / "processor_config.json").read_text())["image_seq_length"]
+    print(
+        f"{out}: {config['architectures'][0]}, {config['projector_type']} projector, {tokens} tokens a frame, "
+        f"{tokens * config['max_frames']:,} for {config['max_frames']} frames"
+    )
+
+
+if __name__ == "__main__":
+    main()
