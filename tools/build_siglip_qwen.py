@@ -52,8 +52,12 @@ def main() -> None:
     try:
         if out.is_dir() and any(out.iterdir()):
             raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
+        from transformers.utils import logging
+
         from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
 
+        logging.set_verbosity_error()  # the text half of a SigLIP checkpoint is left out on purpose
+        logging.disable_progress_bar()
         compose_siglip_qwen(**flags)
     except (ValueError, OSError) as error:  # OSError: a checkpoint that is neither on disk nor reachable
         parser.error(str(error))

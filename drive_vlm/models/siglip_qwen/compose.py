@@ -73,9 +73,9 @@ def write_model(
         eos_token_id=language.generation_config.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    tokenizer.chat_template, tokenizer.padding_side = chat_template(thinks), "left"
+    tokenizer.chat_template = chat_template(thinks)
     processor = SiglipQwenProcessor(
-        image_processor, tokenizer, config.image_seq_length, chat_template=tokenizer.chat_template
+        image_processor, tokenizer, config.image_seq_length, config.max_frames, chat_template=tokenizer.chat_template
     )
     model.save_pretrained(out)
     processor.save_pretrained(out)

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+from drive_vlm.models.siglip_qwen.processing import too_many_frames
 from drive_vlm.models.siglip_qwen.projector import Resampler, build_projector
 
 
@@ -76,8 +77,14 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values float[P, 3, H, W] -> float[P, L, Dv], before the temporal embeddings: what a feature cache holds."""
-        return self.vision_tower(pixel_values=pixel_values, return_dict=True).last_hidden_state
+        """pixel_values float[P, 3, H, W] -> float[P, L, Dv], before the temporal embeddings: what a feature cache holds.
+
+        A frozen tower keeps nothing for a backward pass, whatever comes in: gradient checkpointing turns on gradients of the
+        tower's patch embeddings.
+        """
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            return self.vision_tower(pixel_values=pixel_values, return_dict=True).last_hidden_state
 
     @can_return_tuple
     def get_image_features(
@@ -106,12 +113,10 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
                 "processor of another model?"
             )
         if len(frames) and int(frames.max()) >= self.config.max_frames:
-            raise ValueError(
-                f"a row has {int(frames.max()) + 1} frames, but the model has temporal embeddings for {self.config.max_frames}. "
-                "Lower --num_frames, or compose the model with a larger --max_frames."
-            )
-        timed = features.to(self.temporal_embeddings.weight.dtype) + self.temporal_embeddings(frames)[:, None]
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.projector(timed))
+            raise ValueError(too_many_frames(int(frames.max()) + 1, self.config.max_frames))
+        times = self.temporal_embeddings(frames)[:, None]
+        projected = self.projector(features.to(times.dtype) + times)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
 
     @can_return_tuple
     def forward(

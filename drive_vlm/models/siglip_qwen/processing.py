@@ -41,19 +41,29 @@ def chat_template(thinks: bool) -> str:
     return _CHATML.replace("THINK", _EMPTY_THINK if thinks else "")
 
 
+def too_many_frames(frames: int, limit: int) -> str:
+    """The error for a row with more frames than temporal embeddings."""
+    return (
+        f"a row has {frames} frames, but the model has temporal embeddings for {limit}. Lower --num_frames, or compose the model "
+        "with a larger --max_frames."
+    )
+
+
 class SiglipQwenProcessor(ProcessorMixin):
-    """SigLIP's image processor, the language model's tokenizer and the number of image tokens for one frame."""
+    """SigLIP's image processor, the language model's tokenizer, the image tokens of a frame and the frames of a row at most."""
 
     def __init__(
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
         image_seq_length: int = 81,
+        max_frames: int = 16,
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
-        self.image_seq_length = image_seq_length
+        tokenizer.padding_side = "left"  # generation needs it, and a saved tokenizer forgets it
+        self.image_seq_length, self.max_frames = image_seq_length, max_frames
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.start_image_token_id = tokenizer.convert_tokens_to_ids(START_TOKEN)
@@ -117,7 +127,12 @@ class SiglipQwenVision:
         return [processor.start_image_token_id, *context, processor.end_image_token_id]
 
     def expand_video(self, text: str, num_frames: int) -> str:
-        """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which."""
+        """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which.
+
+        Raises ValueError for more frames than the model has temporal embeddings for, before anything is trained.
+        """
+        if num_frames > self.processor.max_frames:
+            raise ValueError(too_many_frames(num_frames, self.processor.max_frames))
         return text.replace(self.processor.video_token, self.image_token * num_frames)
 
     def load_pixels(
