@@ -221,7 +221,8 @@ def _local(path: Path) -> Architecture:
         raise ValueError(f"{path}/config.json: model_type {kind!r} cannot be planned (known: {', '.join(SHAPES)}).")
     if "text_config" not in config:
         config = {"model_type": kind, "text_config": config}
-    own_head = _has_own_head(path)
+    # InternVLConfig says tied whatever the checkpoint holds; our own configuration is right, and ZeRO-3 saves tied heads twice
+    own_head = None if kind == "siglip_qwen" else _has_own_head(path)
     tied = config.get("tie_word_embeddings", config["text_config"].get("tie_word_embeddings", False))
     config["text_config"] = {**config["text_config"], "tie_word_embeddings": tied if own_head is None else not own_head}
     processor = path / "processor_config.json"
