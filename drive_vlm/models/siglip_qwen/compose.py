@@ -52,7 +52,7 @@ def write_model(
 
     from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
     from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
-    from drive_vlm.models.siglip_qwen.processing import IMAGE_TOKEN, SiglipQwenProcessor, chat_template
+    from drive_vlm.models.siglip_qwen.processing import IMAGE_TOKEN, SPECIAL, SiglipQwenProcessor, chat_template
     from drive_vlm.models.siglip_qwen.projector import build_projector
 
     language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -72,6 +72,8 @@ def write_model(
     model.generation_config = GenerationConfig(
         eos_token_id=language.generation_config.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        # an image token in an answer would pass for a part of a frame when the answer is read again, as GRPO does
+        suppress_tokens=tokenizer.convert_tokens_to_ids(list(SPECIAL)),
     )
     tokenizer.chat_template = chat_template(thinks)
     processor = SiglipQwenProcessor(

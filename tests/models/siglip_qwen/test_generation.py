@@ -48,6 +48,21 @@ def test_several_answers_to_a_row_see_the_row_s_own_frames(family: Family, raw: 
     assert len(family.model.generate(input_ids=ids[::2], **inputs, **settings)) == 4
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_an_answer_never_holds_an_image_token(family: Family, sample: bool) -> None:
+    """Not even under another generation config, as TRL gives one: read again, the answer would have half a frame too many."""
+    from transformers import GenerationConfig
+
+    image = family.model.config.image_token_id
+    hook = family.model.lm_head.register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([image]), 100.0)
+    )
+    config = GenerationConfig(max_new_tokens=4, do_sample=sample, temperature=0.9, pad_token_id=0)
+    out = family.model.generate(torch.tensor([[20, 21, 22]]), generation_config=config)
+    hook.remove()
+    assert out.shape[1] > 3 and image not in out[0].tolist()
+
+
 FRESH = """
 import sys, torch
 from drive_vlm.config import ModelConfig
