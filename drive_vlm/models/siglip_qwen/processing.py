@@ -16,29 +16,28 @@ IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = (
 )
 SPECIAL = (START_TOKEN, END_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)  # Qwen3's tokenizer has them; others get them
 
-# ChatML with THINK before the answer to the last user turn and none before earlier ones, as Qwen3's own template writes history.
+# BLOCK stands before the answer to the last user turn and not before earlier ones, as in Qwen3's own template.
 _CHATML = (
     "{% set last = namespace(user=-1) %}"
     "{% for message in messages %}{% if message['role'] == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' and loop.index0 > last.user %}THINK{% endif %}"
+    "{% if message['role'] == 'assistant' and loop.index0 > last.user %}BLOCK{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<|image_pad|>' }}{% elif part['type'] == 'video' %}{{ '<|video_pad|>' }}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}THINK{% endif %}"
 )
-_EMPTY_THINK = (
-    "{% if enable_thinking is not defined or not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-)
+_BLOCK = "{{ '<think>\\n\\n</think>\\n\\n' }}"
 
 
 def chat_template(thinks: bool) -> str:
     """ChatML with one image token for each picture.
 
-    With `thinks` answers follow an empty think block, as those of Qwen3 with thinking turned off, unless enable_thinking=True is
-    passed: training, generation and GRPO then agree without anybody passing anything.
+    With `thinks` answers follow an empty think block, as those of Qwen3 with enable_thinking=False. That is the default here, so
+    that training, generation and GRPO agree without anybody passing anything; enable_thinking=True asks for an open end.
     """
-    return _CHATML.replace("THINK", _EMPTY_THINK if thinks else "")
+    asked = f"{{% if enable_thinking is not defined or not enable_thinking %}}{_BLOCK}{{% endif %}}"
+    return _CHATML.replace("BLOCK", _BLOCK if thinks else "").replace("THINK", asked if thinks else "")
 
 
 def too_many_frames(frames: int, limit: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import parse_row
 from drive_vlm.models import Family
+from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 
 Rows = list[dict[str, Any]]
 
@@ -89,3 +90,28 @@ def test_too_many_frames_are_refused_before_training_and_by_the_model(
     ids = torch.full((1, 17 * 16), family.model.config.image_token_id)
     with pytest.raises(ValueError, match="has 17 frames, but the model has temporal embeddings for 16"):
         family.model(input_ids=ids, pixel_values=pixels)
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize("turns", ["u", "ua", "suau", "suaua", "uauaua"])
+def test_text_is_written_as_qwen3_itself_writes_it(kit: Path, turns: str) -> None:
+    """The real tokenizer: it has all tokens that pictures need, and its own template with thinking off writes the same."""
+    from transformers import AutoTokenizer
+
+    from drive_vlm.models.siglip_qwen.compose import _prepare_tokenizer
+    from drive_vlm.models.siglip_qwen.processing import chat_template
+
+    tokenizer = AutoTokenizer.from_pretrained(kit / "models" / "qwen3-tokenizer")
+    own, size = tokenizer.chat_template, len(tokenizer)
+    tokenizer, thinks = _prepare_tokenizer(tokenizer, "qwen3")
+    assert thinks and len(tokenizer) == size == 151_669
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == SiglipQwenConfig().image_token_id
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": roles[turn], "content": f"words {i}"} for i, turn in enumerate(turns)]
+    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": turns.endswith("u")}
+    ours = chat_template(thinks)
+    for thinking in (True, False):
+        written = tokenizer.apply_chat_template(messages, chat_template=own, enable_thinking=thinking, **how)
+        assert tokenizer.apply_chat_template(messages, chat_template=ours, enable_thinking=thinking, **how) == written
+    assert tokenizer.apply_chat_template(messages, chat_template=ours, **how) == written
