@@ -46,7 +46,8 @@ class Family:
         vision: picture side for the data path (drive_vlm.data.vision.VisionAdapter); None for a plain language model.
         parts: part name -> module path prefixes, e.g. {"projector": ("model.multi_modal_projector",)}.
         lora_targets: regular expression of the linear layers that `--lora_rank` adapts.
-        tokens_per_tile: vision tower tokens for one tile (for the FLOPs count).
+        tokens_per_tile: vision tower tokens for one tile, and
+        projector_tokens: what the projector makes of them (both for the FLOPs count).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Family:
     parts: dict[str, tuple[str, ...]]
     lora_targets: str
     tokens_per_tile: int
+    projector_tokens: int
 
 
 def model_type(path: str, trust_remote_code: bool = False) -> str:
@@ -110,7 +112,7 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
     Raises ValueError for an unknown family, with the nearest known one, and where `--quantize` cannot work.
     """
     module, builder, path, adapter = _find(config)
-    check_quantization(config, for_training, adapter)
+    check_quantization(config, for_training and adapter is None)
     family = getattr(module, builder)(path, config, dtype)
     _keep_used_renamings(family.model)
     if for_training:

@@ -30,12 +30,11 @@ def train_flops(family: Family) -> TrainFlops:
     projector = _part_weights(base, family, "projector")
     # Gradients flow through the language model whenever anything in or before it trains.
     vision_trains = tower[1] or projector[1]
-    tile_tokens = family.tokens_per_tile
     return TrainFlops(
         token=body[0] * (4 + 2 * body[1]),
         label=parameter_size(head.weight) * (4 + 2 * head.weight.requires_grad),
-        tile=tile_tokens * (tower[0] * (6 if tower[1] else 2))
-        + tile_tokens / 4 * projector[0] * (6 if vision_trains else 2),
+        tile=family.tokens_per_tile * tower[0] * (6 if tower[1] else 2)
+        + family.projector_tokens * projector[0] * (6 if vision_trains else 2),
     )
 
 

@@ -114,6 +114,7 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         },
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=round(parts.processor.image_seq_length / hf_config.downsample_ratio**2) + 1,
+        projector_tokens=parts.processor.image_seq_length,
     )
 
 

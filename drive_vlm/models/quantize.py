@@ -10,21 +10,28 @@ from typing import Any
 from drive_vlm.config import ModelConfig
 
 
-def check_quantization(config: ModelConfig, for_training: bool, adapter: str | None) -> None:
-    """Raises ValueError where `--quantize nf4` cannot work: no bitsandbytes, no CUDA, ZeRO-3, or nothing that could train."""
+def check_training(config: ModelConfig, zero_stage: int) -> None:
+    """Raises ValueError where 4-bit weights cannot train: nothing on top of them, or a layout that would shard them."""
+    if config.quantize != "none" and not config.lora_rank:
+        raise ValueError("--quantize nf4 with --lora_rank 0: 4-bit weights cannot train. Add --lora_rank, such as 32.")
+    if config.quantize != "none" and zero_stage == 3:
+        raise ValueError("--quantize nf4 with ZeRO-3: 4-bit weights cannot be sharded. Use --deepspeed zero2.")
+
+
+def check_quantization(config: ModelConfig, for_training: bool) -> None:
+    """Raises ValueError where `--quantize nf4` cannot work: no bitsandbytes, no CUDA, or what check_training refuses."""
     if config.quantize == "none":
         return
-    if for_training and not config.lora_rank and adapter is None:
-        raise ValueError("--quantize nf4 with --lora_rank 0: 4-bit weights cannot train. Add --lora_rank, such as 32.")
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if for_training:
+        check_training(config, 3 if is_deepspeed_zero3_enabled() else 0)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("--quantize nf4 needs bitsandbytes: pip install bitsandbytes. Or leave --quantize out.")
     import torch
-    from transformers.integrations import is_deepspeed_zero3_enabled
 
     if not torch.cuda.is_available():
         raise ValueError("--quantize nf4 needs a CUDA device, and torch sees none. Leave --quantize out.")
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("--quantize nf4 with ZeRO-3: 4-bit weights cannot be sharded. Use --deepspeed zero2.")
 
 
 def quantization_arguments(config: ModelConfig, other_parts: Sequence[str]) -> dict[str, Any]:

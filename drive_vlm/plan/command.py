@@ -64,6 +64,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     """The plan as --json prints it. Raises ValueError for what the run itself would refuse."""
     from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.models.architecture import load_architecture
+    from drive_vlm.models.quantize import check_training
     from drive_vlm.plan.cost import disk, time_and_tokens
     from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
     from drive_vlm.plan.memory_table import Case, layouts, memory, weight_bytes
@@ -79,7 +80,8 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model)
     case = Case(flags, architecture, weights, rows, accumulation)
     all_layouts, chosen = layouts(flags)
-    each = next(weight_bytes(case, layout) for layout in all_layouts if layout.name == chosen)
+    own = next(layout for layout in all_layouts if layout.name == chosen)
+    check_training(flags.model, own.stage)
     return {
         "as_json": flags.plan.json,
         "stage": stage,
@@ -99,7 +101,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         "parameters": count(weights),
         "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
         "cost": time_and_tokens(flags, architecture, weights, rows, micro * accumulation * world),
-        "disk": disk(flags, weights, each),
+        "disk": disk(flags, weights, weight_bytes(case, own)),
         "data": {
             "rows": rows.count,
             "source": rows.source,

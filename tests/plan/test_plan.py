@@ -202,3 +202,40 @@ def test_a_recipe_plans_itself(run: Callable) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("128 sequences a step = 4 a GPU x 1 accumulation x 32 GPUs", "--max_length", "10 steps"):
         assert words in done.stdout
+
+
+VIDEO = [
+    "--lora_rank", 32, "--freeze", "vision_tower", "temporal_embeddings", "--bf16", "--gradient_checkpointing", "--num_frames", 16,
+    "--per_device_train_batch_size", 2, "--global_batch_size", 32, "--gpu_memory", "24GB",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "tokens"),
+    [("siglip2_qwen3_4b", 2048, 16 * 81 + 256), ("siglip2_qwen3_4b_pool1", 12288, 16 * 729 + 256),
+     ("siglip2_qwen3_4b_resampler", 2048, 16 * 64 + 256)],
+)  # fmt: skip
+def test_drive_vlm_on_a_24_gb_card(plan: Callable, model: str, length: int, tokens: int) -> None:
+    """LoRA r32, 16 frames, micro batch 2 x accumulation 16: the pooled model fits in bf16, every patch of 16 frames does not."""
+    found = plan("--model", model, *VIDEO, "--max_length", length, "--json")
+    assert (found["batch"]["micro"], found["batch"]["accumulation"], found["batch"]["typical_row"]) == (2, 16, tokens)
+    assert found["memory"]["layouts"]["ddp"]["fits"] == (model != "siglip2_qwen3_4b_pool1")
+    assert found["parameters"]["lora"]["trainable"] == 66_060_288
+    assert found["parameters"]["temporal_embeddings"] == {"total": 16 * 1152, "trainable": 0}
+    four = plan("--model", model, *VIDEO, "--max_length", length, "--quantize", "nf4", "--json")["memory"]["layouts"]
+    saved = found["memory"]["layouts"]["ddp"]["weights"] - four["ddp"]["weights"]
+    assert saved == pytest.approx((4 - 0.5 - 1 / 64) * (3_633_511_936 - 36 * (2 * 2560 + 2 * 128) - 2560), rel=1e-3)
+
+
+def test_a_video_plan_counts_frames_and_refuses_what_the_run_would(
+    plan: Callable, tiny_video_model: Path, synthetic_data: Path
+) -> None:
+    rows = ("--model", tiny_video_model, "--data", synthetic_data / "clips_train.jsonl", "--num_frames", 4)
+    found = plan(*rows, "--json")["data"]["audit"]["tokens"]
+    assert 4 * 16 < found["median"] < 4 * 16 + 60
+    pictures = plan("--model", tiny_video_model, "--data", synthetic_data / "train.jsonl", "--json")["data"]["audit"]
+    assert 16 < pictures["tokens"]["median"] < 16 + 50  # a picture is one frame, not a grid of tiles
+    assert "--num_frames 17: " in plan("--model", "siglip2_qwen3_4b", "--num_frames", 17, code=2)
+    assert "4-bit weights cannot train" in plan("--model", "siglip2_qwen3_4b", "--quantize", "nf4", code=2)
+    shards = ("--lora_rank", 8, "--quantize", "nf4", "--deepspeed", "zero3", "--bf16")
+    assert "4-bit weights cannot be sharded" in plan("--model", "siglip2_qwen3_4b", *shards, code=2)

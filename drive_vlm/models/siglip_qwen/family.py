@@ -58,4 +58,5 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         },
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=model.config.patches,
+        projector_tokens=model.config.image_seq_length,
     )
