@@ -193,6 +193,10 @@ class DataConfig:
         False, help="put several rows into one sequence of --max_length tokens, without attention across rows"
     )
     num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    feature_cache: str | None = field(
+        None,
+        help="folder of tools/cache_features.py: train from the frozen vision tower's features; no picture is decoded, no tower runs",
+    )
     on_bad_row: str = field(
         "error",
         help="error: stop at the first bad row; skip: leave it out, count it in data_audit.json",

@@ -48,7 +48,8 @@ class EncodedRows(Dataset):
 
 @dataclasses.dataclass
 class Collator:
-    """Joins sequences into `input_ids int64[B, T]`, `labels int64[B, T]`, the family's vision tensors and `sample_ids`.
+    """Joins sequences into `input_ids int64[B, T]`, `labels int64[B, T]`, the family's vision tensors (or
+    cached `vision_features float[P, L, Dv]`) and `sample_ids`.
 
     Unpacked: right padding and `attention_mask int64[B, T]`. Packed: `position_ids int64[B, T]` that restart at 0 for
     each row, no attention mask, and the trailing padding is a segment of its own. With `flatten` the packs are laid end
@@ -72,10 +73,11 @@ class Collator:
             rows = [[row for sequence in rows for row in sequence]]
         arrays = self._join(rows) if rows else self._filler()
         batch: dict[str, Any] = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        if self.vision is not None:
-            batch |= self.vision.collate_vision(
-                [row["vision"] for sequence in rows for row in sequence if row["vision"]]
-            )
+        pictures = [row["vision"] for sequence in rows for row in sequence if row["vision"]]
+        if pictures and "vision_features" in pictures[0]:
+            batch["vision_features"] = torch.cat([row["vision_features"] for row in pictures])
+        elif self.vision is not None:
+            batch |= self.vision.collate_vision(pictures)
         batch["num_tokens"] = sum(len(row["input_ids"]) for sequence in rows for row in sequence)
         batch["sample_ids"] = [row["sample_id"] for sequence in rows for row in sequence]
         batch["bad_rows"] = bad

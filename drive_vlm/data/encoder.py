@@ -7,6 +7,7 @@ import numpy as np
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
+from drive_vlm.data.feature_cache import FeatureCache
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import VisionAdapter, checked_image_size, load_image, load_video, video_length
 from drive_vlm.launch.cache import cache_key
@@ -22,6 +23,7 @@ class Encoder:
         num_frames: frames taken of a video, at most.
         max_length: rows longer than this are refused (BadRow too_long); None sets no limit.
         blank_images: put a grey picture of the same size in the place of every picture (the blind baseline).
+        features: take the vision tower's features from this cache; no picture is opened.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class Encoder:
         num_frames: int = 8,
         max_length: int | None = None,
         blank_images: bool = False,
+        features: FeatureCache | None = None,
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
-        self.blank_images = blank_images
+        self.blank_images, self.features = blank_images, features
         # all_special_tokens leaves out what has no role of its own, such as <|im_start|>: a row holding it could forge a turn.
         self.chat = ChatRenderer(
             tokenizer, template, [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -46,10 +49,11 @@ class Encoder:
         """Key of everything that decides a row's length."""
         vision = self.vision.fingerprint() if self.vision else None
         backend = self.tokenizer.backend_tokenizer.to_str() if hasattr(self.tokenizer, "backend_tokenizer") else ""
-        return cache_key(self.template, vision, self.num_frames, cache_key(backend))
+        features = self.features.fingerprint() if self.features else None
+        return cache_key(self.template, vision, self.num_frames, cache_key(backend), features)
 
     def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
-        """Tiles of each picture (1 for each frame of a video), read from headers."""
+        """Tiles of each picture (1 for each frame of a video), read from headers or from the feature cache."""
         if (sample.images or sample.video) and self.vision is None:
             raise BadRow(
                 "no_vision",
@@ -57,6 +61,8 @@ class Encoder:
                 "the row has pictures but the model is a plain language model",
                 "Use a vision-language model",
             )
+        if self.features is not None and (sample.images or sample.video):
+            return self.features.tile_counts(sample, max_tiles)
         if sample.video:
             return [1] * min(video_length(sample.video, sample.where), self.num_frames)
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
@@ -87,7 +93,7 @@ class Encoder:
 
         With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
         """
-        vision, tiles = self._load_vision(sample, max_tiles)
+        vision, tiles = self.load_vision(sample, max_tiles)
         rendered = self.render(sample, len(tiles), prompt)
         encoded = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
@@ -103,10 +109,13 @@ class Encoder:
             )
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
-    def _load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], list[int]]:
+    def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], list[int]]:
+        """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; tiles of each picture."""
         expected = self.tile_counts(sample, max_tiles)
         if not expected or self.vision is None:
             return {}, []
+        if self.features is not None:
+            return {"vision_features": self.features.load(sample, max_tiles)}, expected
         if sample.video:
             pictures = load_video(sample.video, self.num_frames, sample.where)
         else:

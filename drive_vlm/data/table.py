@@ -45,6 +45,11 @@ class RowTable:
     def sample(self, i: int, need_answer: bool = True) -> Sample:
         return read_sample(self.sources[self.source[i]], int(self.row[i]), need_answer)
 
+    def media(self) -> Iterator[tuple[Sample, int | None]]:
+        """Each row's sample and tile limit, repeated rows once."""
+        for source, row in sorted(set(zip(self.source.tolist(), self.row.tolist(), strict=True))):
+            yield read_sample(self.sources[source], row, need_answer=False), self.sources[source].max_tiles
+
     @property
     def content_hash(self) -> str:
         """Hash of the bytes of all data files: equal lengths alone do not tell an edited row."""

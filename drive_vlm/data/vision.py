@@ -107,7 +107,7 @@ def frame_indices(total: int, count: int) -> list[int]:
 def video_length(path: str, where: str) -> int:
     """Number of frames: of a folder of pictures, or of a video file by its header (decoded only when it tells none)."""
     if os.path.isdir(path):
-        count = len(_frame_files(path))
+        count = len(frame_files(path))
     elif os.path.isfile(path):
         import av
 
@@ -136,7 +136,7 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     total = video_length(path, where)
     wanted = frame_indices(total, num_frames)
     if os.path.isdir(path):
-        files = _frame_files(path)
+        files = frame_files(path)
         return [load_image(files[i], where) for i in wanted]
     import av
 
@@ -174,6 +174,6 @@ def _corrupt_video(path: str, where: str, error: object) -> BadRow:
     )
 
 
-def _frame_files(folder: str) -> list[str]:
+def frame_files(folder: str) -> list[str]:
     """Frames of a folder in the order of their names."""
     return sorted(entry.path for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in _FRAME_SUFFIXES)

@@ -9,6 +9,7 @@ from drive_vlm.models import Family, ProcessorParts
 from drive_vlm.models.quantize import quantization_arguments
 
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
+_PIXEL_SETTINGS = ("image_processor_type", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize")
 
 
 class InternVLVision:
@@ -25,11 +26,13 @@ class InternVLVision:
 
     def fingerprint(self) -> dict[str, Any]:
         size = self.processor.image_processor.size
+        pixels = self.processor.image_processor.to_dict()
         return {
             "family": "internvl",
             "tile": [size["height"], size["width"]],
             "tokens": self.processor.image_seq_length,
             "max_tiles": self.max_tiles,
+            "pixels": {name: pixels[name] for name in _PIXEL_SETTINGS if name in pixels},
         }
 
     def _crop(self, num_images: int, max_tiles: int | None) -> dict[str, Any]:

@@ -95,13 +95,14 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
     embeddings, tower, projector, language model, with a picture or without.
     """
     own_forward = body.forward
+    body.tower_pass_inputs = dummy  # without a tower it becomes a picture's features (vision_features.py)
 
     @functools.wraps(own_forward)
     def forward(*args: Any, tower_pass: bool = False, **kwargs: Any) -> Any:
         if tower_pass:
             embeds = body.get_input_embeddings()(kwargs.pop("input_ids"))
             features = body.get_image_features(
-                **{key: value.to(embeds.device) for key, value in dummy.items()}, return_dict=True
+                **{key: value.to(embeds.device) for key, value in body.tower_pass_inputs.items()}, return_dict=True
             )
             kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
         return own_forward(*args, **kwargs)

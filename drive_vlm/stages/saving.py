@@ -32,6 +32,7 @@ class CheckpointMixin(Trainer):
     """Checkpoints by the contract of launch/checkpoint.py; stands before a transformers Trainer in the bases of every stage."""
 
     keep = 2
+    detached: dict[str, torch.Tensor] = {}  # noqa: RUF012 - weights that are saved but not in the model (features.py)
     model: Any
     model_wrapped: Any
     heartbeat: Any  # of the watchdog
@@ -100,6 +101,7 @@ class CheckpointMixin(Trainer):
             own = [path.stat() for path in found.rglob("*") if path.is_file()]
             return sum(stat.st_size for stat in own if stat.st_nlink == 1)
         parameters = [(_count(p), p.element_size(), p.requires_grad) for p in self.model.parameters()]
+        parameters += [(t.numel(), t.element_size(), False) for t in self.detached.values()]
         masters = 12 if self.is_deepspeed_enabled else 8
         copies = 2 if self.is_deepspeed_enabled else 1
         return sum(n * (copies * size + masters) if trains else n * size for n, size, trains in parameters)
@@ -122,6 +124,9 @@ class CheckpointMixin(Trainer):
         """Weights of a checkpoint: those that train are written, the frozen ones linked to their one copy."""
         directory = Path(output_dir) if output_dir else self.out
         frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        if self.detached and isinstance(self.model, PreTrainedModel):
+            state_dict = (self.model.state_dict() if state_dict is None else state_dict) | self.detached
+            frozen |= self.detached.keys()
         if directory.parent.name != ".saving" or not isinstance(self.model, PreTrainedModel) or not frozen:
             return super()._save(output_dir, state_dict)
         if not self.args.should_save:
@@ -231,7 +236,8 @@ def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
         raise ValueError(
             f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint."
         )
-    model.load_state_dict(saved.state_dict())
+    own = model.state_dict().keys()  # without the tower, where features come from a cache
+    model.load_state_dict({name: tensor for name, tensor in saved.state_dict().items() if name in own})
 
 
 def convert_to_universal(checkpoint: Path) -> None:

@@ -47,6 +47,7 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
         training_arguments,
         weights_to_load,
     )
+    from drive_vlm.stages.features import open_features
 
     args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
     check_attention(model, args)
@@ -57,13 +58,16 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
     if model.lora_rank:
         family.model = apply_lora(family, model, model.freeze)
     parameters = count_parameters(family.model, family.parts)
-    tables, encoder = measure_rows(family, data, args)
+    features, tower = open_features(family, model, data, args)
+    tables, encoder = measure_rows(family, data, args, features)
     trainer = build_trainer(family, tables, encoder, model, data, run, args)
+    trainer.detached = tower
     facts = {
         "stage": "sft",
         "config": {"model": model, "data": data, "run": run, "training": args.to_dict()},
         "parameters": parameters,
         "data": {name: table.audit()["files"] for name, table in tables.items()},
+        "features": features.facts() if features else None,
         "order_hash": trainer.batch_sampler.order.digest(0),
     }
     if args.should_save:
@@ -74,7 +78,7 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
     run_training(trainer, status, run.hang_timeout, facts)
 
 
-def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, Any], Any]:
+def measure_rows(family: Any, data: DataConfig, args: Any, features: Any = None) -> tuple[dict[str, Any], Any]:
     """Row tables of the training and evaluation data. The first process of a node measures, the others read its cache."""
     from rich.progress import track
 
@@ -82,7 +86,9 @@ def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, An
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import build_table
 
-    encoder = Encoder(family.tokenizer, family.template, family.vision, data.num_frames, data.max_length)
+    encoder = Encoder(
+        family.tokenizer, family.template, family.vision, data.num_frames, data.max_length, features=features
+    )
 
     def progress(blocks: Any, total: int) -> Any:
         return track(blocks, "measuring rows", total, disable=not args.should_log or args.disable_tqdm, transient=True)
@@ -95,6 +101,8 @@ def measure_rows(family: Any, data: DataConfig, args: Any) -> tuple[dict[str, An
                 tables[name] = build_table(
                     sources, encoder, data.on_bad_row, data.max_length, args.seed, progress=progress
                 )
+                if features is not None and args.local_process_index == 0:
+                    features.check(tables[name].media())
     return tables, encoder
 
 

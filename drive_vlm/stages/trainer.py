@@ -112,7 +112,8 @@ class DriveTrainerMixin(CheckpointMixin):
         self.take_ids(inputs)
         labels = inputs["labels"]
         tokens = inputs.pop("num_tokens")
-        tiles = inputs["pixel_values"].shape[0] if inputs.get("pixel_values") is not None else 0
+        pictures = next((inputs[name] for name in ("pixel_values", "vision_features") if name in inputs), None)
+        tiles = 0 if pictures is None else pictures.shape[0]
         step_flops = self.flops(tokens, int((labels != IGNORE_INDEX).sum()), tiles)
         self.throughput.add(len(self.sample_ids), tokens, step_flops)
         self._step_flops = step_flops

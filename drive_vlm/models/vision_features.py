@@ -1,0 +1,144 @@
+"""A vision tower apart from its model: which one it is, what it gives, and a model that trains without it.
+
+A family takes part when its only vision tensor is `pixel_values` and its tower is one module whose features of the last
+layer go on to the rest; a body with a method `tower_features(pixel_values) -> float[P, L, Dv]` says itself what those are.
+"""
+
+import contextlib
+import functools
+import hashlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from drive_vlm.models import Family
+
+# What changes a tower's numbers without changing a weight's name, shape or value.
+_SEMANTIC = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "norm_type",
+    "use_qk_norm",
+    "image_size",
+)
+
+
+class CachedTower(torch.nn.Module):
+    """Stands in the tower's place and hands on the features that it is given as `pixel_values float[P, L, Dv]`."""
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
+        """Raises ValueError for pictures."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if pixel_values.ndim != 3:
+            raise ValueError(
+                f"expected cached features float[P, L, Dv], got a tensor of shape {tuple(pixel_values.shape)}: this model was "
+                "loaded for --feature_cache, without its vision tower."
+            )
+        return BaseModelOutput(last_hidden_state=pixel_values)
+
+
+def _base(family: Family) -> Any:
+    model = family.model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _tower_path(family: Family) -> str:
+    paths = family.parts.get("vision_tower", ())
+    if len(paths) != 1:
+        raise ValueError(
+            f"{family.name}: a feature cache needs a model with one vision tower, this one has {len(paths)}."
+        )
+    return paths[0]
+
+
+def vision_tower(family: Family) -> Any:
+    """The tower's module. Raises ValueError for a model without one."""
+    return _base(family).get_submodule(_tower_path(family))
+
+
+def tower_features(family: Family, pixel_values: torch.Tensor) -> torch.Tensor:
+    """`float[P, L, Dv]` of `pixel_values float[P, 3, H, W]`: the tower's output before whatever follows it."""
+    body = _base(family).model
+    if hasattr(body, "tower_features"):
+        return body.tower_features(pixel_values)
+    layer = getattr(body.config, "vision_feature_layer", -1)
+    if layer != -1:
+        raise ValueError(
+            f"{family.name}: vision_feature_layer {layer}; a feature cache holds the last layer (-1) only."
+        )
+    return vision_tower(family)(pixel_values=pixel_values, return_dict=True).last_hidden_state
+
+
+@contextlib.contextmanager
+def _whole(module: Any) -> Iterator[None]:
+    """All weights of `module` on every rank while inside: ZeRO-3 holds shards of them."""
+    sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield
+
+
+def tower_identity(family: Family) -> dict[str, Any]:
+    """What names a tower: a hash of its weights, and the settings that no weight shows.
+
+    Weights are hashed as bfloat16, so that a checkpoint saved in bfloat16 has the tower of the one it was trained from.
+    """
+    tower = vision_tower(family)
+    digest = hashlib.blake2b(digest_size=16)
+    with torch.no_grad(), _whole(tower):
+        for name, tensor in sorted(tower.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+    config = tower.config.to_dict() if hasattr(tower, "config") else {}
+    return {"weights": digest.hexdigest(), **{name: config[name] for name in _SEMANTIC if name in config}}
+
+
+def require_frozen_tower(family: Family) -> None:
+    """Raises ValueError when a weight of the tower, or an adapter in it, trains."""
+    trains = [name for name, parameter in vision_tower(family).named_parameters() if parameter.requires_grad]
+    if trains:
+        raise ValueError(
+            f"--feature_cache: the vision tower trains ({len(trains)} tensors, such as {trains[0]}), so its features change with every "
+            "step. Add --freeze vision_tower, or leave --feature_cache out."
+        )
+
+
+def detach_tower(family: Family, feature_shape: tuple[int, int], keep: bool) -> dict[str, torch.Tensor]:
+    """Take the tower out of the model, which then takes `vision_features float[P, L, Dv]` in place of `pixel_values`.
+
+    Before the model is moved to a device, so that the tower never lies on it. Returns the tower's weights on the CPU,
+    by their names in the model, for checkpoints to be whole; {} without `keep`.
+    """
+    base, path = _base(family), _tower_path(family)
+    tower = base.get_submodule(path)
+    weights: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), _whole(tower):
+        if keep:
+            weights = {f"{path}.{name}": tensor.to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
+    base.set_submodule(path, CachedTower())
+    base.model.tower_pass_inputs = {"pixel_values": torch.zeros(1, *feature_shape)}
+    if "vision_features" not in inspect.signature(base.model.forward).parameters:
+        _take_features_as_pixels(base.model)
+    return weights
+
+
+def _take_features_as_pixels(body: Any) -> None:
+    """Let `body.forward` of native classes accept `vision_features`: the CachedTower finds them in `pixel_values`."""
+    own_forward = body.forward
+
+    @functools.wraps(own_forward)
+    def forward(*args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if vision_features is not None:
+            kwargs["pixel_values"] = vision_features
+        return own_forward(*args, **kwargs)
+
+    body.forward = forward

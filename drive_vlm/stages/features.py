@@ -1,0 +1,33 @@
+"""`--feature_cache`: a stage trains from the frozen tower's features, without the tower."""
+
+import shlex
+from typing import Any
+
+from drive_vlm.config import DataConfig, ModelConfig
+from drive_vlm.data.feature_cache import FeatureCache, cache_settings
+
+
+def build_command(model: ModelConfig, data: DataConfig) -> str:
+    """The command that makes, or completes, the cache that this run asks for."""
+    words = ["--model", model.model, "--data", *data.data, *data.eval_data, "--num_frames", str(data.num_frames)]
+    words += ["--image_root", data.image_root] if data.image_root else []
+    words += ["--max_tiles", str(model.max_tiles)] if model.max_tiles else []
+    return f"python tools/cache_features.py {shlex.join(words)} --out {data.feature_cache}"
+
+
+def open_features(
+    family: Any, model: ModelConfig, data: DataConfig, args: Any
+) -> tuple[FeatureCache | None, dict[str, Any]]:
+    """The cache of `--feature_cache` and the weights of the tower that was taken out of `family.model`, for saving.
+
+    Call it when it is settled what trains, and before a Trainer moves the model to its device. (None, {}) without the flag.
+    Raises ValueError for a tower that trains, a plain language model, and a cache that was made with anything else.
+    """
+    if data.feature_cache is None:
+        return None, {}
+    from drive_vlm.models.vision_features import detach_tower, require_frozen_tower, tower_identity
+
+    require_frozen_tower(family)
+    settings = cache_settings(tower_identity(family), family.vision.fingerprint(), data.num_frames)
+    features = FeatureCache(data.feature_cache, settings, build_command(model, data))
+    return features, detach_tower(family, features.feature_shape, keep=args.should_save)

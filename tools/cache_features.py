@@ -1,0 +1,341 @@
+"""Run the frozen vision tower once over every picture and video of the rows, for training with --feature_cache.
+
+What is written is the tower's output, before temporal embeddings and projector: both may train from it. Videos that
+several rows name are done once. Finished ones are kept when the command is run again, changed files are done anew, and
+ranks (torchrun) and job arrays (--shard) write into the same folder at the same time.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
+from drive_vlm.launch.shards import parse_shard, shard_of
+from drive_vlm.launch.topology import read_topology
+
+EXAMPLES = """
+python tools/cache_features.py --model MODEL --data train.jsonl val.jsonl --num_frames 16 --out features
+torchrun --nproc_per_node 8 tools/cache_features.py --model MODEL --data train.jsonl --num_frames 16 --out features
+python tools/cache_features.py --model MODEL --data train.jsonl --num_frames 16 --out features --shard 2/8   # one of a job array
+python -m drive_vlm sft --model MODEL --data train.jsonl --freeze vision_tower --num_frames 16 --feature_cache features
+"""
+_GIB = 2**30
+
+
+@dataclasses.dataclass
+class FeatureConfig:
+    """What to run over which rows, and where the features go."""
+
+    model: str = field(help="model directory or hub id that will train; only its vision tower runs")
+    data: list[str] = field(help="rows: .jsonl, LLaVA .json or InternVL meta .json")
+    out: str = field(help="folder of the cache; entries that are in it and still valid are kept")
+    image_root: str | None = field(
+        None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    num_frames: int = field(8, help="frames taken from a video, evenly spread; the same as in training")
+    max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training")
+    stored: str = field(
+        "float16", help="number type on disk (float32 equals training from pixels exactly)", choices=("float16", "bfloat16", "float32")
+    )  # fmt: skip
+    dtype: str = field(
+        "auto", help="the tower's number type; auto: bfloat16 on a GPU, else float32", choices=("auto", "float32", "bfloat16")
+    )  # fmt: skip
+    attn_implementation: str = field("sdpa", help="attention kernel", choices=("sdpa", "flash", "eager"))
+    batch_size: int = field(32, help="pictures or frames in one pass of the tower")
+    workers: int = field(4, help="threads that decode")
+    shard: str | None = field(None, help="I/N: do the I-th of N equal runs of entries (from 0), for job arrays")
+    on_bad_row: str = field(
+        "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
+    )
+    estimate: bool = field(False, help="print what is to be done and the space it takes, then stop")
+    trust_remote_code: bool = field(False, help="run Python code that comes with the model's configuration")
+    json: str | None = field(None, help="write counts, bytes and bad rows to this file")
+
+    def command(self) -> str:
+        return f"python tools/cache_features.py --model {self.model} --data {' '.join(self.data)} --num_frames {self.num_frames} --out {self.out}"
+
+
+@dataclasses.dataclass
+class Work:
+    """One entry to make: the first row that names these pictures, its tile limit, and its tiles by the headers."""
+
+    sample: Any
+    max_tiles: int | None
+    tiles: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Counts:
+    """What this process found and did."""
+
+    rows: int = 0
+    rows_without_picture: int = 0
+    entries: int = 0
+    kept: int = 0
+    renewed: int = 0
+    written: int = 0
+    pictures: int = 0
+    bytes: int = 0
+    bad: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+
+def read_work(config: FeatureConfig, counts: Counts) -> list[Work]:
+    """The distinct pictures of all rows, in the order of the rows. Raises BadRow unless bad rows are skipped."""
+    from drive_vlm.data.feature_cache import media_key
+    from drive_vlm.data.samples import BadRow
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import read_sample
+
+    found: dict[str, Work] = {}
+    for source in open_sources(config.data, config.image_root):
+        for i in range(len(source.rows)):
+            counts.rows += 1
+            try:
+                sample = read_sample(source, i, need_answer=False)
+            except BadRow as error:
+                note_bad(error, config, counts)
+                continue
+            if sample.images or sample.video:
+                found.setdefault(media_key(sample, source.max_tiles, Path(config.out)), Work(sample, source.max_tiles))
+            else:
+                counts.rows_without_picture += 1
+    counts.entries = len(found)
+    return list(found.values())
+
+
+def note_bad(error: Any, config: FeatureConfig, counts: Counts) -> None:
+    if config.on_bad_row == "error":
+        raise error
+    counts.bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
+
+
+@dataclasses.dataclass
+class Tower:
+    """The vision tower on its device; `run(pixel_values float[P, 3, H, W]) -> float[P, L, Dv]`."""
+
+    encoder: Any
+    settings: dict[str, Any]
+    run: Callable[[Any], Any]
+    shape: tuple[int, int]
+
+
+def load_tower(config: FeatureConfig) -> Tower:
+    """Load the model, keep its tower. Raises ValueError for a model that cannot be cached."""
+    import torch
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.feature_cache import cache_settings
+    from drive_vlm.models import load_family
+    from drive_vlm.models.vision_features import tower_features, tower_identity, vision_tower
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
+    kind = config.dtype if config.dtype != "auto" else "bfloat16" if cuda else "float32"
+    model = ModelConfig(
+        config.model, config.attn_implementation, max_tiles=config.max_tiles, trust_remote_code=config.trust_remote_code
+    )
+    family = load_family(model, getattr(torch, kind))
+    tower = vision_tower(family).to(device).eval()
+    dtype = next(tower.parameters()).dtype
+
+    def run(pixel_values: Any) -> Any:
+        with torch.inference_mode():
+            return tower_features(family, pixel_values.to(device, dtype))
+
+    dummy = family.vision.dummy_inputs()
+    if set(dummy) != {"pixel_values"}:
+        raise ValueError(
+            f"{config.model}: its tower takes {', '.join(sorted(dummy))}; a feature cache knows pixel_values only."
+        )
+    settings = cache_settings(tower_identity(family), family.vision.fingerprint(), config.num_frames)
+    shape = run(dummy["pixel_values"]).shape
+    encoder = Encoder(family.tokenizer, family.template, family.vision, config.num_frames)
+    return Tower(encoder, settings | {"stored": config.stored, "computed": kind}, run, (shape[1], shape[2]))
+
+
+def still_to_do(work: list[Work], tower: Tower, config: FeatureConfig, counts: Counts) -> list[Work]:
+    """Entries that are not in the cache, failed before, or whose files have changed; `tiles` are filled in from headers."""
+    from drive_vlm.data.feature_cache import FeatureCache, media_key
+    from drive_vlm.data.feature_writer import FeatureWriter, start_cache
+    from drive_vlm.data.samples import BadRow
+
+    out = Path(config.out)
+    start_cache(out, tower.settings, tower.shape, config.command())
+    cache = FeatureCache(out, tower.settings, config.command())
+
+    def look(item: Work) -> str | BadRow:
+        try:
+            item.tiles = tower.encoder.tile_counts(item.sample, item.max_tiles)
+        except BadRow as error:
+            return error
+        entry = cache.entries.get(media_key(item.sample, item.max_tiles, out))
+        if entry is None or entry.bad:
+            return "new"
+        return "changed" if cache.difference(entry, item.sample) else "kept"
+
+    todo = []
+    with FeatureWriter(out, config.stored, config.num_frames) as writer, ThreadPoolExecutor(16) as headers:
+        for item, state in zip(work, headers.map(look, work), strict=True):
+            if isinstance(state, BadRow):
+                note_bad(state, config, counts)
+                writer.write_bad(item.sample, item.max_tiles, state)
+            elif state == "kept":
+                counts.kept += 1
+            else:
+                counts.renewed += state == "changed"
+                todo.append(item)
+    return todo
+
+
+def check_space(todo: list[Work], tower: Tower, config: FeatureConfig) -> str:
+    """What the entries of all ranks will take, in words. Raises ValueError when the disk has less free."""
+    import torch
+
+    width = 4 if config.stored == "float32" else 2
+    each = tower.shape[0] * tower.shape[1] * width
+    totals = torch.tensor([len(todo), sum(sum(item.tiles) for item in todo)], dtype=torch.int64)
+    if read_topology().world_size > 1:
+        torch.distributed.all_reduce(totals)
+    entries, pictures = totals.tolist()
+    free = shutil.disk_usage(config.out).free
+    text = (
+        f"{entries:,} entries with {pictures:,} pictures or frames to do, {each / 2**20:.2f} MiB each as {config.stored} "
+        f"{list(tower.shape)}: {pictures * each / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free in {config.out}"
+    )
+    if pictures * each > free:
+        raise ValueError(f"{text}. Free some space, give another --out, or fewer --num_frames.")
+    return text
+
+
+def decoded(todo: list[Work], tower: Tower, workers: int) -> Iterator[tuple[Work, Any]]:
+    """(work, pixel_values float[P, 3, H, W] or the BadRow), decoded ahead by threads, in order."""
+    from drive_vlm.data.samples import BadRow
+
+    def load(item: Work) -> Any:
+        try:
+            tensors, counts = tower.encoder.load_vision(item.sample, item.max_tiles)
+        except BadRow as error:
+            return error
+        assert sum(counts) == len(tensors["pixel_values"])
+        return tensors["pixel_values"]
+
+    waiting: deque[tuple[Work, Future]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in todo:
+            waiting.append((item, threads.submit(load, item)))
+            if len(waiting) > 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts) -> None:
+    """Decode, run the tower over full batches, write each entry as soon as its features are there."""
+    import torch
+    from rich.progress import track
+
+    from drive_vlm.data.feature_writer import FeatureWriter
+    from drive_vlm.data.samples import BadRow
+    from drive_vlm.data.vision import video_length
+
+    def flush() -> None:
+        if not batch:
+            return
+        pixels = torch.cat([tensor for _, tensor in batch])
+        features = torch.cat([tower.run(part).cpu() for part in pixels.split(config.batch_size)])
+        parts = features.split([len(tensor) for _, tensor in batch])
+        for (item, tensor), part in zip(batch, parts, strict=True):
+            frames = video_length(item.sample.video, item.sample.where) if item.sample.video else 0
+            counts.bytes += writer.write(item.sample, item.max_tiles, part, item.tiles, frames)
+            counts.written += 1
+            counts.pictures += len(tensor)
+        batch.clear()
+
+    batch: list[tuple[Work, Any]] = []
+    bar = track(decoded(todo, tower, config.workers), "features", len(todo), disable=not read_topology().is_main)
+    with FeatureWriter(Path(config.out), config.stored, config.num_frames) as writer:
+        for item, pixels in bar:
+            if isinstance(pixels, BadRow):
+                note_bad(pixels, config, counts)
+                writer.write_bad(item.sample, item.max_tiles, pixels)
+                continue
+            batch.append((item, pixels))
+            if sum(len(tensor) for _, tensor in batch) >= config.batch_size:
+                flush()
+        flush()
+
+
+def all_counts(counts: Counts) -> Counts:
+    """Sums over the ranks; what every rank read is counted once."""
+    import torch
+
+    world = read_topology().world_size
+    if world == 1:
+        return counts
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, counts)
+    for name in ("kept", "renewed", "written", "pictures", "bytes"):
+        setattr(counts, name, sum(getattr(part, name) for part in parts))
+    counts.bad = list({bad["where"]: bad for part in parts for bad in part.bad}.values())
+    return counts
+
+
+def run(config: FeatureConfig) -> Counts:
+    """Bring the cache up to date for this process's share of the rows. Raises ValueError."""
+    topology, counts = read_topology(), Counts()
+    shard = parse_shard(config.shard)
+    if min(config.batch_size, config.workers, config.num_frames) < 1:
+        raise ValueError("--batch_size, --workers and --num_frames must be at least 1.")
+    work = shard_of(read_work(config, counts), shard)[topology.rank :: topology.world_size]
+    if topology.world_size > 1:
+        import datetime
+
+        import torch
+
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # ranks end at different times
+    tower = load_tower(config)
+    todo = still_to_do(work, tower, config, counts)
+    text = check_space(todo, tower, config)
+    if topology.is_main:
+        print(text, flush=True)
+    if not config.estimate:
+        build(todo, tower, config, counts)
+    counts = all_counts(counts)
+    if topology.world_size > 1:
+        torch.distributed.destroy_process_group()
+    return counts
+
+
+def main() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    add_dataclass(parser, FeatureConfig)
+    config = from_namespace(FeatureConfig, parser.parse_args())
+    try:
+        counts = run(config)
+    except ValueError as error:
+        parser.error(str(error))
+    if not read_topology().is_main:
+        return
+    print(
+        f"{config.out}: {counts.written:,} entries written ({counts.pictures:,} pictures, {counts.bytes / _GIB:.3f} GiB; {counts.renewed} of "
+        f"changed files), {counts.kept:,} kept, {len(counts.bad)} bad; {counts.rows:,} rows, {counts.rows_without_picture:,} without a picture"
+    )
+    for bad in counts.bad[:10]:
+        print(f"  {bad['where']}: {bad['reason']}: {bad['problem']}")
+    if config.json:
+        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.json).write_text(json.dumps(dataclasses.asdict(counts), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
