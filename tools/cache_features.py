@@ -63,11 +63,13 @@ class FeatureConfig:
 
 @dataclasses.dataclass
 class Work:
-    """One entry to make: the first row that names these pictures, its tile limit, and its tiles by the headers."""
+    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say."""
 
     sample: Any
     max_tiles: int | None
     tiles: list[int] = dataclasses.field(default_factory=list)
+    frames: int = 0
+    identity: Any = None
 
 
 @dataclasses.dataclass
@@ -216,11 +218,17 @@ def check_space(todo: list[Work], tower: Tower, config: FeatureConfig) -> str:
 
 def decoded(todo: list[Work], tower: Tower, workers: int) -> Iterator[tuple[Work, Any]]:
     """(work, pixel_values float[P, 3, H, W] or the BadRow), decoded ahead by threads, in order."""
+    from drive_vlm.data.feature_cache import Identity
     from drive_vlm.data.samples import BadRow
+    from drive_vlm.data.vision import video_length
 
     def load(item: Work) -> Any:
+        sample = item.sample
         try:
-            tensors, counts = tower.encoder.load_vision(item.sample, item.max_tiles)
+            if sample.video:
+                item.frames = video_length(sample.video, sample.where)
+            item.identity = Identity.of(sample, tower.encoder.num_frames, content=True)
+            tensors, counts = tower.encoder.load_vision(sample, item.max_tiles)
         except BadRow as error:
             return error
         assert sum(counts) == len(tensors["pixel_values"])
@@ -245,7 +253,6 @@ def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts)
 
     from drive_vlm.data.feature_writer import FeatureWriter
     from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.vision import video_length
 
     def flush() -> None:
         if not batch:
@@ -254,8 +261,7 @@ def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts)
         features = torch.cat([tower.run(part).cpu() for part in pixels.split(config.batch_size)])
         parts = features.split([len(tensor) for _, tensor in batch])
         for (item, tensor), part in zip(batch, parts, strict=True):
-            frames = video_length(item.sample.video, item.sample.where) if item.sample.video else 0
-            counts.bytes += writer.write(item.sample, item.max_tiles, part, item.tiles, frames)
+            counts.bytes += writer.write(item.sample, item.max_tiles, part, item.tiles, item.identity, item.frames)
             counts.written += 1
             counts.pictures += len(tensor)
         batch.clear()

@@ -36,10 +36,13 @@ class FeatureWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, sample: Sample, max_tiles: int | None, features: Any, tiles: list[int], total_frames: int) -> int:
+    def write(
+        self, sample: Sample, max_tiles: int | None, features: Any, tiles: list[int], identity: Identity, frames: int
+    ) -> int:
         """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
 
-        Raises ValueError for numbers that are not finite in the cache's type, OSError for files that went away.
+        `identity` with content is that of the files before they were decoded; `frames` counts those of the whole video.
+        Raises ValueError for numbers that are not finite in the cache's type, and when the disk is full.
         """
         import torch
 
@@ -49,15 +52,21 @@ class FeatureWriter:
                 f"{sample.where}: features of {sample.video or sample.images} are not finite as {self.stored} (largest "
                 f"{features.float().abs().max().item():.3g}). Use --stored bfloat16 or float32 and another --out."
             )
-        data, index = self._files()
-        offset = data.tell()
-        data.write(stored.view(torch.uint8).numpy().tobytes())
-        data.flush()
-        identity = Identity.of(sample, self.num_frames, content=True)
-        frames = frame_indices(total_frames, self.num_frames) if sample.video else None
-        row = {"offset": offset, "end": data.tell(), "shape": list(stored.shape), "tiles": tiles, "frames": frames}
-        self._line(index, sample, max_tiles, row | {"identity": dataclasses.asdict(identity)})
-        return data.tell() - offset
+        content = stored.view(torch.uint8).numpy().tobytes()
+        used = frame_indices(frames, self.num_frames) if sample.video else None
+        try:
+            data, index = self._files()
+            offset = data.tell()
+            data.write(content)
+            data.flush()
+            row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": tiles}
+            self._line(index, sample, max_tiles, row | {"frames": used, "identity": dataclasses.asdict(identity)})
+        except OSError as error:
+            raise ValueError(
+                f"{self.directory}: features could not be written ({error}). What is complete stays: mend the cause and run the same "
+                "command again."
+            ) from error
+        return len(content)
 
     def write_bad(self, sample: Sample, max_tiles: int | None, error: BadRow) -> None:
         """Record that the pictures could not be read, so that training counts the row for the same reason."""
