@@ -36,7 +36,8 @@ _HOW_STORED = {"stored", "computed"}  # training takes features of any number ty
 
 def cache_settings(tower: dict[str, Any], pixels: dict[str, Any], num_frames: int) -> dict[str, Any]:
     """The part of the key that all entries share. `tower`: models.vision_features.tower_identity; `pixels`:
-    VisionAdapter.fingerprint."""
+    VisionAdapter.fingerprint, of which the tokens of a picture are left out: they are the projector's."""
+    pixels = {name: value for name, value in pixels.items() if name != "tokens"}
     settings = {"format": FORMAT, "transform": TRANSFORM, "num_frames": num_frames, "tower": tower, "pixels": pixels}
     return json.loads(json.dumps(settings))
 

@@ -125,9 +125,11 @@ def detach_tower(family: Family, feature_shape: tuple[int, int], keep: bool) -> 
         if keep:
             weights = {f"{path}.{name}": tensor.to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
     base.set_submodule(path, CachedTower())
-    base.model.tower_pass_inputs = {"pixel_values": torch.zeros(1, *feature_shape)}
-    if "vision_features" not in inspect.signature(base.model.forward).parameters:
+    native = "vision_features" in inspect.signature(base.model.forward).parameters
+    if not native:
         _take_features_as_pixels(base.model)
+    # The same modules in the same order as a batch with pictures enters: ZeRO-3 counts even those without weights.
+    base.model.tower_pass_inputs = {"vision_features" if native else "pixel_values": torch.zeros(1, *feature_shape)}
     return weights
 
 
