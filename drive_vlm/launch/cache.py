@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def cache_dir() -> Path:
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a binary file beside `path`, then rename it: readers see the whole file or none."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with open(beside, "wb") as file:
         write(file)
     os.replace(beside, path)
