@@ -10,7 +10,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
 from drive_vlm.data.predictions import finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
-from drive_vlm.launch.shards import parse_shard, shard_of
+from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.arguments import stop_on_user_error
 
@@ -185,10 +185,8 @@ def _without_name(model: dict[str, Any], remote: bool) -> dict[str, Any]:
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:
     """The rows of shard "I/N" and its file. Shards are consecutive runs of rows: their files joined in the order of their names
     are the rows in order. Raises ValueError for anything but 0 <= I < N."""
-    index, count = parse_shard(shard)
-    width = max(2, len(str(count)))
-    name = f"{out.stem}.shard-{index:0{width}}-of-{count:0{width}}{out.suffix}"
-    return shard_of(samples, (index, count)), out.with_name(name)
+    part = parse_shard(shard)
+    return shard_of(samples, part), shard_path(out, part)
 
 
 def _start_ranks() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -22,3 +23,10 @@ def shard_of(items: Sequence[Item], shard: tuple[int, int]) -> list[Item]:
     """The I-th of N consecutive, equal runs of `items`: all runs one after the other are the items in order."""
     index, count = shard
     return list(items[len(items) * index // count : len(items) * (index + 1) // count])
+
+
+def shard_path(path: Path, shard: tuple[int, int]) -> Path:
+    """The file of shard I of N: out.shard-02-of-08.jsonl; sorted by name they are in the order of the shards."""
+    index, count = shard
+    width = max(2, len(str(count)))
+    return path.with_name(f"{path.stem}.shard-{index:0{width}}-of-{count:0{width}}{path.suffix}")

@@ -1,0 +1,268 @@
+"""tools/cache_detections.py with the real YOLO class: random weights built offline, and the kit's YOLOv8n on real pictures."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from drive_vlm.data.vision import frame_indices, load_image, load_video
+from drive_vlm.rewards.detections import DetectionCache
+
+TOOL = Path(__file__).parents[2] / "tools" / "cache_detections.py"
+TURNS = [{"from": "human", "value": "<video>What happens?"}, {"from": "gpt", "value": "A car stops."}]
+PICTURE = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "A car."}]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cache_detections", TOOL)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cache_detections"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """YOLOv8n with random weights, as ultralytics saves it."""
+    folder = tmp_path_factory.mktemp("yolo")
+    os.environ |= {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
+    import torch
+    from ultralytics import YOLO
+
+    torch.manual_seed(0)
+    YOLO("yolov8n.yaml").save(folder / "random.pt")
+    return folder / "random.pt"
+
+
+@pytest.fixture
+def detect(
+    tool: ModuleType, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """`detect(*flags, code=0) -> (content of --json, text)`: the command, in this process, on rows.jsonl."""
+
+    def start(*flags: object, code: int = 0, rows: str = "rows.jsonl", out: str = "out.jsonl") -> Any:
+        report, ended = tmp_path / "report.json", 0
+        report.unlink(missing_ok=True)
+        words = ["--data", tmp_path / rows, "--out", tmp_path / out, "--json", report, "--weights", weights]
+        words += ["--num_frames", 3, "--imgsz", 64, *flags]
+        monkeypatch.setattr(sys, "argv", ["cache_detections.py", *map(str, words)])
+        capfd.readouterr()
+        try:
+            tool.main()
+        except SystemExit as stopped:
+            ended = int(stopped.code or 0)
+        text = "".join(capfd.readouterr())
+        assert ended == code, text
+        return json.loads(report.read_text()) if report.exists() else None, text
+
+    return start
+
+
+@pytest.fixture
+def data(tmp_path: Path, synthetic_data: Path) -> Path:
+    """rows.jsonl of three clips, one named twice, and two pictures."""
+    rows = []
+    (tmp_path / "clips").mkdir()
+    for i, path in enumerate(sorted((synthetic_data / "clips").iterdir())[:3]):
+        shutil.copy(path, tmp_path / "clips")
+        modes = ("detailed", "concise") if i == 0 else ("detailed",)
+        rows += [{"id": f"{i}-{m}", "video": f"clips/{path.name}", "mode": m, "conversations": TURNS} for m in modes]
+    for path in sorted((synthetic_data / "images").iterdir())[:2]:
+        shutil.copy(path, tmp_path)
+        rows.append({"id": path.name, "image": path.name, "conversations": PICTURE})
+    write_rows(tmp_path / "rows.jsonl", rows)
+    return tmp_path
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_frames_are_those_of_training_and_nothing_found_is_an_answer(detect: Callable, data: Path) -> None:
+    result, text = detect()
+    assert result["videos"] == 5 and result["frames"] == 3 * 3 + 2
+    assert result["classes"] == {} and len(result["videos_without_objects"]) == 5
+    assert "5 without any object" in text and not list(data.glob("*.part*"))
+    cache = DetectionCache.load(data / "out.jsonl")
+    for row in read_rows(data / "rows.jsonl"):
+        name = row.get("video") or row["image"]
+        entry = cache.entry(name)
+        path = str(data / name)
+        pictures = load_video(path, 3, "") if "video" in row else [load_image(path, "")]
+        assert [frame.sha256 for frame in entry.frames] == [hashlib.sha256(p.tobytes()).hexdigest() for p in pictures]
+        assert [frame.index for frame in entry.frames] == (frame_indices(4, 3) if "video" in row else [0])
+        assert cache.classes(name) == frozenset()
+
+
+def test_finished_videos_are_kept_after_a_kill(detect: Callable, data: Path, tool: ModuleType) -> None:
+    """What a rank had finished when it was killed, a torn line at its end, and the rest are one whole file."""
+    detect("--conf", "1e-6")
+    whole = (data / "out.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    assert '"label"' in whole, "at this confidence random weights see something"
+    (data / "out.jsonl").unlink()
+    (data / "out.jsonl.part0").write_text(lines[1])
+    (data / "out.jsonl.part3").write_text(lines[0] + lines[2][:70])
+    _, text = detect("--conf", "1e-6")
+    assert "5 videos and pictures, 2 finished before" in text
+    assert (data / "out.jsonl").read_text() == whole
+    _, text = detect("--conf", "1e-6", "--verify")
+    assert "5 finished before" in text and (data / "out.jsonl").read_text() == whole
+
+
+def test_what_is_found_does_not_depend_on_the_batch(detect: Callable, data: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (200, 90), (200, 30, 30)).save(data / "wide.png")
+    write_rows(
+        data / "rows.jsonl",
+        [*read_rows(data / "rows.jsonl"), {"id": "w", "image": "wide.png", "conversations": PICTURE}],
+    )
+    detect("--conf", "1e-6", "--batch_size", 1, "--workers", 1, out="one.jsonl")
+    detect("--conf", "1e-6", "--batch_size", 64, out="many.jsonl")
+    one, many = (DetectionCache.load(data / name) for name in ("one.jsonl", "many.jsonl"))
+    for entry in one:
+        for a, b in zip(entry.frames, many.entry(entry.video).frames, strict=True):
+            assert len(a.objects) == len(b.objects)
+            for first, second in zip(a.objects, b.objects, strict=True):
+                assert first.score == pytest.approx(second.score, abs=1e-3)
+
+
+def test_shards_are_merged_into_the_whole(detect: Callable, data: Path, tool: ModuleType) -> None:
+    detect()
+    for i in range(2):
+        detect("--shard", f"{i}/2", out="part.jsonl")
+    shards = sorted(data.glob("part.shard-*"))
+    assert [path.name for path in shards] == ["part.shard-00-of-02.jsonl", "part.shard-01-of-02.jsonl"]
+    assert all(path.read_text() for path in shards)
+    detect("--merge", *shards, out="merged.jsonl")
+    assert (data / "merged.jsonl").read_text() == (data / "out.jsonl").read_text()
+    _, text = detect("--shard", "2/2", code=2)
+    assert "--shard 2/2: write I/N" in text
+
+
+def test_other_settings_are_named(detect: Callable, data: Path, weights: Path) -> None:
+    detect()
+    before = (data / "out.jsonl").read_text()
+    other = data / "other.pt"
+    other.write_bytes(weights.read_bytes() + b"\0")
+    for flags, named in (
+        (("--conf", 0.5), "conf (file: 0.3, now: 0.5)"),
+        (("--imgsz", 96), "imgsz (file: 64, now: 96)"),
+        (("--num_frames", 2), "--num_frames 2 takes [1, 3] of it"),
+    ):
+        _, text = detect(*flags, code=2)
+        assert named in text
+    assert (data / "out.jsonl").read_text() == before
+    (shot,) = read_rows(data / "rows.jsonl")[-1:]
+    shutil.copy(data / read_rows(data / "rows.jsonl")[-2]["image"], data / shot["image"])
+    _, text = detect("--verify", code=2)
+    assert f"{shot['image']!r} has changed since it was looked at" in text
+
+
+def test_bad_videos_stop_or_are_counted(detect: Callable, data: Path) -> None:
+    rows = read_rows(data / "rows.jsonl")
+    (data / "empty").mkdir()
+    rows += [{"id": name, "video": name, "conversations": TURNS} for name in ("none.mp4", "empty")]
+    write_rows(data / "rows.jsonl", rows)
+    _, text = detect(code=2)
+    assert f"rows.jsonl:{len(rows) - 1}: the video" in text and "does not exist" in text
+    result, _ = detect("--on_bad_row", "skip")
+    assert sorted(row["reason"] for row in result["bad"]) == ["video_empty", "video_missing"]
+    assert result["videos"] == 5
+
+
+def test_weights_are_checked_before_they_are_loaded(
+    detect: Callable, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, text = detect("--weights", "yolov8x.pt", code=2)
+    assert "--weights yolov8x.pt: no such file" in text and "YOLO('yolov8x.pt')" in text
+    (data / "evil.pt").write_bytes(b"not weights")
+    _, text = detect("--weights", data / "evil.pt", "--sha256", "00", code=2)
+    assert "not --sha256 00. It was not loaded" in text
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    _, text = detect(code=2)
+    assert "pip install drive-vlm[yolo]" in text and "AGPL-3.0" in text
+
+
+def test_one_name_for_two_files_stops(detect: Callable, data: Path) -> None:
+    rows = read_rows(data / "rows.jsonl")
+    (data / "more" / "clips").mkdir(parents=True)
+    shutil.copy(data / rows[0]["video"], data / "more" / "clips")
+    write_rows(data / "more" / "rows.jsonl", rows[:1])
+    _, text = detect("--data", data / "rows.jsonl", data / "more" / "rows.jsonl", code=2)
+    assert f"{rows[0]['video']!r} is {data / 'more' / rows[0]['video']}, but" in text
+
+
+@pytest.mark.slow
+def test_ranks_share_the_work_and_leave_the_home_directory_alone(
+    detect: Callable, data: Path, weights: Path, run: Callable
+) -> None:
+    detect("--conf", "1e-6")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TOOL]
+    words = ["--data", data / "rows.jsonl", "--weights", weights, "--num_frames", 3, "--imgsz", 64, "--conf", "1e-6"]
+    home = data / "home"
+    home.mkdir()
+    env = {"CUDA_VISIBLE_DEVICES": "", "HOME": str(home), "DRIVE_VLM_CACHE": str(data / "cache"), "YOLO_CONFIG_DIR": ""}
+    done = run([*launch, *words, "--out", data / "ranks.jsonl"], **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [[entry.video for entry in DetectionCache.load(data / name)] for name in ("ranks.jsonl", "out.jsonl")]
+    assert names[0] == names[1] and not list(data.glob("*.part*"))
+    assert not [path for path in home.rglob("*") if "ltralytics" in path.name], "nothing in the home directory"
+
+
+@pytest.fixture
+def yolov8n(kit: Path) -> tuple[Path, str]:
+    """The kit's weights and the SHA-256 that its manifest gives: a pickle is loaded only when they agree."""
+    manifest = json.loads((kit / "MANIFEST.json").read_text())
+    expected = next(item["sha256"] for item in manifest if item["path"] == "models/yolov8n.pt")
+    path = kit / "models" / "yolov8n.pt"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == expected
+    return path, expected
+
+
+@pytest.mark.kit
+def test_the_bus_and_its_persons_are_found(detect: Callable, yolov8n: tuple[Path, str], tmp_path: Path) -> None:
+    from ultralytics.utils import ASSETS
+
+    shutil.copy(ASSETS / "bus.jpg", tmp_path)
+    write_rows(tmp_path / "rows.jsonl", [{"id": "bus", "image": "bus.jpg", "conversations": PICTURE}])
+    path, digest = yolov8n
+    result, _ = detect("--weights", path, "--sha256", digest, "--imgsz", 640)
+    assert DetectionCache.load(tmp_path / "out.jsonl").classes("bus.jpg") >= {"bus", "person"}
+    assert result["classes"]["bus"]["objects"] == 1 and result["classes"]["person"]["objects"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.kit
+def test_real_clips_and_videos(detect: Callable, kit: Path, yolov8n: tuple[Path, str], tmp_path: Path) -> None:
+    """CamVid's folders of frames and two dashcam videos, all with traffic in them."""
+    names = []
+    for clip in sorted(path for path in (kit / "noncommercial" / "camvid").iterdir() if path.is_dir()):
+        (tmp_path / clip.name).mkdir()
+        for frame in clip.glob("0*.png"):  # the kit keeps masks beside the frames
+            shutil.copy(frame, tmp_path / clip.name)
+        names.append(clip.name)
+    for name in ("solidWhiteRight.mp4", "test_video.mp4"):
+        shutil.copy(kit / "permissive" / "udacity" / name, tmp_path)
+        names.append(name)
+    write_rows(tmp_path / "rows.jsonl", [{"id": n, "video": n, "conversations": TURNS} for n in names])
+    path, digest = yolov8n
+    result, _ = detect("--weights", path, "--sha256", digest, "--imgsz", 640, "--num_frames", 8)
+    assert result["videos"] == 5 and result["frames"] == 5 * 8
+    cache = DetectionCache.load(tmp_path / "out.jsonl")
+    assert all("car" in cache.classes(name) for name in names), {name: cache.classes(name) for name in names}

@@ -1,0 +1,397 @@
+"""Run an object detector over the frames that training sees, once: a cache for the physics reward and for evaluation.
+
+Frames are sampled as in training (--num_frames). Each video, and each picture of a row, becomes one line of JSONL;
+nothing found is a valid, empty answer. Frames are known by a hash of their pixels, so the same frame is looked at once.
+Finished videos are kept when the command is run again; a file holds one detector with one setting.
+
+The detector is ultralytics YOLO, an optional extra under AGPL-3.0 (pip install drive-vlm[yolo]); no other part of the
+project imports it. Weights are a pickle: load only files you trust, --sha256 refuses any other.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
+from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
+from drive_vlm.launch.topology import read_topology
+
+EXAMPLES = """
+python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
+torchrun --nproc_per_node 8 tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
+python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl --shard 2/8   # one of a job array
+python tools/cache_detections.py --merge detections.shard-*-of-08.jsonl --out detections.jsonl
+"""
+
+
+@dataclasses.dataclass
+class DetectConfig:
+    """What to look at, with which detector, and where the answers go."""
+
+    out: str = field(help="detections JSONL; videos that are in it already are kept")
+    data: list[str] = field([], help="rows: .jsonl, LLaVA .json or InternVL meta .json")
+    image_root: str | None = field(
+        None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    weights: str = field("yolov8x.pt", help="YOLO weights, a local .pt file")
+    sha256: str | None = field(None, help="refuse weights with another SHA-256 before they are unpickled")
+    imgsz: int = field(640, help="longer side of a frame for the detector, in pixels")
+    conf: float = field(0.3, help="confidence below which an object is dropped")
+    num_frames: int = field(16, help="frames taken from a video, evenly spread; the same as in training")
+    batch_size: int = field(16, help="frames in one pass of the detector")
+    workers: int = field(4, help="threads that decode")
+    shard: str | None = field(
+        None,
+        help="I/N: do the I-th of N equal runs of videos (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
+    )
+    merge: list[str] = field([], help="join these files into --out instead of looking at anything")
+    verify: bool = field(False, help="decode finished videos again and stop when one has changed")
+    on_bad_row: str = field(
+        "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
+    )
+    json: str | None = field(None, help="write class counts, videos without objects and bad rows to this file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One line to be: the name that rows give, the file, where it came first."""
+
+    name: str
+    path: str
+    where: str
+    is_video: bool
+
+
+@dataclasses.dataclass
+class Frames:
+    """The sampled frames of an item: numbers, RGB pictures and the SHA-256 of their bytes."""
+
+    item: Item
+    indices: list[int]
+    pictures: list[Any]
+    hashes: list[str]
+
+
+Boxes = tuple[Any, ...]  # DetectedObject of one frame
+Detect = Callable[[list[Any]], list[Boxes]]
+
+
+def read_items(config: DetectConfig, bad: list[dict[str, str]]) -> list[Item]:
+    """Distinct videos and pictures in the order of the rows. Raises BadRow unless bad rows are skipped, and ValueError for a
+    name that stands for two files."""
+    from drive_vlm.data.samples import BadRow
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import read_sample
+
+    found: dict[str, Item] = {}
+    for source in open_sources(config.data, config.image_root):
+        for i in range(len(source.rows)):
+            try:
+                sample = read_sample(source, i, need_answer=False)
+            except BadRow as error:
+                note_bad(error, config, bad)
+                continue
+            paths = [sample.video] if sample.video else list(sample.images)
+            for path, name in zip(paths, names_in(source.rows[i]), strict=True):
+                first = found.setdefault(name, Item(name, path, sample.where, bool(sample.video)))
+                if os.path.realpath(first.path) != os.path.realpath(path):
+                    raise ValueError(
+                        f"{sample.where}: {name!r} is {path}, but {first.path} at {first.where}. Names in a cache are told apart "
+                        "by the rows' paths: give one --out for each data root."
+                    )
+    return list(found.values())
+
+
+def names_in(row: dict[str, Any]) -> list[str]:
+    """Paths of the video or the pictures as the row writes them."""
+    value = row.get("video") or row.get("image", row.get("images")) or []
+    return [
+        item["path"] if isinstance(item, dict) else item for item in (value if isinstance(value, list) else [value])
+    ]
+
+
+def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
+    if config.on_bad_row == "error":
+        raise error
+    bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
+
+
+def load_frames(item: Item, num_frames: int) -> Frames:
+    """Decode as training does. Raises BadRow."""
+    from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
+
+    if item.is_video:
+        indices = frame_indices(video_length(item.path, item.where), num_frames)
+        pictures = load_video(item.path, num_frames, item.where)
+    else:
+        indices, pictures = [0], [load_image(item.path, item.where)]
+    return Frames(item, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures])
+
+
+def open_detector(config: DetectConfig) -> tuple[Any, Detect]:
+    """(what names the detector, pictures -> objects of each). Raises ValueError without ultralytics or weights."""
+    from drive_vlm.launch.cache import cache_dir
+    from drive_vlm.rewards.detections import Detector
+
+    path = Path(config.weights)
+    if not path.is_file():
+        raise ValueError(
+            f"--weights {path}: no such file, and nothing is downloaded here. Fetch it once where there is a network, "
+            f"python -c \"from ultralytics import YOLO; YOLO('{path.name}')\", and give its path."
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if config.sha256 and digest != config.sha256.lower():
+        raise ValueError(f"--weights {path}: its SHA-256 is {digest}, not --sha256 {config.sha256}. It was not loaded.")
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_dir() / "ultralytics"))  # else a folder in the home directory
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(parents=True, exist_ok=True)
+    try:
+        import ultralytics
+    except ImportError as error:
+        raise ValueError(
+            f"no ultralytics ({error}). Install the optional extra (AGPL-3.0): pip install drive-vlm[yolo]"
+        ) from error
+    model = ultralytics.YOLO(str(path), task="detect")
+    version = f"ultralytics {ultralytics.__version__}"
+    return Detector(path.name, digest, config.imgsz, config.conf, version), yolo_pass(model, config)
+
+
+def yolo_pass(model: Any, config: DetectConfig) -> Detect:
+    """Objects of each of a list of RGB pictures. Pictures of one size go together: among others they would be padded, and
+    what is found would depend on the neighbours."""
+    import torch
+
+    from drive_vlm.rewards.detections import DetectedObject
+
+    device = f"cuda:{read_topology().local_rank}" if torch.cuda.is_available() else "cpu"
+
+    def found(result: Any) -> Boxes:
+        rows = zip(result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), result.boxes.cls.tolist(), strict=True)
+        return tuple(
+            DetectedObject(result.names[int(kind)], round(score, 4), tuple(round(value, 1) for value in box))
+            for box, score, kind in rows
+        )
+
+    def detect(pictures: list[Any]) -> list[Boxes]:
+        answers: list[Boxes] = [()] * len(pictures)
+        for size in {picture.size for picture in pictures}:
+            group = [i for i, picture in enumerate(pictures) if picture.size == size]
+            for start in range(0, len(group), config.batch_size):
+                part = group[start : start + config.batch_size]
+                results = model.predict(
+                    [pictures[i] for i in part], imgsz=config.imgsz, conf=config.conf, device=device, verbose=False
+                )
+                for i, result in zip(part, results, strict=True):
+                    answers[i] = found(result)
+        return answers
+
+    return detect
+
+
+def check_finished(cache: Any, detector: Any, items: list[Item], config: DetectConfig, bad: list) -> list[Item]:
+    """What is not in the cache yet. Raises ValueError naming the setting that differs from that of finished lines, and with
+    --verify a video whose frames have changed."""
+    from drive_vlm.data.samples import BadRow
+
+    files = ", ".join(map(str, cache.paths))
+    if cache.detector is not None and cache.detector != detector:
+        was, now = dataclasses.asdict(cache.detector), dataclasses.asdict(detector)
+        moved = ", ".join(f"{name} (file: {was[name]}, now: {now[name]})" for name in was if was[name] != now[name])
+        raise ValueError(
+            f"{files}: made with another detector or setting: {moved}. Give another --out, or the old setting."
+        )
+    for item in items:
+        if item.name in cache and (item.is_video or config.verify):
+            try:
+                check_frames(cache.entry(item.name).frames, item, config, files)
+            except BadRow as error:
+                note_bad(error, config, bad)
+    return [item for item in items if item.name not in cache]
+
+
+def check_frames(known: Any, item: Item, config: DetectConfig, files: str) -> None:
+    """Raises ValueError when a finished video has other frame numbers than now, or other frames (--verify); BadRow."""
+    from drive_vlm.data.vision import frame_indices, video_length
+
+    if item.is_video:
+        now = frame_indices(video_length(item.path, item.where), config.num_frames)
+        was = [frame.index for frame in known]
+        if was != now:
+            raise ValueError(
+                f"{files}: frames {was} of {item.name!r} were looked at, --num_frames {config.num_frames} takes {now} of it. Give "
+                "the old --num_frames or another --out; a video that was replaced needs its line removed."
+            )
+    if config.verify and load_frames(item, config.num_frames).hashes != [frame.sha256 for frame in known]:
+        raise ValueError(f"{files}: {item.name!r} has changed since it was looked at. Remove its line, then run again.")
+
+
+def detections(
+    todo: list[Item], detector: Any, detect: Detect, known: dict[str, Boxes], config: DetectConfig, bad: list
+) -> Iterator[Any]:
+    """VideoDetections of each item, in order; decoding runs ahead in threads, `known` frames are not looked at again."""
+    from rich.progress import track
+
+    from drive_vlm.data.samples import BadRow
+
+    def load(item: Item) -> Frames | BadRow:
+        try:
+            return load_frames(item, config.num_frames)
+        except BadRow as error:
+            return error
+
+    waiting: list[Frames] = []
+    bar = track(range(0, len(todo), config.workers), "detections", disable=not read_topology().is_main)
+    with ThreadPoolExecutor(config.workers) as threads:
+        for start in bar:
+            for frames in threads.map(load, todo[start : start + config.workers]):
+                if isinstance(frames, BadRow):
+                    note_bad(frames, config, bad)
+                else:
+                    waiting.append(frames)
+            if sum(len(frames.pictures) for frames in waiting) >= config.batch_size:
+                yield from look(waiting, detector, detect, known)
+                waiting.clear()
+    yield from look(waiting, detector, detect, known)
+
+
+def look(waiting: list[Frames], detector: Any, detect: Detect, known: dict[str, Boxes]) -> Iterator[Any]:
+    """One pass over the frames of several items."""
+    from drive_vlm.rewards.detections import DetectedFrame, VideoDetections
+
+    new = {
+        digest: picture
+        for frames in waiting
+        for digest, picture in zip(frames.hashes, frames.pictures, strict=True)
+        if digest not in known
+    }
+    known.update(zip(new, detect(list(new.values())), strict=True))
+    for frames in waiting:
+        seen = zip(frames.indices, frames.hashes, strict=True)
+        yield VideoDetections(
+            frames.item.name, detector, tuple(DetectedFrame(i, digest, known[digest]) for i, digest in seen)
+        )
+
+
+def run(config: DetectConfig) -> dict[str, Any]:
+    """Bring the cache up to date; what --json holds. Raises ValueError."""
+    from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, merge_detections
+
+    if config.merge:
+        return summary(merge_detections(config.merge, config.out), [])
+    if not config.data or min(config.num_frames, config.batch_size, config.workers) < 1:
+        raise ValueError("--data is needed, and --num_frames, --batch_size and --workers of at least 1.")
+    bad: list[dict[str, str]] = []
+    topology, shard = read_topology(), parse_shard(config.shard)
+    items = shard_of(read_items(config, bad), shard)
+    out = shard_path(Path(config.out), shard) if config.shard else Path(config.out)
+    parts = sorted(out.parent.glob(f"{out.name}.part*"))
+    start_ranks(topology.world_size)
+    if topology.is_main:
+        for path in (out, *parts):
+            cut_torn_line(path)
+    barrier(topology.world_size)
+    cache = DetectionCache.load([path for path in (out, *parts) if path.is_file()])
+    detector, detect = open_detector(config)
+    todo = check_finished(cache, detector, items, config, bad)
+    barrier(topology.world_size)  # every rank has read what is finished before anybody writes
+    if topology.is_main:
+        print(f"{len(items):,} videos and pictures, {len(items) - len(todo):,} finished before", flush=True)
+    known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
+    mine, part = todo[topology.rank :: topology.world_size], out.with_name(f"{out.name}.part{topology.rank}")
+    append_detections(part, detections(mine, detector, detect, known, config, bad))
+    bad = gather(bad, topology.world_size)
+    if not topology.is_main:
+        return {}
+    parts = sorted(out.parent.glob(f"{out.name}.part*"))
+    cache = merge_detections(parts, out)
+    for path in parts:
+        path.unlink()
+    return summary(cache, bad)
+
+
+def start_ranks(world_size: int) -> None:
+    if world_size > 1:
+        import datetime
+
+        import torch
+
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # ranks end at different times
+
+
+def barrier(world_size: int) -> None:
+    if world_size > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+def gather(bad: list[dict[str, str]], world_size: int) -> list[dict[str, str]]:
+    """Bad rows of all ranks, each once."""
+    if world_size == 1:
+        return bad
+    import torch
+
+    lists: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(lists, bad)
+    torch.distributed.destroy_process_group()
+    return list({row["where"]: row for part in lists for row in part}.values())
+
+
+def summary(cache: Any, bad: list[dict[str, str]]) -> dict[str, Any]:
+    """Counts over the whole cache file."""
+    objects = Counter(item.label for entry in cache for frame in entry.frames for item in frame.objects)
+    videos = Counter(label for entry in cache for label in entry.classes)
+    return {
+        "videos": len(cache),
+        "frames": sum(len(entry.frames) for entry in cache),
+        "detector": dataclasses.asdict(cache.detector) if cache.detector else None,
+        "classes": {label: {"objects": count, "videos": videos[label]} for label, count in objects.most_common()},
+        "videos_without_objects": sorted(entry.video for entry in cache if not entry.classes),
+        "bad": bad,
+    }
+
+
+def show(result: dict[str, Any], config: DetectConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    empty = result["videos_without_objects"]
+    table = Table()
+    for column in ("class", "objects", "videos"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for label, count in result["classes"].items():
+        table.add_row(label, f"{count['objects']:,}", f"{count['videos']:,}")
+    Console(width=120).print(table)
+    print(
+        f"{len(empty):,} without any object"
+        + (f", such as {empty[0]}" if empty else "")
+        + f"; {len(result['bad'])} bad"
+    )
+    for row in result["bad"][:10]:
+        print(f"  {row['where']}: {row['reason']}: {row['problem']}")
+
+
+def main() -> None:
+    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    add_dataclass(parser, DetectConfig)
+    config = from_namespace(DetectConfig, parser.parse_args())
+    try:
+        result = run(config)
+    except ValueError as error:
+        parser.error(str(error))
+    if not read_topology().is_main:
+        return
+    show(result, config)
+    if config.json:
+        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
