@@ -148,9 +148,9 @@ def open_detector(config: DetectConfig) -> tuple[Any, Detect]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if config.sha256 and digest != config.sha256.lower():
         raise ValueError(f"--weights {path}: its SHA-256 is {digest}, not --sha256 {config.sha256}. It was not loaded.")
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache_dir() / "ultralytics"))  # else a folder in the home directory
-    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
-    Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(parents=True, exist_ok=True)
+    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")  # else in the home directory
+    settings.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
         import ultralytics
     except ImportError as error:

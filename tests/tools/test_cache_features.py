@@ -232,7 +232,7 @@ def test_real_clips_and_videos_go_through(kit: Path, run: Callable, tiny_video_m
         for frame in clip.glob("0*.png"):
             shutil.copy(frame, folders[-1])
     files = [
-        shutil.copy(kit / "permissive" / "udacity" / name, tmp_path)
+        Path(shutil.copy(kit / "permissive" / "udacity" / name, tmp_path))
         for name in ("solidWhiteRight.mp4", "test_video.mp4")
     ]
     turns = [{"from": "human", "value": "<video>\nDescribe the video."}, {"from": "gpt", "value": "A car drives."}]
