@@ -8,36 +8,46 @@ Everything is a pure function of the arguments: a second run with the same argum
   dialogs_{split}.jsonl    one row a scene: all its questions as the turns of one conversation, in random order
   clips/000003.mp4         or clips/000003/00.jpg ... with --clip_format frames
   clips_{split}.jsonl      video rows: one asks for the caption, the others for what changes
+  clips/order-000003.mp4   with --order_clips: twins that hold the same frames in opposite orders (000002 and 000003 ...)
+  order_{split}.jsonl      questions about them, which nobody can answer from shuffled frames; answers exactly balanced
+  split_entry_{split}.jsonl   with --split_entry: two rows a clip, columns mode (detailed | concise) and truth_classes
+  raw_captions_{split}.jsonl  and one row a clip with a caption of no granularity, also as the column caption
   scenes.jsonl             full ground truth: objects with boxes, light, actions int[4], reason int[21]; clips by frame
   build.json               the arguments; meta.json, the InternVL meta form (name -> root, annotation, repeat_time,
                            length), is written last and so marks a complete build; `root` "." is the folder it lies in
-Rows of one scene or clip share `group` and so one split.
+Rows of one scene, clip or pair of twins share `group` and so one split.
 """
 
 import dataclasses
-import json
 import os
 import shutil
-from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from drive_vlm.config import CommandParser, plain
 from drive_vlm.data import synthetic
 from drive_vlm.data.splits import assign_split, parse_fractions
-from drive_vlm.data.synthetic_rows import caption_row, clip_rows, dialog_row, question_row, truth_of
-from drive_vlm.launch.cache import write_atomically
+from drive_vlm.data.synthetic_files import save_image, save_video, write_files, write_json
+from drive_vlm.data.synthetic_rows import (
+    caption_row,
+    clip_rows,
+    dialog_row,
+    order_rows,
+    question_row,
+    raw_caption_row,
+    split_entry_rows,
+    truth_of,
+)
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000
 python tools/build_synthetic.py --out data/clips --scenes 0 --clips 200 --num_frames 16 --clip_format mp4
+python tools/build_synthetic.py --out data/videos --scenes 0 --clips 400 --order_clips 200 --num_frames 16 --split_entry
 python tools/build_synthetic.py --out data/small --scenes 500 --size 96 --splits train:0.7 test:0.3
 """
 
@@ -55,6 +65,7 @@ class Build:
     clip_format: str
     image_format: str
     jpeg_quality: int
+    split_entry: bool
     fractions: dict[str, float]
 
 
@@ -64,6 +75,12 @@ def make_parser() -> CommandParser:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; an earlier build there is replaced")
     parser.add_argument("--scenes", type=int, default=1000, help="number of pictures")
     parser.add_argument("--clips", type=int, default=0, help="number of clips")
+    parser.add_argument(
+        "--order_clips", type=int, default=0, help="clips that only the order of their frames tells apart"
+    )
+    parser.add_argument(
+        "--split_entry", action="store_true", help="write a detailed, a concise and a raw text of each clip"
+    )
     parser.add_argument("--num_frames", type=int, default=8, help="frames in each clip")
     parser.add_argument(
         "--clip_format", choices=("mp4", "frames"), default="mp4", help="one video file, or a folder of pictures"
@@ -92,47 +109,56 @@ def build_scene(build: Build, index: int) -> dict[str, Any]:
     """Write picture `index`; return its split, its truth and its rows."""
     scene = synthetic.make_scene(build.seed, index, (build.size, build.size))
     image = f"images/{index:06d}.{build.image_format}"
-    save_image(build, image, synthetic.render(scene))
+    save_image(build.out / image, synthetic.render(scene), build.jpeg_quality)
     found = [question for question in synthetic.questions(scene) if question.template in build.templates]
     rng = np.random.default_rng([build.seed, index, 7])
     chosen = sorted(rng.permutation(len(found))[: build.questions_per_scene].tolist())
     media = {"image": image}
     rows = [question_row(scene.group, media, found[i]) for i in chosen]
     caption = caption_row(scene, media, "caption_short" if index % 2 == 0 else "caption_long", rng)
-    truth = [{**truth_of(scene), "image": image}]
+    dialog = dialog_row(scene.group, media, [found[i] for i in rng.permutation(len(found))])
     return {
         "split": split_of(build, scene.group),
-        "truth": truth,
-        "questions": rows,
-        "captions": [caption],
-        "dialogs": [dialog_row(scene.group, media, [found[i] for i in rng.permutation(len(found))])],
-        "clips": [],
+        "truth": [{**truth_of(scene), "image": image}],
+        "rows": {"": rows, "captions_": [caption], "dialogs_": [dialog]},
     }
 
 
 def build_clip(build: Build, index: int) -> dict[str, Any]:
     """Write clip `index`; return its split, its truth frame by frame and its rows."""
     scenes = synthetic.make_clip(build.seed, index, build.num_frames, (build.size, build.size))
-    frames = [synthetic.render(scene) for scene in scenes]
-    group = scenes[0].group
-    if build.clip_format == "mp4":
-        video = f"clips/{index:06d}.mp4"
-        save_video(build.out / video, frames, 1 / synthetic.FRAME_SECONDS)
-    else:
-        video = f"clips/{index:06d}"
-        for number, frame in enumerate(frames):
-            save_image(build, f"{video}/{number:02d}.{build.image_format}", frame)
-    media = {"video": video}
+    media = {"video": write_clip(build, f"clips/{index:06d}", scenes)}
     rows = clip_rows(scenes, media, np.random.default_rng([build.seed, index, 8]))
-    truth = [{**truth_of(scene), "video": video} for scene in scenes]
-    return {
-        "split": split_of(build, group),
-        "truth": truth,
-        "questions": [],
-        "captions": [],
-        "dialogs": [],
-        "clips": rows,
-    }
+    return clip_result(build, scenes, media, {"clips_": rows})
+
+
+def build_order_clip(build: Build, index: int) -> dict[str, Any]:
+    """Write order clip `index`; return what `build_clip` does."""
+    scenes = synthetic.make_order_clip(build.seed, index, build.num_frames, (build.size, build.size))
+    media = {"video": write_clip(build, f"clips/order-{index:06d}", scenes)}
+    return clip_result(build, scenes, media, {"order_": order_rows(scenes, media)})
+
+
+def clip_result(
+    build: Build, scenes: list[synthetic.Scene], media: dict[str, str], rows: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Split, truth frame by frame, and `rows` with the clip's texts where --split_entry asks for them."""
+    if build.split_entry:
+        texts = {"split_entry_": split_entry_rows(scenes, media), "raw_captions_": [raw_caption_row(scenes, media)]}
+        rows = rows | texts
+    truth = [{**truth_of(scene), **media} for scene in scenes]
+    return {"split": split_of(build, scenes[0].group), "truth": truth, "rows": rows}
+
+
+def write_clip(build: Build, name: str, scenes: list[synthetic.Scene]) -> str:
+    """Write the clip's frames as one video or as a folder of pictures; return its path below the output folder."""
+    frames = [synthetic.render(scene) for scene in scenes]
+    if build.clip_format == "mp4":
+        save_video(build.out / f"{name}.mp4", frames, 1 / synthetic.FRAME_SECONDS)
+        return f"{name}.mp4"
+    for number, frame in enumerate(frames):
+        save_image(build.out / f"{name}/{number:02d}.{build.image_format}", frame, build.jpeg_quality)
+    return name
 
 
 def split_of(build: Build, group: str) -> str:
@@ -140,108 +166,19 @@ def split_of(build: Build, group: str) -> str:
     return assign_split(group, build.fractions, build.seed)
 
 
-def save_image(build: Build, name: str, pixels: np.ndarray) -> None:
-    """Write uint8[H, W, 3] to `name` under the output folder."""
-    path = build.out / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"quality": build.jpeg_quality} if build.image_format == "jpg" else {"compress_level": 1}
-    Image.fromarray(pixels).save(path, **options)
-
-
-def save_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
-    """Encode frames uint8[T][H, W, 3] as MPEG-4 at `rate` frames a second. Needs PyAV (`pip install av`)."""
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=round(rate))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.bit_rate = 24 * width * height
-        stream.gop_size = 1
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def results(build: Build, scenes: int, clips: int, workers: int) -> Iterator[dict[str, Any]]:
-    """What build_scene and build_clip return, in order of index whatever the number of workers, with a progress bar."""
+def results(build: Build, counts: dict[str, int], workers: int) -> Iterator[dict[str, Any]]:
+    """What the builders return, in order of index whatever the number of workers, with a progress bar."""
     from rich.progress import track
 
-    jobs = ((build_scene, scenes), (build_clip, clips))
+    builders = {"scenes": build_scene, "clips": build_clip, "order_clips": build_order_clip}
+    jobs = [(builders[name], range(count)) for name, count in counts.items()]
+    total = sum(counts.values())
     if workers <= 1:
-        stream = (job(build, index) for job, count in jobs for index in range(count))
-        yield from track(stream, "rendering", total=scenes + clips)
+        yield from track((job(build, index) for job, indices in jobs for index in indices), "rendering", total=total)
         return
     with ProcessPoolExecutor(workers) as pool:
-        parts = (pool.map(partial(job, build), range(count), chunksize=16) for job, count in jobs)
-        yield from track((result for part in parts for result in part), "rendering", total=scenes + clips)
-
-
-class Summary:
-    """Rows and groups by file, answers by template: what is printed at the end."""
-
-    def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()
-        self.groups: Counter[str] = Counter()
-        self.answers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-
-    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Count the rows of one scene or clip in the file `name`."""
-        self.rows[name] += len(rows)
-        self.groups[name] += 1
-        for row in rows:
-            if "template" in row and row["category"] not in ("caption", "dialog"):
-                self.answers[row["category"], row["template"]][row["conversations"][1]["value"]] += 1
-
-    def show(self) -> None:
-        """Rows by file, then each template's majority answer: what a model that sees nothing could reach."""
-        from rich.console import Console
-        from rich.table import Table
-
-        sizes = Table("file", "rows", "scenes or clips", title="rows")
-        for name, count in sorted(self.rows.items()):
-            sizes.add_row(name, f"{count:,}", f"{self.groups[name]:,}")
-        balance = Table("category", "template", "rows", "answers", "majority", "share", title="balance of the answers")
-        for (category, template), counts in sorted(self.answers.items()):
-            (answer, most), total = counts.most_common(1)[0], counts.total()
-            balance.add_row(category, template, f"{total:,}", str(len(counts)), answer, f"{most / total:.2f}")
-        Console().print(sizes, balance, sep="\n")
-
-
-def write_files(build: Build, found: Iterator[dict[str, Any]]) -> Summary:
-    """Stream the rows into *.part files, then rename them all; meta.json comes last, so it marks a complete build."""
-    summary = Summary()
-    with ExitStack() as stack:
-        files: dict[str, TextIO] = {}
-        for result in found:
-            parts = {"scenes.jsonl": result["truth"]}
-            for kind, prefix in (
-                ("questions", ""),
-                ("captions", "captions_"),
-                ("dialogs", "dialogs_"),
-                ("clips", "clips_"),
-            ):
-                parts[f"{prefix}{result['split']}.jsonl"] = result[kind]
-            for name, rows in parts.items():
-                if rows and name not in files:
-                    files[name] = stack.enter_context((build.out / f"{name}.part").open("w"))
-                if rows:
-                    files[name].writelines(json.dumps(row) + "\n" for row in rows)
-                    summary.add(name, rows)
-    meta = {}
-    for name in sorted(files):
-        (build.out / f"{name}.part").replace(build.out / name)
-        if name != "scenes.jsonl":
-            entry = {"root": ".", "annotation": name, "repeat_time": 1, "length": summary.rows[name]}
-            meta[f"synthetic_{name.removesuffix('.jsonl')}"] = entry
-    write_json(build.out / "meta.json", meta)
-    return summary
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that `path` holds either the old or the new content, never a part."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
+        parts = [pool.map(partial(job, build), indices, chunksize=16) for job, indices in jobs]
+        yield from track((result for part in parts for result in part), "rendering", total=total)
 
 
 def check(args: Any) -> Build:
@@ -249,6 +186,7 @@ def check(args: Any) -> Build:
     limits = {
         "scenes": 0,
         "clips": 0,
+        "order_clips": 0,
         "num_frames": 2,
         "size": 32,
         "questions_per_scene": 0,
@@ -260,9 +198,11 @@ def check(args: Any) -> Build:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, got {args.seed}")
-    if args.scenes + args.clips == 0:
-        raise ValueError("nothing to build: give --scenes or --clips a number above 0")
-    if args.clips and args.clip_format == "mp4" and args.size % 2:
+    if args.scenes + args.clips + args.order_clips == 0:
+        raise ValueError("nothing to build: give --scenes, --clips or --order_clips a number above 0")
+    if args.order_clips % 2:
+        raise ValueError(f"--order_clips {args.order_clips}: they come in twins; give an even number")
+    if args.clips + args.order_clips and args.clip_format == "mp4" and args.size % 2:
         raise ValueError(f"--size {args.size}: mp4 needs an even size; or take --clip_format frames")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; name a folder")
@@ -270,7 +210,7 @@ def check(args: Any) -> Build:
     return Build(**shared, fractions=parse_fractions(args.splits, "--splits"))
 
 
-def prepare(build: Build, scenes: int, clips: int) -> None:
+def prepare(build: Build, counts: dict[str, int]) -> None:
     """Empty the output folder of an earlier build, so that no stale picture or split outlives its arguments.
 
     build.json holds the arguments and marks the folder as this tool's. Raises ValueError for any other folder.
@@ -283,7 +223,7 @@ def prepare(build: Build, scenes: int, clips: int) -> None:
         path.unlink()
     for folder in ("images", "clips"):
         shutil.rmtree(build.out / folder, ignore_errors=True)
-    arguments = {**plain(build), "scenes": scenes, "clips": clips}
+    arguments = {**plain(build), **counts}
     write_json(build.out / "build.json", {name: value for name, value in arguments.items() if name != "out"})
 
 
@@ -292,10 +232,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         build = check(args)
-        prepare(build, args.scenes, args.clips)
+        counts = {name: getattr(args, name) for name in ("scenes", "clips", "order_clips")}
+        prepare(build, counts)
     except ValueError as error:
         parser.error(str(error))
-    write_files(build, results(build, args.scenes, args.clips, args.workers)).show()
+    write_files(build.out, results(build, counts, args.workers)).show()
 
 
 if __name__ == "__main__":

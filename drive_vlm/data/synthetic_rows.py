@@ -6,6 +6,7 @@ import numpy as np
 
 from drive_vlm.config import plain
 from drive_vlm.data import synthetic
+from drive_vlm.data.instructions import MODES, RAW_CAPTION
 
 _ASK_CAPTION = {
     "caption_short": ("Describe the scene in one sentence.", "Give a short description of the picture."),
@@ -19,6 +20,34 @@ def clip_rows(scenes: list[synthetic.Scene], media: dict[str, str], rng: np.rand
     group, asked = scenes[0].group, _ASK_CAPTION["clip_caption"][rng.integers(2)]
     caption = synthetic.Question("caption", "clip_caption", asked, synthetic.clip_caption(scenes))
     return [question_row(group, media, question) for question in [caption, *synthetic.clip_questions(scenes)]]
+
+
+def order_rows(scenes: list[synthetic.Scene], media: dict[str, str]) -> list[dict[str, Any]]:
+    """The questions about an order clip; twins share `group`, their ids begin with the name of their video."""
+    rows = [question_row(scenes[0].group, media, question) for question in synthetic.order_questions(scenes)]
+    return [{**row, "id": f"{synthetic.video_id(scenes)}-{row['template']}"} for row in rows]
+
+
+def split_entry_rows(scenes: list[synthetic.Scene], media: dict[str, str]) -> list[dict[str, Any]]:
+    """The clip's text in each of MODES, asked for by the mode's instruction; `truth_classes` are what a detector of
+    COCO's classes should find in the clip."""
+    texts = {"detailed": synthetic.detailed(scenes), "concise": synthetic.concise(scenes)}
+    return [
+        {
+            **question_row(scenes[0].group, media, synthetic.Question("caption", mode, instruction, texts[mode])),
+            "id": f"{synthetic.video_id(scenes)}-{mode}",
+            "mode": mode,
+            "truth_classes": synthetic.coco_classes(scenes),
+        }
+        for mode, instruction in MODES.items()
+    ]
+
+
+def raw_caption_row(scenes: list[synthetic.Scene], media: dict[str, str]) -> dict[str, Any]:
+    """One caption of no granularity, as a row and as the column `caption` that caption files of video sets have."""
+    caption = synthetic.clip_caption(scenes)
+    row = question_row(scenes[0].group, media, synthetic.Question("caption", "raw_caption", RAW_CAPTION, caption))
+    return {**row, "id": f"{synthetic.video_id(scenes)}-raw", "caption": caption}
 
 
 def question_row(group: str, media: dict[str, str], question: synthetic.Question) -> dict[str, Any]:

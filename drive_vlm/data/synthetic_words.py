@@ -60,7 +60,7 @@ def long_caption(scene: Scene) -> str:
     if turns:
         sentences.append(f"It may turn {' or '.join(turns)}.")
     verb = "stops" if scene.actions[1] else "drives on"
-    sentences.append(f"The ego vehicle {verb} because of {_REASON_PHRASES[_main_reason(scene)]}.")
+    sentences.append(f"The ego vehicle {verb} because of {REASON_PHRASES[main_reason(scene)]}.")
     return " ".join(sentences)
 
 
@@ -76,7 +76,7 @@ def questions(scene: Scene) -> list[Question]:
     return found
 
 
-_REASON_PHRASES = {  # index in REASONS -> the words of a caption
+REASON_PHRASES = {  # index in REASONS -> the words of a caption
     **{0: "the moving traffic ahead", 1: "the clear road", 2: "the green light", 3: "the braking vehicle ahead"},
     **{4: "a person in the lane", 5: "a cyclist in the lane", 6: "cones in the lane", 7: "the traffic light"},
     8: "the stop sign",
@@ -87,7 +87,7 @@ _REASON_ANSWERS = {
 }
 
 
-def _main_reason(scene: Scene) -> int:
+def main_reason(scene: Scene) -> int:
     """The index of the reason that decides: what is in the lane, then light and sign, then the vehicle ahead."""
     return next(index for index in (4, 5, 6, 7, 8, 3, 2, 0, 1) if scene.reason[index])
 
@@ -261,7 +261,7 @@ TEMPLATES: dict[str, _Template] = {
     "ego_reason": _Template(
         "behavior",
         ("What decides what the ego vehicle does?", "Why does the ego vehicle act as it does?"),
-        lambda scene: _REASON_ANSWERS[_main_reason(scene)],
+        lambda scene: _REASON_ANSWERS[main_reason(scene)],
     ),
     "ego_behavior": _Template(
         "behavior",
