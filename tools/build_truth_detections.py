@@ -1,0 +1,151 @@
+"""Write a detection cache from the exact truth of a synthetic data set, with misses and false hits by seeded chance.
+
+It stands in for a real detector where none can run, and says so in each line: weights "scene truth", `version` names the
+shares and the seed, sha256 is that of scenes.jsonl. Chance is drawn for a class of a video, not for a box, since rewards
+read the union over frames: with --misses 0.1 one of ten classes that are there is found in no frame of its video, with
+--false_hits 0.05 one of twenty that are not there is reported, in one frame. --misses 0 --false_hits 0 is the truth.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.config import CommandParser
+from drive_vlm.data.jsonl import JsonlFile
+from drive_vlm.data.synthetic import COCO_LABELS, coco_labels
+from drive_vlm.data.vision import frame_indices, load_video
+from drive_vlm.rewards.detections import (
+    DetectedFrame,
+    DetectedObject,
+    DetectionCache,
+    Detector,
+    VideoDetections,
+    append_detections,
+)
+
+EXAMPLES = """
+python tools/build_truth_detections.py --data data/videos --out data/videos/detections.jsonl
+python tools/build_truth_detections.py --data data/videos --out data/videos/truth.jsonl --misses 0 --false_hits 0
+"""
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/build_truth_detections.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with clips")
+    add("--out", type=Path, required=True, help="detection cache to write; an earlier file is replaced")
+    add("--misses", type=float, default=0.1, help="share of a video's classes that are not found in it")
+    add(
+        "--false_hits",
+        type=float,
+        default=0.05,
+        help="share of the classes absent from a video that are reported in it",
+    )
+    add("--num_frames", type=int, default=8, help="frames of each video, evenly spread, as in training")
+    add("--seed", type=int, default=0, help="seed of misses, false hits and scores")
+    add("--json", type=Path, help="write the counts to this file")
+    return parser
+
+
+def read_scenes(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The frames' truths of each video in their order. Raises ValueError for a missing file and one without videos."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: --data must be a folder that tools/build_synthetic.py wrote")
+    videos: dict[str, list[dict[str, Any]]] = {}
+    for scene in JsonlFile(path):
+        if "video" in scene:
+            videos.setdefault(scene["video"], []).append(scene)
+    if not videos:
+        raise ValueError(f"{path} holds no clips: build with --clips or --order_clips")
+    return videos
+
+
+def detect(
+    root: Path, video: str, scenes: list[dict[str, Any]], detector: Detector, args: Any, counts: Counter[str]
+) -> VideoDetections:
+    """What a detector with these faults finds in the sampled frames; what it missed and invented goes into `counts`."""
+    digest = hashlib.sha256(video.encode()).digest()
+    rng = np.random.default_rng([args.seed, int.from_bytes(digest[:8], "big")])
+    indices = frame_indices(len(scenes), args.num_frames)
+    pictures = load_video(str(root / video), args.num_frames, str(root / "scenes.jsonl"))
+    found = [
+        [
+            (label, thing["box"])
+            for thing in scenes[index]["objects"]
+            for label in coco_labels(thing["name"], thing["state"])
+        ]
+        for index in indices
+    ]
+    there = {label for objects in found for label, _ in objects}
+    chances = dict(zip(COCO_LABELS, rng.random(len(COCO_LABELS)).tolist(), strict=True))
+    missed = {label for label in there if chances[label] < args.misses}
+    invented = [label for label in COCO_LABELS if label not in there and chances[label] < args.false_hits]
+    counts.update(there=len(there), missed=len(missed), absent=len(COCO_LABELS) - len(there), invented=len(invented))
+    for label in invented:
+        width, height = pictures[0].size
+        x, y = rng.integers(0, width // 2), rng.integers(0, height // 2)
+        found[rng.integers(len(found))].append((label, [int(x), int(y), int(x + width // 4), int(y + height // 4)]))
+    frames = []
+    for index, picture, objects in zip(indices, pictures, found, strict=True):
+        seen = tuple(
+            DetectedObject(label, round(float(rng.uniform(0.5, 1.0)), 3), (x1, y1, x2, y2))
+            for label, (x1, y1, x2, y2) in objects
+            if label not in missed
+        )
+        frames.append(DetectedFrame(index, hashlib.sha256(picture.tobytes()).hexdigest(), seen))
+    return VideoDetections(video, detector, tuple(frames))
+
+
+def build(args: Any) -> Counter[str]:
+    """Write the cache and read it back; return the counts. Raises ValueError for what cannot be built."""
+    for name in ("misses", "false_hits"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ValueError(f"--{name} must lie in 0..1, got {getattr(args, name)}")
+    if args.num_frames < 1 or args.seed < 0:
+        raise ValueError(f"--num_frames must be at least 1 and --seed 0, got {args.num_frames} and {args.seed}")
+    truth = args.data / "scenes.jsonl"
+    videos = read_scenes(truth)
+    size = max(next(iter(videos.values()))[0]["size"])
+    version = f"misses {args.misses:g}, false hits {args.false_hits:g}, seed {args.seed}"
+    detector = Detector("scene truth", hashlib.sha256(truth.read_bytes()).hexdigest(), size, 0.0, version)
+    counts: Counter[str] = Counter()
+    beside = args.out.with_name(f".{args.out.name}.part")
+    beside.unlink(missing_ok=True)
+    append_detections(beside, track_videos(args, videos, detector, counts))
+    beside.replace(args.out)
+    counts["videos"] = len(DetectionCache.load(args.out))
+    return counts
+
+
+def track_videos(
+    args: Any, videos: dict[str, list[dict[str, Any]]], detector: Detector, counts: Counter[str]
+) -> Iterator[VideoDetections]:
+    """One entry a video, with a progress bar."""
+    from rich.progress import track
+
+    for video, scenes in track(videos.items(), "detecting"):
+        yield detect(args.data, video, scenes, detector, args, counts)
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        counts = build(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.json:
+        args.json.write_text(json.dumps(counts, indent=1) + "\n")
+    print(
+        f"{args.out}: {counts['videos']:,} videos; {counts['missed']:,} of {counts['there']:,} classes missed, "
+        f"{counts['invented']:,} of {counts['absent']:,} absent classes reported"
+    )
+
+
+if __name__ == "__main__":
+    main()
