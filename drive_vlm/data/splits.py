@@ -26,14 +26,28 @@ def assign_split(group: str, fractions: Mapping[str, float], seed: int = 0) -> s
     Raises ValueError for shares that are negative or do not sum to 1.
     """
     check_fractions(fractions)
-    digest = hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=8).digest()
-    position = int.from_bytes(digest, "big") / 2**64
+    position = int.from_bytes(_digest(seed, group), "big") / 2**64
     reached = 0.0
     for name, share in fractions.items():
         reached += share
         if position < reached:
             return name
     return [name for name, share in fractions.items() if share > 0][-1]  # rounding left the sum just below 1
+
+
+def held_out_groups(groups: Iterable[str], count: int, seed: int = 0) -> set[str]:
+    """`count` of the different `groups`: those with the smallest hash of (seed, group), whatever their order.
+
+    Raises ValueError unless 0 <= count < number of groups: something must be left to train on.
+    """
+    names = set(groups)
+    if not 0 <= count < len(names):
+        raise ValueError(f"{count} of {len(names)} groups cannot be held out: give a number from 0 to {len(names) - 1}")
+    return set(sorted(names, key=lambda name: (_digest(seed, name), name))[:count])
+
+
+def _digest(seed: int, group: str) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=8).digest()
 
 
 def parse_fractions(words: Iterable[str], flag: str) -> dict[str, float]:

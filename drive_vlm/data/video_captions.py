@@ -1,0 +1,131 @@
+"""Captions of videos as they are found: JSONL rows of several forms -> VideoCaption, or a BadRow that says what is wrong.
+
+{"video": "a.mp4", "caption": "..."}                        a caption
+{"video": "a.mp4", "q": "...", "a": "..."}                  a question and its answer
+{"video": "a.mp4", "q": "...", "captions": ["...", "..."]}  several texts, joined
+{"video_path": "a.mp4", "captions": [{"idx": "1", "content": "..."}, ..., {"idx": "-1", "content": "..."}]}
+                                                            ShareGPT4Video: idx -1 is the caption of the whole video
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.data.jsonl import JsonlFile
+from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, resolve_below
+from drive_vlm.data.vision import video_length
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoCaption:
+    """One caption. `video` is the path below the folder of videos, `id` that path without its extension (of a second
+    caption of one video with a number), `group` the id of the first video with the same content."""
+
+    video: str
+    id: str
+    group: str
+    caption: str
+    question: str | None
+    where: str
+
+
+def read_video_captions(
+    paths: Sequence[str | Path], videos: str | Path, on_bad_row: str = "error", limit: int | None = None
+) -> tuple[list[VideoCaption], list[BadRow]]:
+    """All captions whose video is below the folder `videos`, in order, and the rows that were left out.
+
+    Raises (on_bad_row "error") or returns (on_bad_row "skip") BadRow with one of the reasons not_utf8, broken_json,
+    not_an_object, missing_field, empty_caption, placeholder, path_outside_root, video_missing, video_empty,
+    video_corrupt, duplicate (the same words about the same video).
+    """
+    if not Path(videos).is_dir():
+        raise ValueError(f"{videos}: no such folder of videos")
+    captions: list[VideoCaption] = []
+    bad: list[BadRow] = []
+    known = _Known(str(videos))
+    for path in paths:
+        file = JsonlFile(path)
+        for i in range(len(file)):
+            if limit is not None and len(captions) >= limit:
+                return captions, bad
+            try:
+                found = _parse(lambda i=i, file=file: file[i], file.where(i), str(videos))  # type: ignore[misc]
+                captions.append(known.add(found))
+            except BadRow as error:
+                if on_bad_row == "error":
+                    raise
+                bad.append(error)
+    return captions, bad
+
+
+def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
+    row = read()
+    if not isinstance(row, dict):
+        raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend it")
+    video = row.get("video", row.get("video_path"))
+    path = resolve_below(videos, video, where)
+    video_length(path, where)
+    caption = _caption_of(row, where)
+    if any(mark in caption for mark in (IMAGE, VIDEO)):
+        raise BadRow("placeholder", where, f"the caption holds {IMAGE} or {VIDEO}", "Remove it from the caption")
+    question = row.get("q")
+    if question is not None and not isinstance(question, str):
+        raise BadRow("missing_field", where, f"'q' must be a text, got {question!r}", "Mend the row")
+    question = question.replace(VIDEO, "").replace(IMAGE, "").strip() if question else None
+    relative = os.path.relpath(path, videos)
+    return VideoCaption(relative, os.path.splitext(relative)[0], "", caption, question or None, where)
+
+
+def _caption_of(row: dict[str, Any], where: str) -> str:
+    value = row.get("caption", row.get("captions", row.get("a")))
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        whole = [item.get("content") for item in value if str(item.get("idx")) == "-1"]
+        value = whole or [item.get("content") for item in value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = " ".join(text.strip() for text in value)
+    if not isinstance(value, str):
+        raise BadRow("missing_field", where, "no caption: none of 'caption', 'captions', 'a' is a text", "Mend the row")
+    if not value.strip():
+        raise BadRow("empty_caption", where, "the caption is empty", "Write it, or remove the row")
+    return " ".join(value.split())
+
+
+class _Known:
+    """What was read before: numbers a second caption of a video, and gives copies of a file under other names one group."""
+
+    def __init__(self, videos: str) -> None:
+        self._videos = videos
+        self._captions: dict[str, list[str]] = {}
+        self._by_size: dict[int, list[str]] = {}
+        self._names: dict[str, str] = {}
+
+    def add(self, found: VideoCaption) -> VideoCaption:
+        """`found` with its group and an id of its own. Raises BadRow for words said before about the same video."""
+        said = self._captions.setdefault(found.video, [])
+        if found.caption in said:
+            raise BadRow("duplicate", found.where, f"{found.video} has this caption already", "Remove the row")
+        said.append(found.caption)
+        number = f"-{len(said)}" if len(said) > 1 else ""
+        return dataclasses.replace(found, id=found.id + number, group=self._group(found))
+
+    def _group(self, found: VideoCaption) -> str:
+        if found.video in self._names:
+            return self._names[found.video]
+        self._names[found.video] = found.id
+        path = os.path.join(self._videos, found.video)
+        if os.path.isfile(path):
+            alike = self._by_size.setdefault(os.path.getsize(path), [])
+            for other in alike:
+                if _digest(path) == _digest(os.path.join(self._videos, other)):
+                    self._names[found.video] = self._names[other]
+                    break
+            alike.append(found.video)
+        return self._names[found.video]
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

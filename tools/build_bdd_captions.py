@@ -1,0 +1,306 @@
+"""Captions of driving videos -> Drive-VLM's training rows: a teacher LLM rewrites each into a detailed ("Microscope") and a
+concise ("Copilot") text.
+
+Reads caption rows {video, caption}, ShareGPT4Video's {video_path, captions} and published rows {video, q, a}
+(drive_vlm/data/video_captions.py). Any OpenAI-compatible server can be the teacher. Writes to OUT
+  split_entry_{train,test}.jsonl   stage 2: a row a video and mode, asked for by the mode's instruction; new_nouns names
+                                   the nouns of the rewrite that its caption does not have
+  raw_captions_{train,test}.jsonl  stage 1: the captions as they came
+  meta.json                        both as sources for --data, with the folder of videos as their root
+  audit.json                       what was read, left out and why, sizes, new nouns, tokens, cost
+  teacher_cache/                   each reply, kept as it comes: the same command after a stop asks only for the rest
+An answer that is refused, cut off, of a wrong length, or that names too much the caption does not is asked for again with
+another seed, --attempts times in all; then the row is left out and counted. Test videos are held out whole.
+"""
+
+import hashlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, plain
+from drive_vlm.data.instructions import MODES
+from drive_vlm.data.rewrites import NounCheck, clean, fault, words
+from drive_vlm.data.split_entry import Rewrite, audit_of, rows_of
+from drive_vlm.data.splits import held_out_groups
+from drive_vlm.data.table import audit_bad_rows
+from drive_vlm.data.video_captions import VideoCaption, read_video_captions
+from drive_vlm.evaluation.verdicts import Turns, fill, read_prompt
+from drive_vlm.judge import ChatClient, ChatError, RequestRefused
+from drive_vlm.launch.cache import write_atomically
+
+EXAMPLES = """
+python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
+python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url https://api.example.com/v1 --teacher big-model --price_in 0.6 --price_out 2.4 --dry_run
+"""
+PROMPTS = {"detailed": "microscope.txt", "concise": "copilot.txt"}
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/build_bdd_captions.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, help="caption rows, JSONL")
+    add("--videos", required=True, help="folder that the rows' video paths start from; each video must be there")
+    add("--out", type=Path, required=True, help="folder to write")
+    add("--base_url", required=True, help="address of the teacher's server, e.g. http://localhost:8000/v1")
+    add("--teacher", required=True, help="name of the teacher model at that server")
+    add("--api_key_env", default="OPENAI_API_KEY", help="environment variable that holds the server's key")
+    add(
+        "--prompts",
+        type=Path,
+        default=Path(__file__).parent / "prompts",
+        help="folder of microscope.txt and copilot.txt",
+    )
+    add("--cache", type=Path, help="folder of the teacher's replies (default: OUT/teacher_cache)")
+    add("--attempts", type=int, default=3, help="times a text is asked for, each with another seed")
+    add("--seed", type=int, default=0, help="seed of the first attempt, and of the choice of held-out videos")
+    add("--temperature", type=float, default=0.7, help="temperature of the teacher")
+    add("--max_tokens", type=int, default=512, help="tokens of a reply, at most")
+    add(
+        "--detailed_words",
+        type=int,
+        nargs=2,
+        default=[20, 400],
+        metavar=("MIN", "MAX"),
+        help="length of a detailed text",
+    )
+    add("--concise_words", type=int, nargs=2, default=[4, 60], metavar=("MIN", "MAX"), help="length of a concise text")
+    add(
+        "--concise_ratio",
+        type=float,
+        default=0.5,
+        help="words of the concise text for each of the detailed one, at most",
+    )
+    add("--max_new_nouns", type=int, default=2, help="nouns a text may have that its caption has not; all are counted")
+    add("--spacy_model", default="en_core_web_sm", help="name or folder of the spaCy model that finds nouns")
+    add("--held_out", type=int, default=40, help="videos that go to the test files")
+    add(
+        "--on_bad_row", choices=("error", "skip"), default="error", help="error: stop; skip: leave the row out, counted"
+    )
+    add("--limit", type=int, help="take the first N usable captions only")
+    add("--workers", type=int, default=8, help="requests at a time")
+    add("--timeout", type=float, default=120.0, help="seconds that one request may take")
+    add("--max_retries", type=int, default=4, help="times a request is repeated after a fault of server or network")
+    add("--requests_per_minute", type=float, help="rate limit (default: none)")
+    add("--price_in", type=float, help="price of a million prompt tokens, for the cost")
+    add("--price_out", type=float, help="price of a million reply tokens")
+    add(
+        "--dry_run",
+        action="store_true",
+        help="show the prompts of the first caption, estimate tokens and cost; ask nobody",
+    )
+    return parser
+
+
+def messages(prompt: Turns, caption: VideoCaption) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text} for role, text in fill(prompt, {"caption": caption.caption})]
+
+
+class Teacher:
+    """Asks for both texts of a caption and checks them; threads share it."""
+
+    def __init__(self, client: ChatClient, prompts: dict[str, Turns], nouns: NounCheck, args: Any) -> None:
+        self.client, self.prompts, self.nouns, self.args = client, prompts, nouns, args
+
+    def rewrite(self, caption: VideoCaption) -> dict[str, Rewrite]:
+        """Both modes; the concise text is measured against the detailed one, or against the caption without it.
+
+        Raises ChatError when the server cannot be asked any more.
+        """
+        detailed = self._ask("detailed", caption, self.args.detailed_words)
+        longest = self.args.concise_ratio * words(detailed.text or caption.caption)
+        return {"detailed": detailed, "concise": self._ask("concise", caption, self.args.concise_words, longest)}
+
+    def _ask(self, mode: str, caption: VideoCaption, limits: list[int], longest: float = float("inf")) -> Rewrite:
+        result, args = Rewrite(), self.args
+        asked = messages(self.prompts[mode], caption)
+        for seed in range(args.seed, args.seed + args.attempts):
+            if result.reason:
+                result.retries.append(result.reason)
+            try:
+                reply = self.client.complete(asked, temperature=args.temperature, max_tokens=args.max_tokens, seed=seed)
+            except RequestRefused as error:
+                result.reason, result.problem = "no_answer", str(error)
+                continue
+            result.prompt_tokens += reply.prompt_tokens
+            result.reply_tokens += reply.completion_tokens
+            text = clean(reply.text)
+            result.new_nouns = self.nouns.new_nouns(caption.caption, text)
+            result.reason = fault(text, reply.finish_reason, *limits) or self._judge(text, result.new_nouns, longest)
+            if not result.reason:
+                result.text = text
+                break
+        return result
+
+    def _judge(self, text: str, new_nouns: list[str], longest: float) -> str:
+        if words(text) > longest:
+            return "not_shorter"
+        return "new_nouns" if len(new_nouns) > self.args.max_new_nouns else ""
+
+
+def ask_all(teacher: Teacher, captions: list[VideoCaption], workers: int) -> list[dict[str, Rewrite]]:
+    """The rewrites in the order of the captions. The first ChatError stops the rest; what came before is in the cache."""
+    from rich.console import Console
+    from rich.progress import track
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = {pool.submit(teacher.rewrite, caption): i for i, caption in enumerate(captions)}
+        found: dict[int, dict[str, Rewrite]] = {}
+        try:
+            for future in track(as_completed(futures), "asking", total=len(futures), console=Console(stderr=True)):
+                found[futures[future]] = future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [found[i] for i in range(len(captions))]
+
+
+def write_files(out: Path, videos: str, files: dict[str, list[dict[str, Any]]]) -> None:
+    """Each file whole or not at all; meta.json last. Empty files are not written, and not left from an earlier run."""
+    out.mkdir(parents=True, exist_ok=True)
+    meta = {}
+    for name, rows in files.items():
+        (out / name).unlink(missing_ok=True)
+        if rows:
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+            entry = {"root": str(Path(videos).resolve()), "annotation": name, "repeat_time": 1, "length": len(rows)}
+            meta[name.removesuffix(".jsonl")] = entry
+    write_json(out / "meta.json", meta)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"))
+
+
+def teacher_audit(client: ChatClient, rewrites: list[dict[str, Rewrite]], args: Any) -> dict[str, Any]:
+    """Who was asked, how, and what it took: `tokens` of all answers that were read, `usage` and `cost` of this run alone."""
+    asked = [rewrite for found in rewrites for rewrite in found.values()]
+    return {
+        "base_url": client.base_url,
+        "model": client.model,
+        "temperature": args.temperature,
+        "max_tokens": args.max_tokens,
+        "seed": args.seed,
+        "attempts": args.attempts,
+        "prompts": {name: (args.prompts / name).read_text(encoding="utf-8") for name in PROMPTS.values()},
+        "tokens": {"prompt": sum(r.prompt_tokens for r in asked), "reply": sum(r.reply_tokens for r in asked)},
+        "usage": plain(client.usage),
+        "cost": client.cost,
+    }
+
+
+def show_plan(client: ChatClient, prompts: dict[str, Turns], captions: list[VideoCaption], args: Any) -> None:
+    """--dry_run: both requests about the first caption, then what all of them may take."""
+    for mode in MODES:
+        for message in messages(prompts[mode], captions[0]):
+            print(f"--- {mode}, {message['role']} ({captions[0].where}) ---\n{message['content']}\n")
+    letters = sum(len(m["content"]) for prompt in prompts.values() for c in captions for m in messages(prompt, c))
+    requests = 2 * len(captions)
+    client.usage.prompt_tokens, client.usage.completion_tokens = letters // 4, requests * args.max_tokens
+    cost = "unknown (give --price_in and --price_out)" if client.cost is None else f"at most {client.cost:.2f}"
+    print(
+        f"{requests:,} requests, each answered at the first attempt: about {letters // 4:,} prompt tokens (4 letters a token), at "
+        f"most {requests * args.max_tokens:,} reply tokens; cost {cost}"
+    )
+
+
+def build(args: Any) -> int:
+    """Exit code: 0, or 1 when no row could be written or the splits leak. Raises ValueError for what a user can mend."""
+    check(args)
+    prompts = {mode: read_prompt(args.prompts / name, ["caption"]) for mode, name in PROMPTS.items()}
+    cache = args.cache or args.out / "teacher_cache"
+    client = ChatClient(
+        args.base_url, args.teacher, args.api_key_env, cache, args.timeout, args.max_retries,
+        args.requests_per_minute, args.price_in, args.price_out,
+    )  # fmt: skip
+    captions, bad = read_video_captions(args.data, args.videos, args.on_bad_row, args.limit)
+    if not captions:
+        raise ValueError(
+            f"{', '.join(args.data)}: no usable caption among {len(bad)} rows" + (f"; {bad[0]}" if bad else "")
+        )
+    try:
+        held_out = held_out_groups([caption.group for caption in captions], args.held_out, args.seed)
+    except ValueError as error:
+        raise ValueError(f"--held_out: {error}") from error
+    if args.dry_run:
+        show_plan(client, prompts, captions, args)
+        return 0
+    nouns = NounCheck(args.spacy_model)
+    try:
+        rewrites = ask_all(Teacher(client, prompts, nouns, args), captions, args.workers)
+    except ChatError as error:
+        done = client.usage.requests + client.usage.cached
+        raise ValueError(f"{error}\n{done:,} replies are in {cache}: the same command goes on from there") from error
+    files = rows_of(captions, rewrites, held_out)
+    write_files(args.out, args.videos, files)
+    audit = audit_of(captions, rewrites, files)
+    audit["inputs"] = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in args.data}
+    audit["bad_rows"] = audit_bad_rows(bad)
+    audit["teacher"] = teacher_audit(client, rewrites, args)
+    write_json(args.out / "audit.json", audit)
+    return report(args.out, audit, rewrites)
+
+
+def report(out: Path, audit: dict[str, Any], rewrites: list[dict[str, Rewrite]]) -> int:
+    """Print what was written, left out and spent; return the exit code."""
+    for name, count in audit["rows"].items():
+        print(f"{out / name}: {count:,} rows")
+    for mode, told in audit["modes"].items():
+        lost = ", ".join(f"{entry['count']} {reason}" for reason, entry in told["left_out"].items())
+        again = ", ".join(f"{count} {reason}" for reason, count in told["asked_again"].items())
+        nouns = told["new_nouns"]
+        print(
+            f"{mode}: {told['written']:,} written, left out: {lost or 'none'}, asked again: {again or 'none'}; "
+            f"{nouns['total']} new nouns in {nouns['rows']} rows"
+        )
+    usage, cost = audit["teacher"]["usage"], audit["teacher"]["cost"]
+    print(
+        f"teacher: {usage['requests']:,} requests, {usage['cached']:,} from the cache, {usage['prompt_tokens']:,} prompt and "
+        f"{usage['completion_tokens']:,} reply tokens, cost {'unknown' if cost is None else f'{cost:.4f}'}"
+    )
+    if audit["bad_rows"]["total"]:
+        print(f"{audit['bad_rows']['total']:,} caption rows left out: {audit['bad_rows']['by_reason']}")
+    for leak in audit["leaks"]:
+        print(f"leak: {leak}", file=sys.stderr)
+    if not any(told["written"] for told in audit["modes"].values()):
+        problem = next((rewrite.problem for found in rewrites for rewrite in found.values() if rewrite.problem), "")
+        print(f"no usable text among all replies; see {out / 'audit.json'}. {problem}", file=sys.stderr)
+        return 1
+    return 1 if audit["leaks"] else 0
+
+
+def check(args: Any) -> None:
+    """Raises ValueError for numbers that make no sense."""
+    for name, least in {
+        "attempts": 1,
+        "workers": 1,
+        "max_tokens": 1,
+        "held_out": 0,
+        "max_new_nouns": 0,
+        "max_retries": 0,
+    }.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if not 0 < args.concise_ratio < 1:
+        raise ValueError(f"--concise_ratio must lie between 0 and 1, got {args.concise_ratio}: concise must be shorter")
+    for name in ("detailed_words", "concise_words"):
+        least, most = getattr(args, name)
+        if not 1 <= least <= most:
+            raise ValueError(f"--{name} {least} {most}: give MIN and MAX with 1 <= MIN <= MAX")
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        code = build(args)
+    except ValueError as error:
+        parser.error(str(error))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
