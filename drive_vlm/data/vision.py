@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
-_FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class VisionAdapter(Protocol):
@@ -176,4 +176,4 @@ def _corrupt_video(path: str, where: str, error: object) -> BadRow:
 
 def frame_files(folder: str) -> list[str]:
     """Frames of a folder in the order of their names."""
-    return sorted(entry.path for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in _FRAME_SUFFIXES)
+    return sorted(entry.path for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in FRAME_SUFFIXES)

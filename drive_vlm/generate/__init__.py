@@ -1,15 +1,17 @@
-"""Answers of a model for the rows of a file, as predictions JSONL: batched, sharded over ranks, restartable."""
+"""Answers of a model for the rows of a file or about videos, as predictions JSONL: batched, sharded over ranks, restartable."""
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
+from drive_vlm.data.instructions import MODES
 from drive_vlm.data.predictions import finished_rows, join_parts, part_of_rank, prediction_row
-from drive_vlm.data.samples import IMAGE, BadRow, Sample
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.generate.rows import read_rows
+from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.arguments import stop_on_user_error
@@ -18,6 +20,7 @@ EXAMPLES = """
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl
 torchrun --nproc_per_node 8 -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --batch_size 16
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --shard 2/8   # then: cat predictions.shard-*-of-08.jsonl
+python -m drive_vlm generate --model runs/drive_vlm --mode concise --data clips/ a.mp4 frames_folder/ --out texts.jsonl
 python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
 """
 
@@ -26,10 +29,19 @@ python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v
 class GenerateConfig:
     """What to answer, how, and where the answers go."""
 
-    data: list[str] = field(help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json")
+    data: list[str] = field(
+        help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json; with --mode also videos, folders of frames, and "
+        "folders that hold some of both"
+    )
     out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    mode: str | None = field(
+        None,
+        help="ask about videos: detailed or concise, each with its instruction in place of the rows' own question; rows of "
+        "another mode are left out",
+        choices=tuple(MODES),
     )
     batch_size: int = field(16, help="rows answered at a time")
     max_new_tokens: int = field(128, help="tokens of an answer, at most")
@@ -84,7 +96,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     if topology.world_size > 1:
         _start_ranks()
     answers = (
-        _answers_of_server(mine, model, config)
+        answers_of_server(mine, model, config)
         if config.backend == "openai"
         else _answers_of_model(mine, model, config, bad)
     )
@@ -105,43 +117,6 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         print(f"{out}: {len(finished_rows(out)):,} predictions", flush=True)
 
 
-def read_rows(config: GenerateConfig) -> tuple[list[Sample], list[BadRow]]:
-    """All rows in order, and the bad ones (on_bad_row skip). Raises BadRow, and ValueError for an id that comes twice."""
-    from drive_vlm.data.sources import open_sources
-    from drive_vlm.data.table import read_sample
-
-    samples: list[Sample] = []
-    bad: list[BadRow] = []
-    seen: dict[str, str] = {}
-    for source in open_sources(config.data, config.image_root):
-        for i in range(len(source.rows)):
-            if config.limit is not None and len(samples) >= config.limit:
-                break
-            try:
-                sample = read_sample(source, i, need_answer=False)
-            except BadRow as error:
-                if config.on_bad_row == "error":
-                    raise
-                bad.append(error)
-                continue
-            if sample.id in seen:
-                raise ValueError(
-                    f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are told apart by id: make ids unique."
-                )
-            seen[sample.id] = sample.where
-            relative = [os.path.relpath(path, source.root) for path in sample.images]
-            columns = {
-                "dataset": source.name,
-                **sample.columns,
-                "_image": relative[0] if len(relative) == 1 else relative,
-                "_max_tiles": source.max_tiles,
-            }
-            if sample.video:
-                columns["_video"] = os.path.relpath(sample.video, source.root)
-            samples.append(dataclasses.replace(sample, columns=columns))
-    return samples, bad
-
-
 def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
     """Model and sampling stand beside the answers, in OUT.settings.json: answers of two models must not mix in one file.
 
@@ -150,7 +125,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     from drive_vlm.launch.cache import write_atomically
     from drive_vlm.launch.fingerprint import model_fingerprint
 
-    names = ("backend", "max_new_tokens", "temperature", "top_p", "seed", "num_frames", "blank_images")
+    names = ("backend", "max_new_tokens", "temperature", "top_p", "seed", "num_frames", "blank_images", "mode")
     remote = config.backend == "openai"
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
@@ -290,52 +265,3 @@ def _left_padded(rows: list[dict[str, Any]], pad_id: int, vision: Any) -> dict[s
         mask[i, width - len(row["input_ids"]) :] = 1
     pixels = vision.collate_vision([row["vision"] for row in rows if row["vision"]]) if vision else {}
     return {"input_ids": input_ids, "attention_mask": mask, **pixels}
-
-
-def _answers_of_server(
-    samples: list[Sample], model: ModelConfig, config: GenerateConfig
-) -> Iterator[tuple[Sample, str]]:
-    """The same rows through an OpenAI-compatible server, `workers` requests at a time."""
-    from drive_vlm.judge import ChatClient
-
-    if not config.base_url:
-        raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
-    client = ChatClient(config.base_url, model.model, config.api_key_env)
-    sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_new_tokens,
-        "seed": config.seed,
-    }
-    for start in range(0, len(samples), 8 * config.workers):
-        block = samples[start : start + 8 * config.workers]
-        replies = client.complete_many([chat_messages(sample) for sample in block], workers=config.workers, **sampling)
-        yield from zip(block, (reply.text.strip() for reply in replies), strict=True)
-
-
-def chat_messages(sample: Sample) -> list[dict[str, Any]]:
-    """The prompt as OpenAI chat messages, pictures in their places as data URLs."""
-    from drive_vlm.data.vision import load_image
-    from drive_vlm.judge import image_part
-
-    if sample.video:
-        raise BadRow(
-            "no_video",
-            sample.where,
-            "OpenAI-compatible servers take no video files",
-            "Write the frames as images, or use --backend hf",
-        )
-    for path in sample.images:
-        load_image(path, sample.where)
-    images = iter(sample.images)
-    return [
-        {
-            "role": turn.role,
-            "content": [
-                image_part(next(images)) if part == IMAGE else {"type": "text", "text": part} for part in turn.parts
-            ],
-        }
-        if turn.role == "user"
-        else {"role": turn.role, "content": turn.text}
-        for turn in sample.prompt_turns()
-    ]

@@ -1,0 +1,105 @@
+"""The rows to answer: of data files, and of videos and folders of frames that --mode asks about."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drive_vlm.data.instructions import MODES
+from drive_vlm.data.samples import VIDEO, BadRow, Sample, Turn
+from drive_vlm.data.videos import find_videos, is_media
+from drive_vlm.launch.topology import read_topology
+
+if TYPE_CHECKING:
+    from drive_vlm.data.sources import Source
+    from drive_vlm.generate import GenerateConfig
+
+
+def read_rows(config: "GenerateConfig") -> tuple[list[Sample], list[BadRow]]:
+    """All rows in order, and the bad ones (on_bad_row skip).
+
+    Raises BadRow, and ValueError for an id that comes twice, a video without --mode, and for --mode when every row is of
+    another mode.
+    """
+    samples: list[Sample] = []
+    bad: list[BadRow] = []
+    seen: dict[str, str] = {}
+    others = 0
+    for read in _readers(config):
+        if config.limit is not None and len(samples) >= config.limit:
+            break
+        try:
+            sample = read()
+        except BadRow as error:
+            if config.on_bad_row == "error":
+                raise
+            bad.append(error)
+            continue
+        if config.mode and sample.columns.get("mode", config.mode) != config.mode:
+            others += 1
+            continue
+        if sample.id in seen:
+            raise ValueError(
+                f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are told apart by id: make ids unique "
+                "(videos: give the folder above both)."
+            )
+        seen[sample.id] = sample.where
+        samples.append(sample)
+    if others and read_topology().is_main:
+        print(f"{others:,} rows of another mode than {config.mode} are left out", flush=True)
+    if others and not samples:
+        raise ValueError(f"--mode {config.mode}: all {others} rows are of another mode. Give the rows of this one.")
+    return samples, bad
+
+
+def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
+    """One function a row, which reads it or raises BadRow."""
+    from drive_vlm.data.sources import open_sources
+
+    for entry in config.data:
+        if is_media(entry):
+            if config.mode is None:
+                raise ValueError(
+                    f"{entry} is a video or a folder: say what to ask, --mode {' or --mode '.join(MODES)}."
+                )
+            for name, path in find_videos(entry):
+                yield partial(_media_sample, Path(entry).resolve().name, name, path, config.mode)
+        else:
+            for source in open_sources([entry], config.image_root):
+                yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
+
+
+def _media_sample(dataset: str, name: str, path: str, mode: str) -> Sample:
+    """A row for the video at `path`; `name` becomes its id and group."""
+    columns = {"dataset": dataset, "mode": mode, "_video": path, "_max_tiles": None}
+    return Sample(name, _question(mode), (), path, name, columns, path)
+
+
+def _file_sample(source: "Source", i: int, mode: str | None) -> Sample:
+    """Row `i` of a data file. With a mode its question becomes the mode's; the answer of a row that names no mode itself
+    belongs to another question and is dropped."""
+    from drive_vlm.data.table import read_sample
+
+    sample = read_sample(source, i, need_answer=False)
+    relative = [os.path.relpath(path, source.root) for path in sample.images]
+    columns = {
+        "dataset": source.name,
+        **sample.columns,
+        "_image": relative[0] if len(relative) == 1 else relative,
+        "_video": os.path.relpath(sample.video, source.root) if sample.video else None,
+        "_max_tiles": source.max_tiles,
+    }
+    if mode is None or columns.get("mode", mode) != mode:
+        return dataclasses.replace(sample, columns=columns)
+    if not sample.video:
+        raise BadRow(
+            "no_video", sample.where, f"--mode {mode} asks about videos and the row has none", "Leave out --mode"
+        )
+    answer = sample.turns[-1:] if "mode" in columns and sample.reference else ()
+    return dataclasses.replace(sample, turns=_question(mode) + answer, columns=columns | {"mode": mode})
+
+
+def _question(mode: str) -> tuple[Turn, ...]:
+    return (Turn("user", (VIDEO, MODES[mode])),)

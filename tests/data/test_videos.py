@@ -1,0 +1,36 @@
+"""Which videos a path names."""
+
+import pytest
+
+from drive_vlm.data.videos import find_videos, is_media
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.mp4", "a.MOV", "notes.txt", "day/c.mp4", "day/frames/00.jpg", "day/frames/01.jpg", "night/x/0.png"):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path / "clips"
+
+
+def test_a_folder_is_searched_and_a_folder_of_frames_is_one_video(tree):
+    found = find_videos(tree)
+    assert [name for name, _ in found] == ["a", "b", "day/c", "day/frames", "night/x"]
+    assert [path for _, path in found] == [
+        str(tree / n) for n in ("a.MOV", "b.mp4", "day/c.mp4", "day/frames", "night/x")
+    ]
+    assert find_videos(tree / "day" / "frames") == [("frames", str(tree / "day" / "frames"))]
+    assert find_videos(tree / "b.mp4") == [("b", str(tree / "b.mp4"))]
+    assert find_videos(tree / "gone.mp4") == [("gone", str(tree / "gone.mp4"))]
+
+
+def test_a_folder_without_videos_is_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: no video in this folder.*\.mp4"):
+        find_videos(tmp_path / "empty")
+
+
+def test_rows_are_no_media(tree):
+    assert is_media(tree) and is_media("x.mp4") and is_media("X.MKV")
+    assert not is_media("rows.jsonl") and not is_media("meta.json")
