@@ -88,9 +88,10 @@ def _file_sample(source: "Source", i: int, mode: str | None) -> Sample:
         "dataset": source.name,
         **sample.columns,
         "_image": relative[0] if len(relative) == 1 else relative,
-        "_video": os.path.relpath(sample.video, source.root) if sample.video else None,
         "_max_tiles": source.max_tiles,
     }
+    if sample.video:
+        columns["_video"] = os.path.relpath(sample.video, source.root)
     if mode is None or columns.get("mode", mode) != mode:
         return dataclasses.replace(sample, columns=columns)
     if not sample.video:
