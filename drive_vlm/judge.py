@@ -157,7 +157,6 @@ class ChatClient:
     def _ask(self, key: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Reply:
         import openai
 
-        refusals = (openai.BadRequestError, openai.UnprocessableEntityError)
         client, secret = self._connection()
         problem, kind = "", ChatError
         for _ in range(self.max_retries + 1):
@@ -169,7 +168,6 @@ class ChatClient:
                 continue
             except openai.OpenAIError as error:
                 text = f"{type(error).__name__}: {error}".replace(secret, "***")
-                kind = RequestRefused if isinstance(error, refusals) else ChatError
                 # `from None`: the chained error would print what was redacted here.
                 kind = RefusedError if getattr(error, "status_code", 0) in _REFUSALS else ChatError
                 raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None

