@@ -37,11 +37,14 @@ def concise(scenes: list[Scene]) -> str:
 
 def _first_view(scene: Scene) -> Iterator[str]:
     """Sentences about what the first frame shows: the own lane, the lanes beside it, the roadside, light and sign."""
-    ahead = _ahead(scene)
-    yield ahead[0].upper() + ahead[1:]
-    for side in ("left", "right"):
-        if things := scene.lane_objects(side):
-            yield f"{_list(things).capitalize()} {_verb(things)} in the {side} lane"
+    if not scene.ahead:
+        yield "The lane ahead is free"
+    for place, things in (
+        ("ahead", scene.ahead),
+        *((f"in the {s} lane", scene.lane_objects(s)) for s in ("left", "right")),
+    ):
+        for words in dict.fromkeys(f"{_one(thing)} {_verb(thing)}" for thing in things):  # cones stand in groups
+            yield f"{words[0].upper()}{words[1:]} {place}"
     walkers = [o for o in scene.objects if o.name == "pedestrian" and not o.on_road]
     for walker in walkers:
         yield f"A {_named(walker)} stands on the {'left' if walker.lateral < 0 else 'right'} pavement"
@@ -125,19 +128,16 @@ def _ego_event(scenes: list[Scene], number: int) -> Iterator[str]:
 
 
 def _ahead(scene: Scene) -> str:
-    return f"{_list(scene.ahead)} {_verb(scene.ahead)} ahead" if scene.ahead else "the lane ahead is free"
+    return f"{_one(scene.ahead[0])} {_verb(scene.ahead[0])} ahead" if scene.ahead else "the lane ahead is free"
 
 
-def _list(things: list[SceneObject]) -> str:
-    """The nearest of `things` with its article; cones stand in groups."""
-    nearest = min(things, key=lambda o: o.distance)
-    return f"{nearest.color} cones" if nearest.name == "cone" else f"a {_named(nearest)}"
+def _one(thing: SceneObject) -> str:
+    return f"{thing.color} cones" if thing.name == "cone" else f"a {_named(thing)}"
 
 
-def _verb(things: list[SceneObject]) -> str:
-    nearest = min(things, key=lambda o: o.distance)
-    driving = "brakes" if nearest.state == "braking" else "drives"
-    return {"cone": "stand", "pedestrian": "walks", "cyclist": "rides"}.get(nearest.name, driving)
+def _verb(thing: SceneObject) -> str:
+    driving = "brakes" if thing.state == "braking" else "drives"
+    return {"cone": "stand", "pedestrian": "walks", "cyclist": "rides"}.get(thing.name, driving)
 
 
 def _named(thing: SceneObject) -> str:
