@@ -22,7 +22,7 @@ from drive_vlm.data.vision import video_length
 @dataclasses.dataclass(frozen=True)
 class VideoCaption:
     """One caption. `video` is the path below the folder of videos, `id` that path without its extension (of a second
-    caption of one video with a number), `group` the id of the first video with the same content."""
+    caption of one video with a number), `group` the row's own, else the id of the first video with the same content."""
 
     video: str
     id: str
@@ -76,7 +76,8 @@ def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
         raise BadRow("missing_field", where, f"'q' must be a text, got {question!r}", "Mend the row")
     question = question.replace(VIDEO, "").replace(IMAGE, "").strip() if question else None
     relative = os.path.relpath(path, videos)
-    return VideoCaption(relative, os.path.splitext(relative)[0], "", caption, question or None, where)
+    group = "" if row.get("group") is None else str(row["group"])
+    return VideoCaption(relative, os.path.splitext(relative)[0], group, caption, question or None, where)
 
 
 def _caption_of(row: dict[str, Any], where: str) -> str:
@@ -114,7 +115,7 @@ class _Known:
     def _group(self, found: VideoCaption) -> str:
         if found.video in self._names:
             return self._names[found.video]
-        self._names[found.video] = found.id
+        self._names[found.video] = found.group or found.id
         path = os.path.join(self._videos, found.video)
         if os.path.isfile(path):
             alike = self._by_size.setdefault(os.path.getsize(path), [])

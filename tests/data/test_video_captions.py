@@ -80,6 +80,10 @@ def test_copies_of_a_video_share_a_group(write, videos, synthetic_data):
     paths = write(*({"video": f"{name}.mp4", "caption": "x"} for name in ("one", "copy", "two")))
     found, _ = read_video_captions(paths, videos)
     assert [(c.id, c.group) for c in found] == [("one", "one"), ("copy", "one"), ("two", "two")]
+    paths = write(
+        {"video": "one.mp4", "caption": "x", "group": "twins"}, {"video": "two.mp4", "caption": "x", "group": "twins"}
+    )
+    assert [c.group for c in read_video_captions(paths, videos)[0]] == ["twins", "twins"]
 
 
 def test_a_limit_and_a_missing_folder(write, videos):

@@ -193,14 +193,19 @@ def test_a_slow_teacher_and_a_wrong_key_are_one_clear_error(build, chat_server):
     assert build(OPENAI_API_KEY="right").returncode == 0
 
 
-def test_malformed_replies_and_a_refused_request_cost_their_row_only(build, data, chat_server):
-    chat_server.faults = ["<html>busy</html>", '{"no": "choices"}', 400]
-    done = build("--workers", 1, "--attempts", 1)
+def test_a_malformed_reply_is_asked_again_and_a_refused_request_costs_its_row_only(build, data, chat_server):
+    chat_server.faults = ["<html>busy</html>", 400]
+    done = build("--workers", 1, "--attempts", 1, "--max_retries", 1)
     assert done.returncode == 0, done.stderr
     modes = audit_of(data)["modes"]
-    lost = {mode: sum(entry["count"] for entry in modes[mode]["left_out"].values()) for mode in MODES}
-    assert lost == {"detailed": 2, "concise": 1} and set(modes["detailed"]["left_out"]) == {"no_answer"}
-    assert modes["detailed"]["written"] == 6 and modes["concise"]["written"] == 7
+    assert modes["detailed"]["left_out"] == {"no_answer": {"count": 1, "ids": ["v0"]}}
+    assert modes["detailed"]["written"] == 7 and modes["concise"]["written"] == 8
+
+
+def test_a_server_that_speaks_another_protocol_is_one_clear_error(build, chat_server):
+    chat_server.faults = ['{"no": "choices"}'] * 40
+    done = build()
+    assert done.returncode == 2 and "no chat completion" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_teacher_without_any_usable_answer_fails(build, data, chat_server):
