@@ -112,6 +112,8 @@ def test_the_command_line_over_videos_and_frames(run, tiny_model, clips, tmp_pat
     assert rows[1]["prediction"] == rows[2]["prediction"] != "", "frames of a video and the video are the same pictures"
     other = run([*words, "--mode", "concise", *data])
     assert other.returncode == 2 and "other settings (mode;" in other.stderr
+    other = run([*words, "--mode", "detailed", "--shuffle_frames", *data])
+    assert other.returncode == 2 and "other settings (shuffle_frames;" in other.stderr
     (clips / "broken.mp4").write_bytes(b"no video")
     broken = [
         "--mode",

@@ -1,5 +1,6 @@
 """Sample -> what the model sees: token ids, labels and vision tensors; its length without touching a pixel."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class Encoder:
         max_length: rows longer than this are refused (BadRow too_long); None sets no limit.
         blank_images: put a grey picture of the same size in the place of every picture (the blind baseline).
         features: take the vision tower's features from this cache; no picture is opened.
+        shuffle_frames: show the frames of a video in an order drawn from its row's id, the same each time (the control for
+            questions about the order of events).
     """
 
     def __init__(
@@ -35,9 +38,10 @@ class Encoder:
         max_length: int | None = None,
         blank_images: bool = False,
         features: FeatureCache | None = None,
+        shuffle_frames: bool = False,
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
-        self.blank_images, self.features = blank_images, features
+        self.blank_images, self.features, self.shuffle_frames = blank_images, features, shuffle_frames
         # all_special_tokens leaves out what has no role of its own, such as <|im_start|>: a row holding it could forge a turn.
         self.chat = ChatRenderer(
             tokenizer, template, [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -118,6 +122,8 @@ class Encoder:
             return {"vision_features": self.features.load(sample, max_tiles)}, expected
         if sample.video:
             pictures = load_video(sample.video, self.num_frames, sample.where)
+            if self.shuffle_frames:
+                pictures = [pictures[i] for i in shuffled_order(sample.id, len(pictures))]
         else:
             pictures = [load_image(path, sample.where) for path in sample.images]
         if self.blank_images:
@@ -148,6 +154,12 @@ class Encoder:
             out_labels += [labels[start:place], np.full(len(picture), IGNORE_INDEX)]
             start = place + 1
         return np.concatenate([*out_ids, ids[start:]]), np.concatenate([*out_labels, labels[start:]])
+
+
+def shuffled_order(row_id: str, count: int) -> list[int]:
+    """The numbers from 0 to count - 1 in an order that depends on the row's id alone."""
+    digest = hashlib.blake2b(row_id.encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).permutation(count).tolist()
 
 
 def _grey(picture: Any) -> Any:

@@ -55,6 +55,10 @@ class GenerateConfig:
         help="I/N: answer the I-th of N equal runs of rows (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
     )
     blank_images: bool = field(False, help="replace every picture by a grey one of the same size: the blind baseline")
+    shuffle_frames: bool = field(
+        False,
+        help="show the frames of each video in a random order, fixed by the row's id: what a model knows without time",
+    )
     on_bad_row: str = field(
         "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")
     )
@@ -125,7 +129,17 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     from drive_vlm.launch.cache import write_atomically
     from drive_vlm.launch.fingerprint import model_fingerprint
 
-    names = ("backend", "max_new_tokens", "temperature", "top_p", "seed", "num_frames", "blank_images", "mode")
+    names = (
+        "backend",
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "num_frames",
+        "blank_images",
+        "mode",
+        "shuffle_frames",
+    )
     remote = config.backend == "openai"
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
@@ -134,7 +148,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
-        before = json.loads(path.read_text())
+        before = {"shuffle_frames": False} | json.loads(path.read_text())  # what files of before the flag do not say
         moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
         if _without_name(before["model"], remote) != _without_name(settings["model"], remote):
             moved.add("model")
@@ -206,6 +220,7 @@ class LocalModel:
             self.family.vision,
             config.num_frames,
             blank_images=config.blank_images,
+            shuffle_frames=config.shuffle_frames,
         )
 
     def answers(

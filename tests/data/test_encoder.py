@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from drive_vlm.data.encoder import Encoder
+from drive_vlm.data.encoder import Encoder, shuffled_order
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.vision import frame_indices
 
@@ -78,6 +79,24 @@ def test_blank_pictures_keep_the_tokens(parts: Any, encoder: Encoder, pictures: 
     flat = unseen["vision"]["pixel_values"]
     assert flat.shape == seen["vision"]["pixel_values"].shape
     assert (flat.amax((0, 2, 3)) - flat.amin((0, 2, 3))).abs().max() < 1e-6
+
+
+def test_shuffled_frames_are_the_same_frames_in_an_order_of_the_rows_id(parts: Any, pictures: Path) -> None:
+    turns = [{"from": "human", "value": "<video>\nWhat first?"}, {"from": "gpt", "value": "a truck"}]
+    rows = [
+        parse_row({"id": i, "video": "clip", "conversations": turns}, "rows.jsonl:1", str(pictures)) for i in "abcd"
+    ]
+    plain, shuffled = (
+        Encoder(parts.tokenizer, parts.template, parts.vision, num_frames=6, shuffle_frames=s) for s in (False, True)
+    )
+    true = plain.encode(rows[0])
+    seen = [shuffled.encode(row) for row in rows]
+    orders = [shuffled_order(row.id, 6) for row in rows]
+    assert len({tuple(order) for order in orders}) > 2 and orders != [list(range(6))] * 4
+    for one, order in zip(seen, orders, strict=True):
+        assert one["input_ids"].tolist() == true["input_ids"].tolist()
+        assert torch.equal(one["vision"]["pixel_values"], true["vision"]["pixel_values"][order])
+    assert torch.equal(shuffled.encode(rows[1])["vision"]["pixel_values"], seen[1]["vision"]["pixel_values"])
 
 
 def test_a_row_longer_than_max_length(parts: Any, pictures: Path) -> None:
