@@ -36,4 +36,5 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         parts={"language_model": ("model", "lm_head")},
         lora_targets=r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=0,
+        projector_tokens=0,
     )
