@@ -5,6 +5,7 @@ from typing import Any
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import Family, ProcessorParts
 from drive_vlm.models.internvl import ATTENTION
+from drive_vlm.models.quantize import quantization_arguments
 
 
 def load_processor(path: str, config: ModelConfig) -> ProcessorParts:
@@ -24,7 +25,10 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
 
     parts = load_processor(path, config)
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=ATTENTION[config.attn_implementation]
+        path,
+        dtype=dtype,
+        attn_implementation=ATTENTION[config.attn_implementation],
+        **quantization_arguments(config, ()),
     )
     return Family(
         name="language",
