@@ -89,7 +89,7 @@ def prepare(args: Any, work: Path) -> dict[str, int]:
             intermediate_size=3 * args.text_width,
             num_hidden_layers=args.text_layers,
             num_attention_heads=max(1, args.text_width // 64),
-            num_key_value_heads=max(1, args.text_width // 128),
+            num_key_value_heads=max(1, args.text_width // 64),  # any width: every head has keys of its own
             head_dim=64,
             tie_word_embeddings=True,
         )
