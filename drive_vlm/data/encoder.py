@@ -119,7 +119,10 @@ class Encoder:
         if not expected or self.vision is None:
             return {}, []
         if self.features is not None:
-            return {"vision_features": self.features.load(sample, max_tiles)}, expected
+            features = self.features.load(sample, max_tiles)
+            if self.shuffle_frames and sample.video:
+                features = features[shuffled_order(sample.id, len(features))]
+            return {"vision_features": features}, expected
         if sample.video:
             pictures = load_video(sample.video, self.num_frames, sample.where)
             if self.shuffle_frames:

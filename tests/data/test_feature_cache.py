@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from drive_vlm.data.encoder import Encoder, shuffled_order
 from drive_vlm.data.feature_cache import FeatureCache, Identity, cache_settings, media_key
 from drive_vlm.data.feature_writer import FeatureWriter, start_cache
 from drive_vlm.data.samples import BadRow, Sample, parse_row
@@ -216,3 +217,15 @@ def test_loader_workers_may_take_it_along(pictures: Path, tmp_path: Path) -> Non
     copied = pickle.dumps(cache)
     assert len(copied) < 20_000 and (pickle.loads(copied).load(sample) == written).all()
     assert json.dumps(cache.facts())
+
+
+def test_frames_are_shuffled_in_the_cache_too(pictures: Path, tmp_path: Path, parts: Any) -> None:
+    """The control for the order of events must not quietly see the true order because features are cached."""
+    name = next(str(i) for i in range(20) if shuffled_order(str(i), 2) == [1, 0])
+    sample = sample_of(pictures, video="clip", id=name)
+    (written,) = write(tmp_path / "out", sample)
+    for shuffle, wanted in ((False, written), (True, written.flip(0))):
+        encoder = Encoder(
+            parts.tokenizer, parts.template, parts.vision, features=read(tmp_path / "out"), shuffle_frames=shuffle
+        )
+        assert (encoder.load_vision(sample, None)[0]["vision_features"] == wanted).all()
