@@ -97,16 +97,11 @@ class SiglipQwenProcessor(ProcessorMixin):
 
 
 class SiglipQwenVision:
-    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens.
-
-    `cached_shape` (L, Dv) is set by who gives `vision_features` in the place of pixels: batches without a picture then carry
-    an empty `vision_features float[0, L, Dv]`, so that no rank runs the tower.
-    """
+    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens."""
 
     def __init__(self, processor: SiglipQwenProcessor) -> None:
         self.processor = processor
         self.image_token = processor.image_token
-        self.cached_shape: tuple[int, int] | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         pixels = self.processor.image_processor
@@ -141,18 +136,9 @@ class SiglipQwenVision:
         return {"pixel_values": out["pixel_values"]}, [1] * len(images)
 
     def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`pixel_values float[P, 3, H, W]` or `vision_features float[P, L, Dv]` of all rows. Raises ValueError for a mixture."""
         import torch
 
-        keys = {key for row in rows for key in row}
-        if len(keys) > 1:
-            raise ValueError(
-                f"a batch mixes {' and '.join(sorted(keys))}: some of its videos are in the feature cache and some are not. Cache them all."
-            )
-        joined = {key: torch.cat([torch.as_tensor(row[key]) for row in rows]) for key in keys}
-        if not joined and self.cached_shape:
-            joined = {"vision_features": torch.zeros(0, *self.cached_shape)}
-        return joined
+        return {"pixel_values": torch.cat([row["pixel_values"] for row in rows])} if rows else {}
 
     def dummy_inputs(self) -> dict[str, Any]:
         """One black frame, for batches without a picture (see training_forward.py)."""

@@ -134,17 +134,6 @@ def test_cached_features_are_as_good_as_pixels(
         torch.testing.assert_close(found, expected)
 
 
-def test_a_text_beside_cached_rows_never_runs_the_tower(
-    tiny_video_model: Path, family: Family, rows: Rows, batch_of: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained = load_family(ModelConfig(model=str(tiny_video_model)), torch.float32, for_training=True).model
-    monkeypatch.setattr(family.vision, "cached_shape", (64, 64))
-    trained.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("the tower ran"))
-    trained(**batch_of([[rows[1]]])).loss.backward()
-    gradient = trained.model.projector.linear_1.weight.grad
-    assert gradient is not None and not gradient.any()
-
-
 def test_a_text_in_training_passes_the_tower(
     tiny_video_model: Path, family: Family, rows: Rows, batch_of: Callable
 ) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -57,17 +56,6 @@ def test_the_processor_writes_what_the_data_path_writes(
         family.processor(text="<|image_pad|>", images=frames[:2])
     with pytest.raises(ValueError, match="give a video as its frames"):
         family.processor(text="<|video_pad|>")
-
-
-def test_collate_takes_cached_features(family: Family, rows: Rows, batch_of: Callable) -> None:
-    cached = [dict(row, vision={"vision_features": np.ones((2, 64, 64), np.float32)}) for row in rows[:2]]
-    assert batch_of([[row] for row in cached])["vision_features"].shape == (4, 64, 64)
-    with pytest.raises(ValueError, match="a batch mixes pixel_values and vision_features"):
-        batch_of([[cached[0]], [rows[0]]])
-    vision = type(family.vision)(family.processor)
-    assert vision.collate_vision([]) == {}
-    vision.cached_shape = (64, 64)
-    assert vision.collate_vision([])["vision_features"].shape == (0, 64, 64)
 
 
 def test_too_many_frames_are_refused_before_training_and_by_the_model(
