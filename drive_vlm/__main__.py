@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {
     "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
+    "grpo": ("drive_vlm.stages.grpo:main", "reinforcement learning on rewards, held to the policy it began with"),
     "generate": ("drive_vlm.generate:main", "answers of a model for the rows of a file"),
     "plan": ("drive_vlm.plan.command:main", "memory, time and disk of a run before it runs; no GPU, no weights"),
     "merge": ("drive_vlm.merge:main", "one plain model directory from a LoRA or ZeRO checkpoint"),

@@ -190,7 +190,10 @@ def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`: the resumed run will write them again."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text().splitlines() if _json_step(line) <= step]
+    lines = path.read_text().split(
+        "\n"
+    )  # not splitlines: JSON texts may hold other characters that it takes for line ends
+    kept = [line for line in lines if line and _json_step(line) <= step]
     beside = path.with_suffix(".tmp")
     beside.write_text("".join(line + "\n" for line in kept))
     beside.replace(path)

@@ -7,12 +7,20 @@ REWARDS. A stage takes the names first, then the flags of those rewards:
     names = chosen_rewards(words)                      # the words after --rewards, before anything else is parsed
     configs = [config_class(name) for name in names]   # dataclasses for parse_stage or config.add_dataclass
     rewards = [build_reward(name, config) for name, config in zip(names, parsed_configs)]
+
+A reward of one's own needs no line here: its name is `FILE.py:builder` or `module:builder`. A builder without arguments
+has no flags; config_class is None for it. A reward may keep `last_terms`, one dataclass or dict a completion of its last
+call, which a samples file then shows.
 """
 
 import argparse
+import hashlib
 import importlib
+import importlib.util
+import sys
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from drive_vlm.config import nearest
@@ -33,20 +41,59 @@ class Reward(Protocol):
 
 
 def _builder(name: str) -> Any:
-    if name not in REWARDS:
-        raise ValueError(f"unknown reward {name!r}; known: {', '.join(REWARDS)}.{nearest(name, REWARDS)}")
-    module, function = REWARDS[name].split(":")
-    return getattr(importlib.import_module(module), function)
+    where, colon, function = REWARDS.get(name, name).rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"unknown reward {name!r}; known: {', '.join(REWARDS)}, or your own as FILE.py:builder.{nearest(name, REWARDS)}"
+        )
+    module = _file_module(where) if where.endswith(".py") else _named_module(where, name)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"reward {name}: {where} has no function {function!r}.")
+    return getattr(module, function)
 
 
-def config_class(name: str) -> type:
-    """The dataclass of the reward's flags: the type of its builder's `config`. Raises ValueError for an unknown name."""
-    return typing.get_type_hints(_builder(name))["config"]
+def _named_module(where: str, name: str) -> Any:
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"reward {name}: no module {where!r}. Give FILE.py:builder or an importable module."
+        ) from error
+
+
+def _file_module(path: str) -> Any:
+    """A Python file as a module, run once."""
+    if not Path(path).is_file():
+        raise ValueError(f"reward {path}: no such file.")
+    name = f"drive_vlm_reward_{hashlib.blake2b(str(Path(path).absolute()).encode(), digest_size=8).hexdigest()}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec and spec.loader, "a .py file has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def reward_name(name: str) -> str:
+    """What a reward is called in logs: its name, or the file or module of one's own: `my_reward` of src/my_reward.py:build."""
+    where, colon, _ = name.rpartition(":")
+    return Path(where).stem if where.endswith(".py") else where.rpartition(".")[2] if colon else name
+
+
+def config_class(name: str) -> type | None:
+    """The dataclass of the reward's flags: the type of its builder's `config`; None for a builder without one.
+
+    Raises ValueError for an unknown name, a missing file or function.
+    """
+    return typing.get_type_hints(_builder(name)).get("config")
 
 
 def build_reward(name: str, config: Any) -> Reward:
     """The reward, ready to be called. Raises ValueError for an unknown name and for flags that the reward refuses."""
-    return _builder(name)(config)
+    return _builder(name)() if config is None else _builder(name)(config)
 
 
 def chosen_rewards(words: Sequence[str], default: Sequence[str] = ()) -> list[str]:

@@ -2,4 +2,5 @@
 
 STAGES = {
     "sft": "drive_vlm.stages.sft:main",
+    "grpo": "drive_vlm.stages.grpo:main",
 }

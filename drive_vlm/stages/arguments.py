@@ -46,7 +46,7 @@ def parse_stage(
     for cls in dataclasses_:
         add_dataclass(parser, cls)
     try:
-        words = [*_yaml_words(parser, words), *words]
+        words = [*_yaml_words(parser, words, training_class), *words]
         namespace, rest = parser.parse_known_args(words)
         if getattr(namespace, "deepspeed", None):
             _check_deepspeed(command, namespace.deepspeed)
@@ -66,32 +66,40 @@ def _check_deepspeed(command: str, name: str) -> None:
         stop_on_user_error(command, error)
 
 
-def _yaml_words(parser: CommandParser, words: Sequence[str]) -> list[str]:
+def _yaml_words(
+    parser: CommandParser, words: Sequence[str], training_class: str = "transformers.TrainingArguments"
+) -> list[str]:
     """The YAML file's content as flags, to stand before those of the command line."""
-    import yaml
-
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config")
-    path = early.parse_known_args(list(words))[0].config
-    if path is None:
-        return []
-    if not Path(path).is_file():
-        raise ValueError(f"--config {path}: no such file.")
-    values = yaml.safe_load(Path(path).read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `flag: value` lines, got {type(values).__name__}.")
+    path, values = yaml_values(words)
     known = {action.dest for action in parser._actions}
     training = None
     flags: list[str] = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            training = training or _training_fields("transformers.TrainingArguments")
+            training = training or _training_fields(training_class)
             if name not in training:
                 raise ValueError(f"{path}: unknown key {key!r}.{nearest(name, [*known, *training])}")
         if value is not None:
             flags += [f"--{name}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
     return flags
+
+
+def yaml_values(words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """The path after --config and what the file says; (None, {}) without one. Raises ValueError."""
+    import yaml
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    path = early.parse_known_args(list(words))[0].config
+    if path is None:
+        return None, {}
+    if not Path(path).is_file():
+        raise ValueError(f"--config {path}: no such file.")
+    values = yaml.safe_load(Path(path).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected `flag: value` lines, got {type(values).__name__}.")
+    return path, values
 
 
 def _training_class(path: str) -> Any:

@@ -59,8 +59,9 @@ class StopOnRequest(TrainerCallback):
     without a finished model.
     """
 
-    def __init__(self, status: RunStatus, losses: StepLosses) -> None:
+    def __init__(self, status: RunStatus, losses: StepLosses, may_save: Callable[[], bool] = lambda: True) -> None:
         self.requested: str | None = None
+        self._may_save = may_save
         self._status, self._losses = status, losses
         self._stop_file = status.directory / STOP_FILE
         self._signal = self._why = ""
@@ -110,7 +111,7 @@ class StopOnRequest(TrainerCallback):
         request, broken = step.flags.tolist()
         if broken:
             raise ValueError(_describe_broken_loss(step))
-        if not request or self.requested:
+        if not request or self.requested or not self._may_save():  # it is asked again at the next step
             return
         if self._status.rank == 0:
             self._stop_file.unlink(missing_ok=True)
@@ -222,7 +223,7 @@ def guarded(trainer: Any, status: RunStatus, hang_timeout: float) -> Iterator[St
 
     A hang ends the process with watchdog.HANG_EXIT; `hang_timeout` in seconds, 0 watches nothing.
     """
-    stop = StopOnRequest(status, trainer.losses)
+    stop = StopOnRequest(status, trainer.losses, trainer.may_save)
     trainer.add_callback(Heartbeats(trainer.heartbeat))
     trainer.add_callback(stop)
     with stop.listening(), Watchdog(trainer.heartbeat, status, Path(trainer.args.output_dir), hang_timeout):

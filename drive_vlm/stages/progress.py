@@ -15,6 +15,7 @@ def figures(logs: dict[str, float]) -> dict[str, str]:
         "samples/s": f"{logs['samples_per_second']:.1f}",
         "tokens/s": f"{logs['tokens_per_second']:.0f}",
     }
+    shown |= {name: f"{logs[name]:.4g}" for name in ("reward", "kl") if logs.get(name) is not None}
     if "mfu" in logs:
         shown["MFU"] = f"{logs['mfu']:.1%}"
     return shown | {"data wait": f"{logs['data_wait_share']:.0%}"}

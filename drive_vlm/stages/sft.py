@@ -78,8 +78,13 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
     run_training(trainer, status, run.hang_timeout, facts)
 
 
-def measure_rows(family: Any, data: DataConfig, args: Any, features: Any = None) -> tuple[dict[str, Any], Any]:
-    """Row tables of the training and evaluation data. The first process of a node measures, the others read its cache."""
+def measure_rows(
+    family: Any, data: DataConfig, args: Any, features: Any = None, need_answer: bool = True
+) -> tuple[dict[str, Any], Any]:
+    """Row tables of the training and evaluation data. The first process of a node measures, the others read its cache.
+
+    Without `need_answer` rows are prompts: their last answer is not measured and may be missing.
+    """
     from rich.progress import track
 
     from drive_vlm.data.encoder import Encoder
@@ -99,7 +104,7 @@ def measure_rows(family: Any, data: DataConfig, args: Any, features: Any = None)
             if paths:
                 sources = open_sources(paths, data.image_root)
                 tables[name] = build_table(
-                    sources, encoder, data.on_bad_row, data.max_length, args.seed, progress=progress
+                    sources, encoder, data.on_bad_row, data.max_length, args.seed, need_answer, progress
                 )
                 if features is not None and args.local_process_index == 0:
                     features.check(tables[name].media())

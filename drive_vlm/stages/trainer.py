@@ -108,7 +108,14 @@ class DriveTrainerMixin(CheckpointMixin):
         """Rows of this rank that passed the header check but could not be decoded."""
         return self.__dict__.setdefault("_bad_rows", [])
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.begin_batch(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.losses.add(loss, self.sample_ids)
+        return loss
+
+    def begin_batch(self, inputs: Any) -> None:
+        """Take ids, throughput and FLOPs of the micro-batch that is about to be trained."""
         self.take_ids(inputs)
         labels = inputs["labels"]
         tokens = inputs.pop("num_tokens")
@@ -118,9 +125,10 @@ class DriveTrainerMixin(CheckpointMixin):
         self.throughput.add(len(self.sample_ids), tokens, step_flops)
         self._step_flops = step_flops
         self.heartbeat.beat("forward", self.sample_ids)
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        self.losses.add(loss, self.sample_ids)
-        return loss
+
+    def may_save(self) -> bool:
+        """Whether a checkpoint written now holds all that a resumed run needs."""
+        return True
 
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, *args, **kwargs)

@@ -28,8 +28,8 @@ from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.heartbeat import Heartbeat, Ids
 
 HANG_EXIT = 14  # exit code of a process that the watchdog ended
-_SLOW = 3.0  # the first step (kernels are built), saving and evaluation may take this many times the limit
-_SLOW_PHASES = ("start-up", "save", "evaluation")
+_SLOW = 3.0  # the first step (kernels are built), saving, evaluation and generation may take this many times the limit
+_SLOW_PHASES = ("start-up", "save", "evaluation", "generation")
 _MOST_IDS = 16
 
 

@@ -1,0 +1,121 @@
+"""Alarms of a reinforcement learning run: the ways in which it fails while its loss looks fine."""
+
+import dataclasses
+import sys
+from typing import Any
+
+from drive_vlm.config import field
+
+_BASELINE = 10  # generation batches whose mean length is the run's own measure
+
+
+@dataclasses.dataclass
+class AlarmConfig:
+    """When a GRPO run is in trouble. Each alarm is a metric (alarm/NAME, 0 or 1) and one warning."""
+
+    alarm_after: int = field(10, help="generation batches in a row that must be bad before an alarm sounds")
+    alarm_zero_variance: float = field(
+        0.8, help="share of groups whose completions all got the same reward: they teach nothing"
+    )
+    alarm_kl: float = field(1.0, help="KL to the reference policy, in nats a token")
+    alarm_length: float = field(
+        4.0, help="factor by which the mean completion may grow or shrink against that of the first 10 batches"
+    )
+    stop_on_alarm: bool = field(False, help="end the run with an error when an alarm sounds")
+
+    def __post_init__(self) -> None:
+        if (
+            self.alarm_after < 1
+            or self.alarm_length <= 1
+            or self.alarm_kl <= 0
+            or not 0 < self.alarm_zero_variance <= 1
+        ):
+            raise ValueError(
+                f"--alarm_after {self.alarm_after} must be at least 1, --alarm_length {self.alarm_length} above 1, --alarm_kl "
+                f"{self.alarm_kl} above 0, --alarm_zero_variance {self.alarm_zero_variance} in (0, 1]."
+            )
+
+
+_MEANING = {
+    "zero_variance": (
+        "In {value:.0%} of the groups all completions got the same reward: these groups teach nothing. Raise --temperature or "
+        "--num_generations, use harder or more varied prompts, or a reward with finer steps."
+    ),
+    "zero_reward": (
+        "Every completion got a reward of 0. Read samples.jsonl: is the reward able to score these texts at all? Start from a "
+        "model that already earns some reward (SFT first)."
+    ),
+    "kl": (
+        "The KL to the reference policy is {value:.3g} nats a token: the policy has left what it was trained on, its texts may "
+        "be broken (read samples.jsonl). Lower --learning_rate, raise --beta, and go on from an earlier checkpoint."
+    ),
+    "short": (
+        "Completions have {value:.1f} tokens on average, a {factor:.1f}th of the {baseline:.1f} at the beginning: the reward pays "
+        "for saying less. Look for what short texts gain (samples.jsonl), reward coverage, or raise --beta."
+    ),
+    "long": (
+        "Completions have {value:.1f} tokens on average, {factor:.1f} times the {baseline:.1f} at the beginning: the reward pays "
+        "for saying more. Penalise length or repetition, lower --max_completion_length, or raise --beta."
+    ),
+    "truncated": (
+        "Every completion was cut off at --max_completion_length: none ends by itself, so none is scored as a whole text. Raise "
+        "--max_completion_length, or start from a model that has learned to stop."
+    ),
+}
+
+
+class Alarms:
+    """Counts bad generation batches in a row. All ranks see the same gathered numbers, so all decide alike."""
+
+    def __init__(self, config: AlarmConfig, speaks: bool) -> None:
+        self.config, self._speaks = config, speaks
+        self._streak = dict.fromkeys(_MEANING, 0)
+        self._told: list[str] = []
+        self._lengths: list[float] = []
+
+    def observe(
+        self, zero_variance: float, all_zero: bool, length: float, truncated: float, kl: float | None
+    ) -> dict[str, float]:
+        """One generation batch: share of groups without variance, whether every reward is 0, mean completion tokens, share
+        of truncated completions, and the largest KL of the steps since the batch before (None without a reference).
+
+        Returns the metrics. Raises ValueError with `stop_on_alarm` when an alarm sounds.
+        """
+        config = self.config
+        if len(self._lengths) < _BASELINE:
+            self._lengths.append(length)
+        baseline = sum(self._lengths) / len(self._lengths)
+        factor = max(length, 1e-9) / max(baseline, 1e-9)
+        values = {"zero_variance": zero_variance, "kl": kl, "short": length, "long": length}
+        bad = {
+            "zero_variance": zero_variance >= config.alarm_zero_variance and not all_zero,
+            "zero_reward": all_zero,
+            "kl": kl is not None and not kl <= config.alarm_kl,  # NaN is bad as well
+            "short": factor < 1 / config.alarm_length,
+            "long": factor > config.alarm_length,
+            "truncated": truncated >= 1,
+        }
+        for name, is_bad in bad.items():
+            self._streak[name] = self._streak[name] + 1 if is_bad else 0
+        sounding = {name: count >= config.alarm_after for name, count in self._streak.items()}
+        for name in (name for name, sounds in sounding.items() if sounds):
+            words = _MEANING[name].format(
+                value=values.get(name, 0.0), baseline=baseline, factor=1 / factor if name == "short" else factor
+            )
+            self._sound(name, f"alarm {name} ({self._streak[name]} generation batches in a row): {words}")
+        return {f"alarm/{name}": float(sounds) for name, sounds in sounding.items()}
+
+    def _sound(self, name: str, words: str) -> None:
+        if self.config.stop_on_alarm:
+            raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
+        if name not in self._told:
+            self._told.append(name)
+            if self._speaks:
+                print(f"warning: {words}", file=sys.stderr, flush=True)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"streak": self._streak, "told": self._told, "lengths": self._lengths}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._streak, self._told, self._lengths = state["streak"], state["told"], state["lengths"]

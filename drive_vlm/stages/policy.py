@@ -1,0 +1,161 @@
+"""The policy of a GRPO run, the frozen reference it is held to, and its vision tower."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.launch.fingerprint import model_fingerprint
+from drive_vlm.models import load_family
+from drive_vlm.models.freezing import freeze
+from drive_vlm.models.lora import apply_lora
+from drive_vlm.models.tower_memo import TowerMemo
+from drive_vlm.stages.engine import model_dtype, weights_to_load
+
+
+def load_policy(model: ModelConfig, run: RunConfig, args: Any) -> Any:
+    """The family that trains: of --model, or of the checkpoint that is resumed. An adapter directory trains on from its adapter.
+
+    Raises ValueError for an adapter with --lora_rank, and for freezing what an adapter is made of.
+    """
+    source = weights_to_load(model, args.resume_from_checkpoint)
+    family = load_family(source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
+    if not hasattr(family.model, "peft_config"):
+        freeze(family.model, family.parts, model.freeze)
+        if model.lora_rank:
+            family.model = apply_lora(family, model, model.freeze)
+        return family
+    if model.lora_rank:
+        raise ValueError(
+            f"--model {model.model} is an adapter and trains on as it is: leave --lora_rank out, or merge it first "
+            "(python -m drive_vlm merge) to put a new adapter on the result."
+        )
+    if "language_model" in model.freeze:
+        raise ValueError("--freeze language_model: the adapter of --model is all that trains there. Leave it out.")
+    freeze(family.model.get_base_model(), family.parts, model.freeze)
+    return family
+
+
+# reference
+
+
+@contextlib.contextmanager
+def without_own_reference(model: Any, args: Any) -> Iterator[None]:
+    """While TRL's trainer is built: with adapters it copies the one of `model`, as it is to be; without, it would load the
+    reference from where the policy's weights came from, which is a checkpoint when a run is resumed."""
+    beta = args.beta
+    if not hasattr(model, "peft_config"):
+        args.beta = 0.0
+    try:
+        yield
+    finally:
+        args.beta = beta
+
+
+def attach_reference(trainer: Any, model: ModelConfig, args: Any, features: Any) -> None:
+    """Give the trainer what its KL term looks at: the copied adapter, or --model once more, frozen; nothing with --beta 0.
+
+    Raises ValueError when the adapter was not copied whole.
+    """
+    trainer.beta = args.beta
+    if not args.beta:
+        return
+    trainer.facts["reference"] = model_fingerprint(model.model).get("weights", model.model)
+    policy = trainer.model
+    if hasattr(policy, "peft_config"):
+        _check_copy(policy)
+        return
+    from trl.models import prepare_deepspeed
+    from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+    family = load_family(dataclasses.replace(model, lora_rank=0), policy.dtype, for_training=True)
+    family.model.requires_grad_(False)
+    if features is not None:
+        from drive_vlm.models.vision_features import detach_tower
+
+        detach_tower(family, features.feature_shape, keep=False)
+    elif trainer.memo is not None:
+        _install(trainer.memo, family)
+    if args.disable_dropout:
+        disable_dropout_in_model(family.model)
+    family.model.config.get_text_config().pad_token_id = policy.config.get_text_config().pad_token_id
+    add_fused_lm_head(family.model, temperature=args.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+    if trainer.is_deepspeed_enabled:
+        trainer.ref_model = prepare_deepspeed(family.model, trainer.accelerator)
+    else:
+        trainer.ref_model = trainer.accelerator.prepare_model(family.model, evaluation_mode=True)
+    trainer.ref_model.eval()
+
+
+def _check_copy(policy: Any) -> None:
+    """`ref` must be `default` to the last bit: adapter, and parts that train in full beside it (modules_to_save)."""
+    weights = dict(policy.named_parameters(remove_duplicate=False))
+    own = {name: weight for name, weight in weights.items() if ".default." in name}
+    for name, weight in own.items():
+        copy = weights.get(name.replace(".default.", ".ref."))
+        if copy is None or copy.shape != weight.shape or not torch.equal(copy, weight) or copy.requires_grad:
+            raise ValueError(
+                f"{name}: the reference adapter does not hold the same weight, so the KL would be to something else. "
+                "Merge the adapter (python -m drive_vlm merge) and train without --deepspeed zero3, or use --beta 0."
+            )
+    assert own, "a PeftModel has an adapter"
+
+
+# vision tower
+
+
+def install_memo(family: Any, data: DataConfig) -> TowerMemo | None:
+    """The memo before a frozen tower. None where the tower trains, or draws at random, under ZeRO-3, where all ranks must run
+    the same modules, and with --feature_cache, where no tower runs."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if data.feature_cache or is_deepspeed_zero3_enabled() or not family.parts.get("vision_tower"):
+        return None
+    modules = _towers(family)
+    frozen = not any(weight.requires_grad for tower in modules for weight in tower.parameters())
+    random = any(isinstance(m, torch.nn.Dropout) and m.p for tower in modules for m in tower.modules())
+    if not frozen or random:
+        return None
+    memo = TowerMemo()
+    _install(memo, family)
+    return memo
+
+
+def _towers(family: Any) -> list[Any]:
+    model = family.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return [base.get_submodule(path) for path in family.parts["vision_tower"]]
+
+
+def _install(memo: TowerMemo, family: Any) -> None:
+    for tower in _towers(family):
+        memo.install(tower)
+
+
+def vision_taker(
+    family: Any, data: DataConfig
+) -> tuple[Callable[[Sequence[dict[str, Any]]], dict[str, Any]], dict[str, Any]]:
+    """(vision tensors of rows -> those of a batch, what a forward pass gets in a batch without pictures).
+
+    Cached features go by the name that the model's forward takes; native classes find them in `pixel_values`.
+    """
+    if family.vision is None:
+        return lambda rows: {}, {}
+    model = family.model
+    body = (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+    native = "vision_features" in inspect.signature(body.forward).parameters
+
+    def take(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        given = [row for row in rows if row]
+        if not given:
+            return {}
+        if data.feature_cache:
+            features = torch.cat([torch.as_tensor(row["vision_features"]) for row in given])
+            return {"vision_features" if native else "pixel_values": features}
+        return family.vision.collate_vision(given)
+
+    return take, {"tower_pass": True}
