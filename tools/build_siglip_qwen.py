@@ -23,7 +23,9 @@ def parse() -> CommandParser:
         "--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id"
     )
     parser.add_argument(
-        "--language", required=True, help="causal language model with a ChatML tokenizer: directory, hub id or .gguf"
+        "--language",
+        required=True,
+        help="causal language model with a ChatML tokenizer: directory, hub id or .gguf; or a siglip_qwen directory, to take its language model",
     )
     parser.add_argument(
         "--projector_type",

@@ -19,7 +19,8 @@ def compose_siglip_qwen(
 
     Args:
         vision: directory or hub id of a SigLIP or fixed-resolution SigLIP2 checkpoint (google/siglip2-so400m-patch14-384).
-        language: directory, hub id or GGUF file of a causal language model whose tokenizer knows ChatML (Qwen/Qwen3-4B).
+        language: directory, hub id or GGUF file of a causal language model whose tokenizer knows ChatML (Qwen/Qwen3-4B), or a
+            siglip_qwen directory, of which only the language model is taken.
         dtype: of all weights; auto: the language model's.
         seed: of the projector, the temporal embeddings and tokens that the language model did not have.
         settings: projector_type, pool_size, num_queries, resampler_layers, max_frames of SiglipQwenConfig.
@@ -111,11 +112,19 @@ def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
+    from drive_vlm.models.siglip_qwen.processing import SiglipQwenProcessor
+
     if str(path).endswith(".gguf"):
         model, tokenizer = load_gguf(path)
         return (model if dtype == "auto" else model.to(getattr(torch, dtype))), tokenizer
-    model_type(str(path))  # its error tells a wrong path from a missing download
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
+    if model_type(str(path)) == SiglipQwenConfig.model_type:  # its error tells a wrong path from a missing download
+        whole = SiglipQwenForConditionalGeneration.from_pretrained(path, dtype=wanted)
+        language = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
+        language.model, language.lm_head = whole.model.language_model, whole.lm_head
+        return language, SiglipQwenProcessor.from_pretrained(path).tokenizer
     return AutoModelForCausalLM.from_pretrained(path, dtype=wanted), AutoTokenizer.from_pretrained(path)
 
 

@@ -111,3 +111,16 @@ def test_an_output_that_is_not_empty_is_left_alone(parts: tuple[Path, Path], run
     words = ("--vision", parts[0], "--language", parts[1], "--out", parts[1])
     done = run([sys.executable, "tools/build_siglip_qwen.py", *words])
     assert done.returncode == 2 and "the directory is not empty. Give a new one" in done.stderr
+
+
+def test_the_language_model_of_another_composition_gets_a_new_projector(
+    parts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    vision, language = parts
+    first = compose_siglip_qwen(tmp_path / "first", vision, language, dtype="float32", pool_size=2)
+    second = compose_siglip_qwen(tmp_path / "second", vision, first, seed=1, pool_size=3)
+    one, other = (load_family(ModelConfig(model=str(path)), torch.float32).model for path in (first, second))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(one(input_ids=ids).logits, other(input_ids=ids).logits)
+    assert not torch.equal(one.model.projector.linear_1.weight, other.model.projector.linear_1.weight)
+    assert (one.config.image_seq_length, other.config.image_seq_length) == (16, 9)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Drive-VLM whole, on one 24 GB card: caches, then the three stages with the paper's hyper-parameters. Killed at any moment and
+# started again it goes on: finished caches and stages are kept, a stage goes on from its newest complete checkpoint.
+#
+# Source      Drive-VLM; recipes/drive_vlm_stage{1,2,3}.sh hold the hyper-parameters of each stage
+# Hardware    one RTX 4090 (24 GB), 32 GB of memory, 40 GB of disk: what the plan says (docs/plan.md); no 24 GB card was at hand
+# Measured    not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is
+# Command     DATA=data/bdd bash recipes/drive_vlm_4090.sh [flags for all three stages, e.g. --report_to none]
+#             DATA holds what tools/build_bdd_captions.py writes and the videos beside it; OUT (runs/drive_vlm) takes everything else
+set -euo pipefail
+# shellcheck source=_launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+ensure_environment video,yolo,trl,reward
+data="${DATA:-data/bdd}" out="${OUT:-runs/drive_vlm}"
+export NPROC_PER_NODE=1 RESUME=auto
+
+# A stage whose run.json says finished is not run again; one that was asked to stop ends the chain.
+stage() {
+  if grep -qs '"state": "finished"' "$out/stage$1/run.json"; then
+    echo "stage $1: finished before"
+    return
+  fi
+  bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" --output_dir "$out/stage$1"
+  [ -n "${DRY_RUN:-}${PLAN:-}" ] || grep -qs '"state": "finished"' "$out/stage$1/run.json" || { echo "stage $1 stopped before its end"; exit 0; }
+}
+
+[ -f "$out/base/config.json" ] ||
+  run python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
+run python tools/cache_features.py --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/split_entry_train.jsonl" \
+  --num_frames 16 --out "$out/features"
+run python tools/cache_detections.py --data "$data/split_entry_train.jsonl" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
+  --out "$out/detections.jsonl"
+stage 1 --model "$out/base" --data "$data/raw_captions_train.jsonl" --feature_cache "$out/features" "$@"
+stage 2 --model "$out/stage1" --data "$data/split_entry_train.jsonl" --feature_cache "$out/features" "$@"
+stage 3 --model "$out/stage2" --data "$data/split_entry_train.jsonl" --physics_detections "$out/detections.jsonl" "$@"
