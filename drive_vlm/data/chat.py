@@ -49,6 +49,7 @@ class ChatRenderer:
         self.tokenizer, self.template = tokenizer, template
         self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
         self.plain_text = self._takes_plain_text()
+        self.writes_video = not self.plain_text and self._writes_video()
 
     def _apply(self, turns: Sequence[Turn], prompt: bool) -> str:
         messages = to_messages(turns)
@@ -72,6 +73,11 @@ class ChatRenderer:
         except (TypeError, UndefinedError):
             return True
         return "'type'" in text
+
+    def _writes_video(self) -> bool:
+        """Whether the template writes a placeholder for a video; those of picture models leave it out without a word."""
+        words, video = (self._template(to_messages([Turn("user", ("a", *end))]), False) for end in ((), (VIDEO,)))
+        return words != video
 
     def render(
         self, turns: Sequence[Turn], where: str, expand: Callable[[str], str] = str, prompt: bool = False

@@ -1,5 +1,6 @@
 """Sample -> what the model sees: token ids, labels and vision tensors; its length without touching a pixel."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
 from drive_vlm.data.feature_cache import FeatureCache
-from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.data.vision import VisionAdapter, checked_image_size, load_image, load_video, video_length
+from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
+from drive_vlm.data.vision import Layout, VisionAdapter, checked_image_size, load_image, load_video, video_length
 from drive_vlm.launch.cache import cache_key
 
 
@@ -56,31 +57,35 @@ class Encoder:
         features = self.features.fingerprint() if self.features else None
         return cache_key(self.template, vision, self.num_frames, cache_key(backend), features)
 
-    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
-        """Tiles of each picture (1 for each frame of a video), read from headers or from the feature cache."""
-        if (sample.images or sample.video) and self.vision is None:
+    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> Sequence[Layout]:
+        """How each picture or frame is cut (its number of tiles, for most families), from headers or the feature cache."""
+        if not (sample.images or sample.video):
+            return []
+        if self.vision is None:
             raise BadRow(
                 "no_vision",
                 sample.where,
                 "the row has pictures but the model is a plain language model",
                 "Use a vision-language model",
             )
-        if self.features is not None and (sample.images or sample.video):
+        if self.features is not None:
             return self.features.tile_counts(sample, max_tiles)
         if sample.video:
-            return [1] * min(video_length(sample.video, sample.where), self.num_frames)
+            return [self.vision.frame_layout()] * min(video_length(sample.video, sample.where), self.num_frames)
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
-        return [self.vision.num_tiles(*size, len(sizes), max_tiles) for size in sizes] if self.vision else []
+        return [self.vision.layout(*size, len(sizes), max_tiles) for size in sizes]
 
     def render(self, sample: Sample, num_pictures: int, prompt: bool = False) -> Rendered:
         """The template's text with one image token for each picture or frame."""
-        if sample.video and self.vision is not None:
-            expand = lambda text: self.vision.expand_video(text, num_pictures)  # noqa: E731
-        else:
-            expand = str
-        return self.chat.render(turns_of(sample, prompt), sample.where, expand, prompt)
+        turns = turns_of(sample, prompt)
+        if not sample.video or self.vision is None:
+            return self.chat.render(turns, sample.where, prompt=prompt)
+        if not self.chat.writes_video:
+            turns = tuple(dataclasses.replace(turn, parts=_frames(turn.parts, num_pictures)) for turn in turns)
+        vision = self.vision
+        return self.chat.render(turns, sample.where, lambda text: vision.expand_video(text, num_pictures), prompt)
 
-    def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[int]]) -> list[int]:
+    def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[Layout]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
         encoded = (
             self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -113,8 +118,8 @@ class Encoder:
             )
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
-    def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], list[int]]:
-        """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; tiles of each picture."""
+    def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
+        """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; how each picture is cut."""
         expected = self.tile_counts(sample, max_tiles)
         if not expected or self.vision is None:
             return {}, []
@@ -132,11 +137,11 @@ class Encoder:
         if self.blank_images:
             pictures = [_grey(picture) for picture in pictures]
         tensors, counts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
-        if counts != expected:
+        if list(counts) != list(expected):
             raise BadRow(
                 "changed_on_disk",
                 sample.where,
-                f"the pictures gave {counts} tiles, but {expected} when their sizes were read: a picture changed on disk",
+                f"the pictures gave {counts} tiles, but {list(expected)} when their sizes were read: a picture changed on disk",
                 "Start again with the files left alone",
             )
         return tensors, counts
@@ -163,6 +168,11 @@ def shuffled_order(row_id: str, count: int) -> list[int]:
     """The numbers from 0 to count - 1 in an order that depends on the row's id alone."""
     digest = hashlib.blake2b(row_id.encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).permutation(count).tolist()
+
+
+def _frames(parts: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """`parts` with `count` pictures in the place of the video."""
+    return tuple(new for part in parts for new in ([IMAGE] * count if part == VIDEO else [part]))
 
 
 def _grey(picture: Any) -> Any:

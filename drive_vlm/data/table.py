@@ -17,6 +17,7 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
+from drive_vlm.data.vision import Layout
 from drive_vlm.launch.cache import cache_dir, cache_key, file_key, write_atomically
 from drive_vlm.launch.fingerprint import content_hash
 
@@ -181,7 +182,7 @@ def _measure_block(
 ) -> list[BadRow]:
     """Fill `lengths` at `rows`; header reads overlap in threads, the tokenizer sees the whole block at once."""
 
-    def look(i: int) -> tuple[int, list[int], str] | BadRow:
+    def look(i: int) -> tuple[int, Sequence[Layout], str] | BadRow:
         try:
             sample = read_sample(source, i, need_answer)
             tiles = encoder.tile_counts(sample, source.max_tiles)

@@ -12,6 +12,9 @@ from drive_vlm.data.samples import BadRow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# How one picture is cut: its number of tiles; or (tiles, ...) where a family needs more to tell its tokens.
+Layout = int | tuple[int, ...]
+
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -24,19 +27,25 @@ class VisionAdapter(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Whatever changes token counts or pixels: the key of caches."""
 
-    def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
-        """Tiles that one of `num_images` pictures of this size becomes."""
+    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> Layout:
+        """How one of `num_images` pictures of this size is cut, told without its pixels."""
 
-    def image_ids(self, num_tiles: int) -> list[int]:
-        """Token ids that stand for one picture of `num_tiles` tiles."""
+    def frame_layout(self) -> Layout:
+        """How every frame of a video is cut, whatever its size."""
+
+    def image_ids(self, layout: Layout) -> list[int]:
+        """Token ids that stand for one picture cut like this."""
 
     def expand_video(self, text: str, num_frames: int) -> str:
-        """`text` with the template's video placeholder written out as one image token a frame."""
+        """`text` with the template's video placeholder written out as one image token a frame.
+
+        A template that writes nothing for a video is given the frames as pictures instead.
+        """
 
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
-    ) -> tuple[dict[str, Any], list[int]]:
-        """Vision tensors of one row, and the number of tiles of each picture (1 for a frame of a video)."""
+    ) -> tuple[dict[str, Any], Sequence[Layout]]:
+        """Vision tensors of one row, and how each picture was cut, as the tensors tell it."""
 
     def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Join the vision tensors of the rows of a batch."""

@@ -39,13 +39,16 @@ class InternVLVision:
         limit = max(1, (max_tiles or self.max_tiles) // num_images)
         return {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
 
-    def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
+    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
         return self.processor.image_processor.get_number_of_image_patches(
             height, width, self._crop(num_images, max_tiles)
         )
 
-    def image_ids(self, num_tiles: int) -> list[int]:
-        context = [self.processor.image_token_id] * (num_tiles * self.processor.image_seq_length)
+    def frame_layout(self) -> int:
+        return 1
+
+    def image_ids(self, layout: int) -> list[int]:
+        context = [self.processor.image_token_id] * (layout * self.processor.image_seq_length)
         return [self.processor.start_image_token_id, *context, self.processor.end_image_token_id]
 
     def expand_video(self, text: str, num_frames: int) -> str:
@@ -92,7 +95,7 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     from drive_vlm.models.compose import internvl_config
 
     hf_config = internvl_config(path)
-    if _has_own_head(path):
+    if has_own_head(path):
         # InternVLConfig ties by default; InternVL3-1B has its own lm_head, which tying would throw away silently.
         hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
     parts = load_processor(path, config)
@@ -121,7 +124,7 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     )
 
 
-def _has_own_head(path: str) -> bool:
+def has_own_head(path: str) -> bool:
     """Whether the checkpoint stores an lm_head tensor, read from the safetensors header or index."""
     from safetensors import safe_open
     from transformers.utils import cached_file

@@ -104,7 +104,9 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
             features = body.get_image_features(
                 **{key: value.to(embeds.device) for key, value in body.tower_pass_inputs.items()}, return_dict=True
             )
-            kwargs["inputs_embeds"] = embeds + 0.0 * features.pooler_output.sum().to(embeds.dtype)
+            pooled = features.pooler_output  # of some families a tensor for each picture
+            total = pooled.sum() if isinstance(pooled, torch.Tensor) else sum(one.sum() for one in pooled)
+            kwargs["inputs_embeds"] = embeds + 0.0 * total.to(embeds.dtype)
         return own_forward(*args, **kwargs)
 
     body.forward = forward

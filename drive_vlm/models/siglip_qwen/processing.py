@@ -112,12 +112,15 @@ class SiglipQwenVision:
             "tokens": self.processor.image_seq_length,
         }
 
-    def num_tiles(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
+    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
         return 1
 
-    def image_ids(self, num_tiles: int) -> list[int]:
+    def frame_layout(self) -> int:
+        return 1
+
+    def image_ids(self, layout: int) -> list[int]:
         processor = self.processor
-        context = [processor.image_token_id] * (num_tiles * processor.image_seq_length)
+        context = [processor.image_token_id] * (layout * processor.image_seq_length)
         return [processor.start_image_token_id, *context, processor.end_image_token_id]
 
     def expand_video(self, text: str, num_frames: int) -> str:
