@@ -152,9 +152,10 @@ def load_tower(config: FeatureConfig) -> Tower:
             return tower_features(family, pixel_values.to(device, dtype))
 
     dummy = family.vision.dummy_inputs()
-    if set(dummy) != {"pixel_values"}:
+    if set(dummy) != {"pixel_values"} or dummy["pixel_values"].ndim != 4:
+        shapes = ", ".join(f"{name} of shape {list(value.shape)}" for name, value in sorted(dummy.items()))
         raise ValueError(
-            f"{config.model}: its tower takes {', '.join(sorted(dummy))}; a feature cache knows pixel_values only."
+            f"{config.model}: its tower takes {shapes}; a feature cache knows pixel_values float[P, 3, H, W] only."
         )
     settings = cache_settings(tower_identity(family), family.vision.fingerprint(), config.num_frames)
     shape = run(dummy["pixel_values"]).shape
