@@ -3,6 +3,7 @@
 The data set and the model are built once for a whole test run: xdist workers share them through a file lock.
 """
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -68,6 +69,25 @@ def tiny_video_model(tmp_path_factory: pytest.TempPathFactory, synthetic_data: P
     corpus = sorted(synthetic_data.glob("*train.jsonl"))
     words = ("tools/build_tiny_model.py", "--family", "siglip_qwen", "--corpus", *corpus)
     return _build_once(tmp_path_factory, "tiny_video_model", *words)
+
+
+@pytest.fixture(scope="session")
+def tiny_families(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Callable[[str], Path]:
+    """`tiny_families("llava_next" | "idefics3" | "smolvlm")`: a tiny random model of that model_type, 56 pixels a tile."""
+
+    def build(kind: str) -> Path:
+        if kind == "smolvlm":  # SmolVLM's own class: the tool builds SmolVLM-Instruct's
+            from drive_vlm.data.jsonl import JsonlFile
+            from drive_vlm.models.tiny import corpus_of
+            from drive_vlm.models.tiny_pictures import build_tiny_smolvlm
+
+            out = tmp_path_factory.mktemp("tiny") / kind
+            return build_tiny_smolvlm(out, corpus_of(JsonlFile(synthetic_data / "train.jsonl")), kind=kind)
+        family = "smolvlm" if kind == "idefics3" else kind
+        words = ("--family", family, "--corpus", synthetic_data / "train.jsonl")
+        return _build_once(tmp_path_factory, f"tiny_{kind}", "tools/build_tiny_model.py", *words)
+
+    return functools.cache(build)
 
 
 @pytest.fixture(scope="session")

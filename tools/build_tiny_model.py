@@ -1,6 +1,7 @@
 """Write a tiny random model (the real classes, tokenizer and processor, small sizes) for trials without a download."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from drive_vlm.config import CommandParser
 EXAMPLES = """
 python tools/build_tiny_model.py --out runs/tiny --corpus data/train.jsonl
 python tools/build_tiny_model.py --out runs/tiny --corpus data/train.jsonl --image_size 64 --patch_size 8 --hidden_size 128
+python tools/build_tiny_model.py --family llava_next --out runs/tiny_llava --corpus data/train.jsonl
 python tools/build_tiny_model.py --family siglip_qwen --out runs/tiny_video --corpus data/train.jsonl --pool_size 2 --max_frames 16
 """
 # Flags of one family only, with their defaults there.
 _OWN: dict[str, dict[str, Any]] = {
     "internvl": {"max_tiles": 4},
+    "llava_next": {},
+    "smolvlm": {"splits": 2},
     "siglip_qwen": {"projector_type": "mlp", "pool_size": 2, "num_queries": 8, "resampler_layers": 1, "max_frames": 16},
 }
 
@@ -26,16 +30,17 @@ def parse() -> tuple[CommandParser, dict[str, Any]]:
         "--family",
         default="internvl",
         choices=tuple(_OWN),
-        help="internvl (pictures in tiles) or siglip_qwen (video: SigLIP, temporal embeddings, Qwen3)",
+        help="internvl, llava_next and smolvlm (pictures in tiles), or siglip_qwen (video: SigLIP, temporal embeddings, Qwen3)",
     )
     parser.add_argument("--image_size", type=int, default=56, help="pixels of a tile's or frame's side")
-    parser.add_argument("--patch_size", type=int, default=7, help="pixels of a patch's side")
+    parser.add_argument("--patch_size", type=int, help="pixels of a patch's side (default: 7; llava_next: 14)")
     parser.add_argument("--hidden_size", type=int, default=64, help="width of tower and language model")
-    parser.add_argument("--vision_layers", type=int, default=2, help="layers of the vision tower")
+    parser.add_argument("--vision_layers", type=int, help="layers of the vision tower (default: 2; llava_next: 3)")
     parser.add_argument("--text_layers", type=int, default=2, help="layers of the language model")
     parser.add_argument("--vocab_size", type=int, default=2000, help="tokens of the tokenizer, at most")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     parser.add_argument("--max_tiles", type=int, help="internvl: tiles a row may use for its pictures (default: 4)")
+    parser.add_argument("--splits", type=int, help="smolvlm: tiles along a picture's longer edge, at most (default: 2)")
     parser.add_argument(
         "--projector_type", choices=("mlp", "resampler"), help="siglip_qwen: kind of projector (default: mlp)"
     )
@@ -53,14 +58,21 @@ def main() -> None:
     try:
         from drive_vlm.data.jsonl import JsonlFile
         from drive_vlm.models.tiny import build_tiny_internvl, build_tiny_siglip_qwen, corpus_of
+        from drive_vlm.models.tiny_pictures import build_tiny_llava_next, build_tiny_smolvlm
 
         for name, value in given.items():
             if value is not None and name not in _OWN[family]:
                 raise ValueError(f"--{name} is no flag of --family {family}.")
         own = {name: default if given[name] is None else given[name] for name, default in _OWN[family].items()}
         corpus = corpus_of(row for path in paths for row in JsonlFile(Path(path)))
-        build = build_tiny_internvl if family == "internvl" else build_tiny_siglip_qwen
-        build(out, corpus, **flags, **own)
+        builders: dict[str, Callable[..., Path]] = {
+            "internvl": build_tiny_internvl,
+            "llava_next": build_tiny_llava_next,
+            "smolvlm": build_tiny_smolvlm,
+            "siglip_qwen": build_tiny_siglip_qwen,
+        }
+        sizes = {name: value for name, value in flags.items() if value is not None}
+        builders[family](out, corpus, **sizes, **own)
     except ValueError as error:
         parser.error(str(error))
     config = json.loads((Path(out) / "config.json").read_text())

@@ -20,6 +20,9 @@ MODELS = {
     "mistral": "drive_vlm.models.language:build",
     "qwen2": "drive_vlm.models.language:build",
     "qwen3": "drive_vlm.models.language:build",
+    "llava_next": "drive_vlm.models.llava_next:build",
+    "idefics3": "drive_vlm.models.smolvlm:build",
+    "smolvlm": "drive_vlm.models.smolvlm:build",
     "siglip_qwen": "drive_vlm.models.siglip_qwen.family:build",
 }
 

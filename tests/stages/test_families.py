@@ -1,0 +1,70 @@
+"""LLaVA-NeXT and SmolVLM through the real command line: their picture tensors differ from InternVL's, the curve must not."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drive_vlm.config import ModelConfig
+
+FAMILIES = ["llava_next", "idefics3"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def plain(request: pytest.FixtureRequest, sft: Callable, fresh: Callable, tiny_families: Callable[[str], Path]) -> Any:
+    """One process, nothing frozen; rows with one picture, two, none."""
+    out = fresh(request.param)
+    return request.param, sft(out, "--model", tiny_families(request.param), "--freeze", "projector", "--max_steps", 6)
+
+
+@pytest.mark.slow
+def test_two_ranks_walk_the_curve_of_one(
+    plain: Any, sft: Callable, fresh: Callable, world: Any, tiny_families: Any
+) -> None:
+    """LLaVA-NeXT under ZeRO-3 with every weight sharded (its newline token is a weight of no module), SmolVLM under ZeRO-2."""
+    kind, one = plain
+    assert one.curve()[-1] < one.curve()[0] - 1
+    layout = world.zero3 if kind == "llava_next" else "zero2"
+    flags = ("--model", tiny_families(kind), "--freeze", "projector", "--max_steps", 6, "--deepspeed", layout)
+    two = sft(fresh("two"), *flags, launcher="torchrun")
+    assert two.curve() == pytest.approx(one.curve(), abs=1e-4)
+    assert two.curve("grad_norm") == pytest.approx(one.curve("grad_norm"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_trained_model_answers(plain: Any, world: Any, tmp_path: Path, run: Callable) -> None:
+    _, one = plain
+    out = tmp_path / "answers.jsonl"
+    words = ["generate", "--model", one.out, "--data", world.eval, "--out", out, "--limit", 5, "--max_new_tokens", 4]
+    done = run([sys.executable, "-m", "drive_vlm", *words])
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(answers) == 5 and any(answer["prediction"] for answer in answers)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_pack_is_the_sum_of_its_rows(kind: str, world: Any, tiny_families: Callable[[str], Path]) -> None:
+    from drive_vlm.data.collate import Collator
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import read_sample
+    from drive_vlm.models import load_family
+
+    family = load_family(ModelConfig(model=str(tiny_families(kind))), torch.float32, for_training=True)
+    encoder = Encoder(family.tokenizer, family.template, family.vision)
+    (source,) = open_sources([str(world.train)])
+    rows = [encoder.encode(read_sample(source, i)) for i in (3, 5, 0, 1)]  # none, two pictures, one, one
+    collate = Collator(family.tokenizer.pad_token_id, family.vision, packed=True)
+
+    def loss(sequences: list[list[Any]]) -> float:
+        batch = collate(sequences)
+        inputs = {k: v for k, v in batch.items() if k not in ("sample_ids", "bad_rows", "num_tokens")}
+        with torch.no_grad():
+            return family.model(**inputs, num_items_in_batch=torch.tensor(1)).loss.item()
+
+    family.model.eval()
+    assert loss([rows[:3], rows[3:]]) == pytest.approx(sum(loss([[row]]) for row in rows), rel=1e-5)
