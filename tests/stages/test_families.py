@@ -36,11 +36,11 @@ def test_two_ranks_walk_the_curve_of_one(
 
 
 @pytest.mark.slow
-def test_the_trained_model_answers(plain: Any, world: Any, tmp_path: Path, run: Callable) -> None:
-    _, one = plain
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_it_answers(kind: str, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path, run: Callable) -> None:
     out = tmp_path / "answers.jsonl"
-    words = ["generate", "--model", one.out, "--data", world.eval, "--out", out, "--limit", 5, "--max_new_tokens", 4]
-    done = run([sys.executable, "-m", "drive_vlm", *words])
+    words = ["--data", world.eval, "--out", out, "--limit", 5, "--max_new_tokens", 4]
+    done = run([sys.executable, "-m", "drive_vlm", "generate", "--model", tiny_families(kind), *words])
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(answers) == 5 and any(answer["prediction"] for answer in answers)
