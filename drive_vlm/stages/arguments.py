@@ -116,6 +116,7 @@ def _training_fields(path: str) -> set[str]:
 def _parse_training_flags(parser: CommandParser, training_class: str, words: list[str]) -> dict[str, Any]:
     """Flags of the TrainingArguments class as a dict of those that were given."""
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
 
     fields = _training_fields(training_class)
     ours = {action.dest for action in parser._actions}
@@ -131,6 +132,8 @@ def _parse_training_flags(parser: CommandParser, training_class: str, words: lis
     hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False)
     for action in hf_parser._actions:  # only what was given is wanted, without building the dataclass
         action.required = False
+        if action.type is string_to_bool and action.nargs is None:  # `bool | None`, as TRL's --bf16
+            action.nargs, action.const = "?", True
     namespace, left = hf_parser.parse_known_args([*words])
     if left:
         raise ValueError(f"unexpected words after the flags: {' '.join(left)}")
