@@ -31,11 +31,11 @@ class EncodedRows(Dataset):
 
     def _row(self, i: int) -> dict[str, Any] | BadRow:
         try:
-            sample = self.table.sample(i)
+            sample = self.table.sample(i, self.encoder.need_answer)
             features = self.encoder.encode(sample, self.table.sources[self.table.source[i]].max_tiles)
         except BadRow as error:
             return error
-        measured, length = int(self.table.length[i]), len(features["input_ids"])
+        measured, length = int(self.table.length[i]), self.encoder.length(features)
         if length != measured:
             return BadRow(
                 "changed_on_disk",

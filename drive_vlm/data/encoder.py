@@ -30,6 +30,8 @@ class Encoder:
             questions about the order of events).
     """
 
+    need_answer = True  # a row without an answer cannot be learned
+
     def __init__(
         self,
         tokenizer: Any,
@@ -85,6 +87,10 @@ class Encoder:
         vision = self.vision
         return self.chat.render(turns, sample.where, lambda text: vision.expand_video(text, num_pictures), prompt)
 
+    def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
+        """What the tokenizer sees of a row. Its length in the table is that of the longest."""
+        return [self.render(sample, num_pictures, prompt).text]
+
     def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[Layout]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
         encoded = (
@@ -103,7 +109,17 @@ class Encoder:
         With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
         """
         vision, tiles = self.load_vision(sample, max_tiles)
-        rendered = self.render(sample, len(tiles), prompt)
+        ids, labels = self.tokens(self.render(sample, len(tiles), prompt), tiles, sample, prompt)
+        return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
+
+    def length(self, features: dict[str, Any]) -> int:
+        """Tokens of an encoded row, as the table counts them."""
+        return len(features["input_ids"])
+
+    def tokens(
+        self, rendered: Rendered, tiles: Sequence[Layout], sample: Sample, prompt: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int64[T], labels int64[T]) of a rendered row, pictures written out. Raises BadRow."""
         encoded = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         spoken = label_mask(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2), rendered.spans)
@@ -116,7 +132,7 @@ class Encoder:
             raise BadRow(
                 "empty_answer", sample.where, "no token of the assistant could be labelled", "Check the chat template"
             )
-        return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
+        return ids, labels
 
     def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
         """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; how each picture is cut."""

@@ -182,18 +182,20 @@ def _measure_block(
 ) -> list[BadRow]:
     """Fill `lengths` at `rows`; header reads overlap in threads, the tokenizer sees the whole block at once."""
 
-    def look(i: int) -> tuple[int, Sequence[Layout], str] | BadRow:
+    def look(i: int) -> tuple[int, Sequence[Layout], list[str]] | BadRow:
         try:
             sample = read_sample(source, i, need_answer)
             tiles = encoder.tile_counts(sample, source.max_tiles)
-            return i, tiles, encoder.render(sample, len(tiles), prompt=not need_answer).text
+            return i, tiles, encoder.texts(sample, len(tiles), prompt=not need_answer)
         except BadRow as error:
             return error
 
     seen = list(headers.map(look, (int(i) for i in rows)))
     good = [item for item in seen if not isinstance(item, BadRow)]
-    for (i, _, _), length in zip(good, encoder.lengths([g[2] for g in good], [g[1] for g in good]), strict=True):
-        lengths[i] = length
+    owners = [i for i, _, texts in good for _ in texts]
+    found = encoder.lengths([t for g in good for t in g[2]], [g[1] for g in good for _ in g[2]])
+    for i, length in zip(owners, found, strict=True):
+        lengths[i] = max(lengths[i], length)
     return [item for item in seen if isinstance(item, BadRow)]
 
 

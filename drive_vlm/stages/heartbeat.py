@@ -65,4 +65,4 @@ def rows_of_step(sampler: Any, table: Any, step: int) -> list[str]:
     sampler.set_epoch(epoch)
     first = step * sampler.accumulation
     micro_batches = itertools.islice(sampler, first, first + sampler.accumulation)
-    return [table.sample(i).id for batch in micro_batches for sequence in batch for i in sequence]
+    return [table.sample(i, need_answer=False).id for batch in micro_batches for sequence in batch for i in sequence]
