@@ -6,6 +6,7 @@
   gathers its weights from all ranks, so a rank that left the tower out would let the others wait for ever.
 """
 
+import dataclasses
 import functools
 import types
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
 
 from drive_vlm.config import IGNORE_INDEX
 
@@ -23,6 +25,32 @@ def _cross_entropy_sum(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
 ) -> torch.Tensor:
     return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
+
+
+def _token_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
+    return -F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none")
+
+
+def chunked_log_probs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    chunk_tokens: int | None = None,
+) -> torch.Tensor:
+    """float32[N]: log-probability of each of `labels int64[N]`, in chunks as chunked_cross_entropy has them."""
+    rows = chunk_tokens or max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    chunks = zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
+    return torch.cat([checkpoint(_token_log_probs, h, weight, bias, y, use_reentrant=False) for h, y in chunks])
+
+
+@dataclasses.dataclass
+class TokenLogProbs(ModelOutput):
+    """`log_probs float32[N]` of the labelled tokens, row after row."""
+
+    log_probs: torch.Tensor | None = None
 
 
 def chunked_cross_entropy(
@@ -51,22 +79,33 @@ def install_training_forward(
 
     The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
     embedding that is a linear layer. Given `labels int64[B, T]` it returns `loss`: the summed cross entropy of the next
-    tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count.
+    tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count. With
+    `token_log_probs` it returns TokenLogProbs instead.
     """
     own_forward, head = model.forward, model.get_output_embeddings()
     if dummy_vision is not None:
         _install_tower_pass(model.model, dummy_vision)
 
-    def head_forward(self: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits, or the summed loss when labels are given: one module call, so that ZeRO-3 gathers the weight once."""
+    def head_forward(
+        self: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None, apart: bool = False
+    ) -> torch.Tensor:
+        """Logits; or, when labels are given, the summed loss, or the log-probability of each label apart. One module call, so
+        that ZeRO-3 gathers the weight once."""
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
-        return chunked_cross_entropy(hidden, self.weight, self.bias, labels, chunk_tokens)
+        chunked = chunked_log_probs if apart else chunked_cross_entropy
+        return chunked(hidden, self.weight, self.bias, labels, chunk_tokens)
 
     head.forward = types.MethodType(head_forward, head)
 
     @functools.wraps(own_forward)
-    def forward(*args: Any, labels: torch.Tensor | None = None, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        *args: Any,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
+        token_log_probs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         if labels is None:
             return own_forward(*args, **kwargs)
         from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -77,6 +116,8 @@ def install_training_forward(
         hidden = model.model(*args, **kwargs)[0]
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         labelled = following != IGNORE_INDEX
+        if token_log_probs:
+            return TokenLogProbs(head(hidden[labelled], labels=following[labelled], apart=True))
         total = head(hidden[labelled], labels=following[labelled])
         count = (
             labelled.sum().clamp(min=1)
