@@ -146,6 +146,7 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         },
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 + 1,
+        projector_tokens=(vision.image_size // vision.patch_size) ** 2,
     )
 
 

@@ -160,4 +160,5 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         },
         lora_targets=r".*text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2,
+        projector_tokens=(vision.image_size // vision.patch_size) ** 2 // hf_config.scale_factor**2,
     )

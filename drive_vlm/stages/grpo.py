@@ -147,7 +147,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     from drive_vlm.stages.engine import check_attention, training_arguments
     from drive_vlm.stages.features import open_features
     from drive_vlm.stages.policy import attach_reference, load_policy
-    from drive_vlm.stages.prompts import without_undecodable
+    from drive_vlm.stages.prompts import PromptEncoder, without_undecodable
     from drive_vlm.stages.scorers import Scorer
     from drive_vlm.stages.sft import measure_rows
 
@@ -159,7 +159,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     family = load_policy(model, run, args)
     parameters = count_parameters(family.model, family.parts)
     features, tower = open_features(family, model, data, args)
-    tables, encoder = measure_rows(family, data, args, features, need_answer=False)
+    tables, encoder = measure_rows(family, data, args, features, PromptEncoder)
     if data.on_bad_row == "skip":
         tables["train"] = without_undecodable(tables["train"], encoder, args.process_index, args.world_size)
     check_pictures(tables["train"], args)

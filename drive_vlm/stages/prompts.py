@@ -23,6 +23,12 @@ _RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_m
 _THREADS = 8
 
 
+class PromptEncoder(Encoder):
+    """Rows as prompts: their last answer is not measured and may be missing."""
+
+    need_answer = False
+
+
 class PromptBatches(Sampler[list[int]]):
     """Row numbers of this rank, a list for each micro-batch: every prompt `num_generations` times, a group side by side.
 

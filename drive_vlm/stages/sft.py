@@ -79,11 +79,11 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
 
 
 def measure_rows(
-    family: Any, data: DataConfig, args: Any, features: Any = None, need_answer: bool = True
+    family: Any, data: DataConfig, args: Any, features: Any = None, encoder_class: Any = None
 ) -> tuple[dict[str, Any], Any]:
-    """Row tables of the training and evaluation data. The first process of a node measures, the others read its cache.
+    """Row tables of the training and evaluation data, and the encoder (Encoder, or `encoder_class`).
 
-    Without `need_answer` rows are prompts: their last answer is not measured and may be missing.
+    The first process of a node measures, the others read its cache.
     """
     from rich.progress import track
 
@@ -91,7 +91,7 @@ def measure_rows(
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import build_table
 
-    encoder = Encoder(
+    encoder = (encoder_class or Encoder)(
         family.tokenizer, family.template, family.vision, data.num_frames, data.max_length, features=features
     )
 
@@ -104,7 +104,13 @@ def measure_rows(
             if paths:
                 sources = open_sources(paths, data.image_root)
                 tables[name] = build_table(
-                    sources, encoder, data.on_bad_row, data.max_length, args.seed, need_answer, progress
+                    sources,
+                    encoder,
+                    data.on_bad_row,
+                    data.max_length,
+                    args.seed,
+                    need_answer=encoder.need_answer,
+                    progress=progress,
                 )
                 if features is not None and args.local_process_index == 0:
                     features.check(tables[name].media())
@@ -116,20 +122,8 @@ def build_trainer(
 ) -> Any:
     """The Trainer with its share of the rows."""
     from drive_vlm.data.collate import Collator, EncodedRows
-    from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
-    from drive_vlm.models.flops import train_flops
-    from drive_vlm.stages.progress import show_progress
     from drive_vlm.stages.sft_trainer import SFTTrainer
-    from drive_vlm.stages.throughput import Throughput, device_peak_flops
 
-    global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    order = EpochOrder(
-        tables["train"].length,
-        args.data_seed if args.data_seed is not None else args.seed,
-        data.max_length if data.packing else None,
-        group_by_length=args.train_sampling_strategy == "group_by_length",
-        global_batch=global_batch,
-    )
     trainer = SFTTrainer(
         model=family.model,
         args=args,
@@ -143,6 +137,26 @@ def build_trainer(
         ),
         processing_class=family.processor,
     )
+    equip(trainer, family, tables, data, run)
+    return trainer
+
+
+def equip(trainer: Any, family: Any, tables: dict[str, Any], data: DataConfig, run: RunConfig) -> None:
+    """Give a Trainer of rows what the mixin asks of a stage (trainer.py), and its way of showing itself."""
+    from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
+    from drive_vlm.models.flops import train_flops
+    from drive_vlm.stages.progress import show_progress
+    from drive_vlm.stages.throughput import Throughput, device_peak_flops
+
+    args = trainer.args
+    global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    order = EpochOrder(
+        tables["train"].length,
+        args.data_seed if args.data_seed is not None else args.seed,
+        data.max_length if data.packing else None,
+        group_by_length=args.train_sampling_strategy == "group_by_length",
+        global_batch=global_batch,
+    )
     trainer.batch_sampler = ShardedBatchSampler(
         order, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.process_index, args.world_size
     )
@@ -150,4 +164,3 @@ def build_trainer(
     trainer.flops = train_flops(family)
     trainer.tables, trainer.on_bad_row, trainer.keep = tables, data.on_bad_row, run.keep
     show_progress(trainer)
-    return trainer
