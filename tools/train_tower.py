@@ -173,7 +173,7 @@ def average_precision(
     with torch.inference_mode():
         for part in torch.from_numpy(pictures).split(args.batch_size):
             scores.append(head(tower(pixels(part, args.device)).last_hidden_state.mean(1)).cpu().numpy())
-    shown: np.ndarray = patch_labels(truths, names, side, args.patch_size).any(1)
+    shown = np.any(patch_labels(truths, names, side, args.patch_size), axis=1)
     found = np.concatenate(scores)
     return {
         name: float(average_precision_score(shown[:, i], found[:, i]))

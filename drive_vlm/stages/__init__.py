@@ -3,4 +3,6 @@
 STAGES = {
     "sft": "drive_vlm.stages.sft:main",
     "grpo": "drive_vlm.stages.grpo:main",
+    "dpo": "drive_vlm.stages.preference:main_dpo",
+    "spin": "drive_vlm.stages.preference:main_spin",
 }

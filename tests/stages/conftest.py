@@ -118,17 +118,12 @@ def _launch(launcher: str, nproc: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def sft(world: World) -> Callable[..., Run]:
-    """`sft(out, *flags, launcher="python" | "torchrun" | "deepspeed", nproc=2, code=0, timeout=120) -> Run` of 8 steps of 16 rows."""
+def command(world: World) -> Callable[..., Run]:
+    """`command(out, *words, launcher="python" | "torchrun" | "deepspeed", nproc=2, code=0, timeout=120) -> Run` of drive_vlm."""
 
     def run(
-        out: Path, *flags: object, launcher: str = "python", nproc: int = 2, code: int = 0, timeout: float = 120
+        out: Path, *words: object, launcher: str = "python", nproc: int = 2, code: int = 0, timeout: float = 120
     ) -> Run:
-        words = [
-            "sft", "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower",
-            "--max_steps", 8, "--logging_steps", 1, "--global_batch_size", 16, "--per_device_train_batch_size", 8,
-            "--learning_rate", 1e-3, "--lr_scheduler_type", "constant", "--save_strategy", "no", "--disable_tqdm", "true", *flags,
-        ]  # fmt: skip
         env = {
             k: v
             for k, v in os.environ.items()
@@ -152,6 +147,21 @@ def sft(world: World) -> Callable[..., Run]:
             pytest.fail(f"hangs: no end after {timeout} s\n{process.communicate()[0][-3000:]}")
         assert process.returncode == code, text[-3000:]
         return Run(out, process.returncode, text)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sft(world: World, command: Callable[..., Run]) -> Callable[..., Run]:
+    """`sft(out, *flags, **of_command) -> Run` of 8 steps of 16 rows."""
+
+    def run(out: Path, *flags: object, **options: Any) -> Run:
+        words = [
+            "sft", "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower",
+            "--max_steps", 8, "--logging_steps", 1, "--global_batch_size", 16, "--per_device_train_batch_size", 8,
+            "--learning_rate", 1e-3, "--lr_scheduler_type", "constant", "--save_strategy", "no", "--disable_tqdm", "true", *flags,
+        ]  # fmt: skip
+        return command(out, *words, **options)
 
     return run
 

@@ -1,0 +1,270 @@
+"""Preference training through the real command lines: one curve for every reference, layout, number of ranks and interruption.
+
+The 44 pairs make 5 steps of 8 and one of 4 an epoch; of 7 pairs one has no picture and one has two.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TRAIN = (
+    "--max_steps", 7, "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 8, "--learning_rate", 1e-3,
+    "--lr_scheduler_type", "constant", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none", "--beta", 0.5,
+)  # fmt: skip
+FIGURES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+
+
+@pytest.fixture(scope="module")
+def pairs(world: Any) -> Path:
+    """The answers of `world` as chosen, another answer as rejected; beside them 9 pairs for evaluation."""
+    rows = [json.loads(line) for name in (world.train, world.eval) for line in name.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        chosen = row["conversations"][-1]["value"]
+        others = (other["conversations"][-1]["value"] for other in rows[i + 1 :] + rows[:i])
+        row["rejected"] = next(answer for answer in others if answer != chosen)
+        if i % 2:
+            row["chosen"] = chosen
+    path = world.train.with_name("pairs.jsonl")
+    for name, part in ((path, rows[:44]), (path.with_name("pairs_eval.jsonl"), rows[44:53])):
+        name.write_text("".join(json.dumps(row) + "\n" for row in part))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dpo(command: Callable, pairs: Path, world: Any) -> Callable:
+    """`dpo(out, *flags, model=InternVL, stage="dpo", **of_command)`."""
+
+    def run(out: Path, *flags: object, model: Path | None = None, stage: str = "dpo", **options: Any) -> Any:
+        words = (stage, "--model", model or world.model, "--data", pairs, "--output_dir", out, *TRAIN, *flags)
+        return command(out, *words, **options)
+
+    return run
+
+
+@pytest.fixture
+def inside(
+    pairs: Path, world: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """`inside(*flags, model=InternVL) -> output directory`: the same command in this process, which has imported torch."""
+    monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
+
+    def run(*flags: object, model: Path | None = None) -> Path:
+        from drive_vlm.stages.preference import main_dpo
+
+        monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+        out = tmp_path_factory.mktemp("inside")
+        words = (
+            "--model",
+            model or world.model,
+            "--data",
+            pairs,
+            "--output_dir",
+            out,
+            *TRAIN,
+            "--use_cpu",
+            "true",
+            *flags,
+        )
+        main_dpo([str(word) for word in words])
+        return out
+
+    return run
+
+
+def curves(out: Path) -> dict[str, list[float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {name: [row[name] for row in rows if "loss" in row] for name in FIGURES}
+
+
+def same(out: Path, reference: Path, tolerance: float = 1e-4) -> None:
+    ours, theirs = curves(out), curves(reference)
+    for name in FIGURES:
+        relative = 2e-3 if name == "grad_norm" else 0
+        assert ours[name] == pytest.approx(theirs[name], abs=tolerance, rel=relative or None), name
+
+
+@pytest.fixture(scope="module")
+def live(dpo: Callable, fresh: Callable, pairs: Path) -> Path:
+    """One process, a second model as the reference, every weight trains; evaluated after the last step."""
+    evaluation = ("--eval_data", pairs.with_name("pairs_eval.jsonl"), "--eval_strategy", "steps", "--eval_steps", 7)
+    return dpo(fresh("live"), "--reference", "live", "--per_device_eval_batch_size", 4, *evaluation).out
+
+
+@pytest.fixture(scope="module")
+def cache(command: Callable, fresh: Callable, pairs: Path, world: Any) -> Path:
+    """`python -m drive_vlm reference` as an array of two jobs, the second of which was killed within its last line."""
+    out = fresh("reference") / "cache"
+    words = ("reference", "--model", world.model, "--data", pairs, "--out", out, "--batch_size", 5, "--shard")
+    assert "22 pairs, 0 known" in command(out, *words, "0/2").text
+    (part,) = out.glob("log-probs-*.jsonl")
+    assert len(part.read_text().splitlines()) == 22
+    command(out, *words, "1/2")
+    (second,) = set(out.glob("log-probs-*.jsonl")) - {part}
+    second.write_bytes(second.read_bytes()[:-20])
+    again = command(out, *words, "1/2")
+    assert "22 pairs, 21 known" in again.text
+    keys = [json.loads(line)["key"] for path in (part, second) for line in path.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 44
+    return out
+
+
+@pytest.mark.slow
+def test_the_policy_begins_at_the_reference_and_learns(live: Path) -> None:
+    found = curves(live)
+    assert found["loss"][0] == pytest.approx(0.693147, abs=1e-5) and found["rewards/chosen"][0] == 0
+    facts = json.loads((live / "run.json").read_text())
+    assert facts["parameters"]["vision_tower"]["trainable"] == facts["parameters"]["vision_tower"]["total"] > 0
+    assert facts["stage"] == "dpo" and facts["reference"]["kind"] == "live"
+    rows = [json.loads(line) for line in (live / "metrics.jsonl").read_text().splitlines()]
+    evaluated = next(row for row in rows if "eval_loss" in row)
+    assert evaluated["eval_rewards/margins"] == pytest.approx(
+        evaluated["eval_rewards/chosen"] - evaluated["eval_rewards/rejected"], abs=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_a_cache_of_array_jobs_is_as_good_as_a_second_model(
+    live: Path, cache: Path, dpo: Callable, fresh: Callable
+) -> None:
+    run = dpo(fresh("cached"), "--reference_cache", cache)
+    same(run.out, live)
+    assert json.loads((run.out / "run.json").read_text())["reference"]["pairs"] == 44
+
+
+@pytest.mark.slow
+def test_zero2_on_two_ranks_with_its_own_cache(live: Path, dpo: Callable, fresh: Callable, pairs: Path) -> None:
+    """Computed at the start by both ranks; four micro-batches a step, half of which the short step leaves empty."""
+    evaluation = ("--eval_data", pairs.with_name("pairs_eval.jsonl"), "--eval_strategy", "steps", "--eval_steps", 7)
+    flags = ("--per_device_train_batch_size", 1, "--per_device_eval_batch_size", 4, "--deepspeed", "zero2")
+    run = dpo(fresh("zero2"), *flags, *evaluation, launcher="torchrun")
+    same(run.out, live)
+    losses = [
+        [
+            json.loads(line)["eval_loss"]
+            for line in (out / "metrics.jsonl").read_text().splitlines()
+            if "eval_loss" in line
+        ]
+        for out in (run.out, live)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 1
+
+
+@pytest.mark.slow
+def test_zero3_with_every_weight_sharded_and_a_live_reference(
+    live: Path, dpo: Callable, fresh: Callable, world: Any
+) -> None:
+    flags = ("--per_device_train_batch_size", 4, "--deepspeed", world.zero3, "--reference", "live")
+    same(dpo(fresh("zero3"), *flags, launcher="torchrun").out, live)
+
+
+@pytest.mark.slow
+def test_llava_next_on_zero3_computes_its_own_cache(
+    dpo: Callable, fresh: Callable, world: Any, tiny_families: Callable, inside: Callable
+) -> None:
+    model = tiny_families("llava_next")
+    flags = ("--per_device_train_batch_size", 2, "--deepspeed", world.zero3)
+    run = dpo(fresh("llava"), *flags, model=model, launcher="torchrun")
+    same(run.out, inside("--reference", "live", model=model))
+    assert curves(run.out)["loss"][0] == pytest.approx(0.693147, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_spin_resumed_is_spin_uninterrupted(dpo: Callable, fresh: Callable, pairs: Path) -> None:
+    """SPIN's optimizer, an SFT term, and the data of two rounds; the reference is what the run began with."""
+    out = fresh("spin")
+    before = pairs.with_name("round0.jsonl")
+    before.write_text("".join(pairs.read_text().splitlines(keepends=True)[:6]))
+    flags = ("--data", pairs, before, "--optim", "rmsprop", "--loss_type", "sigmoid", "sft", "--loss_weights", 1, 0.1)
+    flags = (*flags, "--save_strategy", "steps", "--save_steps", 3)
+    whole = dpo(out, *flags, stage="spin")
+    assert json.loads((out / "run.json").read_text())["config"]["training"]["optim"] == "rmsprop"
+    kept = fresh("whole") / "run"
+    shutil.copytree(out, kept)
+    shutil.rmtree(out / "checkpoint-6")
+    (out / "model.safetensors").unlink()
+    resumed = dpo(out, *flags, "--resume", "auto", stage="spin")
+    same(resumed.out, kept)
+    assert len(curves(out)["loss"]) == 7 and "computed" not in whole.text
+    shutil.rmtree(out / "reference")
+    lost = dpo(out, *flags, "--resume", "auto", stage="spin", code=2)
+    assert "50 of 50 pairs are not in the reference cache. Add them: python -m drive_vlm reference" in lost.text
+
+
+@pytest.mark.slow
+def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, inside: Callable) -> None:
+    """The cache was computed from the base model; the live run has one model only. The tower trains beside the adapter."""
+    flags = ("--lora_rank", 4, "--learning_rate", 1e-2)
+    off = inside(*flags, "--reference", "live")
+    same(off, inside(*flags, "--reference_cache", cache))
+    same(off, inside(*flags))
+    from safetensors import safe_open
+
+    with safe_open(off / "adapter_model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert any("vision_tower" in name for name in names) and not any(".ref." in name for name in names)
+    assert not list(off.glob("ref*/adapter*"))
+    again = inside("--reference", "live", "--learning_rate", 1e-2, model=off)  # the next round: the adapter goes on
+    assert curves(again)["loss"][0] == pytest.approx(0.693147, abs=1e-5)
+    assert curves(again)["logps/chosen"][0] == pytest.approx(
+        curves(inside("--learning_rate", 1e-2, model=off))["logps/chosen"][0], abs=1e-4
+    )
+    same(again, inside("--learning_rate", 1e-2, model=off))
+    with safe_open(again / "adapter_model.safetensors", "pt") as file:
+        assert set(file.keys()) == names
+    assert not list(again.glob("**/ref/adapter_model.safetensors"))
+
+
+def test_the_margin_grows(inside: Callable) -> None:
+    """The whole data set is one step, so that steps can be compared."""
+    margins = [
+        chosen - rejected
+        for found in [curves(inside("--global_batch_size", 44, "--per_device_train_batch_size", 22))]
+        for chosen, rejected in zip(found["rewards/chosen"], found["rewards/rejected"], strict=True)
+    ]
+    assert margins == sorted(margins) and margins[0] == pytest.approx(0, abs=1e-5) and margins[-1] > 1
+
+
+@pytest.mark.slow
+def test_packed_pairs_do_not_see_each_other(cache: Path, inside: Callable, pairs: Path) -> None:
+    """The cache was computed unpacked: the packed policy begins at exactly those log-probabilities."""
+    out = inside("--packing", "--max_length", 400, "--global_batch_size", 2, "--per_device_train_batch_size", 2, "--max_steps", 2,
+                 "--reference_cache", cache)  # fmt: skip
+    found = curves(out)
+    assert found["rewards/chosen"][0] == pytest.approx(0, abs=1e-4)
+    assert found["rewards/rejected"][0] == pytest.approx(0, abs=1e-4)
+    assert found["loss"][0] == pytest.approx(0.693147, abs=1e-4) != found["loss"][1]
+
+
+@pytest.mark.slow
+def test_what_stops_a_run(
+    dpo: Callable, fresh: Callable, pairs: Path, cache: Path, world: Any, inside: Callable, capsys: Any
+) -> None:
+    bad = pairs.with_name("bad.jsonl")
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
+    rows[4]["rejected"] = rows[4].get("chosen") or rows[4]["conversations"][-1]["value"]
+    rows[6]["rejected"] = "much " * 900
+    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def refused(*flags: object, **options: Any) -> str:
+        with pytest.raises(SystemExit) as stop:
+            inside(*flags, **options)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "bad.jsonl:5: chosen equals rejected" in refused("--data", bad)
+    lacking = refused("--data", pairs, pairs.with_name("pairs_eval.jsonl"), "--reference_cache", cache)
+    assert "9 of 53 pairs are not in the reference cache" in lacking
+    assert "no such directory" in refused("--reference_cache", cache / "nowhere")
+    other = refused("--reference_cache", cache, "--max_tiles", 2)
+    assert "log-probabilities are of another reference (encoding differ" in other
+    assert "--precompute_ref_log_probs is not taken. Use --reference cached" in refused(
+        "--precompute_ref_log_probs", "true"
+    )
+    assert "--loss_type apo_zero is not offered" in refused("--loss_type", "apo_zero")
+    out = inside("--data", bad, "--on_bad_row", "skip", "--max_steps", 1, "--max_length", 600)
+    audit = json.loads((out / "data_audit.json").read_text())["train"]["bad_rows"]
+    assert audit["by_reason"] == {"identical": 1, "too_long": 1}
