@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,14 @@ def reference(model: ModelConfig, config: ReferenceConfig) -> None:
     collate = PairCollator(Collator(family.tokenizer.pad_token_id, family.vision))
     mine.sort(key=lambda i: -int(table.length[i]))
     batches = [[(i,) for i in mine[at : at + config.batch_size]] for at in range(0, len(mine), config.batch_size)]
+    started = time.perf_counter()
     with cache.writer(f"{index}-of-{count}-rank-{topology.rank}") as writer:
         for numbers, found in log_probs(network, pairs, collate, batches, device, dtype, config.on_bad_row):
             for i, (chosen, rejected) in zip(numbers, found, strict=True):
                 writer.write(keys[i], chosen, rejected)
+    if topology.is_main:
+        seconds = time.perf_counter() - started
+        print(json.dumps({"out": config.out, "computed": len(mine), "seconds": seconds}), flush=True)
 
 
 def first_rows(keys: Sequence[str]) -> dict[str, int]:
