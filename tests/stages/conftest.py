@@ -118,6 +118,23 @@ def _launch(launcher: str, nproc: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def grpo_words(world: World) -> Callable[..., list[object]]:
+    """`grpo_words(out, *flags)`: 8 completions of up to 8 tokens a step, 2 prompts; the reward is letter_reward.py's."""
+
+    def words(out: Path, *flags: object) -> list[object]:
+        reward = f"{Path(__file__).with_name('letter_reward.py')}:build"
+        rewards = () if "--rewards" in flags else ("--rewards", reward)
+        return [
+            "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower", "--max_steps", 6,
+            "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 4, "--num_generations", 4,
+            "--max_completion_length", 8, "--learning_rate", 1e-2, "--lr_scheduler_type", "constant", "--save_strategy", "no",
+            "--disable_tqdm", "true", "--use_cpu", "true", "--report_to", "none", *rewards, *flags,
+        ]  # fmt: skip
+
+    return words
+
+
+@pytest.fixture(scope="session")
 def command(world: World) -> Callable[..., Run]:
     """`command(out, *words, launcher="python" | "torchrun" | "deepspeed", nproc=2, code=0, timeout=120) -> Run` of drive_vlm."""
 
@@ -147,6 +164,16 @@ def command(world: World) -> Callable[..., Run]:
             pytest.fail(f"hangs: no end after {timeout} s\n{process.communicate()[0][-3000:]}")
         assert process.returncode == code, text[-3000:]
         return Run(out, process.returncode, text)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def grpo(command: Callable[..., Run], grpo_words: Callable[..., list[object]]) -> Callable[..., Run]:
+    """`grpo(out, *flags, **of_command) -> Run` of `grpo_words`."""
+
+    def run(out: Path, *flags: object, **options: Any) -> Run:
+        return command(out, "grpo", *grpo_words(out, *flags), **options)
 
     return run
 
