@@ -51,7 +51,7 @@ def test_stop_and_resume() -> None:
         watched.observe(**GOOD | {"truncated": 1.0})
     resumed = Alarms(AlarmConfig(alarm_after=3, stop_on_alarm=True), speaks=True)
     resumed.load(watched.state())
-    with pytest.raises(ValueError, match="cut off.*--stop_on_alarm"):
+    with pytest.raises(ValueError, match=r"cut off.*--stop_on_alarm"):
         resumed.observe(**GOOD | {"truncated": 1.0})
 
 
