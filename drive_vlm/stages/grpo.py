@@ -96,7 +96,7 @@ def check_flags(settings: Settings) -> None:
     data, rewards, extra = settings.data, settings.rewards, settings.extra
     weights = extra.get("reward_weights")
     if weights is not None and len(weights) != len(rewards):
-        names = " ".join(name for name, _ in rewards)
+        names = " ".join(reward_name(name) for name, _ in rewards)
         raise ValueError(
             f"--reward_weights has {len(weights)} numbers, --rewards {len(rewards)} ({names}). Give one for each."
         )
