@@ -74,13 +74,14 @@ _check_environment() {
 }
 
 _install_environment() {
-  local extras="$1" stamp constraint
+  local extras="$1" state stamp constraint
   if ! _environment_is_active; then
     [ -x "$DRIVE_VLM_ROOT/.venv/bin/python" ] || _make_venv
     _activate
   fi
-  stamp="${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_${extras//,/_}_$(cat "$DRIVE_VLM_ROOT/setup.py" "$DRIVE_VLM_ROOT"/constraints/*.txt | cksum | cut -d' ' -f1)"
-  [ ! -f "$stamp" ] || return 0
+  state="$(cat "$DRIVE_VLM_ROOT/setup.py" "$DRIVE_VLM_ROOT"/constraints/*.txt | cksum | cut -d' ' -f1)"
+  stamp="${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_${extras//,/_}_$state"
+  [ ! -f "$stamp" ] && [ ! -f "${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_dev_$state" ] || return 0 # dev holds all extras
   constraint="$DRIVE_VLM_ROOT/constraints/cpu.txt"
   [ "$(_gpu_count)" -eq 0 ] || constraint="$DRIVE_VLM_ROOT/constraints/cuda.txt"
   _say "Installing drive-vlm${extras:+[$extras]} into ${VIRTUAL_ENV:-$CONDA_PREFIX} with $(basename "$constraint") (minutes the first time, once)"
