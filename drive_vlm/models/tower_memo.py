@@ -53,7 +53,9 @@ class TowerMemo:
             return own(pixel_values=pixels, **kwargs)
         by_picture = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor) and len(v) == len(pixels)}
         rest = {k: v for k, v in kwargs.items() if k not in by_picture}
-        keys = self._keys([pixels, *by_picture.values()], repr(sorted(rest.items())))
+        # An encoder has no cache, but transformers hands the flag of the language model down to it, here and not there.
+        settings = repr(sorted(item for item in rest.items() if item[0] != "use_cache"))
+        keys = self._keys([pixels, *by_picture.values()], settings)
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         self.asked += len(keys)
         self.pictures += len(new)
