@@ -62,13 +62,16 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
     ) -> None:
         from datasets import Dataset
 
-        kwargs["args"].precompute_ref_log_probs = not live
+        # Told so, TRL loads no second model; for an adapter it would not, and hashes every weight where it is told.
+        kwargs["args"].precompute_ref_log_probs = not live and not hasattr(kwargs["model"], "peft_config")
         rows = Dataset.from_dict({"row": [0]})  # TRL takes no other kind; ours take its place below
         super().__init__(
             train_dataset=rows, eval_dataset=rows if eval_pairs else None, data_collator=collator, **kwargs
         )
         self.train_dataset: Any = pairs
         self.eval_dataset: Any = eval_pairs
+        self.precompute_ref_logps = not live
+        assert live or self.ref_model is None, "a cached reference needs no second model"
         self.model_accepts_loss_kwargs = False
         self.totals = PairTotals(self.args.device)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -164,6 +165,21 @@ def command(world: World) -> Callable[..., Run]:
             pytest.fail(f"hangs: no end after {timeout} s\n{process.communicate()[0][-3000:]}")
         assert process.returncode == code, text[-3000:]
         return Run(out, process.returncode, text)
+
+    return run
+
+
+@pytest.fixture
+def inside(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`inside(command, *words)`: the command's own main function in this process, which has imported torch already."""
+    from drive_vlm.__main__ import COMMANDS
+
+    monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
+
+    def run(command: str, *words: object) -> None:
+        monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+        module, main = COMMANDS[command][0].split(":")
+        getattr(importlib.import_module(module), main)([str(word) for word in words])
 
     return run
 

@@ -1,7 +1,7 @@
 """LLaVA-NeXT and SmolVLM through the real command line: their picture tensors differ from InternVL's, the curve must not."""
 
+import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,34 +14,51 @@ from drive_vlm.config import ModelConfig
 FAMILIES = ["llava_next", "idefics3"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def plain(request: pytest.FixtureRequest, sft: Callable, fresh: Callable, tiny_families: Callable[[str], Path]) -> Any:
-    """One process, nothing frozen; rows with one picture, two, none."""
-    out = fresh(request.param)
-    return request.param, sft(out, "--model", tiny_families(request.param), "--freeze", "projector", "--max_steps", 6)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_two_ranks_walk_the_curve_of_one(
-    plain: Any, sft: Callable, fresh: Callable, world: Any, tiny_families: Any
+    kind: str, sft: Callable, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """LLaVA-NeXT under ZeRO-3 with every weight sharded (its newline token is a weight of no module), SmolVLM under ZeRO-2."""
-    kind, one = plain
-    assert one.curve()[-1] < one.curve()[0] - 1
+    """Rows with one picture, two, none. LLaVA-NeXT under ZeRO-3 with every weight sharded (its newline token is a weight of no
+    module), SmolVLM under ZeRO-2."""
+    flags = ("--model", tiny_families(kind), "--freeze", "projector", "--max_steps", 6)
+    words = (
+        "--data",
+        world.train,
+        "--output_dir",
+        tmp_path / "one",
+        "--logging_steps",
+        1,
+        "--per_device_train_batch_size",
+        16,
+    )
+    words = (
+        *words,
+        "--learning_rate",
+        1e-3,
+        "--lr_scheduler_type",
+        "constant",
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+    )
+    inside("sft", *words, "--use_cpu", "true", "--disable_tqdm", "true", *flags)
     layout = world.zero3 if kind == "llava_next" else "zero2"
-    flags = ("--model", tiny_families(kind), "--freeze", "projector", "--max_steps", 6, "--deepspeed", layout)
-    two = sft(fresh("two"), *flags, launcher="torchrun")
+    two = sft(tmp_path / "two", *flags, "--deepspeed", layout, launcher="torchrun")
+    one = dataclasses.replace(two, out=tmp_path / "one")
+    assert one.curve()[-1] < one.curve()[0] - 1
     assert two.curve() == pytest.approx(one.curve(), abs=1e-4)
     assert two.curve("grad_norm") == pytest.approx(one.curve("grad_norm"), rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_it_answers(kind: str, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path, run: Callable) -> None:
+def test_it_answers(
+    kind: str, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path
+) -> None:
     out = tmp_path / "answers.jsonl"
-    words = ["--data", world.eval, "--out", out, "--limit", 5, "--max_new_tokens", 4]
-    done = run([sys.executable, "-m", "drive_vlm", "generate", "--model", tiny_families(kind), *words])
-    assert done.returncode == 0, done.stderr
+    words = ("--data", world.eval, "--out", out, "--limit", 5, "--max_new_tokens", 4)
+    inside("generate", "--model", tiny_families(kind), *words)
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(answers) == 5 and any(answer["prediction"] for answer in answers)
 

@@ -46,37 +46,24 @@ def dpo(command: Callable, pairs: Path, world: Any) -> Callable:
 
 
 @pytest.fixture
-def inside(
-    pairs: Path, world: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Path]:
-    """`inside(*flags, model=InternVL) -> output directory`: the same command in this process, which has imported torch."""
-    monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
+def quick(inside: Callable, pairs: Path, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`quick(*flags, model=InternVL, stage="dpo", out=new) -> output directory`: one process, this one."""
 
-    def run(*flags: object, model: Path | None = None) -> Path:
-        from drive_vlm.stages.preference import main_dpo
-
-        monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-        out = tmp_path_factory.mktemp("inside")
-        words = (
-            "--model",
-            model or world.model,
-            "--data",
-            pairs,
-            "--output_dir",
-            out,
-            *TRAIN,
-            "--use_cpu",
-            "true",
-            *flags,
-        )
-        main_dpo([str(word) for word in words])
+    def run(*flags: object, model: Path | None = None, stage: str = "dpo", out: Path | None = None) -> Path:
+        out = out or tmp_path_factory.mktemp("quick")
+        words = ("--model", model or world.model, "--data", pairs, "--output_dir", out, *TRAIN, "--use_cpu", "true")
+        inside(stage, *words, *flags)
         return out
 
     return run
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def curves(out: Path) -> dict[str, list[float]]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(out / "metrics.jsonl")
     return {name: [row[name] for row in rows if "loss" in row] for name in FIGURES}
 
 
@@ -96,20 +83,38 @@ def live(dpo: Callable, fresh: Callable, pairs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(command: Callable, fresh: Callable, pairs: Path, world: Any) -> Path:
-    """`python -m drive_vlm reference` as an array of two jobs, the second of which was killed within its last line."""
+    """`python -m drive_vlm reference` on two ranks."""
     out = fresh("reference") / "cache"
-    words = ("reference", "--model", world.model, "--data", pairs, "--out", out, "--batch_size", 5, "--shard")
-    assert "22 pairs, 0 known" in command(out, *words, "0/2").text
-    (part,) = out.glob("log-probs-*.jsonl")
-    assert len(part.read_text().splitlines()) == 22
-    command(out, *words, "1/2")
-    (second,) = set(out.glob("log-probs-*.jsonl")) - {part}
-    second.write_bytes(second.read_bytes()[:-20])
-    again = command(out, *words, "1/2")
-    assert "22 pairs, 21 known" in again.text
-    keys = [json.loads(line)["key"] for path in (part, second) for line in path.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 44
+    words = ("reference", "--model", world.model, "--data", pairs, "--out", out, "--batch_size", 5)
+    assert "44 pairs, 0 known" in command(out, *words, launcher="torchrun").text
+    parts = sorted(out.glob("log-probs-*.jsonl"))
+    assert [len(lines(part)) for part in parts] == [22, 22]
     return out
+
+
+@pytest.mark.slow
+def test_array_jobs_fill_one_cache(
+    cache: Path, inside: Callable, pairs: Path, world: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """Two jobs, the second of which was killed within its last line: the same numbers as of two ranks, each pair once."""
+    words = ("--model", world.model, "--data", pairs, "--out", tmp_path, "--batch_size", 3)
+    for shard in ("0/2", "1/2"):
+        inside("reference", *words, "--shard", shard)
+    parts = sorted(tmp_path.glob("log-probs-*.jsonl"))
+    parts[1].write_bytes(parts[1].read_bytes()[:-20])
+    capsys.readouterr()
+    inside("reference", *words, "--shard", "1/2")
+    assert "22 pairs, 21 known" in capsys.readouterr().out
+    found, expected = (
+        {
+            row["key"]: (row["chosen"], row["rejected"])
+            for part in folder.glob("log-probs-*.jsonl")
+            for row in lines(part)
+        }
+        for folder in (tmp_path, cache)
+    )
+    assert len(found) == 44 == sum(len(lines(part)) for part in parts)
+    assert all(values == pytest.approx(expected[key], abs=1e-4) for key, values in found.items())
 
 
 @pytest.mark.slow
@@ -127,12 +132,10 @@ def test_the_policy_begins_at_the_reference_and_learns(live: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cache_of_array_jobs_is_as_good_as_a_second_model(
-    live: Path, cache: Path, dpo: Callable, fresh: Callable
-) -> None:
-    run = dpo(fresh("cached"), "--reference_cache", cache)
-    same(run.out, live)
-    assert json.loads((run.out / "run.json").read_text())["reference"]["pairs"] == 44
+def test_a_cache_is_as_good_as_a_second_model(live: Path, cache: Path, quick: Callable) -> None:
+    out = quick("--reference_cache", cache)
+    same(out, live)
+    assert json.loads((out / "run.json").read_text())["reference"]["pairs"] == 44
 
 
 @pytest.mark.slow
@@ -163,75 +166,80 @@ def test_zero3_with_every_weight_sharded_and_a_live_reference(
 
 @pytest.mark.slow
 def test_llava_next_on_zero3_computes_its_own_cache(
-    dpo: Callable, fresh: Callable, world: Any, tiny_families: Callable, inside: Callable
+    dpo: Callable, fresh: Callable, world: Any, tiny_families: Callable, quick: Callable
 ) -> None:
     model = tiny_families("llava_next")
     flags = ("--per_device_train_batch_size", 2, "--deepspeed", world.zero3)
     run = dpo(fresh("llava"), *flags, model=model, launcher="torchrun")
-    same(run.out, inside("--reference", "live", model=model))
+    same(run.out, quick("--reference", "live", model=model))
     assert curves(run.out)["loss"][0] == pytest.approx(0.693147, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_spin_resumed_is_spin_uninterrupted(dpo: Callable, fresh: Callable, pairs: Path) -> None:
+def test_spin_resumed_is_spin_uninterrupted(quick: Callable, fresh: Callable, pairs: Path, capsys: Any) -> None:
     """SPIN's optimizer, an SFT term, and the data of two rounds; the reference is what the run began with."""
     out = fresh("spin")
     before = pairs.with_name("round0.jsonl")
     before.write_text("".join(pairs.read_text().splitlines(keepends=True)[:6]))
     flags = ("--data", pairs, before, "--optim", "rmsprop", "--loss_type", "sigmoid", "sft", "--loss_weights", 1, 0.1)
-    flags = (*flags, "--save_strategy", "steps", "--save_steps", 3)
-    whole = dpo(out, *flags, stage="spin")
-    assert json.loads((out / "run.json").read_text())["config"]["training"]["optim"] == "rmsprop"
+    flags = (*flags, "--save_strategy", "steps", "--save_steps", 3, "--keep", 3)
+    quick(*flags, stage="spin", out=out)
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["config"]["training"]["optim"] == "rmsprop" and facts["stage"] == "spin"
+    assert facts["reference"]["pairs"] == 44  # the pairs of both files are the same ones
     kept = fresh("whole") / "run"
     shutil.copytree(out, kept)
-    shutil.rmtree(out / "checkpoint-6")
+    for step in (6, 7):
+        shutil.rmtree(out / f"checkpoint-{step}")
     (out / "model.safetensors").unlink()
-    resumed = dpo(out, *flags, "--resume", "auto", stage="spin")
-    same(resumed.out, kept)
-    assert len(curves(out)["loss"]) == 7 and "computed" not in whole.text
+    quick(*flags, "--resume", out / "checkpoint-3", stage="spin", out=out)
+    same(out, kept)
+    assert len(curves(out)["loss"]) == 7
     shutil.rmtree(out / "reference")
-    lost = dpo(out, *flags, "--resume", "auto", stage="spin", code=2)
-    assert "50 of 50 pairs are not in the reference cache. Add them: python -m drive_vlm reference" in lost.text
+    with pytest.raises(SystemExit):
+        quick(*flags, "--resume", "auto", stage="spin", out=out)
+    lost = "50 of 50 pairs are not in the reference cache. Add them: python -m drive_vlm reference"
+    assert lost in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, inside: Callable) -> None:
+def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, quick: Callable) -> None:
     """The cache was computed from the base model; the live run has one model only. The tower trains beside the adapter."""
     flags = ("--lora_rank", 4, "--learning_rate", 1e-2)
-    off = inside(*flags, "--reference", "live")
-    same(off, inside(*flags, "--reference_cache", cache))
-    same(off, inside(*flags))
+    off = quick(*flags, "--reference", "live")
+    same(off, quick(*flags, "--reference_cache", cache))
+    same(off, quick(*flags))
     from safetensors import safe_open
 
     with safe_open(off / "adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
     assert any("vision_tower" in name for name in names) and not any(".ref." in name for name in names)
     assert not list(off.glob("ref*/adapter*"))
-    again = inside("--reference", "live", "--learning_rate", 1e-2, model=off)  # the next round: the adapter goes on
+    again = quick("--reference", "live", "--learning_rate", 1e-2, model=off)  # the next round: the adapter goes on
     assert curves(again)["loss"][0] == pytest.approx(0.693147, abs=1e-5)
     assert curves(again)["logps/chosen"][0] == pytest.approx(
-        curves(inside("--learning_rate", 1e-2, model=off))["logps/chosen"][0], abs=1e-4
+        curves(quick("--learning_rate", 1e-2, model=off))["logps/chosen"][0], abs=1e-4
     )
-    same(again, inside("--learning_rate", 1e-2, model=off))
+    same(again, quick("--learning_rate", 1e-2, model=off))
     with safe_open(again / "adapter_model.safetensors", "pt") as file:
         assert set(file.keys()) == names
     assert not list(again.glob("**/ref/adapter_model.safetensors"))
 
 
-def test_the_margin_grows(inside: Callable) -> None:
+def test_the_margin_grows(quick: Callable) -> None:
     """The whole data set is one step, so that steps can be compared."""
     margins = [
         chosen - rejected
-        for found in [curves(inside("--global_batch_size", 44, "--per_device_train_batch_size", 22))]
+        for found in [curves(quick("--global_batch_size", 44, "--per_device_train_batch_size", 22))]
         for chosen, rejected in zip(found["rewards/chosen"], found["rewards/rejected"], strict=True)
     ]
     assert margins == sorted(margins) and margins[0] == pytest.approx(0, abs=1e-5) and margins[-1] > 1
 
 
 @pytest.mark.slow
-def test_packed_pairs_do_not_see_each_other(cache: Path, inside: Callable, pairs: Path) -> None:
+def test_packed_pairs_do_not_see_each_other(cache: Path, quick: Callable, pairs: Path) -> None:
     """The cache was computed unpacked: the packed policy begins at exactly those log-probabilities."""
-    out = inside("--packing", "--max_length", 400, "--global_batch_size", 2, "--per_device_train_batch_size", 2, "--max_steps", 2,
+    out = quick("--packing", "--max_length", 400, "--global_batch_size", 2, "--per_device_train_batch_size", 2, "--max_steps", 2,
                  "--reference_cache", cache)  # fmt: skip
     found = curves(out)
     assert found["rewards/chosen"][0] == pytest.approx(0, abs=1e-4)
@@ -241,7 +249,7 @@ def test_packed_pairs_do_not_see_each_other(cache: Path, inside: Callable, pairs
 
 @pytest.mark.slow
 def test_what_stops_a_run(
-    dpo: Callable, fresh: Callable, pairs: Path, cache: Path, world: Any, inside: Callable, capsys: Any
+    dpo: Callable, fresh: Callable, pairs: Path, cache: Path, world: Any, quick: Callable, capsys: Any
 ) -> None:
     bad = pairs.with_name("bad.jsonl")
     rows = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
@@ -251,7 +259,7 @@ def test_what_stops_a_run(
 
     def refused(*flags: object, **options: Any) -> str:
         with pytest.raises(SystemExit) as stop:
-            inside(*flags, **options)
+            quick(*flags, **options)
         assert stop.value.code == 2
         return capsys.readouterr().err
 
@@ -265,6 +273,6 @@ def test_what_stops_a_run(
         "--precompute_ref_log_probs", "true"
     )
     assert "--loss_type apo_zero is not offered" in refused("--loss_type", "apo_zero")
-    out = inside("--data", bad, "--on_bad_row", "skip", "--max_steps", 1, "--max_length", 600)
+    out = quick("--data", bad, "--on_bad_row", "skip", "--max_steps", 1, "--max_length", 600)
     audit = json.loads((out / "data_audit.json").read_text())["train"]["bad_rows"]
     assert audit["by_reason"] == {"identical": 1, "too_long": 1}
