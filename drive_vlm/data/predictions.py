@@ -34,17 +34,18 @@ class Prediction:
         return str(self.row.get("group") or "|".join(self.images) or self.id)
 
 
-def read_predictions(path: str | Path) -> list[Prediction]:
+def read_predictions(path: str | Path, need_reference: bool = True) -> list[Prediction]:
     """All rows of one prediction file, checked.
 
-    An empty prediction is a result (the model said nothing) and stays. Raises ValueError with file:line and id for a
-    row without id, prediction or reference, for an id that comes twice in one data set, and for a file without rows.
+    An empty prediction is a result (the model said nothing) and stays; an empty reference (answers about videos that have
+    no rows) only without `need_reference`. Raises ValueError with file:line and id for a row without id, prediction or
+    reference, for an id that comes twice in one data set, and for a file without rows.
     """
     file = JsonlFile(path)
     rows: list[Prediction] = []
     seen: dict[tuple[str, str], str] = {}
     for index in range(len(file)):
-        item = parse_prediction(file[index], file.where(index))
+        item = parse_prediction(file[index], file.where(index), need_reference)
         if item.key in seen:
             raise ValueError(
                 f"{item.where}: id {item.id!r} came before at {seen[item.key]}; ids must be unique in a file"
@@ -56,7 +57,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     return rows
 
 
-def parse_prediction(row: Any, where: str) -> Prediction:
+def parse_prediction(row: Any, where: str, need_reference: bool = True) -> Prediction:
     """One decoded row, checked; raises ValueError with `where` (file:line) and the id."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
@@ -66,7 +67,7 @@ def parse_prediction(row: Any, where: str) -> Prediction:
     for column in ("prediction", "reference"):
         if not isinstance(row.get(column), str):
             raise ValueError(f'{name}: "{column}" must be a text, got {json.dumps(row.get(column))}')
-    if not row["reference"].strip():
+    if need_reference and not row["reference"].strip():
         raise ValueError(f'{name}: "reference" is empty; there is nothing to compare with')
     image = row.get("image") or row.get("images") or []
     images = [image] if isinstance(image, str) else image
