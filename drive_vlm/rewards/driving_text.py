@@ -96,6 +96,10 @@ class TextParser:
             self._memo.popitem(last=False)
         return [known[text] for text in texts]
 
+    def doc(self, text: str) -> "Doc":
+        """spaCy's own parse, for those who need places in the text (drive_vlm/rewards/mentions.py)."""
+        return self._nlp(text)
+
 
 def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
     """The pipeline without what is not needed: entities, sentences, and the attribute ruler, which takes a fifth of the
