@@ -1,0 +1,303 @@
+"""Texts of several checkpoints about the same videos, side by side: what was seen, what was said, what it earned.
+
+For each video: sampled frames with the detector's boxes; reference and text of each checkpoint and mode, with the objects
+that they name marked (detected, not detected, denied, of no detector); the terms of the physics reward. Written are one
+PNG a video and index.html, one file that holds its pictures; printed is a table. Either from prediction files (python -m
+drive_vlm generate), where files with the same name in --names are one checkpoint, or with --models, which first runs
+generate into OUT/predictions; what is answered there already is kept.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import CommandParser, nearest
+from drive_vlm.data.instructions import MODES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from drive_vlm.data.predictions import Prediction
+    from drive_vlm.rewards.detections import DetectionCache
+    from drive_vlm.rewards.physics import PhysicsReward
+
+EXAMPLES = """
+python tools/compare_stages.py --predictions stage1.jsonl stage2.jsonl stage3.jsonl --videos data/bdd --detections detections.jsonl --out compare
+python tools/compare_stages.py --predictions s2.jsonl s3.jsonl --names "stage 2" "stage 3" --videos data/bdd --detections d.jsonl --ids clips/0017.mp4 --out compare
+python tools/compare_stages.py --predictions s2.detailed.jsonl s2.concise.jsonl s3.detailed.jsonl s3.concise.jsonl --names s2 s2 s3 s3 --detections d.jsonl --out compare
+python tools/compare_stages.py --models runs/stage1 runs/stage2 runs/stage3 --data data/split_entry_test.jsonl --detections d.jsonl --limit 4 --out compare
+"""
+Key = tuple[str, str, str]  # video, mode, question
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/compare_stages.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--predictions", nargs="+", help="JSONL files of python -m drive_vlm generate")
+    source.add_argument("--models", nargs="+", help="model directories or hub ids that answer first; needs --data")
+    add("--names", nargs="+", help="what to call each file or model (default: their own names); files may share one")
+    add("--out", required=True, help="folder for index.html, the PNGs and, with --models, the predictions")
+    add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
+    add("--videos", help="folder that the rows' videos are relative to (default: that of --data, else the current one)")
+    add("--ids", nargs="+", help="videos to show: their path, group or an id of their rows")
+    add("--limit", type=int, default=8, help="show the first N videos; with --ids all of those are shown")
+    add("--num_frames", type=int, default=8, help="frames shown of each video, of those that the detector looked at")
+    add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
+    add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
+    add("--spacy", default="en_core_web_sm", help="spaCy pipeline: an installed name or its directory")
+    add("--json", help="write texts, objects, detections and terms to this file")
+    models = parser.add_argument_group("with --models")
+    models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")
+    models.add_argument("--modes", nargs="+", default=list(MODES), choices=tuple(MODES), help="instructions to follow")
+    models.add_argument("--model_frames", type=int, default=8, help="frames of a video that the models see")
+    models.add_argument("--max_new_tokens", type=int, default=192, help="tokens of a text, at most")
+    models.add_argument("--batch_size", type=int, default=8, help="videos answered at a time")
+    return parser
+
+
+def check_flags(args: Any) -> None:
+    """Raises ValueError for flags that do not go together."""
+    count = len(args.predictions or args.models)
+    if args.names and len(args.names) != count:
+        raise ValueError(f"--names has {len(args.names)} names for {count} {'files' if args.predictions else 'models'}")
+    if args.limit < 1 or args.num_frames < 1:
+        raise ValueError(f"--limit and --num_frames must be at least 1, got {args.limit} and {args.num_frames}")
+    if args.predictions and args.data:
+        raise ValueError("--data belongs to --models; the rows of --predictions name their videos themselves")
+    if args.models and not args.data:
+        raise ValueError("--models needs --data: rows with videos, videos, or folders of frames")
+    if args.models and args.ids:
+        raise ValueError("--ids chooses among --predictions; with --models name the videos in --data, or give --limit")
+    if args.models and args.names and len(set(args.names)) < count:
+        raise ValueError(f"--names {shlex.join(args.names)}: each model needs a name of its own")
+
+
+def answer(args: Any) -> tuple[list[str], list[str]]:
+    """(names, files): every model answers in every mode into OUT/predictions. Raises ValueError when one of them fails."""
+    from drive_vlm.data.predictions import checkpoint_names
+
+    models = args.names or checkpoint_names([f"{model}.x" for model in args.models])
+    names, files = [], []
+    folder = Path(args.out) / "predictions"
+    for name, model in zip(models, args.models, strict=True):
+        for mode in args.modes:
+            out = folder / f"{safe_name(name)}.{mode}.jsonl"
+            words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", str(out)]
+            words += ["--limit", str(args.limit), "--num_frames", str(args.model_frames)]
+            words += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
+            words += ["--image_root", args.videos] if args.videos else []
+            command = [sys.executable, "-m", "drive_vlm", "generate", *words]
+            print(f"{name}, {mode}:", flush=True)
+            if code := subprocess.run(command, check=False).returncode:
+                raise ValueError(
+                    f"{name}: generate ended with code {code}, see above. The command: {shlex.join(command)}"
+                )
+            names.append(name)
+            files.append(str(out))
+    return names, files
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "video"
+
+
+def read_checkpoints(files: list[str], names: list[str]) -> dict[str, dict[Key, "Prediction"]]:
+    """{checkpoint: {(video, mode, question): row}}, rows in the order of the files.
+
+    Raises ValueError for a row without a video, a second answer to one question, and differing references.
+    """
+    from drive_vlm.data.predictions import read_predictions
+
+    checkpoints: dict[str, dict[Key, Prediction]] = {name: {} for name in names}
+    references: dict[Key, Prediction] = {}
+    for name, path in zip(names, files, strict=True):
+        for item in read_predictions(path, need_reference=False):
+            video, told = item.row.get("video"), f"{item.where}: id {item.id!r}"
+            if not isinstance(video, str) or not video:
+                raise ValueError(f'{told} has no "video"; generate the file from rows with videos, or add it')
+            key = (video, str(item.row.get("mode") or ""), str(item.row.get("question") or ""))
+            if before := checkpoints[name].get(key):
+                raise ValueError(f"{told}: a second answer of {name} about {video!r}, the first is at {before.where}")
+            first = references.setdefault(key, item)
+            if first.reference != item.reference:
+                raise ValueError(
+                    f"{told} has another reference than at {first.where}; compare answers to the same rows"
+                )
+            checkpoints[name][key] = item
+    return checkpoints
+
+
+def choose_videos(checkpoints: dict[str, dict[Key, "Prediction"]], ids: list[str] | None, limit: int) -> list[str]:
+    """The videos that `ids` name (path, group or row id), in that order, or the first `limit` ones."""
+    first, rows = next(iter(checkpoints.items()))
+    if not ids:
+        return list(dict.fromkeys(key[0] for key in rows))[:limit]
+    known: dict[str, list[str]] = {}
+    for every in checkpoints.values():
+        for key, item in every.items():
+            for name in {key[0], item.id, str(item.row.get("group") or item.id)}:
+                known.setdefault(name, []).append(key[0])
+    for name in ids:
+        if name not in known:
+            raise ValueError(
+                f"--ids: no row has {name!r} as id, video or group ({first}: {len(rows)} rows).{nearest(name, known)}"
+            )
+    return list(dict.fromkeys(video for name in ids for video in known[name]))
+
+
+def rows_of_video(checkpoints: dict[str, dict[Key, "Prediction"]], video: str) -> list[tuple[Key, list["Prediction"]]]:
+    """One row of each checkpoint for every question about the video. Raises ValueError when a checkpoint lacks one."""
+    keys = dict.fromkeys(key for rows in checkpoints.values() for key in rows if key[0] == video)
+    for key in keys:
+        there = {name: rows[key] for name, rows in checkpoints.items() if key in rows}
+        for name in checkpoints:
+            if name not in there:
+                other, item = next(iter(there.items()))
+                raise ValueError(
+                    f"{name} has no answer to id {item.id!r} ({', '.join(filter(None, key))}), {other} has one at {item.where}; "
+                    "generate it from the same rows, or choose videos that all have with --ids"
+                )
+    return [(key, [rows[key] for rows in checkpoints.values()]) for key in keys]
+
+
+def load_frames(
+    cache: "DetectionCache", video: str, root: str, count: int, where: str
+) -> tuple[list["Image"], list[dict[str, Any]]]:
+    """`count` of the frames that the detector looked at, and for each {index, changed, objects}.
+
+    `changed`: its pixels are not those of the detections. Raises ValueError for a video without detections and for one
+    that has no such frame, BadRow for one that cannot be read.
+    """
+    import hashlib
+
+    from drive_vlm.config import plain
+    from drive_vlm.data.vision import frame_indices, load_video, video_length
+
+    try:
+        entry = cache.entry(video)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    path, looked = str(Path(root, video)), [frame.index for frame in entry.frames]
+    total = video_length(path, where)
+    if looked != frame_indices(total, len(looked)):
+        raise ValueError(
+            f"{where}: the detections are of the frames {looked} of {video!r}, which are not {len(looked)} frames spread evenly over "
+            f"the {total} of {path}; frames are missing, or run tools/cache_detections.py again"
+        )
+    pictures = load_video(path, len(looked), where)
+    shown = frame_indices(len(looked), count)
+    frames = []
+    for place in shown:
+        frame = entry.frames[place]
+        digest = hashlib.sha256(pictures[place].tobytes()).hexdigest()
+        frames.append({"index": frame.index, "changed": digest != frame.sha256, "objects": plain(frame.objects)})
+    return [pictures[place] for place in shown], frames
+
+
+def compare_video(
+    video: str, rows: list[tuple[Key, list["Prediction"]]], names: list[str], reward: "PhysicsReward"
+) -> dict[str, Any]:
+    """Detections, texts with their marks and terms of one video, as --json holds them (but for the frames)."""
+    from drive_vlm.rewards.mentions import find_mentions
+
+    entry, first = reward.cache.entry(video), rows[0][1][0]
+    seen = {
+        label: sum(any(o.label == label for o in f.objects) for f in entry.frames) for label in sorted(entry.classes)
+    }
+
+    def marked(text: str) -> dict[str, Any]:
+        return {"text": text, "mentions": [asdict(item) for item in find_mentions(reward.parser, text, entry.classes)]}
+
+    texts = []
+    for (_, mode, question), items in rows:
+        scores = reward.score(
+            [item.prediction for item in items], [item.reference for item in items], [video] * len(items)
+        )
+        answers = {
+            name: {"id": item.id, **marked(item.prediction), "terms": asdict(score)}
+            for name, item, score in zip(names, items, scores, strict=True)
+        }
+        texts.append({"mode": mode, "question": question, "reference": marked(items[0].reference), "answers": answers})
+    texts.sort(
+        key=lambda text: (text["mode"] not in MODES, list(MODES).index(text["mode"]) if text["mode"] in MODES else 0)
+    )
+    group = str(first.row.get("group") or video)
+    return {"video": video, "group": group, "looked_at": len(entry.frames), "seen": seen, "texts": texts}
+
+
+def default_root(args: Any) -> str:
+    """The folder of the rows, where --data names files of one folder; else the current one."""
+    folders = {str(Path(path).parent) for path in args.data or () if Path(path).suffix in (".jsonl", ".json")}
+    if len(folders) > 1:
+        raise ValueError(f"--data lies in {len(folders)} folders; say with --videos what the videos are relative to")
+    return args.videos or (folders.pop() if folders else ".")
+
+
+def run(args: Any) -> dict[str, Any]:
+    """Answer, read, score, draw; returns what --json holds."""
+    from rich.progress import track
+
+    from drive_vlm.data.predictions import checkpoint_names
+    from drive_vlm.evaluation.stages_page import write_page
+    from drive_vlm.evaluation.stages_plot import plot_video
+    from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
+    from drive_vlm.rewards.vocabulary import DEFAULT
+
+    check_flags(args)
+    root, out = default_root(args), Path(args.out)
+    config = PhysicsConfig(args.detections, args.weights, physics_vocabulary=args.vocabulary or str(DEFAULT))
+    config.physics_spacy = args.spacy
+    reward = PhysicsReward(config)
+    if args.models:
+        names, files = answer(args)
+    else:
+        names, files = args.names or checkpoint_names(args.predictions), args.predictions
+    checkpoints = read_checkpoints(files, names)
+    chosen = {video: rows_of_video(checkpoints, video) for video in choose_videos(checkpoints, args.ids, args.limit)}
+    loaded = {}
+    for video, rows in chosen.items():
+        item = rows[0][1][0]
+        loaded[video] = load_frames(reward.cache, video, root, args.num_frames, f"{item.where}: id {item.id!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    videos = []
+    for number, (video, rows) in enumerate(track(chosen.items(), "drawing", len(chosen)), 1):
+        pictures, frames = loaded[video]
+        entry = {"png": f"{number:03d}-{safe_name(video)[-80:]}.png", "frames": frames}
+        entry = compare_video(video, rows, list(checkpoints), reward) | entry
+        plot_video(out / entry["png"], entry, pictures)
+        videos.append(entry)
+    result = {
+        "checkpoints": list(checkpoints),
+        "detector": str(reward.cache.detector),
+        "weights": asdict(reward.weights),
+    }
+    result["videos"] = videos
+    write_page(out / "index.html", result, [loaded[video][0] for video in chosen])
+    return result
+
+
+def main() -> None:
+    from drive_vlm.evaluation.stages_table import print_comparison
+
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        result = run(args)
+    except ValueError as error:
+        parser.error(str(error))
+    print_comparison(result)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each beside it")
+
+
+if __name__ == "__main__":
+    main()
