@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,9 +221,14 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter that trains, without the frozen copy beside it: that one is --model's."""
-        super()._save(output_dir, state_dict)
-        if hasattr(self.model, "peft_config") and self.args.should_save:
-            shutil.rmtree(Path(output_dir or self.out) / "ref", ignore_errors=True)
+        if not hasattr(self.model, "peft_config"):
+            return super()._save(output_dir, state_dict)
+        own = self.model.save_pretrained
+        self.model.save_pretrained = functools.partial(own, selected_adapters=["default"])
+        try:
+            return super()._save(output_dir, state_dict)
+        finally:
+            del self.model.save_pretrained
 
     def prepare_start(self) -> None:
         """Also refuses other prompts, batches or another reference policy (ValueError), and cuts samples.jsonl."""

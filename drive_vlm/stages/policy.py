@@ -97,12 +97,17 @@ def _check_copy(policy: Any) -> None:
     own = {name: weight for name, weight in weights.items() if ".default." in name}
     for name, weight in own.items():
         copy = weights.get(name.replace(".default.", ".ref."))
-        if copy is None or copy.shape != weight.shape or not torch.equal(copy, weight) or copy.requires_grad:
+        if copy is None or copy.requires_grad or not torch.equal(_shard(copy), _shard(weight)):
             raise ValueError(
                 f"{name}: the reference adapter does not hold the same weight, so the KL would be to something else. "
                 "Merge the adapter (python -m drive_vlm merge) and train without --deepspeed zero3, or use --beta 0."
             )
     assert own, "a PeftModel has an adapter"
+
+
+def _shard(weight: Any) -> torch.Tensor:
+    """What this rank holds of a weight: under ZeRO-3 its part."""
+    return getattr(weight, "ds_tensor", weight).detach()
 
 
 # vision tower
