@@ -34,6 +34,7 @@ def samples(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().split("\n") if line]
 
 
+@pytest.mark.slow
 def test_the_reward_rises(grpo: Callable, fresh: Callable) -> None:
     """The share of vowels doubles in 16 steps; samples.jsonl holds every completion with its reward and terms."""
     out = fresh("rises")
@@ -79,6 +80,7 @@ def test_prompt_tokens_are_those_of_sft_and_generate(trainer: Callable, world: A
     assert pictures == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_adapter_that_the_run_began_with(
     trainer: Callable, grpo: Callable, fresh: Callable, tmp_path: Path
 ) -> None:
@@ -166,6 +168,7 @@ def test_the_stream_of_prompts() -> None:
     assert joined == batches
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_decoded(grpo: Callable, fresh: Callable, world: Any) -> None:
     """A picture whose header is whole and whose pixels are not: told with its line, or counted before the training starts."""
     data = fresh("torn") / "d"

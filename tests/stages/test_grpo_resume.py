@@ -1,11 +1,15 @@
 """A GRPO run that was stopped and resumed: the same prompts, completions, rewards and KL as one that was not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+
+from drive_vlm.stages.grpo import parse, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -50,18 +54,44 @@ def test_resumed_equals_uninterrupted(grpo: Callable, fresh: Callable, flags: tu
     assert_same_walk(stopped, whole, 6)
 
 
-def test_order_does_not_depend_on_the_number_of_processes(grpo: Callable, fresh: Callable) -> None:
+def test_order_does_not_depend_on_the_number_of_processes(
+    grpo: Callable, fresh: Callable, grpo_words: Callable
+) -> None:
     """Two ranks under ZeRO-2, then one that resumes: the prompts of the whole run are those of one process."""
-    one = grpo(fresh("one"), "--max_steps", 6)
     out = fresh("changing")
     shards = ("--deepspeed", "zero2", "--save_strategy", "steps", "--save_steps", 3, "--resume", "auto")
     grpo(out, *shards, "--max_steps", 3, launcher="torchrun")
     grpo(out, *shards, "--max_steps", 6)
-    assert [(s["step"], s["id"]) for s in samples(out)] == [(s["step"], s["id"]) for s in samples(one.out)]
-    refused = grpo(out, "--deepspeed", "zero2", "--num_generations", 8, "--resume", "auto", code=2)
-    assert "num_generations 4, it is 8 now" in refused.text
-    refused = grpo(out, "--deepspeed", "zero2", "--model", out / "checkpoint-3", "--resume", "auto", code=2)
-    assert "reference" in refused.text and "start anew" in refused.text
+    one = prepared(grpo_words(fresh("one"), "--beta", 0))
+    rows = [row for batch in range(6) for row in one.batches.prompts_of(batch)]
+    assert [(s["step"], s["id"]) for s in samples(out)[::4]] == [
+        (place // 2 + 1, one.tables["train"].sample(row).id) for place, row in enumerate(rows)
+    ]
+
+
+def test_what_would_not_go_on_where_it_stopped_is_refused(
+    grpo: Callable, fresh: Callable, grpo_words: Callable, world: Any
+) -> None:
+    out = fresh("refused")
+    grpo(out, "--max_steps", 1, "--save_strategy", "steps", "--save_steps", 1)
+    other = fresh("other") / "model"
+    shutil.copytree(world.model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    for flags, words in (
+        (("--num_generations", 8), "num_generations 4, it is 8 now"),
+        (("--seed", 7), "seed 42, it is 7 now"),
+        (("--model", other), "reference .*start anew"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            prepared(grpo_words(out, "--resume", "auto", *flags))
+
+
+def prepared(words: list[object]) -> Any:
+    """The Trainer of these flags, in this process, after its checks of a resume."""
+    trainer, _ = prepare(parse([str(word) for word in words]))
+    trainer.prepare_start()
+    return trainer
 
 
 def test_a_stop_request_waits_for_the_end_of_a_generation_batch(grpo: Callable, fresh: Callable) -> None:
