@@ -126,7 +126,7 @@ class Architecture:
     ) -> list[Weight]:
         """Every weight as the flags freeze and adapt it. Raises ValueError as freezing and LoRA themselves do."""
         shapes = self.shapes()
-        frozen = self._frozen_paths(freeze, shapes)
+        frozen = (*self._frozen_paths(freeze, shapes), *self._unread())
         weights = [
             Weight(name, shape, self.part_of(name), not name.startswith(frozen)) for name, shape in shapes.items()
         ]
@@ -139,6 +139,14 @@ class Architecture:
         if not any(weight.trains for weight in weights):
             raise ValueError(f"--freeze {' '.join(freeze)}: no parameter is left to train. Leave a part out.")
         return weights
+
+    def _unread(self) -> tuple[str, ...]:
+        """Paths of the tower's layers behind the one that LLaVA-NeXT reads: no gradient reaches them."""
+        if self.kind != "llava_next":
+            return ()
+        tower, depth = self.parts["vision_tower"][0], self.config["vision_config"]["num_hidden_layers"]
+        read = layers_read(self.config.get("vision_feature_layer", -2), depth)
+        return (f"{tower}.post_layernorm.", *(f"{tower}.encoder.layers.{i}." for i in range(read, depth)))
 
     def _frozen_paths(self, freeze: Sequence[str], shapes: Shapes) -> tuple[str, ...]:
         modules = {name[:i] for name in shapes for i, letter in enumerate(name) if letter == "."}
@@ -266,6 +274,13 @@ def _pictures(config: dict[str, Any], given: dict[str, int]) -> Pictures:
     side = vision["image_size"]
     pixels = 3 * int(side[0] if isinstance(side, list) else side) ** 2
     return Pictures(**{**known, "pixels": pixels, **given})
+
+
+def layers_read(chosen: int | Sequence[int], depth: int) -> int:
+    """Layers of a tower of `depth` layers up to the last whose output goes on (vision_feature_layer); -2 leaves out one."""
+    return max(
+        layer if layer >= 0 else depth + 1 + layer for layer in ([chosen] if isinstance(chosen, int) else chosen)
+    )
 
 
 def attention_widths(text: dict[str, Any]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import Family, ProcessorParts
+from drive_vlm.models.architecture import layers_read
 from drive_vlm.models.internvl import ATTENTION, has_own_head
 from drive_vlm.models.quantize import quantization_arguments
 
@@ -129,7 +130,8 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         **quantization_arguments(config, ("model.vision_tower", "model.multi_modal_projector")),
     )
     tower = model.model.vision_tower
-    for module in (*tower.encoder.layers[_layers_read(hf_config) :], tower.post_layernorm):
+    read = layers_read(hf_config.vision_feature_layer, hf_config.vision_config.num_hidden_layers)
+    for module in (*tower.encoder.layers[read:], tower.post_layernorm):
         module.requires_grad_(False)
     vision = hf_config.vision_config
     return Family(
@@ -147,12 +149,4 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 + 1,
         projector_tokens=(vision.image_size // vision.patch_size) ** 2,
-    )
-
-
-def _layers_read(hf_config: Any) -> int:
-    """Layers of the tower up to the last whose output goes on; -2 leaves out the last one."""
-    chosen, depth = hf_config.vision_feature_layer, hf_config.vision_config.num_hidden_layers
-    return max(
-        layer if layer >= 0 else depth + 1 + layer for layer in ([chosen] if isinstance(chosen, int) else chosen)
     )
