@@ -10,10 +10,11 @@ from typing import Any
 
 from drive_vlm.config import CommandParser, nearest, plain
 
-STAGES = ("sft",)
+STAGES = ("sft", "dpo", "spin")
 EXAMPLES = """
 python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero1 --bf16 --world_size 8
 python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --gpu_memory 24GB
+python -m drive_vlm plan spin --model llava_next_8b --deepspeed zero3 --bf16 --gradient_checkpointing --max_length 2048 --world_size 8
 python -m drive_vlm plan systems
 PLAN=1 bash recipes/internvl3_1b_sft.sh --data train.jsonl
 """
@@ -26,6 +27,13 @@ ASSUMPTIONS = [
     "'needed' adds 5 % fragmentation and 1 GiB of CUDA context to the peak;",
     "FLOPs as in drive_vlm/models/flops.py (attention scores left out, recomputation not counted);",
     "checkpoints: --keep, the best where evaluation rows are given, and the one being written.",
+]
+
+
+OF_PAIRS = [
+    "a pair is two rows, each as long as --max_length allows;",
+    "the reference is one more forward pass: of every pair once (cached), or in every step (live, with a second model in memory "
+    "unless LoRA is switched off for it).",
 ]
 
 
@@ -77,7 +85,9 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     architecture = load_architecture(flags.model.model).with_frames(flags.data.num_frames)
     four_bit = flags.model.quantize == "nf4"
     weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, four_bit)
-    rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model)
+    rows = typical_row(
+        flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model, flags.sides == 2
+    )
     case = Case(flags, architecture, weights, rows, accumulation)
     all_layouts, chosen = layouts(flags)
     own = next(layout for layout in all_layouts if layout.name == chosen)
@@ -89,6 +99,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         "configuration": {name: {"value": value, "origin": origin} for name, (value, origin) in flags.resolved.items()},
         "shown_defaults": list(_SHOWN),
         "batch": {
+            "unit": "sequences" if flags.sides == 1 else "pairs",
             "global": micro * accumulation * world,
             "micro": micro,
             "accumulation": accumulation,
@@ -109,7 +120,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
             "missing": rows.missing,
             "audit": rows.audit,
         },
-        "assumptions": ASSUMPTIONS,
+        "assumptions": [*ASSUMPTIONS, *(OF_PAIRS if flags.sides == 2 else ())],
     }
 
 

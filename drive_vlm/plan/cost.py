@@ -1,5 +1,6 @@
 """What a run costs: FLOPs and hours, and disk for its checkpoints."""
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Sequence
@@ -42,6 +43,12 @@ def train_flops(architecture: Architecture, weights: Sequence[Weight]) -> dict[s
     }
 
 
+def forward_flops(architecture: Architecture, weights: Sequence[Weight]) -> dict[str, float]:
+    """FLOPs of a forward pass alone: a frozen model's, without the gradient that flows through its language model."""
+    frozen = train_flops(architecture, [dataclasses.replace(weight, trains=False) for weight in weights])
+    return {"token": frozen["token"] / 2, "label": frozen["label"] / 2, "tile": frozen["tile"]}
+
+
 def _own(weights: Sequence[Weight], part: str) -> int:
     """Weights of a part, a copy that peft trains counted once."""
     return sum({weight.name: weight.size for weight in weights if weight.part == part}.values())
@@ -57,17 +64,20 @@ def time_and_tokens(
     if flags.data.packing:  # packs are filled to about 95 %
         per_sequence = max(1.0, 0.95 * flags.data.max_length / rows.tokens)
         sequences = math.ceil(sequences / per_sequence) if sequences else None
-    per_row = flops["token"] * rows.tokens + flops["label"] * rows.labels + flops["tile"] * rows.tiles
+    forward = _of_row(forward_flops(architecture, weights), rows) * flags.sides
+    per_row = _of_row(flops, rows) * flags.sides + (forward if flags.reference == "live" else 0)
     step = per_row * per_sequence * global_batch
     epochs, limit = float(flags.training["num_train_epochs"] or 3), int(flags.training["max_steps"] or -1)
     steps = limit if limit > 0 else math.ceil(math.ceil(sequences / global_batch) * epochs) if sequences else None
     peak, name = device_peak(flags)
-    seconds = step / (peak * flags.plan.mfu * flags.plan.world_size)
-    hours = None if steps is None else steps * seconds / 3600
+    rate = peak * flags.plan.mfu * flags.plan.world_size
+    seconds = step / rate
+    once = (sequences or 0) * per_sequence * forward if flags.reference == "cached" else 0
+    hours = None if steps is None else (steps * seconds + once / rate) / 3600
     return {
         "steps": steps,
         "epochs": None if limit > 0 else epochs,
-        "tokens_a_step": round(rows.tokens * per_sequence * global_batch),
+        "tokens_a_step": round(rows.tokens * flags.sides * per_sequence * global_batch),
         "flops_a_step": step,
         "seconds_a_step": seconds,
         "hours": hours,
@@ -76,6 +86,10 @@ def time_and_tokens(
         "peak_flops": peak,
         "device": name,
     }
+
+
+def _of_row(flops: dict[str, float], rows: Rows) -> float:
+    return flops["token"] * rows.tokens + flops["label"] * rows.labels + flops["tile"] * rows.tiles
 
 
 def device_peak(flags: Flags) -> tuple[float, str]:

@@ -21,6 +21,7 @@ from drive_vlm.config import (
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
+PAIR_STAGES = ("dpo", "spin")
 # Defaults of training_arguments() in stages/engine.py, which differ from transformers' own.
 ENGINE_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -50,7 +51,10 @@ class PlanConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved."""
+    """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved.
+
+    `sides` rows make a sequence: 2 for preference pairs, whose `reference` is "cached" or "live" (None for other stages).
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -58,17 +62,24 @@ class Flags:
     plan: PlanConfig
     training: dict[str, Any]
     resolved: dict[str, tuple[Any, str]]
+    reference: str | None = None
+
+    @property
+    def sides(self) -> int:
+        return 1 if self.reference is None else 2
 
 
 def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
     """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
     from drive_vlm.stages.arguments import _NOT_FOR_USERS, _yaml_words
+    from drive_vlm.stages.preference import ReferenceFlags, check_flags
 
+    pairs = command in PAIR_STAGES
     parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
     )
-    classes = (ModelConfig, DataConfig, RunConfig, PlanConfig)
+    classes = (ModelConfig, DataConfig, RunConfig, PlanConfig, *((ReferenceFlags,) if pairs else ()))
     for cls in classes:
         add_dataclass(parser, cls)
     for action in parser._actions:  # a model's sizes can be planned before there are rows
@@ -77,16 +88,20 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
     try:
         from_file = _yaml_words(parser, words)
         namespace, rest = parser.parse_known_args([*from_file, *words])
-        known = training_fields()
+        known = training_fields() | (dpo_fields() if pairs else {})
         given = _training_flags(rest, known, _NOT_FOR_USERS, {action.dest for action in parser._actions})
+        model, data, run, plan, *reference = (from_namespace(cls, namespace) for cls in classes)
+        if pairs:
+            given = check_flags(command, data, reference[0], given)
     except ValueError as error:
         parser.error(str(error))
     training = known | ENGINE_DEFAULTS | given
-    model, data, run, plan = (from_namespace(cls, namespace) for cls in classes)
-    values = training | {k: v for item in (model, data, run, plan) for k, v in dataclasses.asdict(item).items()}
+    values = training | {
+        k: v for item in (model, data, run, plan, *reference) for k, v in dataclasses.asdict(item).items()
+    }
     origin = origins(from_file, words)
     resolved = {name: (value, origin.get(name, "default")) for name, value in values.items()}
-    return Flags(model, data, run, plan, training, resolved)
+    return Flags(model, data, run, plan, training, resolved, reference[0].reference if pairs else None)
 
 
 def training_fields() -> dict[str, Any]:
@@ -94,17 +109,27 @@ def training_fields() -> dict[str, Any]:
 
     A default that is no literal is None.
     """
-    spec = importlib.util.find_spec("transformers")
+    fields = _fields_of("transformers", "training_args.py", "TrainingArguments")
+    return fields | {"optim": "adamw_torch_fused"}  # a constant in the source
+
+
+def dpo_fields() -> dict[str, Any]:
+    """What trl.DPOConfig adds to them, and changes."""
+    base = _fields_of("trl", "trainer/base_config.py", "_BaseConfig")
+    return base | _fields_of("trl", "trainer/dpo_config.py", "DPOConfig")
+
+
+def _fields_of(package: str, file: str, name: str) -> dict[str, Any]:
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ValueError("transformers is not installed. Install the project: pip install -e .")
-    tree = ast.parse(Path(spec.origin).with_name("training_args.py").read_text())
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    fields = {
+        raise ValueError(f"{package} is not installed. Install the project: pip install -e .")
+    tree = ast.parse((Path(spec.origin).parent / file).read_text())
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return {
         item.target.id: _default(item.value)
         for item in body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
-    return fields | {"optim": "adamw_torch_fused"}  # a constant in the source
 
 
 def _default(value: ast.expr | None) -> Any:

@@ -53,27 +53,30 @@ def layouts(flags: Flags) -> tuple[list[Layout], str]:
 
 
 def longest(case: Case, micro: int) -> Batch:
-    """A micro batch of rows as long as --max_length allows."""
+    """A micro batch of rows as long as --max_length allows; a pair is two of them."""
     data, pictures = case.flags.data, case.architecture.pictures
     room = data.max_length // pictures.tokens if pictures.tokens else 0
     limit = None if pictures.video else case.flags.model.max_tiles
     tiles = room if data.packing else min(room, pictures.tiles if limit is None else limit + (limit > 1))
     text = max(1, data.max_length - tiles * pictures.tokens)
-    return Batch(micro, data.max_length, micro * tiles, micro * text)
+    rows = micro * case.flags.sides
+    return Batch(rows, data.max_length, rows * tiles, rows * text)
 
 
 def typical(case: Case, micro: int) -> Batch:
     """A micro batch of typical rows; packs are full."""
     if case.flags.data.packing:
         return longest(case, micro)
-    rows = case.rows
-    return Batch(micro, rows.tokens, micro * rows.tiles, micro * rows.labels)
+    rows, number = case.rows, micro * case.flags.sides
+    return Batch(number, rows.tokens, number * rows.tiles, number * rows.labels)
 
 
 def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
     """The peak of one process under `layout`."""
     each = weight_bytes(case, layout)
     sizes = [Size(w.size, w.trains, NF4_BYTES if w.four_bit else None) for w in case.weights]
+    if case.flags.reference == "live" and not case.flags.model.lora_rank:
+        sizes += [Size(w.size, False) for w in case.weights]
     setting = Setting(
         case.flags.plan.world_size,
         each,

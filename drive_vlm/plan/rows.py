@@ -29,12 +29,17 @@ class Rows:
 
 
 def typical_row(
-    data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str
+    data: DataConfig,
+    architecture: Architecture,
+    given: int | None,
+    max_tiles: int | None,
+    model: str,
+    pairs: bool = False,
 ) -> Rows:
-    """Rows of --data where they exist, else a picture with its full tiles (or a video) and 256 tokens of text, 64 of them learned."""
+    """Of preference pairs the longer side. Rows of --data where they exist, else a picture with its full tiles (or a video) and 256 tokens of text, 64 of them learned."""
     missing = tuple(path for path in data.data if not Path(path).is_file())
     if data.data and len(missing) < len(data.data):  # a file of several that is missing is an error there
-        return _sample(data, architecture, given, max_tiles, model)
+        return _sample(data, architecture, given, max_tiles, model, pairs)
     pictures = architecture.pictures
     tiles = pictures.tiles
     if max_tiles and not pictures.video:
@@ -45,8 +50,11 @@ def typical_row(
     return Rows(None, tokens, tiles, min(64, tokens), None, source, None, missing)
 
 
-def _sample(data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str) -> Rows:
+def _sample(
+    data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str, pairs: bool
+) -> Rows:
     """Rows evenly spread over all files: parsed, picture headers read, tokens counted or estimated."""
+    from drive_vlm.data.pair_encoding import sides_of
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import audit_bad_rows, read_sample
 
@@ -58,12 +66,13 @@ def _sample(data: DataConfig, architecture: Architecture, given: int | None, max
         looked = min(len(source.rows), max(1, SAMPLE * len(source.rows) // max(1, total)))
         for i in (k * len(source.rows) // looked for k in range(looked)):
             try:
-                sample = read_sample(source, i)
+                sample = read_sample(source, i, need_answer=not pairs)
+                sides = sides_of(sample) if pairs else (sample,)
                 pieces, limit = _tiles(sample, architecture.pictures, source.max_tiles or max_tiles, data.num_frames)
             except BadRow as error:
                 bad.append(error)
                 continue
-            words, learned = _words(sample, tokenizer)
+            words, learned = max(_words(side, tokenizer) for side in sides)
             pictures = pieces * architecture.pictures.tokens + _PICTURE * (
                 pieces if sample.video else len(sample.images)
             )

@@ -84,7 +84,7 @@ def _memory(plan: dict[str, Any]) -> Table:
 def _batch(plan: dict[str, Any]) -> str:
     batch = plan["batch"]
     return (
-        f"Batch: {batch['global']} sequences a step = {batch['micro']} a GPU x {batch['accumulation']} accumulation x "
+        f"Batch: {batch['global']} {batch['unit']} a step = {batch['micro']} a GPU x {batch['accumulation']} accumulation x "
         f"{batch['world_size']} GPUs; typical row {batch['typical_row']:,} tokens ({plan['data']['source']})"
     )
 

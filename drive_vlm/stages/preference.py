@@ -101,10 +101,12 @@ def check_flags(command: str, data: DataConfig, flags: ReferenceFlags, extra: di
     if flags.reference == "live" and flags.reference_cache is not None:
         raise ValueError("--reference_cache with --reference live: the cache would not be used. Leave one of them out.")
     known = ("sigmoid", "sft") if command == "spin" else ("sigmoid", "hinge", "ipo", "bco_pair", "sft")
-    for kind in extra.get("loss_type", ()):
+    kinds = extra.get("loss_type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    for kind in kinds:
         if kind not in known:
             raise ValueError(f"--loss_type {kind} is not offered (known: {', '.join(known)}).{nearest(kind, known)}")
-    if extra.get("loss_type") == ["sft"]:
+    if kinds == ["sft"]:
         raise ValueError("--loss_type sft alone compares nothing: `python -m drive_vlm sft` trains on answers.")
     # TRL's own defaults are bf16 and checkpointing; here, as in every stage, both are asked for.
     defaults = {"output_dir": f"runs/{command}", "bf16": False, "gradient_checkpointing": False, "max_length": None}

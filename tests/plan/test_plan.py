@@ -239,3 +239,27 @@ def test_a_video_plan_counts_frames_and_refuses_what_the_run_would(
     assert "4-bit weights cannot train" in plan("--model", "siglip2_qwen3_4b", "--quantize", "nf4", code=2)
     shards = ("--lora_rank", 8, "--quantize", "nf4", "--deepspeed", "zero3", "--bf16")
     assert "4-bit weights cannot be sharded" in plan("--model", "siglip2_qwen3_4b", *shards, code=2)
+
+
+def test_a_pair_is_two_rows_and_a_live_reference_a_second_model(plan: Callable) -> None:
+    flags = ("--model", "llava_next_8b", "--deepspeed", "zero2", "--bf16", "--max_length", 2048, "--rows", 640, "--row_tokens", 2000,
+             "--per_device_train_batch_size", 2, "--world_size", 8, "--num_train_epochs", 1, "--json")  # fmt: skip
+    rows, pairs = plan(*flags), plan(*flags, stage="dpo")
+    live, lora = plan(*flags, "--reference", "live", stage="spin"), plan(*flags, "--lora_rank", 8, stage="dpo")
+    layout = {
+        name: found["memory"]["layouts"]["zero2"] for name, found in (("rows", rows), ("pairs", pairs), ("live", live))
+    }
+    assert layout["pairs"]["weights"] == layout["rows"]["weights"] == layout["live"]["weights"] / 2
+    assert layout["pairs"]["activations"] > 1.9 * layout["rows"]["activations"]
+    assert layout["pairs"]["optimizer"] == layout["live"]["optimizer"]
+    assert pairs["batch"]["unit"] == "pairs" and pairs["cost"]["steps"] == rows["cost"]["steps"] == 40
+    assert pairs["cost"]["flops_a_step"] == pytest.approx(2 * rows["cost"]["flops_a_step"])
+    # a forward pass is a third of a step in which everything trains
+    assert live["cost"]["flops_a_step"] == pytest.approx(4 / 3 * pairs["cost"]["flops_a_step"], rel=0.01)
+    assert pairs["cost"]["hours"] == pytest.approx(live["cost"]["hours"], rel=0.01)  # of one epoch
+    assert (
+        lora["configuration"]["reference"]["value"] == "cached"
+        and lora["configuration"]["output_dir"]["value"] == "runs/dpo"
+    )
+    for words in (("--padding_free", "true"), ("--loss_type", "apo_zero")):
+        assert "is not" in plan(*flags, *words, stage="dpo", code=2)
