@@ -269,11 +269,11 @@ def run(args: Any) -> dict[str, Any]:
     videos = []
     for number, (video, rows) in enumerate(track(chosen.items(), "drawing", len(chosen)), 1):
         pictures, frames = loaded[video]
-        entry = {"png": f"{number:03d}-{safe_name(video)[-80:]}.png", "frames": frames}
-        entry = compare_video(video, rows, list(checkpoints), reward) | entry
-        plot_video(out / entry["png"], entry, pictures)
+        png = f"{number:03d}-{safe_name(video)[-80:]}.png"
+        entry = compare_video(video, rows, list(checkpoints), reward) | {"png": png, "frames": frames}
+        plot_video(out / png, entry, pictures)
         videos.append(entry)
-    result = {
+    result: dict[str, Any] = {
         "checkpoints": list(checkpoints),
         "detector": str(reward.cache.detector),
         "weights": asdict(reward.weights),

@@ -53,6 +53,14 @@ def label_counts(objects: Sequence[dict[str, Any]]) -> str:
     return ", ".join(counts) or "nothing"
 
 
+def told_of(terms: dict[str, Any]) -> str:
+    """Length, false claims and missed classes in words."""
+    told = [f"{terms['words']} words"] + (["names no object"] if terms["unverified"] else [])
+    told += [f"not detected: {', '.join(terms['false_claims'])}"] if terms["false_claims"] else []
+    told += [f"not named: {', '.join(terms['missed'])}"] if terms["missed"] else []
+    return "; ".join(told)
+
+
 def marked_parts(marked: dict[str, Any]) -> list[tuple[str, dict[str, Any] | None]]:
     """The text cut into (part, its mention or None); the parts joined are the text."""
     text, parts, end = marked["text"], [], 0
@@ -106,11 +114,12 @@ def _frame(frame: dict[str, Any], picture: "Image", colours: dict[str, str]) -> 
     for thing in frame["objects"]:
         x1, y1, x2, y2 = thing["box"]
         colour = colours[thing["label"]]
+        right = x1 > 0.7 * width  # a label near the edge grows to the left
         told = f"{thing['label']} {thing['score']:.2f}, {x1:g}, {y1:g}, {x2:g}, {y2:g}"
         shapes.append(
             f'<rect x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}" fill="none" stroke="{colour}" stroke-width="{unit:.2f}">'
             f"<title>{escape(told)}</title></rect>"
-            f'<text x="{x1}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{colour}" stroke="#000" '
+            f'<text x="{x2 if right else x1}" text-anchor="{"end" if right else "start"}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{colour}" stroke="#000" '
             f'stroke-width="{unit:.2f}" paint-order="stroke">{escape(thing["label"])}</text>'
         )
     changed = ' <span class="changed">not the picture that was looked at</span>' if frame["changed"] else ""
@@ -150,8 +159,4 @@ def _terms(terms: dict[str, Any]) -> str:
         lines.append(
             f'<span>{name}</span><span class="{kind}"><i style="width:{100 * min(1.0, terms[key]):.1f}%"></i></span><span>{value}</span>'
         )
-    told = [f"{terms['words']} words"]
-    told += [f"not detected: {', '.join(terms['false_claims'])}"] if terms["false_claims"] else []
-    told += [f"not named: {', '.join(terms['missed'])}"] if terms["missed"] else []
-    told += ["names no object"] if terms["unverified"] else []
-    return f'<div class="terms">{"".join(lines)}</div><div class="note">{escape("; ".join(told))}</div>'
+    return f'<div class="terms">{"".join(lines)}</div><div class="note">{escape(told_of(terms))}</div>'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_colours, label_counts, marked_parts
+from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_colours, label_counts, marked_parts, told_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +49,14 @@ class _Sheet:
         style = {"fontsize": _FONT, "va": "baseline", "parse_math": False} | style
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
 
+    def words(self, x: float, y: float, text: str, verdict: str) -> None:
+        """Text as its verdict marks it; "" marks nothing."""
+        if verdict in _COLOURS:
+            self.box(x, y - 0.115, self.measure(text), 0.15, _COLOURS[verdict])
+        if verdict == "denied":
+            self.box(x, y - 0.05, self.measure(text), 0.01, _INKS[verdict])
+        self.text(x, y, text, color=_INKS.get(verdict, "#222222"))
+
     def axes(self, x: float, y: float, width: float, height: float) -> Any:
         place = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(place)
@@ -64,60 +72,46 @@ class _Sheet:
 
 def plot_video(path: Path, entry: dict[str, Any], pictures: Sequence["Image"]) -> None:
     """Write the PNG of one entry of "videos" of the tool's --json; `pictures`: its shown frames."""
-    names = list(entry["texts"][0]["answers"])
-    sheet = _Sheet(2 * _MARGIN + (1 + len(names)) * (_COLUMN + _GAP) - _GAP)
+    columns = 1 + len(entry["texts"][0]["answers"])
+    sheet = _Sheet(2 * _MARGIN + columns * (_COLUMN + _GAP) - _GAP)
     blocks = [
         [_wrapped(sheet, part) for part in (text["reference"], *text["answers"].values())] for text in entry["texts"]
     ]
-    notes = [[_told(sheet, answer["terms"]) for answer in text["answers"].values()] for text in entry["texts"]]
-    per_row = min(len(pictures), max(4, 2 * (1 + len(names))))
-    side = (sheet.width - 2 * _MARGIN - (per_row - 1) * 0.1) / per_row
-    tall = side * max(picture.height / picture.width for picture in pictures)
-    captions = [_wrapped_plain(sheet, f"{f['index']}: {label_counts(f['objects'])}", side) for f in entry["frames"]]
-    strips = _strips(captions, per_row, tall)
+    notes = [
+        [_wrapped_plain(sheet, told_of(answer["terms"]), _COLUMN) for answer in text["answers"].values()]
+        for text in entry["texts"]
+    ]
     heights = [
         _LINE * max(map(len, block)) + _BAR * (1 + len(TERMS)) + _LINE * max(map(len, told)) + 0.85
         for block, told in zip(blocks, notes, strict=True)
     ]
-    sheet.set_height(0.75 + sum(height for _, height in strips) + sum(heights) + 0.3)
+    per_row = min(len(pictures), max(4, 2 * columns))
+    side = (sheet.width - 2 * _MARGIN - (per_row - 1) * 0.1) / per_row
+    tall = side * max(picture.height / picture.width for picture in pictures)
+    captions = [_wrapped_plain(sheet, f"{f['index']}: {label_counts(f['objects'])}", side) for f in entry["frames"]]
+    strips = [
+        tall + 0.15 + _LINE * max(map(len, captions[start : start + per_row]))
+        for start in range(0, len(captions), per_row)
+    ]
+    sheet.set_height(0.75 + sum(strips) + sum(heights) + 0.3)
     sheet.text(_MARGIN, 0.3, entry["group"], fontsize=11, weight="bold")
     seen = ", ".join(f"{label} {count}/{entry['looked_at']}" for label, count in entry["seen"].items())
-    sheet.text(
-        _MARGIN,
-        0.52,
-        f"{entry['video']} · detected in n of {entry['looked_at']} frames: {seen or 'nothing'}",
-        color="#555555",
-    )
-    top = 0.65
-    for row, (_, height) in enumerate(strips):
-        for place in range(row * per_row, min((row + 1) * per_row, len(pictures))):
-            x = _MARGIN + (place - row * per_row) * (side + 0.1)
-            _draw_frame(
-                sheet, (x, top, side, tall), pictures[place], entry["frames"][place], label_colours(entry["frames"])
-            )
-            for line, caption in enumerate(captions[place]):
-                changed = entry["frames"][place]["changed"]
-                sheet.text(
-                    x,
-                    top + tall + 0.15 + line * _LINE,
-                    caption,
-                    fontsize=7.5,
-                    color="#b30000" if changed else "#333333",
-                )
-        top += height
-    for text, block, told, height in zip(entry["texts"], blocks, notes, heights, strict=True):
-        _draw_texts(sheet, top, text, block, told)
+    told = f"{entry['video']} · detected in n of {entry['looked_at']} frames: {seen or 'nothing'}"
+    sheet.text(_MARGIN, 0.52, told, color="#555555")
+    colours = label_colours(entry["frames"])
+    for place, (picture, frame) in enumerate(zip(pictures, entry["frames"], strict=True)):
+        row, column = divmod(place, per_row)
+        x, y = _MARGIN + column * (side + 0.1), 0.65 + sum(strips[:row])
+        _draw_frame(sheet, (x, y, side, tall), picture, frame, colours)
+        for line, caption in enumerate(captions[place]):
+            ink = "#b30000" if frame["changed"] else "#333333"
+            sheet.text(x, y + tall + 0.15 + line * _LINE, caption, fontsize=7.5, color=ink)
+    top = 0.65 + sum(strips)
+    for text, block, lines, height in zip(entry["texts"], blocks, notes, heights, strict=True):
+        _draw_texts(sheet, top, text, block, lines)
         top += height
     _draw_legend(sheet, any(frame["changed"] for frame in entry["frames"]))
     sheet.figure.savefig(path, dpi=_DPI)
-
-
-def _strips(captions: list[list[str]], per_row: int, tall: float) -> list[tuple[int, float]]:
-    """(first frame, height in inches) of each row of frames."""
-    return [
-        (start, tall + 0.15 + _LINE * max(len(lines) for lines in captions[start : start + per_row]))
-        for start in range(0, len(captions), per_row)
-    ]
 
 
 def _draw_frame(
@@ -139,10 +133,10 @@ def _draw_frame(
         colour = colours[thing["label"]]
         outline = [withStroke(linewidth=2.2, foreground="black")]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.2, path_effects=outline))
-        inside = y1 < 0.09 * picture.height
+        inside, right = y1 < 0.09 * picture.height, x1 > 0.7 * picture.width  # labels stay within the picture
         axes.text(
-            x1, y2 if inside else y1, thing["label"], color=colour, fontsize=6.5, va="top" if inside else "bottom",
-            parse_math=False, path_effects=outline, clip_on=True,
+            x2 if right else x1, y2 if inside else y1, thing["label"], color=colour, fontsize=6.5, ha="right" if right else "left",
+            va="top" if inside else "bottom", parse_math=False, path_effects=outline, clip_on=True,
         )  # fmt: skip
 
 
@@ -160,16 +154,13 @@ def _draw_texts(
         sheet.text(x, top + 0.45, _cut(sheet, name), weight="bold")
         for number, line in enumerate(lines):
             for shift, words, verdict in line:
-                y = top + 0.64 + number * _LINE
-                if verdict in _COLOURS:
-                    sheet.box(x + shift, y - 0.115, sheet.measure(words), 0.15, _COLOURS[verdict])
-                sheet.text(x + shift, y, words, color=_INKS.get(verdict, "#222222"))
+                sheet.words(x + shift, top + 0.64 + number * _LINE, words, verdict)
         if column:
             answer = text["answers"][name]
             _draw_terms(sheet, x, below, answer["terms"])
-            for number, line in enumerate(told[column - 1]):
+            for number, note in enumerate(told[column - 1]):
                 y = below + _BAR * (1 + len(TERMS)) + 0.14 + number * _LINE
-                sheet.text(x, y, line, fontsize=7.5, color="#555555")
+                sheet.text(x, y, note, fontsize=7.5, color="#555555")
 
 
 def _draw_terms(sheet: _Sheet, x: float, top: float, terms: dict[str, Any]) -> None:
@@ -186,19 +177,10 @@ def _draw_terms(sheet: _Sheet, x: float, top: float, terms: dict[str, Any]) -> N
 def _draw_legend(sheet: _Sheet, changed: bool) -> None:
     x, y = _MARGIN, sheet.height - 0.12
     for verdict, told in VERDICTS.items():
-        if verdict in _COLOURS:
-            sheet.box(x, y - 0.115, sheet.measure(told), 0.15, _COLOURS[verdict])
-        sheet.text(x, y, told, color=_INKS[verdict])
+        sheet.words(x, y, told, verdict)
         x += sheet.measure(told) + 0.25
     if changed:
         sheet.text(x, y, "red caption: not the picture that the detector looked at", color="#b30000")
-
-
-def _told(sheet: _Sheet, terms: dict[str, Any]) -> list[str]:
-    told = [f"{terms['words']} words"] + (["names no object"] if terms["unverified"] else [])
-    told += [f"not detected: {', '.join(terms['false_claims'])}"] if terms["false_claims"] else []
-    told += [f"not named: {', '.join(terms['missed'])}"] if terms["missed"] else []
-    return _wrapped_plain(sheet, "; ".join(told), _COLUMN)
 
 
 def _cut(sheet: _Sheet, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_counts, marked_parts
+from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_counts, marked_parts, told_of
 
 _STYLES = {"hit": "bold blue", "false": "bold red underline", "denied": "strike", "again": "dim", "unseen": "dim"}
 
@@ -43,7 +43,7 @@ def _table(text: dict[str, Any]) -> Any:
     for name, answer in text["answers"].items():
         terms = answer["terms"]
         cells = ["n/a" if key in terms["no_reference"] else f"{terms[key]:.3f}" for key in ("reward", *TERMS)]
-        table.add_row(Text(name), _marked(answer), *cells)
+        table.add_row(Text(name), _marked(answer).append(f"\n{told_of(terms)}", "dim"), *cells)
     return table
 
 
