@@ -46,8 +46,8 @@ class _Sheet:
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """`y` is the baseline's distance from the top."""
-        style = {"fontsize": _FONT, "va": "baseline", "parse_math": False} | style
-        self.figure.text(x / self.width, 1 - y / self.height, text, **style)
+        known: dict[str, Any] = {"fontsize": _FONT, "va": "baseline", "parse_math": False}
+        self.figure.text(x / self.width, 1 - y / self.height, text, **known | style)
 
     def words(self, x: float, y: float, text: str, verdict: str) -> None:
         """Text as its verdict marks it; "" marks nothing."""

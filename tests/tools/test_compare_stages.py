@@ -1,5 +1,6 @@
 """tools/compare_stages.py through its command line on synthetic clips: page, pictures, numbers, and what it refuses."""
 
+import importlib.util
 import json
 import sys
 from html.parser import HTMLParser
@@ -56,14 +57,31 @@ def answers(data, tmp_path_factory):
     return [folder / f"s{i}.jsonl" for i in (1, 2, 3)]
 
 
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("compare_stages", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def compare(run, data, spacy_model, tmp_path):
+def compare(tool, data, spacy_model, tmp_path, monkeypatch, capfd):
+    """`compare(*flags, expect=0) -> content of --json, or the error`: the command, in this process."""
+
     def start(*flags, expect=0, detections=data / "detections.jsonl"):
         words = ["--videos", data, "--detections", detections, "--spacy", spacy_model, "--out", tmp_path / "out"]
-        done = run([sys.executable, TOOL, *words, "--json", tmp_path / "r.json", *flags], COLUMNS="200")
-        assert done.returncode == expect, done.stdout[-1000:] + done.stderr[-3000:]
-        assert "Traceback" not in done.stderr
-        return json.loads((tmp_path / "r.json").read_text()) if not expect else done.stderr
+        words += ["--json", tmp_path / "r.json", *flags]
+        monkeypatch.setattr(sys, "argv", ["compare_stages.py", *map(str, words)])
+        capfd.readouterr()
+        try:
+            tool.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        told = capfd.readouterr()
+        assert code == expect, told.out[-1000:] + told.err[-3000:]
+        return json.loads((tmp_path / "r.json").read_text()) if not expect else told.err
 
     return start
 
@@ -148,7 +166,7 @@ def test_page_pictures_and_numbers(compare, answers, data, spacy_model, tmp_path
             assert (picture == colour).all(axis=2).sum() > 100, colour
 
 
-def test_files_of_one_name_are_one_checkpoint(compare, answers, tmp_path, run):
+def test_files_of_one_name_are_one_checkpoint(compare, answers, tmp_path):
     """As generate writes answers about videos: a file a mode with the same ids, and no reference."""
     files = []
     for path in answers[::2]:
@@ -188,7 +206,7 @@ def test_what_does_not_fit_is_told(compare, answers, data, tmp_path):
     assert "--models needs --data" in compare("--models", "m", expect=2)
 
 
-def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path, run, spacy_model):
+def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path):
     lines = (data / "detections.jsonl").read_text().splitlines(keepends=True)
     rows = read(answers[0])
     part = tmp_path / "part.jsonl"
@@ -226,7 +244,8 @@ def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, 
         [text] = entry["texts"]
         assert text["mode"] == "concise" and text["reference"]["text"]
         assert text["answers"]["stage 1"]["text"] == text["answers"]["stage 2"]["text"] != ""
+    assert "stage 2" in done.stdout and "R_hall" in done.stdout and "index.html: 2 videos" in done.stdout
+    words[3:8] = [tiny_video_model, tiny_video_model, tmp_path / "none", "--names", "stage 1", "stage 2", "none"]
     done = run([*words, "--modes", "concise"])
-    assert done.returncode == 0 and done.stdout.count("2 answered before, 0 to do") == 2
-    done = run([*words[:3], tmp_path / "none", *words[4:]])
-    assert done.returncode == 2 and "generate ended with code 2" in done.stderr
+    assert done.stdout.count("2 answered before, 0 to do") == 2
+    assert done.returncode == 2 and "none: generate ended with code" in done.stderr
