@@ -6,7 +6,7 @@
 # Hardware    two CPU cores, 6 GB; no GPU, no hub
 # Measured    see README, "Drive-VLM"
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
-#             SIZE=small: what the tests run; SPACY: a spaCy model or its directory (default en_core_web_sm)
+#             SIZE=smoke: every step for a moment, which teaches nothing; SPACY: a spaCy model or its directory (default en_core_web_sm)
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
@@ -15,20 +15,20 @@ started=$SECONDS
 ensure_environment eval,trl,reward
 out="${OUT:-runs/drive_vlm_synthetic}"
 spacy="${SPACY:-en_core_web_sm}"
-tower_steps=800 language_steps=500 steps1=200 steps2=400 steps3=100
-if [ "${SIZE:-}" = small ]; then tower_steps=350 language_steps=250 steps1=100 steps2=220 steps3=40; fi
+scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=400 steps3=100
+if [ "${SIZE:-}" = smoke ]; then scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2; fi
 run rm -rf "$out"
 run mkdir -p "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
-shared=(--num_frames 8 --feature_cache "$out/features" --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --logging_steps 20 --save_strategy no)
+shared=(--num_frames 8 --feature_cache "$out/features" --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --logging_steps "$((steps1 / 4 + 1))" --save_strategy no)
 answer=(--num_frames 8 --batch_size 64)
 
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/9  clips, texts at two granularities, twins that only the order of their frames tells apart; detections"
-run python tools/build_synthetic.py --out "$data" --scenes 4000 --clips 700 --order_clips 600 --num_frames 8 --split_entry --size 64 \
-  --image_format png --clip_format frames --splits train:0.8 val:0.05 test:0.15
+run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --clips "$clips" --order_clips "$order_clips" --num_frames 8 --split_entry --size 64 \
+  --image_format png --clip_format frames --splits train:0.85 test:0.15
 run python tools/build_truth_detections.py --data "$data" --out "$out/detections.jsonl" --misses 0.1 --false_hits 0.05 --num_frames 8
 
 step "2/9  a tower that sees"
@@ -39,7 +39,7 @@ run bash -c "sed -E 's#\"video\": \"[^\"]*\", ##; s#<video>..##' '$data/split_en
 run python tools/build_tiny_model.py --family siglip_qwen --out "$out/random" --corpus "$data/split_entry_train.jsonl" "$data/order_train.jsonl" \
   "$data/clips_train.jsonl" --image_size 64 --patch_size 8 --hidden_size 128 --text_layers 3 --max_frames 8
 run python tools/build_siglip_qwen.py --out "$out/untrained" --vision "$out/tower" --language "$out/random" --pool_size 8 --max_frames 8
-run python tools/cache_features.py --model "$out/untrained" --data "$data"/split_entry_{train,val}.jsonl --num_frames 8 --out "$out/features"
+run python tools/cache_features.py --model "$out/untrained" --data "$data/split_entry_train.jsonl" --num_frames 8 --out "$out/features"
 launch sft --model "$out/untrained" --data "$data/raw_captions_train.jsonl" "$data/clips_train.jsonl" "$data/texts_train.jsonl" "${shared[@]}" \
   --freeze vision_tower --per_device_train_batch_size 16 --learning_rate 2e-3 --max_steps "$language_steps" --output_dir "$out/language"
 
@@ -57,7 +57,7 @@ step "6/9  stage 3: GRPO with the physics reward, held to the stage-2 policy"
 launch grpo --model "$out/stage2" --data "$data/split_entry_train.jsonl" --num_frames 8 --freeze vision_tower temporal_embeddings --deepspeed zero2 \
   --rewards physics --physics_detections "$out/detections.jsonl" --physics_spacy "$spacy" --num_generations 8 --per_device_train_batch_size 32 \
   --global_batch_size 64 --max_completion_length 100 --temperature 1 --beta 0.02 --learning_rate 3e-4 --lr_scheduler_type cosine --warmup_steps 0.05 \
-  --max_steps "$steps3" --logging_steps 5 --save_strategy no --output_dir "$out/stage3"
+  --max_steps "$steps3" --logging_steps 1 --save_strategy no --output_dir "$out/stage3"
 
 step "7/9  held-out clips described by each stage"
 for number in 1 2 3; do

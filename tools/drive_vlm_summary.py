@@ -63,7 +63,15 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
 
     return [
         (f"stage 1: loss {first:.3f} -> {last:.3f}", last < first),
-        (f"stage 2: a concise text has {ratio:.2f} of the detailed one's words (median)", ratio <= 0.5),
+        (
+            "stage 2: "
+            + (
+                "no text to measure"
+                if ratio is None
+                else f"a concise text has {ratio:.2f} of the detailed one's words (median)"
+            ),
+            ratio is not None and ratio <= 0.5,
+        ),
         (
             f"stage 2: order of events {order:.1%}, with shuffled frames {shuffled:.1%}",
             100 * (order - shuffled) >= ORDER_POINTS,

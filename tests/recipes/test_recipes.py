@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "dry_run"
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.sh"))
-OWN_TOPOLOGY = {"quickstart"}  # it is two processes on one machine, always
+OWN_TOPOLOGY = {"quickstart", "drive_vlm_synthetic", "drive_vlm_4090"}  # two processes, or one, on one machine, always
 STEP = {
     "SLURM_JOB_ID": "40123",
     "SLURM_STEP_ID": "0",

@@ -68,7 +68,7 @@ def test_a_heartbeat_costs_microseconds() -> None:
 
 def test_rows_of_a_step_are_those_the_sampler_deals() -> None:
     class Table:
-        def sample(self, i: int) -> Any:
+        def sample(self, i: int, need_answer: bool = True) -> Any:
             return type("Sample", (), {"id": f"row {i}"})
 
     sampler = ShardedBatchSampler(EpochOrder(np.ones(22), 3), 2, 2, 1, 2)  # 3 steps an epoch, the last of 6 rows
