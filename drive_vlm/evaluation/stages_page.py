@@ -18,6 +18,7 @@ VERDICTS = {
     "again": "general word, no further claim",
     "unseen": "no detector sees it",
 }
+NO_REFERENCE = "n/a: the reference has nothing to compare with, so the term is 0"
 _PALETTE = ("#66ccee", "#ffb000", "#ee6677", "#44dd77", "#cc66ff", "#ffee55", "#ffffff", "#ff8844")
 _LARGEST = 480  # pixels of a frame's longer side in the page
 _STYLE = """
@@ -53,6 +54,18 @@ def label_counts(objects: Sequence[dict[str, Any]]) -> str:
     return ", ".join(counts) or "nothing"
 
 
+def needs_label(objects: Sequence[dict[str, Any]], width: int, height: int) -> list[bool]:
+    """For each object whether its name is written: not where the same name stands close by already."""
+    written: list[tuple[str, float, float]] = []
+    needed = []
+    for thing in objects:
+        label, (x, y, *_) = thing["label"], thing["box"]
+        near = any(name == label and abs(x - x0) < width / 5 and abs(y - y0) < height / 12 for name, x0, y0 in written)
+        needed.append(not near)
+        written += [] if near else [(label, x, y)]
+    return needed
+
+
 def told_of(terms: dict[str, Any]) -> str:
     """Length, false claims and missed classes in words."""
     told = [f"{terms['words']} words"] + (["names no object"] if terms["unverified"] else [])
@@ -81,7 +94,7 @@ def write_page(path: Path, result: dict[str, Any], pictures: Sequence[Sequence["
     path.write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="note">detector: {escape(result["detector"])}<br>reward = {escape(weights)}</p>\n<p>{legend}</p>\n'
+        f'<p class="note">detector: {escape(result["detector"])}<br>reward = {escape(weights)}; {NO_REFERENCE}</p>\n<p>{legend}</p>\n'
         f"{body}\n</body></html>\n",
         encoding="utf-8",
     )
@@ -111,7 +124,7 @@ def _frame(frame: dict[str, Any], picture: "Image", colours: dict[str, str]) -> 
     data = base64.b64encode(buffer.getvalue()).decode()
     unit = max(width, height) / 100
     shapes = []
-    for thing in frame["objects"]:
+    for thing, labelled in zip(frame["objects"], needs_label(frame["objects"], width, height), strict=True):
         x1, y1, x2, y2 = thing["box"]
         colour = colours[thing["label"]]
         right = x1 > 0.7 * width  # a label near the edge grows to the left
@@ -119,9 +132,12 @@ def _frame(frame: dict[str, Any], picture: "Image", colours: dict[str, str]) -> 
         shapes.append(
             f'<rect x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}" fill="none" stroke="{colour}" stroke-width="{unit:.2f}">'
             f"<title>{escape(told)}</title></rect>"
-            f'<text x="{x2 if right else x1}" text-anchor="{"end" if right else "start"}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{colour}" stroke="#000" '
-            f'stroke-width="{unit:.2f}" paint-order="stroke">{escape(thing["label"])}</text>'
         )
+        if labelled:
+            shapes.append(
+                f'<text x="{x2 if right else x1}" text-anchor="{"end" if right else "start"}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{colour}" stroke="#000" '
+                f'stroke-width="{unit:.2f}" paint-order="stroke">{escape(thing["label"])}</text>'
+            )
     changed = ' <span class="changed">not the picture that was looked at</span>' if frame["changed"] else ""
     return (
         f'<figure><svg viewBox="0 0 {width} {height}"><image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'

@@ -1,11 +1,20 @@
 """The picture of one video of tools/compare_stages.py: frames with boxes above, texts and reward terms in columns below."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_colours, label_counts, marked_parts, told_of
+from drive_vlm.evaluation.stages_page import (
+    TERMS,
+    VERDICTS,
+    label_colours,
+    label_counts,
+    marked_parts,
+    needs_label,
+    told_of,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +94,7 @@ def plot_video(path: Path, entry: dict[str, Any], pictures: Sequence["Image"]) -
         _LINE * max(map(len, block)) + _BAR * (1 + len(TERMS)) + _LINE * max(map(len, told)) + 0.85
         for block, told in zip(blocks, notes, strict=True)
     ]
-    per_row = min(len(pictures), max(4, 2 * columns))
+    per_row = math.ceil(len(pictures) / math.ceil(len(pictures) / max(4, 2 * columns)))  # rows of equal length
     side = (sheet.width - 2 * _MARGIN - (per_row - 1) * 0.1) / per_row
     tall = side * max(picture.height / picture.width for picture in pictures)
     captions = [_wrapped_plain(sheet, f"{f['index']}: {label_counts(f['objects'])}", side) for f in entry["frames"]]
@@ -128,11 +137,13 @@ def _draw_frame(
     axes.imshow(picture, interpolation="nearest" if picture.width < 200 else "antialiased")
     axes.set_axis_off()
     axes.set_anchor("NW")
-    for thing in frame["objects"]:
+    for thing, labelled in zip(frame["objects"], needs_label(frame["objects"], *picture.size), strict=True):
         x1, y1, x2, y2 = thing["box"]
         colour = colours[thing["label"]]
         outline = [withStroke(linewidth=2.2, foreground="black")]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.2, path_effects=outline))
+        if not labelled:
+            continue
         inside, right = y1 < 0.09 * picture.height, x1 > 0.7 * picture.width  # labels stay within the picture
         axes.text(
             x2 if right else x1, y2 if inside else y1, thing["label"], color=colour, fontsize=6.5, ha="right" if right else "left",

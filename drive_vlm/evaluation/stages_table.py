@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drive_vlm.evaluation.stages_page import TERMS, VERDICTS, label_counts, marked_parts, told_of
+from drive_vlm.evaluation.stages_page import NO_REFERENCE, TERMS, VERDICTS, label_counts, marked_parts, told_of
 
 _STYLES = {"hit": "bold blue", "false": "bold red underline", "denied": "strike", "again": "dim", "unseen": "dim"}
 
@@ -26,7 +26,7 @@ def print_comparison(result: dict[str, Any]) -> None:
     for key, told in VERDICTS.items():
         legend.append(told, _STYLES[key]).append("   ")
     console.print(legend)
-    console.print(Text(f"detector: {result['detector']}", style="dim"))
+    console.print(Text(f"detector: {result['detector']}; {NO_REFERENCE}", style="dim"))
 
 
 def _table(text: dict[str, Any]) -> Any:
