@@ -4,7 +4,7 @@
 # SigLIP2's weights, a language model that has read and described such clips for Qwen3's. The stages begin from a new projector.
 #
 # Hardware    two CPU cores, 6 GB; no GPU, no hub
-# Measured    see README, "Drive-VLM"
+# Measured    see docs/drive_vlm.md
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
 #             SIZE=smoke: every step for a moment, which teaches nothing; SPACY: a spaCy model or its directory (default en_core_web_sm)
 set -euo pipefail
