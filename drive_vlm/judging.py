@@ -207,7 +207,7 @@ class LocalJudge:
 
     def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
         from drive_vlm.config import ModelConfig
-        from drive_vlm.generate import GenerateConfig, LocalModel
+        from drive_vlm.generate import GenerateConfig, LocalModel, batches_of
 
         generation = GenerateConfig(
             data=[],
@@ -220,7 +220,8 @@ class LocalJudge:
         if self._model is None:
             self._model = LocalModel(ModelConfig(model=self.path), generation)
         samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
-        replies = {sample.id: text for sample, text in self._model.answers(samples, generation, [])}
+        batches = batches_of(samples, generation.batch_size)
+        replies = {sample.id: text for sample, text in self._model.answers(batches, generation, [])}
         self.requests += len(requests)
         return [replies[sample.id] for sample in samples]
 

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from safetensors.torch import load_file, save_file
 
+from drive_vlm.config import ModelConfig
 from drive_vlm.data.predictions import finished_rows
-from drive_vlm.generate import take_shard
+from drive_vlm.generate import GenerateConfig, generate, take_shard
 
 
 def rows_of(path):
@@ -182,3 +183,20 @@ def test_answers_of_two_models_do_not_mix(run, tiny_model, synthetic_data, tmp_p
     warmer = run(command(tiny_model, synthetic_data, out, "--temperature", 0.7))
     assert warmer.returncode == 2 and "(temperature; see" in warmer.stderr
     assert len(rows_of(out)) == 5
+
+
+@pytest.mark.slow
+def test_sampled_answers_are_the_same_after_an_interruption_and_differ_by_seed(tiny_model, synthetic_data, tmp_path):
+    def answers(name, seed=0):
+        flags = {"batch_size": 5, "max_new_tokens": 6, "temperature": 1.0, "limit": 12, "seed": seed}
+        out = tmp_path / name
+        data = [str(synthetic_data / "test.jsonl")]
+        generate(ModelConfig(model=str(tiny_model)), GenerateConfig(data=data, out=str(out), **flags))
+        return out.read_text()
+
+    whole = answers("whole.jsonl")
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "torn.jsonl").write_text("".join(lines[2:4] + lines[7:10]))
+    shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / "torn.jsonl.settings.json")
+    assert answers("torn.jsonl") == whole
+    assert answers("other.jsonl", seed=1) != whole

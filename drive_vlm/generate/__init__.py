@@ -1,6 +1,7 @@
 """Answers of a model for the rows of a file or about videos, as predictions JSONL: batched, sharded over ranks, restartable."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,7 +92,6 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     done = finished_rows(out)
     keep_settings(out, model, config, bool(done))
     todo = [sample for sample in samples if sample.id not in done]
-    mine = todo[topology.rank :: topology.world_size]
     if topology.is_main:
         print(
             f"{len(samples):,} rows, {len(samples) - len(todo):,} answered before, {len(todo):,} to do, {len(bad)} bad",
@@ -100,9 +100,9 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     if topology.world_size > 1:
         _start_ranks()
     answers = (
-        answers_of_server(mine, model, config)
+        answers_of_server(todo[topology.rank :: topology.world_size], model, config)
         if config.backend == "openai"
-        else _answers_of_model(mine, model, config, bad)
+        else _answers_of_model(samples, set(done), model, config, bad)
     )
     with open(part_of_rank(out, topology.rank), "a", encoding="utf-8") as file:
         for sample, answer in answers:
@@ -194,10 +194,31 @@ def _finish_ranks(world_size: int) -> None:
 
 
 def _answers_of_model(
-    samples: list[Sample], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
+    samples: list[Sample], done: set[str], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
 ) -> Iterator[tuple[Sample, str]]:
-    if samples:
-        yield from LocalModel(model, config).answers(samples, config, bad)
+    """Answers of this rank to the samples that are not `done`.
+
+    Batches are the same whatever is done and however many ranks there are, each with a seed of its own, and a batch that
+    lacks an answer is answered whole: a run that was interrupted gives the answers of one that was not.
+    """
+    topology = read_topology()
+    batches = [batch for batch in batches_of(samples, config.batch_size) if not {row.id for row in batch} <= done]
+    mine = batches[topology.rank :: topology.world_size]
+    if mine:
+        answers = LocalModel(model, config).answers(mine, config, bad)
+        yield from ((sample, answer) for sample, answer in answers if sample.id not in done)
+
+
+def batches_of(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Batches of similar length, so that little is spent on padding."""
+    ordered = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def batch_seed(seed: int, batch: Sequence[Sample]) -> int:
+    """The seed of a batch's sampling: 63 bits of a hash of `seed` and the rows' ids."""
+    text = json.dumps([seed, *(sample.id for sample in batch)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class LocalModel:
@@ -224,21 +245,17 @@ class LocalModel:
         )
 
     def answers(
-        self, samples: Sequence[Sample], config: GenerateConfig, bad: list[BadRow]
+        self, batches: Sequence[Sequence[Sample]], config: GenerateConfig, bad: list[BadRow]
     ) -> Iterator[tuple[Sample, str]]:
-        """Generate in batches of similar length, so that little is spent on padding; rows that cannot be encoded are
-        added to `bad` with on_bad_row skip, else raised."""
+        """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised."""
         import torch
         from rich.progress import track
 
-        torch.manual_seed(config.seed + read_topology().rank)
         sampling = (
             {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
             if config.temperature > 0
             else {"do_sample": False}
         )
-        samples = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
-        batches = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
         for batch in track(batches, "answering", disable=not read_topology().is_main):
             encoded = []
             for sample in batch:
@@ -249,6 +266,7 @@ class LocalModel:
                         raise
                     bad.append(error)
             if encoded:
+                torch.manual_seed(batch_seed(config.seed, batch))
                 texts = self._generate([features for _, features in encoded], config.max_new_tokens, sampling)
                 yield from zip((sample for sample, _ in encoded), texts, strict=True)
 
