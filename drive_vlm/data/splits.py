@@ -46,6 +46,11 @@ def held_out_groups(groups: Iterable[str], count: int, seed: int = 0) -> set[str
     return set(sorted(names, key=lambda name: (_digest(seed, name), name))[:count])
 
 
+def split_position(group: str, seed: int = 0) -> bytes:
+    """Where `group` stands in the order in which groups are held out: a hash of (seed, group)."""
+    return _digest(seed, group)
+
+
 def _digest(seed: int, group: str) -> bytes:
     return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=8).digest()
 

@@ -1,0 +1,367 @@
+"""rounds.json: how a chain of self-play rounds stands, for people and for the recipes that run it.
+
+    OUT/rounds.json
+    OUT/data/train.jsonl eval.jsonl        the rows, where some of them were held out
+    OUT/direct/, OUT/round-0/              answers.jsonl and scores.json of the models that the chain starts from
+    OUT/round-T/generated.jsonl            answers of round T-1's model to the training rows
+    OUT/round-T/pairs.jsonl                those answers, rejected, beside the rows' own, chosen
+    OUT/round-T/model/                     trained on the pairs of rounds T and T-1, from round T-1's model and against it
+    OUT/round-T/answers.jsonl scores.json  its answers to the held-out rows, and what they are worth
+
+Every step that is recorded carries hashes of what it made: a state that does not fit its files is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.launch.cache import write_atomically
+from drive_vlm.launch.fingerprint import content_hash, model_fingerprint
+
+STEPS = ("generate", "pairs", "train", "evaluate")
+DIRECT = "direct"  # the model before any fine-tuning, for the table only
+STATE = "rounds.json"
+_FORMAT = 1
+_SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
+
+
+class Chain:
+    """The state in `out`. Raises ValueError where there is none, or one of another format."""
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+        self.path = self.out / STATE
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no chain of rounds was started here")
+        self.content = read_json(self.path)
+        if self.content.get("format") != _FORMAT:
+            raise ValueError(
+                f"{self.path}: format {self.content.get('format')}, this version reads {_FORMAT}. Give another OUT."
+            )
+
+    @classmethod
+    def start(cls, out: str | Path, settings: dict[str, Any]) -> "Chain":
+        """A new chain, or the one that is there. Raises ValueError when that one was started with other settings."""
+        path = Path(out) / STATE
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"format": _FORMAT, "settings": settings, "rounds": {}})
+        chain = cls(out)
+        was = chain.content["settings"]
+        moved = [name for name in settings if _named(name, was.get(name)) != _named(name, settings[name])]
+        if moved:
+            lines = "; ".join(f"{name}: {_short(was.get(name))} then, {_short(settings[name])} now" for name in moved)
+            raise ValueError(
+                f"{path}: the chain was started with other settings ({lines}). Give another OUT, or go back to those settings."
+            )
+        return chain
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.content["settings"]
+
+    def folder(self, number: str) -> Path:
+        return self.out / (number if number == DIRECT else f"round-{number}")
+
+    def entry(self, number: str) -> dict[str, Any]:
+        """What is recorded of a round; empty where nothing is."""
+        return self.content["rounds"].get(number, {})
+
+    def is_done(self, number: str, step: str) -> bool:
+        """Whether a step is recorded, or finished and only not recorded yet.
+
+        Raises ValueError when what was recorded is no longer what lies in the folder.
+        """
+        self._check_position(number, step)
+        recorded = self.entry(number).get(step)
+        if recorded is None:
+            return step in _FINISHED and _FINISHED[step](self.folder(number))
+        if (now := _identity(self.folder(number), step)) != recorded["identity"]:
+            what = "is gone" if now is None else "has changed since"
+            raise ValueError(
+                f"{self.path} does not fit its files: {_identified(self.folder(number), step)}, recorded as round {number}'s result of "
+                f"{step}, {what}. Put it back, or make this round and those after it anew: "
+                f"python tools/rounds.py forget --out {self.out} --round {number}"
+            )
+        return True
+
+    def record(self, number: str, step: str) -> None:
+        """Write down what a finished step made. Raises ValueError when it is not finished, or an earlier one has changed."""
+        if self.entry(number).get(step) is not None and self.is_done(number, step):
+            return
+        self._check_position(number, step)
+        for before in STEPS[: STEPS.index(step)] if number not in (DIRECT, "0") else ():
+            if before not in self.entry(number):
+                raise ValueError(f"round {number}: {step} cannot be recorded before {before}, which is not")
+            self.is_done(number, before)
+        facts = _RECORDERS[step](self, number)
+        identity = _identity(self.folder(number), step)
+        if identity is None:
+            raise ValueError(f"round {number}: {step} made no {_identified(self.folder(number), step)}")
+        entry = self.content["rounds"].setdefault(number, {})
+        entry[step] = facts | {"identity": identity}
+        self.content["rounds"] = dict(sorted(self.content["rounds"].items(), key=lambda item: _order(item[0])))
+        self.save()
+
+    def decide(self, number: int, margin: float) -> bool:
+        """Whether the chain goes on after a round: False when its evaluation fell by more than `margin`. Kept in the state.
+
+        Raises ValueError when the round or the one before it is not evaluated.
+        """
+        if number == 0:
+            return True
+        before, after = (self.evaluation(str(n)) for n in (number - 1, number))
+        change = after["value"] - before["value"]
+        name = after["metric"].rsplit(".", 1)[-1]
+        moved = f"{name} {after['value']:.4f} after {before['value']:.4f} ({change:+.4f})"
+        stopped = change < -margin
+        words = f"stopped: {moved} fell by more than the margin {margin:g}" if stopped else f"go on: {moved}"
+        self.content["rounds"][str(number)]["decision"] = {"go_on": not stopped, "margin": margin, "words": words}
+        self.save()
+        return not stopped
+
+    def evaluation(self, number: str) -> dict[str, Any]:
+        if not self.entry(number).get("evaluate"):
+            raise ValueError(f"round {number} is not evaluated yet. Run it: ROUND={number}")
+        return self.entry(number)["evaluate"]
+
+    def forget(self, number: int) -> list[Path]:
+        """Take a round and those after it out of the state; their folders are kept beside, as round-T.forgotten-K."""
+        moved = []
+        for name in [name for name in self.content["rounds"] if name != DIRECT and int(name) >= number]:
+            del self.content["rounds"][name]
+        self.save()
+        for folder in sorted(self.out.glob("round-*")):
+            if folder.name.removeprefix("round-").isdigit() and int(folder.name.removeprefix("round-")) >= number:
+                count = len(list(self.out.glob(f"{folder.name}.forgotten-*")))
+                moved.append(folder.rename(folder.with_name(f"{folder.name}.forgotten-{count + 1}")))
+        return moved
+
+    def save(self) -> None:
+        write_json(self.path, self.content)
+
+    def _check_position(self, number: str, step: str) -> None:
+        if step != "evaluate" and number in (DIRECT, "0"):
+            raise ValueError(
+                f"{number}: the models that a chain starts from are only evaluated, not put through {step}"
+            )
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Restore the file, or give another OUT.") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _order(number: str) -> int:
+    return -1 if number == DIRECT else int(number)
+
+
+def _named(name: str, value: Any) -> Any:
+    """A setting as it is compared: files and models by what they hold, since a folder may be moved."""
+    if isinstance(value, dict) and len(value) > 1:
+        return {key: item for key, item in value.items() if key not in ("name", "path")} or value
+    return value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+# --- what each step leaves behind
+
+
+def _identified(folder: Path, step: str) -> Path:
+    return folder / {"generate": "generated.jsonl", "pairs": "pairs.jsonl", "train": "model", "evaluate": "answers.jsonl"}[step]  # fmt: skip
+
+
+def _identity(folder: Path, step: str) -> Any:
+    """Hash of a step's file, or of its model; None where there is none."""
+    path = _identified(folder, step)
+    if step == "train":
+        return {key: value for key, value in model_fingerprint(str(path)).items() if key != "name"} if path.is_dir() else None  # fmt: skip
+    return content_hash(path) if path.is_file() else None
+
+
+def shards_of(folder: Path) -> tuple[list[Path], list[int]]:
+    """The finished shards of a generation in their order, and the numbers of those that are missing.
+
+    Raises ValueError for shards of different counts.
+    """
+    found = {path: tuple(map(int, match.groups())) for path in folder.glob("generated.shard-*") if (match := _SHARD.fullmatch(path.name))}  # fmt: skip
+    counts = {count for _, count in found.values()}
+    if len(counts) > 1:
+        raise ValueError(f"{folder}: shards of {' and of '.join(map(str, sorted(counts)))}. Remove those of one count.")
+    there = {index for index, _ in found.values()}
+    return sorted(found), [index for index in range(max(counts, default=0)) if index not in there]
+
+
+def _generation_finished(folder: Path) -> bool:
+    files, missing = shards_of(folder)
+    return (folder / "generated.jsonl").is_file() or bool(files and not missing)
+
+
+def _training_finished(folder: Path) -> bool:
+    run = folder / "model" / "run.json"
+    return run.is_file() and read_json(run).get("state") == "finished"
+
+
+_FINISHED: dict[str, Callable[[Path], bool]] = {"generate": _generation_finished, "train": _training_finished}
+
+
+def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
+    """Joins the shards of an array, where it was one."""
+    folder, name = chain.folder(number), "generated.jsonl"
+    shards, missing = shards_of(folder)
+    if not (folder / name).is_file():
+        if missing or not shards:
+            raise ValueError(
+                f"{folder}: no {name}, and of its shards {missing or 'none'} are missing. Run STEP=generate."
+            )
+        settings = [read_json(path.with_name(f"{path.name}.settings.json")) for path in shards]
+        if different := [path.name for path, item in zip(shards, settings, strict=True) if item != settings[0]]:
+            raise ValueError(
+                f"{folder}: {', '.join(different)}: other settings than {shards[0].name}. Remove them and run STEP=generate."
+            )
+        write_json(folder / f"{name}.settings.json", settings[0])
+        write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
+    rows = sum(1 for line in (folder / name).open("rb") if line.strip())
+    sampling = read_json(folder / f"{name}.settings.json")
+    return {"file": _relative(chain, folder / name), "rows": rows, "shards": max(1, len(shards)), "settings": sampling}
+
+
+def _record_pairs(chain: Chain, number: str) -> dict[str, Any]:
+    path = chain.folder(number) / "pairs.jsonl"
+    audit = read_json(path.with_name(f"{path.name}.audit.json"))
+    words = audit["words"]
+    return {
+        "file": _relative(chain, path),
+        "pairs": audit["pairs"],
+        "rows": audit["rows"],
+        "dropped": audit["dropped"],
+        "near_duplicates": audit["near_duplicates"]["count"],
+        "mean_words": {key: round(words[key]["mean"], 2) for key in ("chosen", "rejected")},
+        "chosen_longer": words["chosen_longer"],
+    }
+
+
+def _record_training(chain: Chain, number: str) -> dict[str, Any]:
+    folder = chain.folder(number)
+    if not _training_finished(folder):
+        raise ValueError(
+            f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
+        )
+    run = read_json(folder / "model" / "run.json")
+    used = run["config"]["training"]
+    lines = [json.loads(line) for line in (folder / "model" / "metrics.jsonl").read_text().splitlines()]
+    margins = [line["rewards/margins"] for line in lines if "rewards/margins" in line]
+    return {
+        "output_dir": _relative(chain, folder / "model"),
+        "pairs": {_relative(chain, Path(path)): count for path, count in _rows_used(run).items()},
+        "beta": used["beta"],
+        "learning_rate": used["learning_rate"],
+        "steps": max((line["step"] for line in lines), default=0),
+        "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
+    }
+
+
+def _rows_used(run: dict[str, Any]) -> dict[str, int]:
+    return {file["path"]: file["rows"] for file in run["data"]["train"]}
+
+
+def _record_evaluation(chain: Chain, number: str) -> dict[str, Any]:
+    folder, metric = chain.folder(number), chain.settings["metric"]
+    value, interval = metric_of(folder / "scores.json", metric)
+    files = {"answers": folder / "answers.jsonl", "scores": folder / "scores.json"}
+    model = {} if number not in (DIRECT, "0") else {"model": chain.settings[DIRECT if number == DIRECT else "model"]}
+    return {**model, **{key: _relative(chain, path) for key, path in files.items()}, "metric": metric, "value": value, **interval}  # fmt: skip
+
+
+_RECORDERS: dict[str, Callable[[Chain, str], dict[str, Any]]] = {
+    "generate": _record_generation,
+    "pairs": _record_pairs,
+    "train": _record_training,
+    "evaluate": _record_evaluation,
+}
+
+
+def metric_of(path: Path, metric: str) -> tuple[float, dict[str, float | None]]:
+    """The number at `metric` ("a.b.c") in a JSON file, and the interval that stands beside it as "low" and "high"."""
+    found, parts = read_json(path), metric.split(".")
+    for depth, part in enumerate(parts):
+        beside = found
+        if not isinstance(found, dict) or part not in found:
+            known = f"there are {', '.join(found)}" if isinstance(found, dict) else f"it holds {_short(found)}"
+            raise ValueError(f"{path}: no {'.'.join(parts[: depth + 1])}: {known}. Name the metric with METRIC.")
+        found = found[part]
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+        raise ValueError(f"{path}: {metric} is {_short(found)}, not a number. Name another metric with METRIC.")
+    return float(found), {"low": beside.get("low"), "high": beside.get("high")}
+
+
+def _relative(chain: Chain, path: Path) -> str:
+    path, out = path.resolve(), chain.out.resolve()
+    return str(path.relative_to(out)) if path.is_relative_to(out) else str(path)
+
+
+# --- the table
+
+
+def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """One row a model: Direct, SFT (round 0) and every evaluated round, with the interval of its metric, and with `arena` (the
+    result of tools/judge_arena.py on their answers) the win rate against SFT."""
+    rows = []
+    for number in chain.content["rounds"]:
+        entry = chain.entry(number)
+        if "evaluate" not in entry:
+            continue
+        name = {DIRECT: "Direct", "0": "SFT"}.get(number, f"round {number}")
+        score = entry["evaluate"]
+        training, generation = entry.get("train", {}), entry.get("generate", {})
+        rows.append({
+            "model": name,
+            "metric": score["metric"],
+            **{key: score[key] for key in ("value", "low", "high")},
+            "pairs": sum(training["pairs"].values()) if training else None,
+            "margin": training.get("margin"),
+            "sampling": generation.get("settings"),
+            "win_rate": None if number in (DIRECT, "0") else _win_rate(arena, number),
+            "decision": entry.get("decision", {}).get("words"),
+        })  # fmt: skip
+    return rows
+
+
+def _win_rate(arena: dict[str, Any] | None, number: str) -> dict[str, float] | None:
+    if arena is None:
+        return None
+    rate = arena["pairs"].get(f"round-{number}/answers", {}).get("round-0/answers")
+    return None if rate is None else {key: rate[key] for key in ("rate", "low", "high", "n")}
+
+
+def held_out_rows(groups: Sequence[str], count: int, ordered: Callable[[str], Any]) -> set[str]:
+    """Whole groups in the order of `ordered(group)` until `count` rows are together. `groups`: the group of each row."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    chosen: set[str] = set()
+    taken = 0
+    for group in sorted(sizes, key=lambda name: (ordered(name), name)):
+        if taken >= count:
+            break
+        chosen.add(group)
+        taken += sizes[group]
+    if taken >= len(groups):
+        raise ValueError(
+            f"{count} of {len(groups)} rows in {len(sizes)} groups cannot be held out: nothing is left to train on"
+        )
+    return chosen

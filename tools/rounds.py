@@ -1,0 +1,274 @@
+"""The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and people.
+
+start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
+done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
+record: writes down what a finished step made. decide: ends with 3 when a round made the evaluation worse by more than
+--margin. table: Direct, SFT and all rounds, printed and as JSON and PNG. forget: takes a round and those after it out.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import CommandParser
+from drive_vlm.rounds import DIRECT, STEPS, Chain, held_out_rows, read_json, table
+
+if TYPE_CHECKING:
+    from drive_vlm.data.sources import Source
+
+STOPPED = 3
+EXAMPLES = """
+python tools/rounds.py table --out runs/spin
+python tools/rounds.py forget --out runs/spin --round 3
+python tools/rounds.py start --out runs/spin --model runs/sft --data train.jsonl --held_out 500
+"""
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/rounds.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument("action", choices=tuple(ACTIONS), help="see above")
+    parser.add_argument("--out", required=True, help="folder of the chain; rounds.json lies in it")
+    parser.add_argument(
+        "--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}"
+    )
+    parser.add_argument("--step", choices=STEPS, help="step of the round")
+    parser.add_argument("--model", help="start: model of round 0")
+    parser.add_argument("--direct", help="start: model before any fine-tuning, for the table")
+    parser.add_argument("--data", help="start: training rows")
+    parser.add_argument("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
+    parser.add_argument("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
+    parser.add_argument("--image_root", help="start: folder that picture paths start from (default: the file's own)")
+    parser.add_argument("--sampling", default="", help="start: how answers are generated, as words to be kept")
+    parser.add_argument(
+        "--metric",
+        default="checkpoints.answers.accuracy",
+        help="start: the number in scores.json that counts; higher is better",
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
+    )
+    parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
+    return parser  # fmt: skip
+
+
+def start(args: Any) -> None:
+    from drive_vlm.launch.fingerprint import content_hash, model_fingerprint
+
+    for flag in ("model", "data"):
+        if getattr(args, flag) is None:
+            raise ValueError(f"start needs --{flag}")
+    if args.held_out < 1:
+        raise ValueError(f"--held_out {args.held_out}: at least one row is needed to evaluate the rounds")
+    for path in filter(None, (args.data, args.eval_data)):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such data file")
+    held_out = {"held_out": args.held_out} if args.eval_data is None else {}
+    settings = {
+        "model": model_fingerprint(args.model),
+        **({DIRECT: model_fingerprint(args.direct)} if args.direct else {}),
+        **{flag: {"path": getattr(args, flag), "hash": content_hash(getattr(args, flag))} for flag in ("data", "eval_data") if getattr(args, flag)},
+        **held_out,
+        "sampling": args.sampling,
+        "metric": args.metric,
+    }  # fmt: skip
+    new = not (Path(args.out) / "rounds.json").is_file()
+    if new:
+        split(args)
+    Chain.start(args.out, settings)
+
+
+def split(args: Any) -> None:
+    """Write data/train.jsonl and data/eval.jsonl under --out, or check that given --eval_data shares nothing with --data.
+
+    A group (of the row's "group", else its pictures or video) is never cut. Raises ValueError where both sides share an
+    id, a group or a picture.
+    """
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.splits import find_leaks, split_position
+
+    rows = rows_of(open_sources([args.data], args.image_root))
+    if args.eval_data:
+        parts = {"training rows": rows, "held-out rows": rows_of(open_sources([args.eval_data], args.image_root))}
+    else:
+        groups = [group_of(row) for row in rows]
+        chosen = held_out_rows(groups, args.held_out, split_position)
+        parts = {
+            "train": [row for row, group in zip(rows, groups, strict=True) if group not in chosen],
+            "eval": [row for row, group in zip(rows, groups, strict=True) if group in chosen],
+        }
+    if leaks := find_leaks(parts):
+        raise ValueError(
+            f"{len(leaks)} leaks between training and held-out rows, e.g. {leaks[0]}. Split by scene or picture, and give EVAL_DATA."
+        )
+    if not args.eval_data:
+        folder = Path(args.out) / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            write_rows(folder / f"{name}.jsonl", part)
+        print(f"{folder}: {len(parts['train']):,} rows to train on, {len(parts['eval']):,} held out")
+
+
+def rows_of(sources: list["Source"]) -> list[dict[str, Any]]:
+    """All rows as they stand in the files. Raises ValueError for a row that is none."""
+    from drive_vlm.data.table import read_sample
+
+    rows = []
+    for source in sources:
+        for i in range(len(source.rows)):
+            read_sample(source, i)
+            rows.append(source.rows[i])
+    return rows
+
+
+def group_of(row: dict[str, Any]) -> str:
+    """The row's group, else its pictures or its video, else its id."""
+    media = row.get("image") or row.get("images") or row.get("video")
+    return str(row.get("group") or (media if isinstance(media, str) else " ".join(media or ())) or row.get("id"))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    from drive_vlm.launch.cache import write_atomically
+
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    write_atomically(path, lambda file: file.writelines(lines))
+
+
+def done(args: Any) -> None:
+    sys.exit(0 if Chain(args.out).is_done(*place(args)) else 1)
+
+
+def record(args: Any) -> None:
+    Chain(args.out).record(*place(args))
+
+
+def place(args: Any) -> tuple[str, str]:
+    if args.step is None:
+        raise ValueError(f"{args.action} needs --step")
+    return round_of(args), args.step
+
+
+def round_of(args: Any) -> str:
+    if args.round is None or not (args.round == DIRECT or args.round.isdigit()):
+        raise ValueError(f"--round {args.round}: give the number of a round, or {DIRECT}")
+    return args.round
+
+
+def decide(args: Any) -> None:
+    if args.margin < 0:
+        raise ValueError(f"--margin {args.margin}: 0 or more")
+    number = int(round_of(args))
+    chain = Chain(args.out)
+    goes_on = chain.decide(number, args.margin)
+    if number:
+        print(f"round {number}: {chain.entry(str(number))['decision']['words']}", flush=True)
+    if not goes_on:
+        print(
+            f"The chain ends here; round {number - 1}'s model is {chain.out / f'round-{number - 1}' / 'model' if number > 1 else 'the one to keep'}. "
+            "A larger MARGIN goes on all the same.",
+            flush=True,
+        )
+        sys.exit(STOPPED)
+
+
+def show(args: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from drive_vlm.launch.cache import write_atomically
+
+    chain = Chain(args.out)
+    rows = table(chain, read_json(Path(args.arena)) if args.arena else None)
+    if not rows:
+        raise ValueError(f"{args.out}: no model is evaluated yet")
+    text = json.dumps({"metric": chain.settings["metric"], "rows": rows}, indent=2) + "\n"
+    write_atomically(chain.out / "table.json", lambda file: file.write(text.encode()))
+    plot(chain.out / "table.png", chain.settings["metric"].rsplit(".", 1)[-1], rows)
+    name = chain.settings["metric"].rsplit(".", 1)[-1]
+    shown = Table(title=f"{args.out}: {name} on held-out rows, 95 % interval", title_justify="left")
+    for title in ("model", name, "interval", "pairs", "margin first -> last", "win rate against SFT", "decision"):
+        shown.add_column(title, overflow="fold")
+    for row in rows:
+        margin, rate = row["margin"], row["win_rate"]
+        shown.add_row(
+            row["model"],
+            f"{row['value']:.4f}",
+            interval(row),
+            "" if row["pairs"] is None else f"{row['pairs']:,}",
+            "" if margin is None else f"{margin['first']:+.3f} -> {margin['last']:+.3f}",
+            "" if rate is None else rf"{rate['rate']:.1%} \[{rate['low']:.1%}, {rate['high']:.1%}]",
+            row["decision"] or "",
+        )
+    Console(width=None if Console().is_terminal else 140).print(shown)
+    print(f"{chain.out / 'table.json'}, {chain.out / 'table.png'}")
+
+
+def interval(row: dict[str, Any]) -> str:
+    return "" if row["low"] is None else rf"\[{row['low']:.4f}, {row['high']:.4f}]"
+
+
+def plot(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """The metric of every model with its interval; below, where a judge was asked, the win rate against SFT."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    judged = any(row["win_rate"] for row in rows)
+    figure = Figure(figsize=(max(6.0, 1.3 * len(rows)), 6.0 if judged else 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if judged else 1, 1, squeeze=False)[:, 0]
+    draw(axes[0], rows, lambda row: row | {"mean": row["value"]}, f"{name}, 95 % interval")
+    if judged:
+        draw(
+            axes[1],
+            rows,
+            lambda row: row["win_rate"] and row["win_rate"] | {"mean": row["win_rate"]["rate"]},
+            "win rate against SFT",
+        )
+        axes[1].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+    figure.savefig(path, dpi=150)  # fmt: skip
+
+
+def draw(axes: Any, rows: list[dict[str, Any]], value_of: Callable[[dict[str, Any]], Any], title: str) -> None:
+    for place, row in enumerate(rows):
+        if not (entry := value_of(row)):
+            continue
+        low, high = (entry["mean"] if entry[key] is None else entry[key] for key in ("low", "high"))
+        errors = [[max(0.0, entry["mean"] - low)], [max(0.0, high - entry["mean"])]]
+        axes.errorbar(place, entry["mean"], errors, fmt="o", color="#4477aa", markersize=5, capsize=5)
+        axes.annotate(f"{entry['mean']:.3f}", (place, entry["mean"]), (9, 0), textcoords="offset points", va="center")
+    axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.3)
+    axes.set_ylabel(title)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def forget(args: Any) -> None:
+    number = int(round_of(args))
+    for path in Chain(args.out).forget(number):
+        print(f"kept as {path}")
+    print(f"rounds from {number} on are out of the state and are made anew")
+
+
+ACTIONS: dict[str, Callable[[Any], None]] = {
+    "start": start,
+    "done": done,
+    "record": record,
+    "decide": decide,
+    "table": show,
+    "forget": forget,
+}
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        ACTIONS[args.action](args)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
