@@ -237,6 +237,7 @@ def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
         write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
     rows = sum(1 for line in (folder / name).open("rb") if line.strip())
     sampling = read_json(folder / f"{name}.settings.json")
+    _check_model(chain, number, sampling["model"], folder / name)
     return {"file": _relative(chain, folder / name), "rows": rows, "shards": max(1, len(shards)), "settings": sampling}
 
 
@@ -262,6 +263,7 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
             f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
         )
     run = read_json(folder / "model" / "run.json")
+    _check_model(chain, number, run["reference"]["model"][0], folder / "model")
     used = run["config"]["training"]
     lines = [json.loads(line) for line in (folder / "model" / "metrics.jsonl").read_text().splitlines()]
     margins = [line["rewards/margins"] for line in lines if "rewards/margins" in line]
@@ -273,6 +275,25 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
         "steps": max((line["step"] for line in lines), default=0),
         "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
     }
+
+
+def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) -> None:
+    """Raises ValueError unless `used` is the model that the round before left; a server's model is known by its name only."""
+    before = int(number) - 1
+    expected = chain.entry(str(before))["train"]["identity"] if before else chain.settings["model"]
+    if "weights" in used and "weights" in expected:
+        if all(used[key] == expected[key] for key in ("config", "weights")):
+            return
+    elif "weights" not in used and used.get("name", "").rstrip("/").endswith(_expected_name(chain, before)):
+        return
+    raise ValueError(
+        f"{path}: made with another model than round {before}'s. Remove {path.parent} and run the round again, or take it out of the chain: "
+        f"python tools/rounds.py forget --out {chain.out} --round {number}"
+    )
+
+
+def _expected_name(chain: Chain, number: int) -> str:
+    return f"round-{number}/model" if number else chain.settings["model"]["name"].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _rows_used(run: dict[str, Any]) -> dict[str, int]:

@@ -15,6 +15,7 @@
 #   MARGIN      how far the metric may fall in one round before the chain stops (0.02)
 #   BETAS LEARNING_RATES   one for each round, the last one stays
 #   LAYOUT      name in ds_configs, empty: no DeepSpeed; LORA  rank of an adapter, which all rounds train (default: full)
+#   MODEL_FLAGS for training and every generation, e.g. "--max_tiles 3"
 #   FREEZE      parts that do not train, e.g. vision_tower (default: none)
 #   TEMPERATURE TOP_P MAX_NEW_TOKENS   sampling of the rejected answers (1, 1, 256); GENERATE_FLAGS  e.g. "--batch_size 32"
 #   BACKEND=openai BASE_URL            rejected answers from a server, which serves round t-1's model under its path
@@ -26,7 +27,7 @@
 # A killed chain goes on where it was: give the same command again. OUT/rounds.json tells how it stands (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
-  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LORA FREEZE LAYOUT)
+  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE)
 
 _state() { run python "$DRIVE_VLM_ROOT/tools/rounds.py" "$1" --out "$OUT" "${@:2}"; }
 
@@ -46,10 +47,11 @@ _have() {
 _nth() { local words=("${@:2}"); echo "${words[$(($1 <= ${#words[@]} ? $1 : ${#words[@]})) - 1]}"; }
 
 _generate() {
-  local server=() more=()
+  local server=() more=() model
+  read -ra model <<<"$MODEL_FLAGS"
   [ "$BACKEND" = hf ] || server=(--backend "$BACKEND" --base_url "$BASE_URL")
   read -ra more <<<"$GENERATE_FLAGS"
-  launch generate --model "$(_model_of $(($1 - 1)))" --data "$_train" --image_root "$_root" --out "$OUT/round-$1/generated.jsonl" \
+  launch generate --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "$_train" --image_root "$_root" --out "$OUT/round-$1/generated.jsonl" \
     --temperature "$TEMPERATURE" --top_p "$TOP_P" --max_new_tokens "$MAX_NEW_TOKENS" --seed "$1" "${server[@]}" "${more[@]}" "${_shard[@]}"
 }
 
@@ -64,7 +66,8 @@ _pairs() {
 
 # As SPIN publishes: from the second round on the pairs of the round before are learned as well.
 _train() {
-  local pairs=("$OUT/round-$1/pairs.jsonl") betas rates parts memory=()
+  local pairs=("$OUT/round-$1/pairs.jsonl") betas rates parts model memory=()
+  read -ra model <<<"$MODEL_FLAGS"
   [ "$1" -eq 1 ] || pairs+=("$OUT/round-$(($1 - 1))/pairs.jsonl")
   [ -z "$LAYOUT" ] || memory=(--deepspeed "$LAYOUT")
   # Later rounds go on with the adapter that is there, as round 1 does where MODEL is one.
@@ -73,18 +76,19 @@ _train() {
   read -ra rates <<<"$LEARNING_RATES"
   read -ra parts <<<"$FREEZE"
   [ "${#parts[@]}" -eq 0 ] || memory+=(--freeze "${parts[@]}")
-  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" --data "${pairs[@]}" --image_root "$_root" \
+  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "${pairs[@]}" --image_root "$_root" \
     --beta "$(_nth "$1" "${betas[@]}")" --learning_rate "$(_nth "$1" "${rates[@]}")" "${memory[@]}" "${spin_flags[@]}" \
     --output_dir "$OUT/round-$1/model" "${_flags[@]}"
 }
 
 # $1: a round, or "direct"; $2: its model.
 _answers_and_score() {
-  local folder="$OUT/round-$1" more score
+  local folder="$OUT/round-$1" more model score
   [ "$1" != direct ] || folder="$OUT/direct"
   read -ra more <<<"$EVALUATE_FLAGS"
+  read -ra model <<<"$MODEL_FLAGS"
   read -ra score <<<"$SCORE"
-  launch generate --model "$2" --data "$_eval" --image_root "$_eval_root" --out "$folder/answers.jsonl" "${more[@]}"
+  launch generate --model "$2" "${model[@]}" --data "$_eval" --image_root "$_eval_root" --out "$folder/answers.jsonl" "${more[@]}"
   run "${score[@]}" --predictions "$folder/answers.jsonl" --json "$folder/scores.json"
   _state record --round "$1" --step evaluate
 }
@@ -148,7 +152,7 @@ read_settings() {
   if [ $# -ge 2 ] && [ "${*: -2:1}" = --shard ]; then _shard=("${@: -2}") _flags=("${@:1:$#-2}"); fi
   _user_words=("${_flags[@]}")
   : "${EVAL_DATA=}" "${DIRECT=}" "${IMAGE_ROOT=}" "${ROUND=}" "${ROUNDS=4}" "${STEP=}" "${GENERATE_FLAGS=}" "${BASE_URL=}" "${PAIRS_FLAGS=}" "${JUDGE=}"
-  : "${LAYOUT=}" "${LORA=}" "${FREEZE=}"
+  : "${LAYOUT=}" "${LORA=}" "${MODEL_FLAGS=}" "${FREEZE=}"
   : "${OUT=runs/spin}" "${HELD_OUT=500}" "${MARGIN=0.02}" "${TEMPERATURE=1}" "${TOP_P=1}" "${MAX_NEW_TOKENS=256}" "${BACKEND=hf}"
   : "${SCORE=python $DRIVE_VLM_ROOT/tools/qa_eval.py}" "${METRIC=checkpoints.answers.accuracy}" "${EVALUATE_FLAGS=--max_new_tokens 256}"
 }

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Submits a whole chain of self-play rounds to Slurm: for each round an array that answers the training rows, then jobs that make the
+# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md tells of the jobs themselves.
+set -euo pipefail
+# shellcheck source=../recipes/_environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"
+
+usage() {
+  cat <<'TEXT'
+usage: bash slurm/spin_rounds.sh --rounds N --shards S --time T [options] -- SETTINGS [flags of spin]
+
+  --rounds N          rounds of the chain
+  --shards S          shards of each generation; --at-once K runs at most K of them at a time
+  --recipe FILE       (default recipes/spin_rounds.sh)
+  --time T            of a training job; --generate-time T  --evaluate-time T  --pairs-time T (default: T)
+  --nodes N           nodes of a training job (default 1); every other job takes one node
+  --dry-run           print the table and submit nothing
+  any other option    as for slurm/submit.sh, for every job: --gpus-per-node, --partition, --account, --setup, --mem ...
+
+SETTINGS are those of recipes/_rounds.sh: MODEL=runs/sft DATA=train.jsonl OUT=runs/spin MARGIN=0.02 ...
+A round whose evaluation falls by more than MARGIN fails its evaluate job, and Slurm takes the rest of the chain out of the queue. Submitted
+again the chain goes on: steps that are done end at once, and of a generation only the shards that are missing are made.
+TEXT
+}
+
+rounds="" shards="" at_once="" recipe="recipes/spin_rounds.sh" time="" nodes=1 generate_time="" evaluate_time="" pairs_time="" dry="" options=() words=()
+
+declare -A variable=([--rounds]=rounds [--shards]=shards [--at-once]=at_once [--recipe]=recipe [--time]=time [--nodes]=nodes
+  [--generate-time]=generate_time [--evaluate-time]=evaluate_time [--pairs-time]=pairs_time)
+
+read_arguments() {
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      -h | --help) usage; exit 0 ;;
+      --dry-run) dry=1 ;;
+      --) words=("${@:2}"); return ;;
+      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
+      --array | --after | --dependency | --name | --parsable) _fail "spin_rounds.sh: $1 is the graph's own." ;;
+      --no-plan | --force) options+=("$1") ;;
+      --*)
+        [ $# -ge 2 ] && [ -n "$2" ] && [[ "$2" != --* ]] || _fail "spin_rounds.sh: $1 needs a value."
+        if [ -n "${variable[$1]:-}" ]; then printf -v "${variable[$1]}" %s "$2"; else options+=("$1" "$2"); fi
+        shift ;;
+      *) _fail "spin_rounds.sh: unexpected word $1. Settings and flags of the recipe stand behind --." ;;
+    esac
+    shift
+  done
+}
+
+check_arguments() {
+  local name
+  for name in rounds shards nodes; do [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || _fail "spin_rounds.sh: --$name ${!name:-is missing}: a whole number from 1 on is needed."; done
+  [[ "$at_once" =~ ^([1-9][0-9]*)?$ ]] || _fail "spin_rounds.sh: --at-once $at_once: a whole number from 1 on is needed."
+  [ -n "$time" ] || _fail "spin_rounds.sh: --time is missing: how long a training job may run, e.g. --time 12:00:00."
+  generate_time="${generate_time:-$time}" evaluate_time="${evaluate_time:-$time}" pairs_time="${pairs_time:-$time}"
+  [ "${#words[@]}" -gt 0 ] || _fail "spin_rounds.sh: settings of the recipe are missing, e.g. -- MODEL=runs/sft DATA=train.jsonl"
+}
+
+# One line a job: name, round, step, nodes, array, time, name of the job before.
+print_graph() {
+  local t before="round0-evaluate"
+  echo "round0-evaluate 0 evaluate 1 - $evaluate_time -"
+  for ((t = 1; t <= rounds; t++)); do
+    echo "round$t-generate $t generate 1 0-$((shards - 1))${at_once:+%$at_once} $generate_time $before"
+    echo "round$t-pairs $t pairs 1 - $pairs_time round$t-generate"
+    echo "round$t-train $t train $nodes - $time round$t-pairs"
+    echo "round$t-evaluate $t evaluate 1 - $evaluate_time round$t-train"
+    before="round$t-evaluate"
+  done
+}
+
+print_table() { { echo "job round step nodes array time after"; print_graph; } | awk '{ printf "%-18s %5s  %-9s %5s  %-10s %-12s %s\n", $1, $2, $3, $4, $5, $6, $7 }'; }
+
+# submit_job NAME ROUND STEP NODES ARRAY TIME BEFORE: sets id.
+submit_job() {
+  local more=(--no-plan)
+  [ "$5" = - ] || more+=(--array "$5" --shards "$shards")
+  [ "$7" = - ] || more+=(--after "${job[$7]}")
+  id="$(bash "$DRIVE_VLM_ROOT/slurm/submit.sh" "$recipe" --parsable --name "$1" --nodes "$4" --time "$6" "${options[@]}" "${more[@]}" -- ROUND="$2" STEP="$3" "${words[@]}" </dev/null)"
+}
+
+submit_graph() {
+  local name line id
+  declare -A job=()
+  # A plan that does not hold must be known before anything is submitted.
+  read -r -a line <<<"$(print_graph | grep '^round1-train ')"
+  bash "$DRIVE_VLM_ROOT/slurm/submit.sh" "$recipe" --dry-run --nodes "${line[3]}" --time "${line[5]}" "${options[@]}" \
+    -- ROUND=1 STEP=train "${words[@]}" </dev/null >/dev/null
+  while read -r -a line; do
+    name="${line[0]}"
+    submit_job "${line[@]}" || { _say "spin_rounds.sh: $name was not submitted. Cancel the others: scancel ${job[*]}"; exit 2; }
+    job["$name"]="$id"
+    echo "$name $id"
+  done < <(print_graph)
+  echo "cancel all: scancel ${job[*]}"
+}
+
+read_arguments "$@"
+check_arguments
+print_table
+if [ -z "$dry" ]; then submit_graph; fi
