@@ -10,6 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "dry_run"
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.sh"))
+# Recipes of rounds print many commands: two rounds, or one with an adapter, in one topology.
+ROUNDS = {
+    "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
+    "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
+}
 OWN_TOPOLOGY = {"quickstart", "drive_vlm_synthetic", "drive_vlm_4090"}  # two processes, or one, on one machine, always
 STEP = {
     "SLURM_JOB_ID": "40123",
@@ -54,12 +59,15 @@ TOPOLOGIES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_dry_run_of_every_topology_is_the_golden_text(dry, recipe):
     topologies = {"its own topology": {}} if recipe in OWN_TOPOLOGY else TOPOLOGIES
+    flags: tuple[str, ...] = ("--data", "my rows.jsonl")
+    if recipe in ROUNDS:
+        topologies, flags = {"eight GPUs": ROUNDS[recipe]}, ("DATA=my data/train.jsonl", "--seed", "3")
     texts = []
     for name, env in topologies.items():
-        done = dry(f"recipes/{recipe}.sh", "--data", "my rows.jsonl", **env)
+        done = dry(f"recipes/{recipe}.sh", *flags, **env)
         assert done.returncode == 0, done.stderr
         texts.append(f"# {name}\n{done.stdout}")
-    text = "\n".join(texts).replace(f"/drive_vlm_{os.getuid()}", "/drive_vlm_UID")
+    text = "\n".join(texts).replace(f"/drive_vlm_{os.getuid()}", "/drive_vlm_UID").replace(f"{ROOT}/", "")
     golden = GOLDEN / f"{recipe}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)

@@ -1,0 +1,121 @@
+"""recipes/spin_rounds.sh: two rounds on a tiny model through the real recipe, interrupted and not; what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "spin_rounds.sh"
+SETTINGS = ("HELD_OUT=12", "MARGIN=1", "LAYOUT=", "MAX_NEW_TOKENS=6", "EVALUATE_FLAGS=--max_new_tokens 6")
+FLAGS = (
+    "--max_steps", 4, "--global_batch_size", 8, "--per_device_train_batch_size", 8, "--bf16", "false", "--gradient_checkpointing", "false",
+    "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--dataloader_num_workers", 0, "--report_to", "none",
+    "--disable_tqdm", "true", "--warmup_steps", 0,
+)  # fmt: skip
+# A job of Slurm only checks that the packages are there; a batch script without a step is an ordinary machine.
+ENV = {"CUDA_VISIBLE_DEVICES": "", "NPROC_PER_NODE": "1", "SLURM_JOB_ID": "7", "LEARNING_RATES": "1e-4", "BETAS": "0.5"}
+
+
+@pytest.fixture
+def chain(tiny_model: Path, synthetic_data: Path, tmp_path: Path, run: Any) -> Any:
+    """`chain(out, *settings)`: the finished recipe; `chain.words(out, ...)`: its words."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join((synthetic_data / "train.jsonl").read_text().splitlines(keepends=True)[:44]))
+
+    def words(out: Path, *settings: str) -> list[Any]:
+        data = (f"MODEL={tiny_model}", f"DATA={rows}", f"IMAGE_ROOT={synthetic_data}", f"OUT={out}")
+        return ["bash", RECIPE, *data, *SETTINGS, *settings, *FLAGS]
+
+    def start(out: Path, *settings: str) -> Any:
+        env = ENV | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return run(words(out, *settings), timeout=400, **env)
+
+    start.words = words  # type: ignore[attr-defined]
+    return start
+
+
+def state(out: Path) -> dict[str, Any]:
+    """rounds.json without what names a folder."""
+    return json.loads((out / "rounds.json").read_text().replace(str(out), "OUT"))
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    for number in ("0", "1"):
+        done = chain(whole, f"ROUND={number}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(whole, torn)
+    done = chain(whole, "ROUNDS=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 1: evaluate is done" in done.stderr
+
+    # Round 2 as it is when its generation was killed in the middle.
+    (torn / "round-2").mkdir()
+    lines = (whole / "round-2/generated.jsonl").read_text().splitlines(keepends=True)
+    (torn / "round-2/generated.jsonl.part0").write_text("".join(lines[1:9]) + lines[12][:30])
+    name = "round-2/generated.jsonl.settings.json"
+    (torn / name).write_text((whole / name).read_text().replace(str(whole), str(torn)))
+    # Then its training is, once it has a checkpoint.
+    env = os.environ | ENV | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = [str(word) for word in chain.words(torn, "ROUND=2")]
+    with open(tmp_path / "killed.log", "w") as log:
+        process = subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
+    end = time.monotonic() + 300
+    while not (torn / "round-2/model/checkpoint-2/complete.json").exists():
+        assert process.poll() is None and time.monotonic() < end, (tmp_path / "killed.log").read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, 9)
+    process.wait()
+    assert "train" not in state(torn)["rounds"]["2"]
+    done = chain(torn, "ROUNDS=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state(torn)["rounds"] == state(whole)["rounds"]
+    assert json.loads((torn / "table.json").read_text())["rows"][2]["model"] == "round 2"
+    trained = state(whole)["rounds"]["2"]["train"]
+    assert set(trained["pairs"]) == {"round-1/pairs.jsonl", "round-2/pairs.jsonl"} and trained["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "MODEL (the fine-tuned model) and DATA (training rows) are needed"),
+        (("MODEL=m", "DATA=d", "ROUND=two"), "whole numbers"),
+        (("MODEL=m", "DATA=d", "STEP=train"), "of which round"),
+        (("MODEL=m", "DATA=d", "ROUND=1", "STEP=sft"), "generate, pairs, train or evaluate"),
+        (("MODEL=m", "DATA=d", "BACKEND=openai"), "needs BASE_URL"),
+        (("MODEL=m", "DATA=d", "BETA=1"), "BETA is no setting"),
+        (("MODEL=m", "DATA=d", "--shard", "0/2"), "--shard is for STEP=generate"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(dry, words, said):
+    done = dry(RECIPE, *words, NPROC_PER_NODE="1")
+    assert done.returncode == 2 and said in done.stderr, done.stdout
+
+
+def test_several_nodes_run_the_training_alone(dry):
+    nodes = {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29501"}
+    done = dry(RECIPE, "MODEL=m", "DATA=d", **nodes)
+    assert done.returncode == 2 and "slurm/spin_rounds.sh" in done.stderr
+    done = dry(RECIPE, "MODEL=m", "DATA=d", "ROUND=3", "STEP=train", **nodes)
+    assert done.returncode == 0 and done.stdout.count("drive_vlm spin") == 1 and "rounds.py" not in done.stdout
+
+
+def test_betas_and_rates_are_those_of_the_round_and_the_last_one_stays(dry):
+    text = dry(RECIPE, "MODEL=m", "DATA=d", "ROUNDS=5", NPROC_PER_NODE="1").stdout.split()
+    assert [text[i + 1] for i, word in enumerate(text) if word == "--beta"] == ["0.1", "0.1", "0.1", "5.0", "5.0"]
+    rates = [text[i + 1] for i, word in enumerate(text) if word == "--learning_rate"]
+    assert rates == ["5e-7", "5e-7", "1e-7", "1e-7", "1e-7"]
+
+
+def test_an_adapter_is_made_in_the_first_round_and_trained_on_in_the_next(dry):
+    words = ("MODEL=m", "DATA=d", "LORA=64", "STEP=train")
+    assert "--lora_rank 64" in dry(RECIPE, *words, "ROUND=1", NPROC_PER_NODE="1").stdout
+    second = dry(RECIPE, *words, "ROUND=2", NPROC_PER_NODE="1").stdout
+    assert "--lora_rank" not in second and "--model runs/spin/round-1/model" in second
