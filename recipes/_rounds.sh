@@ -173,7 +173,11 @@ run_rounds() {
   _train="$DATA" _eval="$EVAL_DATA"
   [ -n "$EVAL_DATA" ] || _train="$OUT/data/train.jsonl" _eval="$OUT/data/eval.jsonl"
   _root="${IMAGE_ROOT:-$(dirname "$DATA")}" _eval_root="${IMAGE_ROOT:-$(dirname "${EVAL_DATA:-$DATA}")}"
-  if [ -n "${PLAN:-}" ]; then _train "${ROUND:-1}"; return; fi
+  if [ -n "${PLAN:-}" ]; then # every round is planned as the first; a model that is not there yet has the sizes of DIRECT
+    [ -d "$MODEL" ] || [ -z "$DIRECT" ] || MODEL="$DIRECT"
+    _train 1
+    return
+  fi
   [ "$STEP" = train ] || _start_chain
   if [ -z "$STEP" ] && [ "${ROUND:-0}" -gt 1 ]; then _state decide --round $((ROUND - 1)) --margin "$MARGIN"; fi
   for ((t = ${ROUND:-0}; t <= ${ROUND:-$ROUNDS}; t++)); do

@@ -4,7 +4,8 @@
 # Source      OpenDriver: bf16, 2,048 tokens, 5 epochs, 4 rows a GPU, no accumulation, lr 1e-6, weight decay 0.1, beta2 0.95,
 #             warmup 0.01, cosine, ZeRO-2. A picture has at most 2 crops beside the whole (--max_tiles 3), at most
 #             1,776 tokens, where the model's own 5 crops would not fit into 2,048
-# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; LORA=64 for 24 GB GPUs
+# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
+#             --per_device_train_batch_size 1 --global_batch_size 32
 # Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model of the real class
 # Command     bash recipes/llava_next_8b_sft.sh --data train.jsonl [--eval_data eval.jsonl] [--freeze vision_tower] [any flag]
 #             LAYOUT=zero3 bash recipes/llava_next_8b_sft.sh ...        LORA=64 bash recipes/llava_next_8b_sft.sh --learning_rate 1e-5 ...

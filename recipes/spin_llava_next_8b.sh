@@ -3,7 +3,8 @@
 #
 # Source      OpenDriver: N = 5 rounds; bf16, 2,048 tokens, 5 epochs, 4 pairs a GPU, no accumulation, lr 1e-6, weight decay 0.1,
 #             beta2 0.95, warmup 0.01, cosine, ZeRO-2; it does not name beta: 0.1 as in SPIN. 500 rows held out by picture
-# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; LORA=64 for 24 GB GPUs
+# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
+#             --per_device_train_batch_size 1 --global_batch_size 32
 # Measured    not measured (no GPU at hand); the same chain is tested on CPU with a tiny model (recipes/spin_rounds.sh)
 # Command     bash recipes/spin_llava_next_8b.sh DATA=train.jsonl [MODEL=runs/llava_next_8b_sft] [ROUND=1] [FREEZE=vision_tower] [any flag of spin]
 #             bash slurm/spin_rounds.sh --recipe recipes/spin_llava_next_8b.sh --rounds 5 --shards 8 ... -- DATA=train.jsonl
