@@ -22,6 +22,7 @@ _OF_THE_RUN = {
     "trainer_state.json",
     "train_results.json",
     "all_results.json",
+    "training_args.bin",
 }
 
 
@@ -69,7 +70,8 @@ def model_fingerprint(name: str) -> dict[str, Any]:
     if not directory.is_dir():
         return {"name": name, "hub_commit": _hub_commit(name)}
     files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
-    weights = [path for path in files if path.suffix in (".safetensors", ".bin", ".gguf")]
+    kinds = (".safetensors", ".bin", ".gguf")
+    weights = [path for path in files if path.suffix in kinds and path.name not in _OF_THE_RUN]
     small = [path for path in files if path.suffix in (".json", ".jinja", ".txt", ".model", ".py")]
     return {
         "name": str(directory.absolute()),

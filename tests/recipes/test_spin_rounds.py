@@ -48,9 +48,8 @@ def state(out: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    for number in ("0", "1"):
-        done = chain(whole, f"ROUND={number}")
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = chain(whole, "ROUNDS=1")
+    assert done.returncode == 0, done.stdout + done.stderr
     shutil.copytree(whole, torn)
     done = chain(whole, "ROUNDS=2")
     assert done.returncode == 0, done.stdout + done.stderr
