@@ -60,6 +60,8 @@ def test_a_model_is_its_configuration_and_its_weights(tmp_path: Path) -> None:
     first = model_fingerprint(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")  # written by a run into the directory of the model it saves
     assert model_fingerprint(str(tmp_path)) == first and first["name"] == str(tmp_path)
+    (tmp_path / "training_args.bin").write_bytes(b"paths of the run")
+    assert model_fingerprint(str(tmp_path)) == first
     (tmp_path / "model.safetensors").write_bytes(b"12345679")
     second = model_fingerprint(str(tmp_path))
     (tmp_path / "config.json").write_text('{"hidden_size": 9}')
