@@ -89,7 +89,7 @@ def test_grids_of_published_sizes(longest: int, side: int, tiny_families: Callab
         (longest, side + 1),
         (3, 4 * side),
     ]
-    for height, width in cases:
+    for height, width in cases[:: 1 if longest < 4096 else 5]:  # 4,400 pixels a side take their time
         image = processor.resize(torch.zeros(1, 1, height, width), SizeDict(longest_edge=longest))
         image = processor.resize_for_vision_encoder(image, side)
         _, rows, columns = processor.split_images(image, {"longest_edge": side})
