@@ -219,17 +219,6 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         """Whether all completions of the generation batch are used up: TRL's buffer is in no checkpoint."""
         return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter that trains, without the frozen copy beside it: that one is --model's."""
-        if not hasattr(self.model, "peft_config"):
-            return super()._save(output_dir, state_dict)
-        own = self.model.save_pretrained
-        self.model.save_pretrained = functools.partial(own, selected_adapters=["default"])
-        try:
-            return super()._save(output_dir, state_dict)
-        finally:
-            del self.model.save_pretrained
-
     def prepare_start(self) -> None:
         """Also refuses other prompts, batches or another reference policy (ValueError), and cuts samples.jsonl."""
         super().prepare_start()

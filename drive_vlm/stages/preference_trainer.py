@@ -1,7 +1,5 @@
 """The Trainer of preference pairs: TRL's DPOTrainer with our rows, our exact means and our reference."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,11 +125,6 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
             found = answer_log_probs(self.model(**inputs, token_log_probs=True).log_probs, tokens)
         self.model.train(training)
         return found
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Without the starting copy of an adapter: --model has it."""
-        super()._save(output_dir, state_dict)
-        shutil.rmtree((Path(output_dir) if output_dir else self.out) / "ref", ignore_errors=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -122,6 +122,8 @@ class CheckpointMixin(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights of a checkpoint: those that train are written, the frozen ones linked to their one copy."""
+        if hasattr(self.model, "peft_config"):
+            return self._save_adapter(output_dir, state_dict)
         directory = Path(output_dir) if output_dir else self.out
         frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         if self.detached and isinstance(self.model, PreTrainedModel):
@@ -139,6 +141,16 @@ class CheckpointMixin(Trainer):
         store = self._frozen_store({name: tensor for name, tensor in weights.items() if name in frozen})
         contract.link_or_copy(store.glob("*.safetensors"), directory)
         _write_index(directory)
+
+    def _save_adapter(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
+        """The adapter that trains, without the frozen copy ("ref") that preference training and GRPO compare with: --model has
+        that one, and under ZeRO-3 `state_dict` lacks its weights."""
+        own = self.model.save_pretrained
+        self.model.save_pretrained = functools.partial(own, selected_adapters=["default"])
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del self.model.save_pretrained
 
     def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
         """Directory with the frozen weights as safetensors; written when it is not there, or holds those of another model."""
