@@ -1,4 +1,4 @@
-"""The policy of a GRPO run, the frozen reference it is held to, and its vision tower."""
+"""The policy of a GRPO run (its loading is that of preference training too), the frozen reference it is held to, and its vision tower."""
 
 import contextlib
 import dataclasses

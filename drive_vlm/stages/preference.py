@@ -128,30 +128,26 @@ def _train(
 
     from drive_vlm.data.pair_encoding import PairEncoder
     from drive_vlm.models import load_family
-    from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
-    from drive_vlm.models.lora import apply_lora
+    from drive_vlm.models.freezing import count_parameters, parameter_table
     from drive_vlm.stages.engine import (
         check_attention,
         evaluation_defaults,
         model_dtype,
         run_training,
         training_arguments,
-        weights_to_load,
     )
+    from drive_vlm.stages.policy import load_policy
     from drive_vlm.stages.sft import measure_rows
 
     args = training_arguments(DPOConfig, run, evaluation_defaults(extra, bool(data.eval_data)))
     check_attention(model, args)
     set_seed(args.seed)
-    source, dtype = weights_to_load(model, args.resume_from_checkpoint), model_dtype(model, args)
-    family = load_family(source, dtype, for_training=True, chunk_tokens=run.chunk_tokens)
-    freeze(family.model, family.parts, model.freeze)
-    if model.lora_rank:
-        family.model = apply_lora(family, model, model.freeze)
+    family = load_policy(model, run, args)
     parameters = count_parameters(family.model, family.parts)
     tables, encoder = measure_rows(family, data, args, encoder_class=PairEncoder)
     second = None
     if flags.reference == "live" and not hasattr(family.model, "peft_config"):
+        dtype = model_dtype(model, args)
         second = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens).model.requires_grad_(False)
     trainer = build_trainer(family, tables, encoder, model, data, run, args, flags, second)
     reference = use_reference(trainer, model, data, flags, encoder)
@@ -186,6 +182,7 @@ def build_trainer(
     from drive_vlm.stages.preference_trainer import PreferenceTrainer
     from drive_vlm.stages.sft import equip
 
+    trains = {name for name, parameter in family.model.named_parameters() if parameter.requires_grad}
     flatten = data.packing and model.attn_implementation == "flash"
     trainer = PreferenceTrainer(
         EncodedPairs(tables["train"], encoder),
@@ -200,6 +197,11 @@ def build_trainer(
     # TRL copies every adapter as "ref". A new one is as good switched off, and a cached reference needs neither.
     if "ref" in getattr(trainer.model, "peft_config", {}) and (flags.reference == "cached" or model.lora_rank):
         trainer.model.delete_adapter("ref")
+    for (
+        name,
+        parameter,
+    ) in trainer.model.named_parameters():  # peft turns on what was frozen whenever adapters come or go
+        parameter.requires_grad_(name in trains)
     equip(trainer, family, tables, data, run)
     return trainer
 

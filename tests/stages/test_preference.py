@@ -226,6 +226,22 @@ def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, quick: Callabl
     assert not list(again.glob("**/ref/adapter_model.safetensors"))
 
 
+@pytest.mark.parametrize("reference", ["live", "cached"])
+def test_freeze_works_on_an_adapter_too(reference: str, quick: Callable, capsys: pytest.CaptureFixture) -> None:
+    """Its tower trained in the round before; TRL's copy of the adapter must not turn it on again."""
+    from safetensors.torch import load_file
+
+    before = quick("--lora_rank", 2, "--max_steps", 1)
+    after = quick("--max_steps", 2, "--freeze", "vision_tower", "--reference", reference, model=before)
+    old, new = (load_file(out / "adapter_model.safetensors") for out in (before, after))
+    moved = {name for name in old if not old[name].equal(new[name])}
+    assert old.keys() == new.keys() and not any("vision_tower" in name for name in moved)
+    assert any("lora_B" in name for name in moved) and any("multi_modal_projector" in name for name in moved)
+    with pytest.raises(SystemExit):
+        quick("--lora_rank", 2, model=before)
+    assert "is an adapter and trains on as it is: leave --lora_rank out" in capsys.readouterr().err
+
+
 def test_the_margin_grows(quick: Callable) -> None:
     """The whole data set is one step, so that steps can be compared."""
     margins = [
