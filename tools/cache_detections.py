@@ -21,6 +21,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.process_group import join_ranks, leave_ranks, wait_for_ranks
 
 EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
@@ -291,15 +292,15 @@ def run(config: DetectConfig) -> dict[str, Any]:
     items = shard_of(read_items(config, bad), shard)
     out = shard_path(Path(config.out), shard) if config.shard else Path(config.out)
     parts = sorted(out.parent.glob(f"{out.name}.part*"))
-    start_ranks(topology.world_size)
+    join_ranks()
     if topology.is_main:
         for path in (out, *parts):
             cut_torn_line(path)
-    barrier(topology.world_size)
+    wait_for_ranks()
     cache = DetectionCache.load([path for path in (out, *parts) if path.is_file()])
     detector, detect = open_detector(config)
     todo = check_finished(cache, detector, items, config, bad)
-    barrier(topology.world_size)  # every rank has read what is finished before anybody writes
+    wait_for_ranks()  # every rank has read what is finished before anybody writes
     if topology.is_main:
         print(f"{len(items):,} videos and pictures, {len(items) - len(todo):,} finished before", flush=True)
     known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
@@ -315,22 +316,6 @@ def run(config: DetectConfig) -> dict[str, Any]:
     return summary(cache, bad)
 
 
-def start_ranks(world_size: int) -> None:
-    if world_size > 1:
-        import datetime
-
-        import torch
-
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # ranks end at different times
-
-
-def barrier(world_size: int) -> None:
-    if world_size > 1:
-        import torch
-
-        torch.distributed.barrier()
-
-
 def gather(bad: list[dict[str, str]], world_size: int) -> list[dict[str, str]]:
     """Bad rows of all ranks, each once."""
     if world_size == 1:
@@ -339,7 +324,7 @@ def gather(bad: list[dict[str, str]], world_size: int) -> list[dict[str, str]]:
 
     lists: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(lists, bad)
-    torch.distributed.destroy_process_group()
+    leave_ranks()
     return list({row["where"]: row for part in lists for row in part}.values())
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.process_group import join_ranks, leave_ranks
 
 EXAMPLES = """
 python tools/cache_features.py --model MODEL --data train.jsonl val.jsonl --num_frames 16 --out features
@@ -303,12 +304,7 @@ def run(config: FeatureConfig) -> Counts:
     if min(config.batch_size, config.workers, config.num_frames) < 1:
         raise ValueError("--batch_size, --workers and --num_frames must be at least 1.")
     work = shard_of(read_work(config, counts), shard)[topology.rank :: topology.world_size]
-    if topology.world_size > 1:
-        import datetime
-
-        import torch
-
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # ranks end at different times
+    join_ranks()
     tower = load_tower(config)
     todo = still_to_do(work, tower, config, counts)
     text = check_space(todo, tower, config)
@@ -317,8 +313,7 @@ def run(config: FeatureConfig) -> Counts:
     if not config.estimate:
         build(todo, tower, config, counts)
     counts = all_counts(counts)
-    if topology.world_size > 1:
-        torch.distributed.destroy_process_group()
+    leave_ranks()
     return counts
 
 

@@ -15,6 +15,7 @@ from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.process_group import join_ranks, leave_ranks, wait_for_ranks
 from drive_vlm.stages.arguments import stop_on_user_error
 
 EXAMPLES = """
@@ -97,8 +98,8 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
             f"{len(samples):,} rows, {len(samples) - len(todo):,} answered before, {len(todo):,} to do, {len(bad)} bad",
             flush=True,
         )
-    if topology.world_size > 1:
-        _start_ranks()
+    join_ranks()
+    wait_for_ranks()  # every rank has read what is finished before anybody writes
     answers = (
         answers_of_server(todo[topology.rank :: topology.world_size], model, config)
         if config.backend == "openai"
@@ -108,7 +109,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         for sample, answer in answers:
             file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
             file.flush()
-    _finish_ranks(topology.world_size)
+    leave_ranks()
     if topology.is_main:
         join_parts(out, samples)
         if bad:
@@ -176,21 +177,6 @@ def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sampl
     are the rows in order. Raises ValueError for anything but 0 <= I < N."""
     part = parse_shard(shard)
     return shard_of(samples, part), shard_path(out, part)
-
-
-def _start_ranks() -> None:
-    import torch
-
-    torch.distributed.init_process_group("gloo")
-    torch.distributed.barrier()  # every rank has read what is finished before anybody writes
-
-
-def _finish_ranks(world_size: int) -> None:
-    if world_size > 1:
-        import torch
-
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def _answers_of_model(
