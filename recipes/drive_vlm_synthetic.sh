@@ -15,7 +15,7 @@ started=$SECONDS
 ensure_environment eval,trl,reward
 out="${OUT:-runs/drive_vlm_synthetic}"
 spacy="${SPACY:-en_core_web_sm}"
-scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=400 steps3=100
+scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120
 if [ "${SIZE:-}" = smoke ]; then scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2; fi
 run rm -rf "$out"
 run mkdir -p "$out"
@@ -54,14 +54,19 @@ launch sft --model "$out/stage1" --data "$data/split_entry_train.jsonl" "$data/o
   --max_steps "$steps2" --output_dir "$out/stage2"
 
 step "6/9  stage 3: GRPO with the physics reward, held to the stage-2 policy"
-launch grpo --model "$out/stage2" --data "$data/split_entry_train.jsonl" --num_frames 8 --freeze vision_tower temporal_embeddings --deepspeed zero2 \
+launch grpo --model "$out/stage2" --data "$data/split_entry_train.jsonl" "${shared[@]}" --freeze vision_tower temporal_embeddings \
   --rewards physics --physics_detections "$out/detections.jsonl" --physics_spacy "$spacy" --num_generations 8 --per_device_train_batch_size 32 \
-  --global_batch_size 64 --max_completion_length 100 --temperature 1 --beta 0.02 --learning_rate 3e-4 --lr_scheduler_type cosine --warmup_steps 0.05 \
-  --max_steps "$steps3" --logging_steps 1 --save_strategy no --output_dir "$out/stage3"
+  --global_batch_size 64 --max_completion_length 100 --temperature 1 --beta 0.02 --learning_rate 3e-4 \
+  --max_steps "$steps3" --logging_steps 1 --output_dir "$out/stage3"
 
 step "7/9  held-out clips described by each stage"
 for number in 1 2 3; do
   launch generate --model "$out/stage$number" --data "$data/split_entry_test.jsonl" "${answer[@]}" --max_new_tokens 120 --out "$out/stage$number.jsonl"
+done
+
+for number in 2 3; do # as GRPO samples them: the distribution that it trains
+  launch generate --model "$out/stage$number" --data "$data/split_entry_test.jsonl" "${answer[@]}" --max_new_tokens 120 --temperature 1 --seed 1 \
+    --out "$out/sampled/stage$number.jsonl"
 done
 
 step "8/9  questions about the order of events, with the frames in order and shuffled"
@@ -72,4 +77,6 @@ step "9/9  scores"
 run python tools/qa_eval.py --predictions "$out/order.jsonl" "$out/shuffled.jsonl" --train "$data/order_train.jsonl" --json "$out/order_accuracy.json"
 run python tools/video_eval.py --predictions "$out/stage2.jsonl" "$out/stage1.jsonl" "$out/stage3.jsonl" --detections "$out/detections.jsonl" \
   --spacy "$spacy" --json "$out/video_scores.json" --plot "$out/video_scores.png"
+run python tools/video_eval.py --predictions "$out/sampled/stage2.jsonl" "$out/sampled/stage3.jsonl" --detections "$out/detections.jsonl" \
+  --spacy "$spacy" --json "$out/sampled_scores.json" --plot "$out/sampled_scores.png"
 run python tools/drive_vlm_summary.py --run "$out" --seconds $((SECONDS - started))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CLAIMS = 7
+CLAIMS = 8
 
 
 @pytest.mark.slow
