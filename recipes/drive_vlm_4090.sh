@@ -25,11 +25,11 @@ stage() {
 }
 
 [ -f "$out/base/config.json" ] ||
-  run python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
-run python tools/cache_features.py --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/split_entry_train.jsonl" \
+  run python "$DRIVE_VLM_ROOT/tools/build_siglip_qwen.py" --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
+run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/split_entry_train.jsonl" \
   --num_frames 16 --out "$out/features"
-run python tools/cache_detections.py --data "$data/split_entry_train.jsonl" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
+run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$data/split_entry_train.jsonl" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
   --out "$out/detections.jsonl"
 stage 1 --model "$out/base" --data "$data/raw_captions_train.jsonl" --feature_cache "$out/features" "$@"
 stage 2 --model "$out/stage1" --data "$data/split_entry_train.jsonl" --feature_cache "$out/features" "$@"
-stage 3 --model "$out/stage2" --data "$data/split_entry_train.jsonl" --physics_detections "$out/detections.jsonl" "$@"
+stage 3 --model "$out/stage2" --data "$data/split_entry_train.jsonl" --feature_cache "$out/features" --physics_detections "$out/detections.jsonl" "$@"

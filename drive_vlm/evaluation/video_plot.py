@@ -17,7 +17,11 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
     first = next(iter(checkpoints.values()))["modes"]
     scores = [
         ("objects", OBJECTS, "value"),
-        *([("truth", OBJECTS, "value")] if next(iter(first.values()))["truth"] else []),
+        *(
+            [("truth", OBJECTS, "value")]
+            if any(c["modes"][mode]["truth"] for c in checkpoints.values() for mode in first)
+            else []
+        ),
     ]
     scores.append(("terms", {key: name for key, name in TERMS.items() if key != "words"}, "mean"))
     titles = {"objects": "objects, detector", "truth": "objects, exact classes", "terms": "reward and terms"}
@@ -27,6 +31,8 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
     for row, mode in zip(panels, first, strict=True):
         for axes, (part, names, value) in zip(row, scores, strict=True):
             for place, (label, checkpoint) in enumerate(checkpoints.items()):
+                if not checkpoint["modes"][mode][part]:
+                    continue  # its rows hold no exact classes
                 shift = 0.7 * ((place + 0.5) / len(checkpoints) - 0.5)
                 entries = [checkpoint["modes"][mode][part][name] for name in names]
                 _draw(axes, entries, value, shift, label, _COLOURS[place % len(_COLOURS)])

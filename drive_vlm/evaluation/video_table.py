@@ -18,9 +18,9 @@ def print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 150)
-    first = next(iter(next(iter(result["checkpoints"].values()))["modes"].values()))
+    modes = [mode for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()]
     console.print(_table("objects against the detector", OBJECTS, result, "objects", "value"))
-    if first["truth"]:
+    if any(mode["truth"] for mode in modes):
         console.print(_table("objects against the exact classes", OBJECTS, result, "truth", "value"))
     console.print(_table("reward and its terms", TERMS, result, "terms", "mean"))
     console.print(_overlap_table(result))
@@ -40,7 +40,9 @@ def _table(title: str, names: dict[str, str], result: dict[str, Any], part: str,
         table.add_column(column, justify="right")
     for name, checkpoint in result["checkpoints"].items():
         for mode, entry in checkpoint["modes"].items():
-            table.add_row(name, mode, str(entry["n"]), *(_cell(entry[part][key], value) for key in names))
+            table.add_row(
+                name, mode, str(entry["n"]), *(_cell(entry[part][key], value) if entry[part] else "-" for key in names)
+            )
     return table
 
 

@@ -164,7 +164,8 @@ def _denied_as_subject(verb: "Token") -> bool:
 def _has_own_determiner(noun: "Token") -> bool:
     """A definite one or a number: "the car", "two cars", "its car"; not "a car", "any cars", "cars"."""
     if noun.dep_ == "conj" and any(word.lower_ in ("a", "an") for word in noun.children):
-        return not any(word.lower_ in ("or", "nor") for word in noun.head.children)
+        joined = [word.lower_ for word in noun.head.children if word.dep_ == "cc" and word.i < noun.i]
+        return not joined or joined[-1] not in ("or", "nor")
     return any(
         (word.dep_ in ("det", "nummod", "poss") and word.lower_ not in _VAGUE_DETERMINERS)
         or word.lower_ in ("several", "many", "numerous")

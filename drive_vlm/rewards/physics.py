@@ -214,7 +214,7 @@ class PhysicsReward:
         """One reward a completion. `columns`: `video` (or `image`, where rows have pictures) and `reference`, one value a
         completion; `mode` splits the logged terms; `log_metric(name, value)` receives their means."""
         texts = [completion_text(completion) for completion in completions]
-        videos = _column(columns, "video", "image")
+        videos = _column(columns, "video", "image")  # a file may hold rows of both kinds
         self.last_terms = self.score(texts, _column(columns, "reference"), videos)
         self.scored += len(texts)
         self.unverified += sum(item.unverified for item in self.last_terms)
@@ -226,7 +226,8 @@ class PhysicsReward:
         names = [*TERMS, "precision", "recall", "unverified", "words"]
         members = {"": self.last_terms}
         for mode, item in zip(modes or (), self.last_terms, strict=bool(modes)):
-            members.setdefault(f"{mode}/", []).append(item)
+            if mode is not None:
+                members.setdefault(f"{mode}/", []).append(item)
         for mode, items in members.items():
             for name in names:
                 log_metric(f"physics/{mode}{name}", sum(float(getattr(item, name)) for item in items) / len(items))
@@ -235,15 +236,17 @@ class PhysicsReward:
 
 
 def _column(columns: dict[str, Any], *names: str) -> list[str]:
-    values = next((columns[name] for name in names if columns.get(name) is not None), None)
-    if values is None:
+    """Of each completion the first of the columns that has something."""
+    given = [columns[name] for name in names if columns.get(name) is not None]
+    if not given:
         raise ValueError(f"the physics reward needs the column {' or '.join(map(repr, names))} in every row of --data")
+    values: list[Any] = [next((value for value in row if value is not None), None) for row in zip(*given, strict=True)]
     empty = [number for number, value in enumerate(values) if not isinstance(value, str) or not value]
     if empty:
         raise ValueError(
-            f"the physics reward needs a text in {names[0]!r}, completion {empty[0]} has {values[empty[0]]!r}"
+            f"the physics reward needs a text in {' or '.join(map(repr, names))}, completion {empty[0]} has {values[empty[0]]!r}"
         )
-    return list(values)
+    return values
 
 
 def build(config: PhysicsConfig) -> PhysicsReward:

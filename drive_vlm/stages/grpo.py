@@ -21,8 +21,15 @@ python -m drive_vlm grpo --model runs/stage2 --data train.jsonl --rewards physic
 python -m drive_vlm grpo --model DIR --data train.jsonl --rewards my_reward.py:build --num_generations 8 --max_completion_length 128
 torchrun --nproc_per_node 8 -m drive_vlm grpo --config grpo.yaml --deepspeed zero2 --global_batch_size 64 --resume auto
 """
-# TRL's defaults that differ from those of the other stages, or from the paper's code (beta).
-DEFAULTS = {"output_dir": "runs/grpo", "beta": 0.04, "bf16": False, "gradient_checkpointing": False}
+# TRL's defaults that differ from those of the other stages, or from the paper's code (beta). With dropout the policy would be
+# away from its own reference (KL) and from what it has sampled (ratio) before it has learned anything.
+DEFAULTS = {
+    "output_dir": "runs/grpo",
+    "beta": 0.04,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_dropout": True,
+}
 
 
 @dataclasses.dataclass

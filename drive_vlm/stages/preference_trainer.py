@@ -120,9 +120,13 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
         if self.ref_model is not None:
             return answer_log_probs(self.ref_model(**inputs, token_log_probs=True).log_probs, tokens)
         policy, training = self.accelerator.unwrap_model(self.model), self.model.training
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.model.eval()
         with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
             found = answer_log_probs(self.model(**inputs, token_log_probs=True).log_probs, tokens)
+        policy.requires_grad_(False)  # peft has turned on the whole of the adapter, what is frozen in it as well
+        for parameter in trained:
+            parameter.requires_grad_()
         self.model.train(training)
         return found
 

@@ -92,6 +92,7 @@ Potential pedestrians must be watched.                     | | person
 A bus can no longer be seen.                               | | bus
 There is no bus, but a truck is parked.                    | truck | bus
 No car and a bus.                                          | bus | car
+There are no cars or trucks and a red bus.                 | bus | car truck
 No visible pedestrians in the crosswalk near the bus.      | bus | person
 There are no parked cars; a bus is coming.                 | bus | car
 There are no cars. Later a car appears.                    | car |

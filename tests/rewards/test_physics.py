@@ -176,6 +176,21 @@ def test_what_trl_gives_and_gets(reward):
 
 def test_pictures_stand_in_for_videos(reward):
     assert reward(prompts=[""], completions=["A car."], image=["b"], reference=[REFERENCE])[0] == pytest.approx(0.55)
+    both = {
+        "video": [None, "b"],
+        "image": ["b", None],
+        "mode": [None, "concise"],
+    }  # as a file with rows of both kinds gives them
+    logged = {}
+    found = reward(
+        prompts=["", ""],
+        completions=["A car."] * 2,
+        reference=[REFERENCE] * 2,
+        log_metric=lambda name, value: logged.update({name: value}),
+        **both,
+    )
+    assert found == pytest.approx([0.55, 0.55])
+    assert "physics/concise/words" in logged and not any("None" in name for name in logged)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +199,7 @@ def test_pictures_stand_in_for_videos(reward):
         ({"video": ["x.mp4"], "reference": ["r"]}, r"no detections for 'x\.mp4' in .*d\.jsonl.*tools/cache_detections\.py"),
         ({"reference": ["r"]}, "needs the column 'video' or 'image'"),
         ({"video": ["a"]}, "needs the column 'reference'"),
-        ({"video": [None], "reference": ["r"]}, "needs a text in 'video', completion 0 has None"),
+        ({"video": [None], "reference": ["r"]}, "needs a text in 'video' or 'image', completion 0 has None"),
         ({"video": ["a"], "reference": [None]}, "needs a text in 'reference'"),
     ],
 )  # fmt: skip

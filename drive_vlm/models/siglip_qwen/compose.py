@@ -1,5 +1,6 @@
 """A SigLIP2 tower and a causal language model put together with a new projector and new temporal embeddings."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,15 @@ def write_model(
     processor = SiglipQwenProcessor(
         image_processor, tokenizer, config.image_seq_length, config.max_frames, chat_template=tokenizer.chat_template
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return Path(out)
+    out = Path(out)
+    beside = out.with_name(f".{out.name}.part")  # a directory that is there is whole
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    processor.save_pretrained(beside)
+    if out.is_dir():
+        out.rmdir()  # empty, or it is not ours to replace
+    beside.rename(out)
+    return out
 
 
 def _load_tower(path: str | Path) -> Any:
