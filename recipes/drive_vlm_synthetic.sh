@@ -17,7 +17,7 @@ out="${OUT:-runs/drive_vlm_synthetic}"
 spacy="${SPACY:-en_core_web_sm}"
 case "${SIZE:-full}" in
   full) scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120 ;;
-  small) scenes=600 clips=300 order_clips=300 tower_steps=300 language_steps=200 steps1=100 steps2=200 steps3=16 ;;
+  small) scenes=600 clips=300 order_clips=300 tower_steps=600 language_steps=250 steps1=80 steps2=200 steps3=24 ;;
   smoke) scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2 ;;
   *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
