@@ -12,6 +12,7 @@ from typing import Any
 from drive_vlm.models.architecture import Architecture, Weight, attention_widths
 
 _CHUNK_ELEMENTS = 1 << 26  # logits at a time, as training_forward.py has it
+_TILE = (4096, 32768)  # positions and words of a tile of logits in TRL 1.16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ def activations(
     backward = tokens * b * (3 * text["intermediate_size"] + 2 * hidden)
     kept = layers * (tokens * b * hidden if checkpointing else layer)
     kept += tokens * (4 + b) * hidden + batch.labels * b * hidden  # the last norm, its labelled rows
-    tower_kept, tower_work = _tower(architecture, trains, batch, b, checkpointing)
+    has_tower = any(weight.part == "vision_tower" for weight in weights)
+    tower_kept, tower_work = _tower(architecture, trains, batch, b, checkpointing, has_tower)
     work = max(backward + (layer if checkpointing else 0), tower_work)
     return Activations(kept + tower_kept, work, _loss(text, batch, b, chunk_tokens, "lm_head" in trains))
 
@@ -76,8 +78,74 @@ def _attention_scores(text: dict[str, Any], batch: Batch, b: int, attention: str
     return square * b if attention == "sdpa" and batch.rows > 1 else 0
 
 
-def _tower(architecture: Architecture, trains: set[str], batch: Batch, b: int, checkpointing: bool) -> tuple[int, int]:
-    """(bytes kept of tower and projector, bytes at work in one layer of the tower)."""
+def inference(
+    architecture: Architecture,
+    weights: Sequence[Weight],
+    batch: Batch,
+    bytes_each: int,
+    attention: str = "sdpa",
+    distinct: int | None = None,
+) -> int:
+    """Bytes at work in a pass without gradients: pictures, and the fullest of tower, projector and a decoder layer.
+
+    `distinct` tiles of `batch` pass the tower (default: all); without a tower among `weights` its features come in. A decoder
+    layer has the residual, the embeddings before and after the pictures, its normalised input, and three inner widths of the
+    MLP; with an adapter the frozen and the adapter's output at once, a fourth.
+    """
+    text, tokens, b = architecture.text, batch.rows * batch.tokens, bytes_each
+    inner = 3 + any(weight.part == "lora" for weight in weights)
+    layer = tokens * b * (inner * text["intermediate_size"] + 4 * text["hidden_size"])
+    layer += _attention_scores(text, batch, b, attention)
+    if architecture.vision is None or not batch.tiles:
+        return layer
+    has_tower = any(weight.part == "vision_tower" for weight in weights)
+    passing = dataclasses.replace(batch, tiles=batch.tiles if distinct is None else distinct)
+    _, tower = _tower(architecture, set(), passing, b, False, has_tower)
+    features = batch.tiles * architecture.pictures.tower_tokens
+    projector = b * _projector(architecture, features, batch.tiles * architecture.pictures.tokens)
+    given = batch.tiles * architecture.pictures.pixels if has_tower else features * architecture.vision["hidden_size"]
+    return b * given + max(tower, features * architecture.vision["hidden_size"] * b + projector, layer)
+
+
+def kept_features(architecture: Architecture, tiles: int, bytes_each: int) -> int:
+    """Bytes of the tower's output for `tiles` tiles."""
+    width = architecture.vision["hidden_size"] if architecture.vision else 0
+    return tiles * architecture.pictures.tower_tokens * width * bytes_each
+
+
+def key_value_cache(architecture: Architecture, rows: int, tokens: int, key_bytes: int, value_bytes: int) -> int:
+    """Bytes of keys and values of all layers for `rows` sequences of `tokens`."""
+    text = architecture.text
+    _, keys = attention_widths(text)
+    return int(text["num_hidden_layers"]) * rows * tokens * keys * (key_bytes + value_bytes)
+
+
+def decoding(architecture: Architecture, rows: int, tokens: int, cache: int, bytes_each: int) -> int:
+    """Bytes at work beside `cache` when the last token of `rows` sequences of `tokens` is drawn: one layer's cache a second
+    time while it grows, or repeated to the queries' width; logits, in fp32 once as they are, once scaled, once as probabilities."""
+    text = architecture.text
+    queries, keys = attention_widths(text)
+    layer = cache // text["num_hidden_layers"]
+    repeated = 2 * rows * tokens * queries * bytes_each if queries > keys else 0
+    return max(layer, repeated, rows * text["vocab_size"] * (bytes_each + 12))
+
+
+def fused_head(
+    architecture: Architecture, labels: int, bytes_each: int, weight_bytes: int, backward: bool, head_trains: bool
+) -> int:
+    """Bytes of TRL's head (ChunkedLogProbFunction), which holds one tile of logits at a time: the tile, the weights of it in the
+    compute dtype where they have another; in the backward pass the fp32 gradient of the positions, and of a head that trains."""
+    hidden, vocab = architecture.text["hidden_size"], architecture.text["vocab_size"]
+    positions, columns = min(labels, _TILE[0]), _TILE[1]
+    cast = min(columns, vocab) * hidden * bytes_each if weight_bytes != bytes_each else 0
+    gradients = 4 * hidden * (labels + vocab * head_trains) if backward else 0
+    return positions * columns * bytes_each + cast + gradients
+
+
+def _tower(
+    architecture: Architecture, trains: set[str], batch: Batch, b: int, checkpointing: bool, has_tower: bool
+) -> tuple[int, int]:
+    """(bytes kept of tower and projector, bytes at work in one layer of the tower); without a tower its features are given."""
     vision = architecture.vision
     if vision is None or not batch.tiles:
         return 0, 0
@@ -85,7 +153,9 @@ def _tower(architecture: Architecture, trains: set[str], batch: Batch, b: int, c
     tower_tokens = batch.tiles * architecture.pictures.tower_tokens
     layer = tower_tokens * b * (8 * width + 2 * inner + (2 * width if architecture.kind == "internvl" else 0))
     kept = batch.tiles * architecture.pictures.pixels * b
-    if "vision_tower" in trains:
+    if not has_tower:
+        kept, work = tower_tokens * b * width, 0
+    elif "vision_tower" in trains:
         kept += vision["num_hidden_layers"] * (tower_tokens * b * width if checkpointing else layer)
         work = tower_tokens * b * (2 * inner + 2 * width) + (layer if checkpointing else 0)
     else:

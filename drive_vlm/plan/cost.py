@@ -9,6 +9,7 @@ from typing import Any
 
 from drive_vlm.models.architecture import Architecture, Weight
 from drive_vlm.plan.flags import Flags
+from drive_vlm.plan.groups import step_flops, without_tower
 from drive_vlm.plan.rows import Rows
 
 # The card that is meant where only its memory is given.
@@ -55,20 +56,27 @@ def _own(weights: Sequence[Weight], part: str) -> int:
 
 
 def time_and_tokens(
-    flags: Flags, architecture: Architecture, weights: Sequence[Weight], rows: Rows, global_batch: int
+    flags: Flags, architecture: Architecture, weights: Sequence[Weight], rows: Rows, global_batch: int, memo: bool
 ) -> dict[str, Any]:
-    """Steps, tokens and FLOPs of a step, hours and GPU-hours at --mfu; None where the number of rows is not known."""
-    flops = train_flops(architecture, weights)
+    """Steps, tokens and FLOPs of a step, hours and GPU-hours at --mfu; None where the number of rows is not known.
+
+    In grpo a row is a prompt with a completion, and `memo` says that the tower runs once for a group.
+    """
+    flops, groups = train_flops(architecture, weights), flags.groups
     sequences = rows.count if flags.plan.rows is None else flags.plan.rows
     per_sequence = 1.0
     if flags.data.packing:  # packs are filled to about 95 %
         per_sequence = max(1.0, 0.95 * flags.data.max_length / rows.tokens)
         sequences = math.ceil(sequences / per_sequence) if sequences else None
     forward = _of_row(forward_flops(architecture, weights), rows) * flags.sides
-    per_row = _of_row(flops, rows) * flags.sides + (forward if flags.reference == "live" else 0)
+    if groups is None:
+        per_row = _of_row(flops, rows) * flags.sides + (forward if flags.reference == "live" else 0)
+    else:
+        tower = forward - _of_row(forward_flops(architecture, without_tower(weights)), rows)
+        per_row = step_flops(groups, _of_row(flops, rows), forward, tower, memo)
     step = per_row * per_sequence * global_batch
     epochs, limit = float(flags.training["num_train_epochs"] or 3), int(flags.training["max_steps"] or -1)
-    steps = limit if limit > 0 else math.ceil(math.ceil(sequences / global_batch) * epochs) if sequences else None
+    steps = limit if limit > 0 else math.ceil(_steps(flags, sequences, global_batch) * epochs) if sequences else None
     peak, name = device_peak(flags)
     rate = peak * flags.plan.mfu * flags.plan.world_size
     seconds = step / rate
@@ -86,6 +94,15 @@ def time_and_tokens(
         "peak_flops": peak,
         "device": name,
     }
+
+
+def _steps(flags: Flags, sequences: int, global_batch: int) -> int:
+    """Optimizer steps of an epoch; in grpo every generation batch is passed over `iterations` times."""
+    if flags.groups is None:
+        return math.ceil(sequences / global_batch)
+    groups = flags.groups
+    completions = math.ceil(sequences / groups.prompts) * groups.prompts * groups.generations
+    return math.ceil(completions * groups.iterations / global_batch)
 
 
 def _of_row(flops: dict[str, float], rows: Rows) -> float:

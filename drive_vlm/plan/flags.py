@@ -3,10 +3,11 @@
 import ast
 import dataclasses
 import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import (
     CommandParser,
@@ -18,10 +19,20 @@ from drive_vlm.config import (
     from_namespace,
     nearest,
 )
+from drive_vlm.models.architecture import load_architecture
+
+if TYPE_CHECKING:
+    from drive_vlm.plan.groups import Groups
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
 PAIR_STAGES = ("dpo", "spin")
+_CLASSES = {
+    "sft": "transformers.TrainingArguments",
+    "dpo": "trl.DPOConfig",
+    "spin": "trl.DPOConfig",
+    "grpo": "trl.GRPOConfig",
+}
 # Defaults of training_arguments() in stages/engine.py, which differ from transformers' own.
 ENGINE_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -53,7 +64,8 @@ class PlanConfig:
 class Flags:
     """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved.
 
-    `sides` rows make a sequence: 2 for preference pairs, whose `reference` is "cached" or "live" (None for other stages).
+    `sides` rows make a sequence: 2 for preference pairs. The `reference` of a pair is "cached" or "live", that of grpo "live"
+    (None without one). `groups` are those of grpo.
     """
 
     model: ModelConfig
@@ -63,45 +75,100 @@ class Flags:
     training: dict[str, Any]
     resolved: dict[str, tuple[Any, str]]
     reference: str | None = None
-
-    @property
-    def sides(self) -> int:
-        return 1 if self.reference is None else 2
+    sides: int = 1
+    groups: "Groups | None" = None
 
 
 def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
     """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
     from drive_vlm.stages.arguments import _NOT_FOR_USERS, _yaml_words
-    from drive_vlm.stages.preference import ReferenceFlags, check_flags
 
-    pairs = command in PAIR_STAGES
+    known = training_fields() | _own_fields(command)
     parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
     )
-    classes = (ModelConfig, DataConfig, RunConfig, PlanConfig, *((ReferenceFlags,) if pairs else ()))
-    for cls in classes:
-        add_dataclass(parser, cls)
-    for action in parser._actions:  # a model's sizes can be planned before there are rows
-        if action.dest == "data":
-            action.required, action.default = False, []
     try:
-        from_file = _yaml_words(parser, words)
+        classes = (ModelConfig, DataConfig, RunConfig, PlanConfig, *_own_classes(command, words))
+        for cls in classes:
+            add_dataclass(parser, cls)
+        for (
+            action
+        ) in parser._actions:  # a model's sizes can be planned before there are rows, rewards and what these need
+            if action.required and action.dest != "model":
+                action.required, action.default = False, []
+        from_file = _yaml_words(parser, words, _CLASSES[command])
         namespace, rest = parser.parse_known_args([*from_file, *words])
-        known = training_fields() | (dpo_fields() if pairs else {})
         given = _training_flags(rest, known, _NOT_FOR_USERS, {action.dest for action in parser._actions})
-        model, data, run, plan, *reference = (from_namespace(cls, namespace) for cls in classes)
-        if pairs:
-            given = check_flags(command, data, reference[0], given)
+        model, data, run, plan, *own = (from_namespace(cls, namespace) for cls in classes)
+        model = trained_adapter(model)
+        checked, reference, groups = _checked(command, model, data, run, plan, own, given)
     except ValueError as error:
         parser.error(str(error))
-    training = known | ENGINE_DEFAULTS | given
-    values = training | {
-        k: v for item in (model, data, run, plan, *reference) for k, v in dataclasses.asdict(item).items()
-    }
+    training = known | ENGINE_DEFAULTS | checked
+    values = training | {k: v for item in (model, data, run, plan, *own) for k, v in dataclasses.asdict(item).items()}
     origin = origins(from_file, words)
     resolved = {name: (value, origin.get(name, "default")) for name, value in values.items()}
-    return Flags(model, data, run, plan, training, resolved, reference[0].reference if pairs else None)
+    return Flags(model, data, run, plan, training, resolved, reference, 1 + (command in PAIR_STAGES), groups)
+
+
+def _own_classes(command: str, words: Sequence[str]) -> list[type]:
+    """The dataclasses of flags that `command` has beside those of all stages."""
+    if command in PAIR_STAGES:
+        from drive_vlm.stages.preference import ReferenceFlags
+
+        return [ReferenceFlags]
+    if command == "grpo":
+        from drive_vlm.stages.alarms import AlarmConfig
+        from drive_vlm.stages.grpo import GRPOStageConfig, reward_classes
+        from drive_vlm.stages.samples import SampleConfig
+
+        return [GRPOStageConfig, SampleConfig, AlarmConfig, *filter(None, reward_classes(words).values())]
+    return []
+
+
+def _checked(
+    command: str,
+    model: ModelConfig,
+    data: DataConfig,
+    run: RunConfig,
+    plan: PlanConfig,
+    own: list[Any],
+    given: dict[str, Any],
+) -> tuple[dict[str, Any], str | None, "Groups | None"]:
+    """(training flags with the stage's own defaults, reference, groups). Raises ValueError for what the stage refuses."""
+    if command in PAIR_STAGES:
+        from drive_vlm.stages.preference import check_flags
+
+        return check_flags(command, data, own[0], given), own[0].reference, None
+    if command == "grpo":
+        from drive_vlm.plan.groups import groups_of
+        from drive_vlm.stages.grpo import DEFAULTS, Settings
+        from drive_vlm.stages.grpo import check_flags as check_grpo
+
+        stage, sampling, alarms = own[:3]
+        training = DEFAULTS | given
+        check_grpo(Settings(model, data, sampling, alarms, run, [(name, None) for name in stage.rewards], training))
+        groups = groups_of(run, training_fields() | _own_fields(command) | ENGINE_DEFAULTS | training, plan.world_size)
+        return training, "live" if training["beta"] else None, groups
+    return given, None, None
+
+
+def trained_adapter(model: ModelConfig) -> ModelConfig:
+    """An adapter directory as the flags that would make its adapter anew; any other model as it is."""
+    path = Path(model.model) / "adapter_config.json"
+    if model.lora_rank or not path.is_file():
+        return model
+    made = json.loads(path.read_text())
+    targets, copies = made["target_modules"], made.get("modules_to_save") or ()
+    if not isinstance(targets, str):
+        targets = rf".*\.({'|'.join(targets)})"
+    parts = load_architecture(model.model).parts.items()
+    still = [part for part, (first, *_) in parts if part != "language_model" and first.rsplit(".", 1)[-1] not in copies]
+    freeze = [*model.freeze, *(part for part in still if part not in model.freeze)]
+    return dataclasses.replace(
+        model, freeze=freeze, lora_rank=made["r"], lora_alpha=made["lora_alpha"], lora_targets=targets
+    )
 
 
 def training_fields() -> dict[str, Any]:
@@ -113,10 +180,13 @@ def training_fields() -> dict[str, Any]:
     return fields | {"optim": "adamw_torch_fused"}  # a constant in the source
 
 
-def dpo_fields() -> dict[str, Any]:
-    """What trl.DPOConfig adds to them, and changes."""
-    base = _fields_of("trl", "trainer/base_config.py", "_BaseConfig")
-    return base | _fields_of("trl", "trainer/dpo_config.py", "DPOConfig")
+def _own_fields(command: str) -> dict[str, Any]:
+    """What the TRL configuration of a stage adds to them, and changes."""
+    package, _, name = _CLASSES[command].partition(".")
+    if package != "trl":
+        return {}
+    file = f"trainer/{name.removesuffix('Config').lower()}_config.py"
+    return _fields_of("trl", "trainer/base_config.py", "_BaseConfig") | _fields_of("trl", file, name)
 
 
 def _fields_of(package: str, file: str, name: str) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.launch.deepspeed import load_deepspeed_config
-from drive_vlm.launch.memory import Layout, Peak, Setting, Size, layout_of, peak, static
+from drive_vlm.launch.memory import Layout, Peak, Setting, Size, Static, layout_of, peak, static
 from drive_vlm.models.activations import Batch, activations
 from drive_vlm.models.architecture import NF4_BYTES, Architecture, Weight
 from drive_vlm.plan.flags import Flags
+from drive_vlm.plan.groups import group_peak, has_memo, without_tower
 from drive_vlm.plan.rows import Rows
 
 # ddp: without DeepSpeed, on one process or several
@@ -53,13 +54,15 @@ def layouts(flags: Flags) -> tuple[list[Layout], str]:
 
 
 def longest(case: Case, micro: int) -> Batch:
-    """A micro batch of rows as long as --max_length allows; a pair is two of them."""
+    """A micro batch of rows as long as --max_length allows; a pair is two of them, in grpo a completion comes behind it."""
     data, pictures = case.flags.data, case.architecture.pictures
     room = data.max_length // pictures.tokens if pictures.tokens else 0
     limit = None if pictures.video else case.flags.model.max_tiles
     tiles = room if data.packing else min(room, pictures.tiles if limit is None else limit + (limit > 1))
     text = max(1, data.max_length - tiles * pictures.tokens)
-    rows = micro * case.flags.sides
+    rows, groups = micro * case.flags.sides, case.flags.groups
+    if groups is not None:
+        return Batch(rows, data.max_length + groups.length, rows * tiles, rows * groups.length)
     return Batch(rows, data.max_length, rows * tiles, rows * text)
 
 
@@ -71,12 +74,19 @@ def typical(case: Case, micro: int) -> Batch:
     return Batch(number, rows.tokens, number * rows.tiles, number * rows.labels)
 
 
-def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
-    """The peak of one process under `layout`."""
-    each = weight_bytes(case, layout)
+def sizes_of(case: Case) -> list[Size]:
+    """The weights of the policy and of a reference beside it: the whole model once more; in grpo of an adapter its copy."""
     sizes = [Size(w.size, w.trains, NF4_BYTES if w.four_bit else None) for w in case.weights]
-    if case.flags.reference == "live" and not case.flags.model.lora_rank:
-        sizes += [Size(w.size, False) for w in case.weights]
+    if case.flags.reference != "live":
+        return sizes
+    if not case.flags.model.lora_rank:
+        return sizes + [Size(w.size, False) for w in case.weights]
+    return sizes + [Size(w.size, False) for w in case.weights if w.trains and case.flags.groups]
+
+
+def fixed_of(case: Case, layout: Layout, accumulation: int | None = None) -> Static:
+    """What does not depend on the batch."""
+    each = weight_bytes(case, layout)
     setting = Setting(
         case.flags.plan.world_size,
         each,
@@ -84,16 +94,27 @@ def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accum
         str(case.flags.training["optim"] or "adamw_torch"),
         autocast=case.half() and each == 4,
     )
+    return static(sizes_of(case), layout, setting)
+
+
+def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
+    """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
+    fixed, groups = fixed_of(case, layout, accumulation), case.flags.groups
+    memo = groups is not None and has_memo(case.weights, layout)
     live = activations(
         case.architecture,
-        case.weights,
+        without_tower(case.weights) if memo else case.weights,
         batch,
         2 if case.half() else 4,
         checkpointing,
         case.flags.model.attn_implementation,
         case.flags.run.chunk_tokens,
     )
-    return peak(static(sizes, layout, setting), live.kept, live.work, live.logits)
+    if groups is None:
+        return peak(fixed, live.kept, live.work, live.logits)
+    each, compute = weight_bytes(case, layout), 2 if case.half() else 4
+    attention = case.flags.model.attn_implementation
+    return group_peak(groups, case.architecture, case.weights, layout, batch, fixed, live, each, compute, attention)
 
 
 def largest_micro(case: Case, layout: Layout, limit: int) -> int:

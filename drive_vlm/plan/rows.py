@@ -34,12 +34,12 @@ def typical_row(
     given: int | None,
     max_tiles: int | None,
     model: str,
-    pairs: bool = False,
+    kind: str = "rows",
 ) -> Rows:
-    """Of preference pairs the longer side. Rows of --data where they exist, else a picture with its full tiles (or a video) and 256 tokens of text, 64 of them learned."""
+    """Of `kind` "pairs" the longer side, of "prompts" all turns but the last answer. Rows of --data where they exist, else a picture with its full tiles (or a video) and 256 tokens of text, 64 of them learned."""
     missing = tuple(path for path in data.data if not Path(path).is_file())
     if data.data and len(missing) < len(data.data):  # a file of several that is missing is an error there
-        return _sample(data, architecture, given, max_tiles, model, pairs)
+        return _sample(data, architecture, given, max_tiles, model, kind)
     pictures = architecture.pictures
     tiles = pictures.tiles
     if max_tiles and not pictures.video:
@@ -51,7 +51,7 @@ def typical_row(
 
 
 def _sample(
-    data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str, pairs: bool
+    data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str, kind: str
 ) -> Rows:
     """Rows evenly spread over all files: parsed, picture headers read, tokens counted or estimated."""
     from drive_vlm.data.pair_encoding import sides_of
@@ -66,8 +66,10 @@ def _sample(
         looked = min(len(source.rows), max(1, SAMPLE * len(source.rows) // max(1, total)))
         for i in (k * len(source.rows) // looked for k in range(looked)):
             try:
-                sample = read_sample(source, i, need_answer=not pairs)
-                sides = sides_of(sample) if pairs else (sample,)
+                sample = read_sample(source, i, need_answer=kind == "rows")
+                sides = sides_of(sample) if kind == "pairs" else (sample,)
+                if kind == "prompts":
+                    sides = (dataclasses.replace(sample, turns=sample.prompt_turns()),)
                 pieces, limit = _tiles(sample, architecture.pictures, source.max_tiles or max_tiles, data.num_frames)
             except BadRow as error:
                 bad.append(error)

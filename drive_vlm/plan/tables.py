@@ -16,6 +16,10 @@ _PARTS = {
     "activations": "activ",
     "logits": "logits",
     "buffers": "buffers",
+    "cache": "kv",
+    "sampling": "sample",
+    "scoring": "score",
+    "learning": "learn",
     "peak": "peak",
     "needed": "needed",
 }
@@ -71,21 +75,31 @@ def _memory(plan: dict[str, Any]) -> Table:
         f"GiB of one GPU for {memory['micro_batch']} x {plan['batch']['longest_row']:,} tokens "
         f"({'with' if plan['batch']['gradient_checkpointing'] else 'without'} gradient checkpointing)"
     )
-    table = _table(title, "layout", *_PARTS.values(), "CPU/node", f"fits {memory['limit'] / 2**30:.0f}", "micro")
+    hidden = ("activations", "logits") if plan["batch"]["generation"] else ("cache", "sampling", "scoring", "learning")
+    parts = [part for part in _PARTS if part not in hidden]
+    columns = [_PARTS[part] for part in parts]
+    table = _table(title, "layout", *columns, "CPU/node", f"fits {memory['limit'] / 2**30:.0f}", "micro")
     for name, row in memory["layouts"].items():
         mark = f"[bold]> {name}[/]" if name == memory["chosen"] else f"  {name}"
         fit = "[green]yes[/]" if row["fits"] else "[red]no[/]"
         table.add_row(
-            mark, *(gib(row[part]) for part in _PARTS), gib(row["cpu_a_node"]), fit, str(row["largest_micro_batch"])
+            mark, *(gib(row[part]) for part in parts), gib(row["cpu_a_node"]), fit, str(row["largest_micro_batch"])
         )
     return table
 
 
 def _batch(plan: dict[str, Any]) -> str:
-    batch = plan["batch"]
-    return (
+    batch, groups = plan["batch"], plan["batch"]["generation"]
+    line = (
         f"Batch: {batch['global']} {batch['unit']} a step = {batch['micro']} a GPU x {batch['accumulation']} accumulation x "
         f"{batch['world_size']} GPUs; typical row {batch['typical_row']:,} tokens ({plan['data']['source']})"
+    )
+    if groups is None:
+        return line
+    return (
+        f"{line}\nGeneration batch: {groups['prompts']} prompts x {groups['generations']} completions of at most {groups['length']:,} tokens "
+        f"= {groups['rows']} a GPU x {batch['world_size']} GPUs, learned from in {groups['steps']} micro batches x "
+        f"{groups['iterations']} iterations, scored {groups['passes']} times"
     )
 
 

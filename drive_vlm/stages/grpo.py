@@ -65,8 +65,8 @@ def main(words: Sequence[str]) -> None:
 def parse(words: Sequence[str]) -> Settings:
     """The flags, those of the chosen rewards among them. Raises ValueError for a reward that is not there, and for what
     `check_flags` and `check_groups` refuse; exits with 2 for an unknown flag."""
-    names = chosen_rewards(words, default=_yaml_rewards(words))
-    classes = {name: config_class(name) for name in names}
+    classes = reward_classes(words)
+    names = list(classes)
     shared = (ModelConfig, DataConfig, GRPOStageConfig, SampleConfig, AlarmConfig, RunConfig)
     all_classes = (*shared, *(cls for cls in classes.values() if cls is not None))
     try:
@@ -82,9 +82,11 @@ def parse(words: Sequence[str]) -> Settings:
     return settings
 
 
-def _yaml_rewards(words: Sequence[str]) -> list[str]:
+def reward_classes(words: Sequence[str]) -> dict[str, type | None]:
+    """{reward of --rewards: the dataclass of its flags, or None}, from the words or the --config file among them."""
     named = yaml_values(words)[1].get("rewards", [])
-    return named if isinstance(named, list) else [named]
+    names = chosen_rewards(words, default=named if isinstance(named, list) else [named])
+    return {name: config_class(name) for name in names}
 
 
 def train(settings: Settings) -> None:
@@ -125,16 +127,27 @@ def check_flags(settings: Settings) -> None:
 
 
 def check_groups(settings: Settings) -> None:
-    """Raises ValueError with all numbers when groups do not divide a generation batch."""
-    from drive_vlm.launch.topology import accumulation_steps, read_topology
+    """Raises ValueError as `generation_batch` does."""
+    from drive_vlm.launch.topology import read_topology
 
-    run, extra = settings.run, settings.extra
-    micro, ranks = extra.get("per_device_train_batch_size", 8), read_topology().world_size
+    generation_batch(settings.run, settings.extra, read_topology().world_size)
+
+
+def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
+    """Completions of a generation batch over all processes. Raises ValueError with all numbers when groups do not divide it."""
+    from drive_vlm.launch.topology import accumulation_steps
+
+    micro = extra.get("per_device_train_batch_size", 8)
     accumulation = accumulation_steps(run.global_batch_size, micro, ranks)
     size, words = extra.get("generation_batch_size"), "--generation_batch_size"
     if size is None:
         steps = extra.get("steps_per_generation") or accumulation
         size, words = micro * ranks * steps, f"{micro} x {ranks} processes x {steps} micro-batches"
+    elif size % (micro * ranks):
+        raise ValueError(
+            f"--generation_batch_size {size} is no multiple of --per_device_train_batch_size {micro} x {ranks} processes = "
+            f"{micro * ranks}. Change one of them."
+        )
     count = extra.get("num_generations", 8)
     if size % count:
         near = [str(n) for n in (size // count * count, -(-size // count) * count) if n]
@@ -142,6 +155,7 @@ def check_groups(settings: Settings) -> None:
             f"a generation batch of {size} completions ({words}) is no multiple of --num_generations {count}. Make it "
             f"{' or '.join(near)} (--per_device_train_batch_size, --global_batch_size), or change --num_generations."
         )
+    return size
 
 
 def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,150 @@
+"""Groups of GRPO: the batch equation, and memory of the two phases in which nothing is learned.
+
+A generation batch is sampled at once on each process (a cache of keys and values for every completion), then scored by the
+policy (where its batches are not fresh) and the reference, a micro batch at a time, then learned from as any other batch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from drive_vlm.config import RunConfig
+from drive_vlm.launch.memory import CONTEXT, FRAGMENTATION, Layout, Peak, Static, peak
+from drive_vlm.launch.topology import accumulation_steps
+from drive_vlm.models.activations import (
+    Activations,
+    Batch,
+    decoding,
+    fused_head,
+    inference,
+    kept_features,
+    key_value_cache,
+)
+from drive_vlm.models.architecture import Architecture, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """A generation batch: `prompts` over all processes with `generations` completions each, of `length` tokens at most.
+
+    Attributes:
+        rows: completions of it on one process.
+        steps: micro batches that one pass over it takes (steps_per_generation); it is passed over `iterations` times.
+        passes: how often it is scored without gradients: by the reference, and by the policy where an optimizer step ends
+            before its last micro batch.
+        inside: whether the next one is sampled while gradients are accumulated.
+        whole: whether ZeRO-3 gathers all weights on every process to sample it.
+    """
+
+    prompts: int
+    generations: int
+    length: int
+    rows: int
+    steps: int
+    iterations: int
+    passes: int
+    inside: bool
+    whole: bool
+
+
+def groups_of(run: RunConfig, training: dict[str, Any], world_size: int) -> Groups:
+    """The groups of the flags. Raises ValueError with all numbers when they do not divide a generation batch."""
+    from drive_vlm.stages.grpo import generation_batch
+
+    micro = int(training["per_device_train_batch_size"])
+    size = generation_batch(run, training, world_size)
+    steps, iterations = size // (micro * world_size), int(training["num_iterations"])
+    accumulation = accumulation_steps(run.global_batch_size, micro, world_size)
+    fresh = accumulation % (steps * iterations) == 0
+    return Groups(
+        prompts=size // int(training["num_generations"]),
+        generations=int(training["num_generations"]),
+        length=int(training["max_completion_length"]),
+        rows=size // world_size,
+        steps=steps,
+        iterations=iterations,
+        passes=(not fresh) + bool(training["beta"]),
+        inside=accumulation > steps * iterations or not fresh,
+        whole=bool(training["ds3_gather_for_generation"]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPeak(Peak):
+    """Bytes of one process: the parts are those of `learning`, `peak` is the largest of the three phases.
+
+    `cache` is that of keys and values when the longest completion ends.
+    """
+
+    cache: float
+    sampling: float
+    scoring: float
+    learning: float
+
+
+def without_tower(weights: Sequence[Weight]) -> list[Weight]:
+    return [weight for weight in weights if weight.part != "vision_tower"]
+
+
+def has_memo(weights: Sequence[Weight], layout: Layout) -> bool:
+    """Whether a tower runs once for each picture of a generation batch (stages/policy.install_memo)."""
+    tower = [weight for weight in weights if weight.part == "vision_tower"]
+    return bool(tower) and layout.stage != 3 and not any(weight.trains for weight in tower)
+
+
+def group_peak(
+    groups: Groups,
+    architecture: Architecture,
+    weights: Sequence[Weight],
+    layout: Layout,
+    batch: Batch,
+    fixed: Static,
+    live: Activations,
+    each: int,
+    compute: int,
+    attention: str,
+) -> GroupPeak:
+    """The three phases for micro batches of `batch`: prompts and completions. Weights have `each` bytes, activations `compute`.
+
+    Adam's states lie there in all of them; gradients do while sampling and scoring where these come amid accumulation.
+    """
+    rows, tiles = max(groups.rows, batch.rows), batch.tiles // batch.rows
+    prompt, memo = batch.tokens - groups.length, has_memo(weights, layout)
+    distinct = -(-rows // groups.generations) * tiles if memo else rows * tiles
+    features = kept_features(architecture, distinct, each) if memo else 0
+    held = fixed.resident + fixed.kept + features + (fixed.gradients if groups.inside else 0)
+    gathered = 0.0
+    if layout.stage == 3:
+        gathered = sum(w.size for w in weights) * each - fixed.weights if groups.whole else fixed.buffers
+
+    before, cache = (key_value_cache(architecture, rows, n, each, compute) for n in (prompt, batch.tokens))
+    asked = Batch(rows, prompt, rows * tiles, 0)
+    first = before + inference(architecture, weights, asked, compute, attention, distinct)
+    last = cache + decoding(architecture, rows, batch.tokens, cache, compute)
+    sampling = held + gathered + max(first, last)
+
+    head = (architecture, batch.labels, compute, each)
+    trains = any(weight.trains and weight.part in ("lm_head", "embeddings") for weight in weights)
+    scored = inference(architecture, weights, batch, compute, attention, 0 if memo else None)
+    scoring = held + (fixed.buffers if layout.stage == 3 else 0) + max(scored, fused_head(*head, False, trains))
+
+    learning = peak(fixed, live.kept + features, live.work, fused_head(*head, True, trains))
+    most = max(learning.peak, sampling, scoring if groups.passes else 0)
+    parts = {
+        **dataclasses.asdict(learning),
+        "peak": most,
+        "needed": most * (1 + FRAGMENTATION) + CONTEXT,
+    }
+    return GroupPeak(**parts, cache=cache, sampling=sampling, scoring=scoring, learning=learning.peak)
+
+
+def step_flops(groups: Groups, train: float, forward: float, tower: float, memo: bool) -> float:
+    """FLOPs that one completion costs a step: sampled and scored once for `iterations` steps, learned from in each.
+
+    `train` and `forward` are those of prompt and completion with their pictures; with a memo `tower`, the tower's share of a
+    forward pass, falls to a group once.
+    """
+    rollout = (1 + groups.passes) * forward / groups.iterations
+    if not memo:
+        return train + rollout
+    return train - tower + rollout * (1 - tower / forward) + tower / (groups.generations * groups.iterations)
