@@ -210,7 +210,7 @@ launch() {
   _count_user_words "$@"
   local words=("${@:1:$#-_user_count}") user=("${@:$#-_user_count+1}") resume=()
   if [ -n "${PLAN:-}" ]; then
-    case "$name" in sft | dpo | spin) ;; *) _say "plan: $name is not planned"; return 0 ;; esac
+    case "$name" in sft | dpo | spin | grpo) ;; *) _say "plan: $name is not planned"; return 0 ;; esac
   fi
   _read_topology
   # A node whose ranks did not die themselves counts no restart when torchrun starts them again: only --resume makes all go on alike.

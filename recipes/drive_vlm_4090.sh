@@ -20,7 +20,13 @@ stage() {
     echo "stage $1: finished before"
     return
   fi
-  bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" --output_dir "$out/stage$1"
+  local before="$out/stage$(($1 - 1))" sizes=()
+  [ "$1" -gt 1 ] || before="$out/base"
+  if [ -n "${PLAN:-}" ] && [ ! -d "$before" ]; then # what is not there yet has the sizes of the published models
+    sizes=(--model siglip2_qwen3_4b)
+    [ "$1" -lt 3 ] || sizes+=(--lora_rank 32)
+  fi
+  bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" "${sizes[@]}" --output_dir "$out/stage$1"
   [ -n "${DRY_RUN:-}${PLAN:-}" ] || grep -qs '"state": "finished"' "$out/stage$1/run.json" || { echo "stage $1 stopped before its end"; exit 0; }
 }
 

@@ -3,7 +3,7 @@
 #
 # Source      Drive-VLM: R = .4 objects + .25 temporal + .20 detail + .15 no hallucination; groups of 2, 3 epochs, lr 1e-6, KL .04,
 #             temperature .9, 256 tokens as in its public code
-# Hardware    one 24 GB GPU by the plan
+# Hardware    one 24 GB GPU by the plan: PLAN=1 bash recipes/drive_vlm_stage3.sh --model siglip2_qwen3_4b --lora_rank 32 --gpu_memory 24GB
 # Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model (recipes/drive_vlm_synthetic.sh)
 # Command     bash recipes/drive_vlm_stage3.sh --data split_entry_train.jsonl --physics_detections detections.jsonl [any flag]
 set -euo pipefail
@@ -16,6 +16,7 @@ launch grpo \
   --freeze vision_tower temporal_embeddings \
   --rewards physics \
   --num_frames 16 \
+  --max_length 2048 \
   --deepspeed zero2 \
   --num_generations 2 \
   --per_device_train_batch_size 2 \

@@ -101,14 +101,15 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
         namespace, rest = parser.parse_known_args([*from_file, *words])
         given = _training_flags(rest, known, _NOT_FOR_USERS, {action.dest for action in parser._actions})
         model, data, run, plan, *own = (from_namespace(cls, namespace) for cls in classes)
-        model = trained_adapter(model)
+        given_model, model = model, trained_adapter(model)
         checked, reference, groups = _checked(command, model, data, run, plan, own, given)
     except ValueError as error:
         parser.error(str(error))
     training = known | ENGINE_DEFAULTS | checked
     values = training | {k: v for item in (model, data, run, plan, *own) for k, v in dataclasses.asdict(item).items()}
     origin = origins(from_file, words)
-    resolved = {name: (value, origin.get(name, "default")) for name, value in values.items()}
+    adapter = {name: "adapter" for name, value in vars(model).items() if value != getattr(given_model, name)}
+    resolved = {name: (value, (origin | adapter).get(name, "default")) for name, value in values.items()}
     return Flags(model, data, run, plan, training, resolved, reference, 1 + (command in PAIR_STAGES), groups)
 
 

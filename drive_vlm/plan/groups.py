@@ -113,7 +113,7 @@ def group_peak(
     distinct = -(-rows // groups.generations) * tiles if memo else rows * tiles
     features = kept_features(architecture, distinct, each) if memo else 0
     held = fixed.resident + fixed.kept + features + (fixed.gradients if groups.inside else 0)
-    gathered = 0.0
+    gathered = fixed.buffers - fixed.kept if layout.stage == 0 else 0.0  # the policy's weights as autocast keeps them
     if layout.stage == 3:
         gathered = sum(w.size for w in weights) * each - fixed.weights if groups.whole else fixed.buffers
 

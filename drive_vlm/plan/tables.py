@@ -31,7 +31,7 @@ def gib(number: float) -> str:
 
 def show(plan: dict[str, Any]) -> None:
     """Print everything."""
-    console = Console(width=120, highlight=False, soft_wrap=True)
+    console = Console(width=132, highlight=False, soft_wrap=True)
     model = plan["model"]
     label = "estimate, no native port yet" if model["estimate"] else "exact"
     console.print(f"[bold]{model['name']}[/] ({label}): {model['note']}")
