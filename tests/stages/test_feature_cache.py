@@ -219,3 +219,42 @@ def test_a_changed_video_stops_the_run(tiny_video_model: Path, rows: Path, fresh
     finally:
         path.write_bytes(content)
     assert "has changed since its features were written" in text and "Renew what has changed" in text
+
+
+@pytest.mark.slow
+def test_grpo_from_features_says_and_is_rewarded_the_same(
+    model: Path,
+    rows: Path,
+    features: Path,
+    fresh: Callable,
+    grpo_words: Callable,
+    inside: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Completions and rewards of policy steps are those of pixels, and neither policy nor reference calls a tower."""
+    from transformers import InternVLVisionModel, SiglipVisionModel
+
+    calls: list[str] = []
+    for tower in (InternVLVisionModel, SiglipVisionModel):
+        own = tower.forward
+
+        def forward(*args: Any, own: Any = own, **kwargs: Any) -> Any:
+            calls.append("tower")
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(tower, "forward", forward)
+    adapter = ("--lora_rank", 2) if model.name == "tiny_video_model" else ()  # the reference: a copy of it, or a second model
+    words = ("--model", model, "--data", rows, "--num_frames", 3, "--max_steps", 3, "--learning_rate", 1e-3, *adapter)
+
+    def samples(name: str, *more: object) -> tuple[list[dict[str, Any]], int]:
+        out, before = fresh(name), len(calls)
+        inside("grpo", *grpo_words(out, *words, *more))
+        return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()], len(calls) - before
+
+    pixels, ran = samples("grpo-pixels")
+    cached, idle = samples("grpo-features", "--feature_cache", features)
+    assert ran > 0 and idle == 0
+    assert len({line["prompt"] for line in cached}) > 1 and len(cached) == 3 * 8
+    for name in ("id", "step", "completion", "rewards"):
+        assert [line[name] for line in cached] == [line[name] for line in pixels], name
+    assert len({line["rewards"]["letter_reward"] for line in cached}) > 1
