@@ -1,6 +1,6 @@
-"""A judge of the command line: a model on any OpenAI-compatible server, or a model in this process.
+"""A judge of the command line: a model on any OpenAI-compatible server, a model in this process, or the reference alone.
 
-Both take the same requests and give replies in order; replies that cannot be read are asked for again.
+Models take the same requests and give replies in order; replies that cannot be read are asked for again.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from drive_vlm.config import field
-from drive_vlm.evaluation.verdicts import Turns, combine, fill, parse_verdict
+from drive_vlm.evaluation.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, parse_verdict
 
 RETRY_TEMPERATURE = 0.7  # at 0 a judge would say the same again
 T = TypeVar("T")
@@ -22,7 +22,12 @@ class JudgeConfig:
     judge_model: str | None = field(
         None, help="the judge: model name at --judge_url, or with --judge_backend hf a model directory"
     )
-    judge_backend: str = field("openai", help="openai: a server; hf: in this process", choices=("openai", "hf"))
+    judge_backend: str = field(
+        "openai",
+        help="openai: a server; hf: in this process; reference: no model, the answer that equals the reference wins (as "
+        "tools/qa_eval.py compares them), two right or two wrong ones tie",
+        choices=("openai", "hf", "reference"),
+    )
     judge_url: str = field("https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
     judge_key_env: str = field("OPENAI_API_KEY", help="environment variable with the judge's key")
     judge_workers: int = field(8, help="requests to the server at the same time")
@@ -78,10 +83,14 @@ class Judge(Protocol):
 
 def open_judge(config: JudgeConfig) -> Judge:
     """The judge of the flags. Raises ValueError without one, and for an address or a directory that cannot be one."""
-    if not config.judge_model:
-        raise ValueError("no judge: give --judge_model, a name at --judge_url or a directory with --judge_backend hf")
     if config.judge_attempts < 1:
         raise ValueError(f"--judge_attempts {config.judge_attempts}: at least 1")
+    if config.judge_backend == "reference":
+        if config.judge_model:
+            raise ValueError("--judge_model with --judge_backend reference, which asks no model: leave one of them out")
+        return ReferenceJudge()
+    if not config.judge_model:
+        raise ValueError("no judge: give --judge_model, a name at --judge_url or a directory with --judge_backend hf")
     return LocalJudge(config) if config.judge_backend == "hf" else ServerJudge(config)
 
 
@@ -138,6 +147,9 @@ def compare_all(
     judge: Judge, comparisons: Sequence[Comparison], prompt: Turns, attempts: int
 ) -> Iterator[list[Compared]]:
     """Judge every comparison in both orders; results in order, a block at a time."""
+    if isinstance(judge, ReferenceJudge):
+        yield judge.compare(comparisons)
+        return
     requests = [
         Request(fill(prompt, item.values | {"answer_a": a, "answer_b": b}), item.images)
         for item in comparisons
@@ -232,6 +244,40 @@ class LocalJudge:
 
     def spent(self) -> dict[str, Any]:
         return {"requests": self.requests, "cost": None}
+
+
+class ReferenceJudge:
+    """No model: of two answers the one wins that equals the reference after the normalisation of tools/qa_eval.py; two right
+    or two wrong ones tie. It is exact for questions with one short answer, and says nothing about free texts."""
+
+    block = 64
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Compared]:
+        """Verdicts of both orders. Raises ValueError for a comparison without "reference"."""
+        from drive_vlm.evaluation.answer_accuracy import correct_answers
+
+        if any("reference" not in item.values for item in comparisons):
+            raise ValueError("--judge_backend reference: there is no reference to compare two answers with here")
+        references = [item.values["reference"] for item in comparisons]
+        first = correct_answers([item.first for item in comparisons], references)
+        second = correct_answers([item.second for item in comparisons], references)
+        return [Compared(_exact(a, b), _exact(b, a)) for a, b in zip(first, second, strict=True)]
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        raise ValueError(
+            "--judge_backend reference compares two answers with a reference; it rates none and reads no prompt"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"judge_backend": "reference"}
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": 0, "cost": None}
+
+
+def _exact(shown: float, other: float) -> Judgement[str]:
+    """The verdict on two answers that are right (1) or wrong (0)."""
+    return Judgement(TIE if shown == other else FIRST if shown > other else SECOND, "", 1)
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:

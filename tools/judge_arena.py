@@ -35,6 +35,7 @@ EXAMPLES = """
 python tools/judge_arena.py --predictions direct.jsonl sft.jsonl round1.jsonl --judge_model gpt-4o --image_root data --out arena.jsonl
 python tools/judge_arena.py --predictions sft.jsonl round*.jsonl --pairs vs-first --battles 500 --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out arena.jsonl --plot arena.png
 python tools/judge_arena.py --predictions a.jsonl b.jsonl --judge_backend hf --judge_model models/judge --no_images --out arena.jsonl
+python tools/judge_arena.py --predictions a.jsonl b.jsonl --judge_backend reference --out arena.jsonl
 """
 
 
@@ -251,6 +252,7 @@ def plot(path: str, result: dict[str, Any]) -> None:
 
 def run(args: Any) -> dict[str, Any]:
     config = from_namespace(JudgeConfig, args)
+    args.no_images |= config.judge_backend == "reference"
     prompt = read_prompt(args.prompt, PLACES)
     judge = open_judge(config)
     planned, left_out = plan_battles(args)
@@ -260,7 +262,7 @@ def run(args: Any) -> dict[str, Any]:
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
-        "name": config.judge_model,
+        "name": config.judge_model or config.judge_backend,
         "prompt": args.prompt,
         "sees_images": not args.no_images,
         **judge.spent(),

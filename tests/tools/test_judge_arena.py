@@ -210,6 +210,28 @@ def test_bad_input(arena, tmp_path, change, message):
     assert arena(paths[:1]).returncode == 2
 
 
+def test_the_reference_judges_without_a_model(run, tmp_path):
+    """Right and wrong by qa_eval's normalisation: one of two right answers wins nothing over the other."""
+    answers = {"a": ["Red.", "bus", "a bus", "wet"], "b": ["the red", "A bus!", "car", "dry"]}
+    references = ["red", "truck", "bus", "snow"]
+    paths = []
+    for name, said in answers.items():
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(
+            json.dumps({"id": f"q{i}", "question": "What?", "reference": reference, "prediction": text, "image": "nowhere.png"}) + "\n"
+            for i, (reference, text) in enumerate(zip(references, said, strict=True))
+        ))  # fmt: skip
+    words = [sys.executable, TOOL, "--predictions", *paths, "--out", tmp_path / "arena.jsonl", "--json", tmp_path / "arena.json", "--judge_backend", "reference"]  # fmt: skip
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert [battle["winner"] for battle in battles_of(tmp_path)] == ["tie", "tie", "a", "tie"]
+    result = result_of(tmp_path)
+    assert result["pairs"]["a"]["b"]["rate"] == 0.625 and result["judge"]["name"] == "reference"
+    assert result["position_bias"]["agree"]["share"] == 1 and not result["judge"]["sees_images"]
+    refused = run([*words, "--judge_model", "m"])
+    assert refused.returncode == 2 and "asks no model" in refused.stderr
+
+
 @pytest.mark.slow
 def test_a_model_in_the_process_judges(run, tiny_model, synthetic_data, tmp_path):
     """A random VLM says nothing that can be read: every battle is tried, and the tool says so."""
