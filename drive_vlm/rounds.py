@@ -157,6 +157,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}). Restore the file, or give another OUT.") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -265,16 +269,28 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
     run = read_json(folder / "model" / "run.json")
     _check_model(chain, number, run["reference"]["model"][0], folder / "model")
     used = run["config"]["training"]
-    lines = [json.loads(line) for line in (folder / "model" / "metrics.jsonl").read_text().splitlines()]
-    margins = [line["rewards/margins"] for line in lines if "rewards/margins" in line]
+    points = _logged(folder / "model")
     return {
         "output_dir": _relative(chain, folder / "model"),
         "pairs": {_relative(chain, Path(path)): count for path, count in _rows_used(run).items()},
         "beta": used["beta"],
         "learning_rate": used["learning_rate"],
-        "steps": max((line["step"] for line in lines), default=0),
-        "margin": {"first": margins[0], "last": margins[-1]} if margins else None,
+        "steps": int(max((line["step"] for line in read_lines(folder / "model" / "metrics.jsonl")), default=0)),
+        "margin": {"first": points[0]["margin"], "last": points[-1]["margin"]} if points else None,
     }
+
+
+def _logged(model: Path) -> list[dict[str, float]]:
+    """{step, margin, accuracy} of every logged step: beta times (the log-ratio to the reference of the chosen answer less that
+    of the rejected one), and the share of pairs in which that is positive, both over the steps since the last line."""
+    names = {"margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+    lines = read_lines(model / "metrics.jsonl")
+    return [{"step": line["step"], **{key: line[name] for key, name in names.items()}} for line in lines if names["margin"] in line]  # fmt: skip
+
+
+def training_curves(chain: Chain) -> dict[str, list[dict[str, float]]]:
+    """What the training of each round logged, by the number of the round: see `_logged`."""
+    return {n: _logged(chain.folder(n) / "model") for n, entry in chain.content["rounds"].items() if "train" in entry}
 
 
 def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) -> None:

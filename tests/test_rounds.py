@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from drive_vlm.data.splits import split_position
-from drive_vlm.rounds import Chain, held_out_rows, metric_of, table
+from drive_vlm.rounds import Chain, held_out_rows, metric_of, table, training_curves
 
 TOOL = "tools/rounds.py"
 
@@ -18,8 +18,8 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def evaluated(chain: Chain, number: int, accuracy: float) -> None:
-    """A recorded round whose files are as small as they can be."""
+def evaluated(chain: Chain, number: int, accuracy: float, last: float = 0.5) -> None:
+    """A recorded round whose files are as small as they can be; its margin ends at `last`."""
     folder = chain.out / f"round-{number}"
     if number:
         before = chain.entry(str(number - 1))
@@ -35,9 +35,9 @@ def evaluated(chain: Chain, number: int, accuracy: float) -> None:
         rows = [{"path": str(folder / "pairs.jsonl"), "rows": 1}]
         run = {"state": "finished", "config": {"training": {"beta": 0.1, "learning_rate": 5e-7}}}
         write(folder / "model/run.json", run | {"data": {"train": rows}, "reference": {"model": [model]}})
-        write(
-            folder / "model/metrics.jsonl", '{"step": 1, "rewards/margins": 0.0}\n{"step": 9, "rewards/margins": 0.5}\n'
-        )
+        logged = [{"rewards/margins": 0.0, "rewards/accuracies": 0.5}, {"rewards/margins": last, "rewards/accuracies": 0.9}, {"loss": 1}]  # fmt: skip
+        lines = [json.dumps({"step": step, **line}) + "\n" for step, line in zip((1, 9, 9), logged, strict=True)]
+        write(folder / "model/metrics.jsonl", "".join(lines))
         write(folder / "model/model.safetensors", f"weights {number}")
         chain.record(str(number), "train")
     write(folder / "answers.jsonl", f"answers {number}\n")
@@ -132,6 +132,20 @@ def test_a_round_that_falls_by_more_than_the_margin_ends_the_chain(chain, run):
     assert "SFT" in shown.stdout and "round 1" in shown.stdout, shown.stderr
     assert json.loads((chain.out / "table.json").read_text())["rows"][1]["value"] == 0.45
     assert (chain.out / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_round_whose_margin_does_not_grow_is_named(chain, run):
+    words = [sys.executable, TOOL, "check", "--out", chain.out]
+    evaluated(chain, 0, 0.5)
+    assert run(words).returncode == 2
+    evaluated(chain, 1, 0.5)
+    grown = run(words)
+    assert grown.returncode == 0 and "holds  round 1: the reward margin grows, +0.0000 -> +0.5000" in grown.stdout
+    evaluated(chain, 2, 0.5, last=-0.25)
+    fallen = run(words)
+    assert fallen.returncode == 1 and "FAILS  round 2: the reward margin grows, +0.0000 -> -0.2500" in fallen.stdout
+    curves = training_curves(chain)
+    assert curves["2"] == [{"step": 1, "margin": 0, "accuracy": 0.5}, {"step": 9, "margin": -0.25, "accuracy": 0.9}]
 
 
 def test_another_start_is_refused_and_a_moved_model_is_the_same(chain):

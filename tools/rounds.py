@@ -3,7 +3,8 @@
 start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
 done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
 record: writes down what a finished step made. decide: ends with 3 when a round made the evaluation worse by more than
---margin. table: Direct, SFT and all rounds, printed and as JSON and PNG. forget: takes a round and those after it out.
+--margin. table: Direct, SFT and all rounds, printed and as JSON and PNG, there with the margin over the steps of each round.
+check: ends with 1 where the reward margin of a round has not grown. forget: takes a round and those after it out.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser
-from drive_vlm.rounds import DIRECT, STEPS, Chain, held_out_rows, read_json, table
+from drive_vlm.rounds import DIRECT, STEPS, Chain, held_out_rows, read_json, table, training_curves
 
 if TYPE_CHECKING:
     from drive_vlm.data.sources import Source
@@ -176,6 +177,7 @@ def show(args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from drive_vlm.evaluation.rounds_plot import plot_rounds
     from drive_vlm.launch.cache import write_atomically
 
     chain = Chain(args.out)
@@ -184,8 +186,8 @@ def show(args: Any) -> None:
         raise ValueError(f"{args.out}: no model is evaluated yet")
     text = json.dumps({"metric": chain.settings["metric"], "rows": rows}, indent=2) + "\n"
     write_atomically(chain.out / "table.json", lambda file: file.write(text.encode()))
-    plot(chain.out / "table.png", chain.settings["metric"].rsplit(".", 1)[-1], rows)
     name = chain.settings["metric"].rsplit(".", 1)[-1]
+    plot_rounds(chain.out / "table.png", name, rows, training_curves(chain))
     shown = Table(title=f"{args.out}: {name} on held-out rows, 95 % interval", title_justify="left")
     for title in ("model", name, "interval", "pairs", "margin first -> last", "win rate against SFT", "decision"):
         shown.add_column(title, overflow="fold")
@@ -208,40 +210,22 @@ def interval(row: dict[str, Any]) -> str:
     return "" if row["low"] is None else rf"\[{row['low']:.4f}, {row['high']:.4f}]"
 
 
-def plot(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """The metric of every model with its interval; below, where a judge was asked, the win rate against SFT."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    judged = any(row["win_rate"] for row in rows)
-    figure = Figure(figsize=(max(6.0, 1.3 * len(rows)), 6.0 if judged else 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 if judged else 1, 1, squeeze=False)[:, 0]
-    draw(axes[0], rows, lambda row: row | {"mean": row["value"]}, f"{name}, 95 % interval")
-    if judged:
-        draw(
-            axes[1],
-            rows,
-            lambda row: row["win_rate"] and row["win_rate"] | {"mean": row["win_rate"]["rate"]},
-            "win rate against SFT",
+def check(args: Any) -> None:
+    """Say of every trained round whether its margin has grown; ends with 1 where one has not."""
+    chain = Chain(args.out)
+    margins = {row["model"]: row["margin"] for row in table(chain) if row["margin"] is not None}
+    if not margins:
+        raise ValueError(f"{args.out}: no round with a logged margin is evaluated yet")
+    for name, margin in margins.items():
+        print(
+            f"  {'holds' if grows(margin) else 'FAILS'}  {name}: the reward margin grows, {margin['first']:+.4f} -> {margin['last']:+.4f}"
         )
-        axes[1].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-    figure.savefig(path, dpi=150)  # fmt: skip
+    if not all(map(grows, margins.values())):
+        sys.exit("Not every claim holds.")
 
 
-def draw(axes: Any, rows: list[dict[str, Any]], value_of: Callable[[dict[str, Any]], Any], title: str) -> None:
-    for place, row in enumerate(rows):
-        if not (entry := value_of(row)):
-            continue
-        low, high = (entry["mean"] if entry[key] is None else entry[key] for key in ("low", "high"))
-        errors = [[max(0.0, entry["mean"] - low)], [max(0.0, high - entry["mean"])]]
-        axes.errorbar(place, entry["mean"], errors, fmt="o", color="#4477aa", markersize=5, capsize=5)
-        axes.annotate(f"{entry['mean']:.3f}", (place, entry["mean"]), (9, 0), textcoords="offset points", va="center")
-    axes.set_xticks(range(len(rows)), [row["model"] for row in rows])
-    axes.set_xlim(-0.5, len(rows) - 0.3)
-    axes.set_ylabel(title)
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+def grows(margin: dict[str, float]) -> bool:
+    return margin["last"] > margin["first"]
 
 
 def forget(args: Any) -> None:
@@ -257,6 +241,7 @@ ACTIONS: dict[str, Callable[[Any], None]] = {
     "record": record,
     "decide": decide,
     "table": show,
+    "check": check,
     "forget": forget,
 }
 
