@@ -43,5 +43,4 @@ run bash recipes/spin_rounds.sh MODEL="$out/sft" LEARNING_RATES=5e-4 BETAS=0.1 D
   EVALUATE_FLAGS="--max_new_tokens 8 --batch_size 64" JUDGE="--judge_backend reference" \
   --optim adamw_torch --global_batch_size "$batch" --per_device_train_batch_size "$((batch / 2))" --num_train_epochs "$epochs" --max_length 512 \
   --bf16 false --gradient_checkpointing false --dataloader_num_workers 0 --warmup_steps 0.05 --logging_steps "$log" --save_strategy no
-printf '\nSPIN at small size: 2 ranks, ZeRO-2, %s s\n' "$((SECONDS - started))"
-run python tools/rounds.py check --out "$out/chain"
+run python tools/rounds.py check --out "$out/chain" --seconds $((SECONDS - started))

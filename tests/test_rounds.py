@@ -33,7 +33,12 @@ def evaluated(chain: Chain, number: int, accuracy: float, last: float = 0.5) -> 
         write(folder / "pairs.jsonl.audit.json", audit)
         chain.record(str(number), "pairs")
         rows = [{"path": str(folder / "pairs.jsonl"), "rows": 1}]
-        run = {"state": "finished", "config": {"training": {"beta": 0.1, "learning_rate": 5e-7}}}
+        run = {
+            "state": "finished",
+            "world_size": 2,
+            "zero_stage": 2,
+            "config": {"training": {"beta": 0.1, "learning_rate": 5e-7}},
+        }
         write(folder / "model/run.json", run | {"data": {"train": rows}, "reference": {"model": [model]}})
         logged = [{"rewards/margins": 0.0, "rewards/accuracies": 0.5}, {"rewards/margins": last, "rewards/accuracies": 0.9}, {"loss": 1}]  # fmt: skip
         lines = [json.dumps({"step": step, **line}) + "\n" for step, line in zip((1, 9, 9), logged, strict=True)]
@@ -139,7 +144,8 @@ def test_every_round_whose_margin_does_not_grow_is_named(chain, run):
     evaluated(chain, 0, 0.5)
     assert run(words).returncode == 2
     evaluated(chain, 1, 0.5)
-    grown = run(words)
+    grown = run([*words, "--seconds", 60])
+    assert "SPIN: 2 ranks, ZeRO-2, 60 s" in grown.stdout, grown.stderr
     assert grown.returncode == 0 and "holds  round 1: the reward margin grows, +0.0000 -> +0.5000" in grown.stdout
     evaluated(chain, 2, 0.5, last=-0.25)
     fallen = run(words)

@@ -51,6 +51,7 @@ def make_parser() -> CommandParser:
         "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
     )
     parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
+    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be told")
     return parser  # fmt: skip
 
 
@@ -216,6 +217,9 @@ def check(args: Any) -> None:
     margins = {row["model"]: row["margin"] for row in table(chain) if row["margin"] is not None}
     if not margins:
         raise ValueError(f"{args.out}: no round with a logged margin is evaluated yet")
+    manifest = read_json(chain.folder("1") / "model" / "run.json")
+    took = "" if args.seconds is None else f", {args.seconds:.0f} s"
+    print(f"\nSPIN: {manifest['world_size']} ranks, ZeRO-{manifest['zero_stage']}{took}")
     for name, margin in margins.items():
         print(
             f"  {'holds' if grows(margin) else 'FAILS'}  {name}: the reward margin grows, {margin['first']:+.4f} -> {margin['last']:+.4f}"
