@@ -81,6 +81,42 @@ def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path):
     assert set(trained["pairs"]) == {"round-1/pairs.jsonl", "round-2/pairs.jsonl"} and trained["steps"] == 4
 
 
+@pytest.mark.slow
+def test_a_server_answers_and_an_adapter_goes_on_from_round_to_round(chain, chat_server, tmp_path, run):
+    """Step by step, as a graph of jobs does it; the evaluation, which changes nothing here, is left out."""
+    out = tmp_path / "out"
+    server = ("BACKEND=openai", f"BASE_URL={chat_server.url}", "LORA=4", "EVALUATE_FLAGS=--max_new_tokens 2")
+    chat_server.answer = lambda body: f"answer {len(chat_server.requests)} of {body['model'][-13:]}"
+
+    def step(number: int, name: str) -> Any:
+        return chain(out, *server, f"ROUND={number}", f"STEP={name}")
+
+    chat_server.dies_after = 9
+    torn = step(1, "generate")
+    assert torn.returncode == 2 and "Traceback" not in torn.stderr, torn.stderr
+    chat_server.dies_after = None
+    for number in (1, 2):
+        for name in ("generate", "pairs", "train"):
+            done = step(number, name)
+            assert done.returncode == 0, done.stdout + done.stderr
+        recorded = run(
+            [sys.executable, "tools/rounds.py", "record", "--out", out, "--round", number, "--step", "train"]
+        )
+        assert recorded.returncode == 0, recorded.stderr
+    rounds = state(out)["rounds"]
+    assert rounds["1"]["generate"]["settings"]["model"]["name"].endswith("tiny_model")
+    assert rounds["2"]["generate"]["settings"]["model"]["name"].endswith("round-1/model")
+    rejected = [json.loads(line)["rejected"] for line in (out / "round-2/pairs.jsonl").read_text().splitlines()]
+    assert all(text.endswith("round-1/model") for text in rejected)
+    models = [out / f"round-{number}/model" for number in (1, 2)]
+    assert all(
+        (model / "adapter_config.json").is_file() and not (model / "model.safetensors").exists() for model in models
+    )
+    trainable = [json.loads((model / "run.json").read_text())["parameters"]["all"]["trainable"] for model in models]
+    assert trainable[0] == trainable[1] > 0
+    assert rounds["1"]["train"]["identity"] != rounds["2"]["train"]["identity"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
