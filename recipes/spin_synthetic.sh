@@ -14,7 +14,7 @@ cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval,trl
 out="${OUT:-runs/spin_synthetic}"
-scenes=5000 rows=4000 sft_steps=50 rounds=3 batch=32 epochs=2 log=10
+scenes=5000 rows=4000 sft_steps=50 rounds=3 batch=32 epochs=3 log=10
 if [ "${SIZE:-}" = smoke ]; then scenes=60 rows=24 sft_steps=2 rounds=1 batch=8 epochs=1 log=1; fi
 run rm -rf "$out"
 run mkdir -p "$out"
@@ -38,7 +38,7 @@ launch sft --model "$out/model" --data "$data/train.jsonl" --deepspeed zero2 --p
 
 step "4/4  rounds of SPIN"
 # MARGIN=1: a round that makes the model worse is measured as well, not stopped at.
-run bash recipes/spin_rounds.sh MODEL="$out/sft" LEARNING_RATES=5e-4 BETAS=0.1 DATA="$data/spin.jsonl" EVAL_DATA="$data/test.jsonl" \
+run bash recipes/spin_rounds.sh MODEL="$out/sft" LEARNING_RATES=3e-4 BETAS=0.5 DATA="$data/spin.jsonl" EVAL_DATA="$data/test.jsonl" \
   DIRECT="$out/model" OUT="$out/chain" ROUNDS="$rounds" MARGIN=1 LAYOUT=zero2 MAX_NEW_TOKENS=8 GENERATE_FLAGS="--batch_size 64" \
   EVALUATE_FLAGS="--max_new_tokens 8 --batch_size 64" JUDGE="--judge_backend reference" \
   --optim adamw_torch --global_batch_size "$batch" --per_device_train_batch_size "$((batch / 2))" --num_train_epochs "$epochs" --max_length 512 \

@@ -51,7 +51,8 @@ def spin(args: argparse.Namespace) -> None:
     run = {"state": "finished", "config": {"training": {"beta": args.beta, "learning_rate": args.learning_rate}}}
     run |= {"data": {"train": rows}, "reference": {"model": [hashes(args.model)]}}
     (out / "run.json").write_text(json.dumps(run))
-    (out / "metrics.jsonl").write_text('{"step": 1, "rewards/margins": 0.0}\n{"step": 2, "rewards/margins": 0.5}\n')
+    logged = [{"step": step, "rewards/margins": step - 1, "rewards/accuracies": 0.5 * step} for step in (1, 2)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
 
 
 def log(line: str) -> None:
