@@ -217,9 +217,6 @@ def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, quick: Callabl
     assert not list(off.glob("ref*/adapter*"))
     again = quick("--reference", "live", "--learning_rate", 1e-2, model=off)  # the next round: the adapter goes on
     assert curves(again)["loss"][0] == pytest.approx(0.693147, abs=1e-5)
-    assert curves(again)["logps/chosen"][0] == pytest.approx(
-        curves(quick("--learning_rate", 1e-2, model=off))["logps/chosen"][0], abs=1e-4
-    )
     same(again, quick("--learning_rate", 1e-2, model=off))
     with safe_open(again / "adapter_model.safetensors", "pt") as file:
         assert set(file.keys()) == names
