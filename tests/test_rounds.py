@@ -169,6 +169,12 @@ def test_what_is_forgotten_is_kept_beside(chain):
     assert (chain.out / "round-2.forgotten-1/pairs.jsonl").is_file() and not (chain.out / "round-2").exists()
 
 
+@pytest.mark.parametrize("action", ["forget", "decide"])
+def test_what_needs_a_number_says_so_to_direct(chain, run, action):
+    done = run([sys.executable, TOOL, action, "--out", chain.out, "--round", "direct"])
+    assert done.returncode == 2 and f"--round direct: {action} needs the number of a round" in done.stderr
+
+
 def test_whole_groups_are_held_out_in_an_order_that_does_not_depend_on_the_rows():
     groups = [f"g{i % 7}" for i in range(40)]
     chosen = held_out_rows(groups, 10, split_position)

@@ -157,10 +157,16 @@ def round_of(args: Any) -> str:
     return args.round
 
 
+def number_of(args: Any) -> int:
+    if (number := round_of(args)) == DIRECT:
+        raise ValueError(f"--round {DIRECT}: {args.action} needs the number of a round")
+    return int(number)
+
+
 def decide(args: Any) -> None:
     if args.margin < 0:
         raise ValueError(f"--margin {args.margin}: 0 or more")
-    number = int(round_of(args))
+    number = number_of(args)
     chain = Chain(args.out)
     goes_on = chain.decide(number, args.margin)
     if number:
@@ -233,7 +239,7 @@ def grows(margin: dict[str, float]) -> bool:
 
 
 def forget(args: Any) -> None:
-    number = int(round_of(args))
+    number = number_of(args)
     for path in Chain(args.out).forget(number):
         print(f"kept as {path}")
     print(f"rounds from {number} on are out of the state and are made anew")
