@@ -109,8 +109,10 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
 
 
 def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
-    """A row of the predictions file: the contract's keys, then the row's own extra columns."""
-    extra = {key: value for key, value in sample.columns.items() if not key.startswith("_") and key != "dataset"}
+    """A row of the predictions file: the contract's keys, then the row's own extra columns.
+
+    Of the contract's keys a row may bring its own "reference"; a column by the name of another gives way.
+    """
     question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
     row = {
         "id": sample.id,
@@ -125,7 +127,8 @@ def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
         row["video"] = sample.columns["_video"]
     if sample.group is not None:
         row["group"] = sample.group
-    return row | extra
+    kept = {key: value for key, value in sample.columns.items() if key == "reference" or key not in row}
+    return row | {key: value for key, value in kept.items() if not key.startswith("_")}
 
 
 def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
