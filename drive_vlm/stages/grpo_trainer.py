@@ -272,3 +272,5 @@ class SavesAtBoundaries(TrainerCallback):
         control.should_save = self._due and self._may_save()
         if control.should_save:
             self._due = False
+
+    on_epoch_end = on_step_end  # --max_steps ends an epoch wherever it stands

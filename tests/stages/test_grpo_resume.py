@@ -54,6 +54,13 @@ def test_resumed_equals_uninterrupted(grpo: Callable, fresh: Callable, flags: tu
     assert_same_walk(stopped, whole, 6)
 
 
+def test_max_steps_inside_a_generation_batch_writes_no_checkpoint(grpo: Callable, fresh: Callable) -> None:
+    """The default strategy saves at the end of an epoch, and the Trainer ends one at --max_steps."""
+    out = fresh("inside")
+    grpo(out, *TWO_ITERATIONS, "--max_steps", 1, "--save_strategy", "epoch")
+    assert (out / "model.safetensors").is_file() and not list(out.glob("checkpoint-*"))
+
+
 def test_order_does_not_depend_on_the_number_of_processes(
     grpo: Callable, fresh: Callable, grpo_words: Callable
 ) -> None:
