@@ -1,6 +1,10 @@
 """The process group of commands that train nothing: generation and the caches."""
 
+from typing import TypeVar
+
 from drive_vlm.launch.topology import read_topology
+
+T = TypeVar("T")
 
 
 def join_ranks() -> None:
@@ -27,6 +31,18 @@ def wait_for_ranks() -> None:
         import torch
 
         torch.distributed.barrier()
+
+
+def gather(item: T) -> list[T]:
+    """The `item` of every process, in the order of ranks, on each of them."""
+    size = read_topology().world_size
+    if size == 1:
+        return [item]
+    import torch.distributed
+
+    items: list[T] = [item] * size
+    torch.distributed.all_gather_object(items, item)
+    return items
 
 
 def leave_ranks() -> None:

@@ -56,6 +56,26 @@ def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, s
 
 
 @pytest.mark.slow
+def test_bad_rows_of_all_ranks_are_in_the_audit(run, tiny_model, synthetic_data, tmp_path, free_port):
+    rows = rows_of(synthetic_data / "test.jsonl")[:4]
+    for place, row in enumerate(rows[:3]):
+        picture = (synthetic_data / row["image"]).read_bytes()
+        row["image"] = f"{place}.png"
+        (tmp_path / row["image"]).write_bytes(picture[: len(picture) // 2])
+    shutil.copy(synthetic_data / rows[3]["image"], tmp_path / "3.png")
+    rows[3]["image"] = "3.png"
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "p.jsonl"
+    flags = ("--batch_size", 1, "--on_bad_row", "skip")
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port, "-m"]
+    done = run([*ranks, "drive_vlm", *command(tiny_model, tmp_path, out, *flags)[3:]])
+    assert done.returncode == 0, done.stderr
+    assert [row["id"] for row in rows_of(out)] == [rows[3]["id"]]
+    audit = json.loads((tmp_path / "p.bad_rows.json").read_text())
+    assert sorted(row["where"].rsplit(":", 1)[1] for row in audit) == ["1", "2", "3"]
+
+
+@pytest.mark.slow
 def test_merge_of_a_lora_run_equals_the_adapter(run, tiny_model, synthetic_data, tmp_path):
     lora = tmp_path / "lora"
     train = [sys.executable, "-m", "drive_vlm", "sft", "--model", tiny_model, "--data", synthetic_data / "val.jsonl"]

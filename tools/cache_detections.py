@@ -21,7 +21,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
 
 EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
@@ -306,7 +306,8 @@ def run(config: DetectConfig) -> dict[str, Any]:
     known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
     mine, part = todo[topology.rank :: topology.world_size], out.with_name(f"{out.name}.part{topology.rank}")
     append_detections(part, detections(mine, detector, detect, known, config, bad))
-    bad = gather(bad, topology.world_size)
+    bad = list({tuple(row.values()): row for part in gather(bad) for row in part}.values())
+    leave_ranks()
     if not topology.is_main:
         return {}
     parts = sorted(out.parent.glob(f"{out.name}.part*"))
@@ -314,18 +315,6 @@ def run(config: DetectConfig) -> dict[str, Any]:
     for path in parts:
         path.unlink()
     return summary(cache, bad)
-
-
-def gather(bad: list[dict[str, str]], world_size: int) -> list[dict[str, str]]:
-    """Bad rows of all ranks, each once."""
-    if world_size == 1:
-        return bad
-    import torch
-
-    lists: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(lists, bad)
-    leave_ranks()
-    return list({row["where"]: row for part in lists for row in part}.values())
 
 
 def summary(cache: Any, bad: list[dict[str, str]]) -> dict[str, Any]:

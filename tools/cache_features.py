@@ -18,7 +18,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import join_ranks, leave_ranks
+from drive_vlm.process_group import gather, join_ranks, leave_ranks
 
 EXAMPLES = """
 python tools/cache_features.py --model MODEL --data train.jsonl val.jsonl --num_frames 16 --out features
@@ -284,16 +284,10 @@ def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts)
 
 def all_counts(counts: Counts) -> Counts:
     """Sums over the ranks; what every rank read is counted once."""
-    import torch
-
-    world = read_topology().world_size
-    if world == 1:
-        return counts
-    parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, counts)
+    parts = gather(counts)
     for name in ("kept", "renewed", "written", "pictures", "bytes"):
         setattr(counts, name, sum(getattr(part, name) for part in parts))
-    counts.bad = list({bad["where"]: bad for part in parts for bad in part.bad}.values())
+    counts.bad = list({tuple(bad.values()): bad for part in parts for bad in part.bad}.values())
     return counts
 
 

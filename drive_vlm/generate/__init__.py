@@ -15,7 +15,7 @@ from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
 from drive_vlm.stages.arguments import stop_on_user_error
 
 EXAMPLES = """
@@ -109,6 +109,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         for sample, answer in answers:
             file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
             file.flush()
+    bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
     if topology.is_main:
         join_parts(out, samples)
