@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.launch.cache import write_atomically
-from drive_vlm.launch.fingerprint import content_hash, model_fingerprint
+from drive_vlm.launch.fingerprint import content_hash, model_fingerprint, same_model
 
 STEPS = ("generate", "pairs", "train", "evaluate")
 DIRECT = "direct"  # the model before any fine-tuning, for the table only
@@ -51,12 +51,15 @@ class Chain:
             write_json(path, {"format": _FORMAT, "settings": settings, "rounds": {}})
         chain = cls(out)
         was = chain.content["settings"]
-        moved = [name for name in settings if _named(name, was.get(name)) != _named(name, settings[name])]
-        if moved:
+        agreed = {name: _agreed(was.get(name), now) for name, now in settings.items()}
+        if moved := [name for name, value in agreed.items() if value is None]:
             lines = "; ".join(f"{name}: {_short(was.get(name))} then, {_short(settings[name])} now" for name in moved)
             raise ValueError(
                 f"{path}: the chain was started with other settings ({lines}). Give another OUT, or go back to those settings."
             )
+        if any(was[name] != value for name, value in agreed.items()):
+            was |= agreed
+            chain.save()
         return chain
 
     @property
@@ -170,11 +173,13 @@ def _order(number: str) -> int:
     return -1 if number == DIRECT else int(number)
 
 
-def _named(name: str, value: Any) -> Any:
-    """A setting as it is compared: files and models by what they hold, since a folder may be moved."""
-    if isinstance(value, dict) and len(value) > 1:
-        return {key: item for key, item in value.items() if key not in ("name", "path")} or value
-    return value
+def _agreed(then: Any, now: Any) -> Any:
+    """A setting that is the same as before, None where it is another: files and models count by what they hold."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return now if then == now else None
+    if "path" in now:
+        return now if then.get("hash") == now["hash"] else None
+    return same_model(then, now)
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.data.predictions import finished_rows
-from drive_vlm.generate import GenerateConfig, generate, take_shard
+from drive_vlm.generate import GenerateConfig, generate, keep_settings, take_shard
 
 
 def rows_of(path):
@@ -203,6 +203,20 @@ def test_answers_of_two_models_do_not_mix(run, tiny_model, synthetic_data, tmp_p
     warmer = run(command(tiny_model, synthetic_data, out, "--temperature", 0.7))
     assert warmer.returncode == 2 and "(temperature; see" in warmer.stderr
     assert len(rows_of(out)) == 5
+
+
+def test_a_hub_model_is_the_same_after_its_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    out, config = tmp_path / "out.jsonl", GenerateConfig(data=[], out="x")
+    keep_settings(out, ModelConfig(model="org/name"), config, answered=False)
+    ref = tmp_path / "models--org--name" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    for commit in ("abc", "abc"):
+        ref.write_text(commit)
+        keep_settings(out, ModelConfig(model="org/name"), config, answered=True)
+    ref.write_text("def")
+    with pytest.raises(ValueError, match=r"other settings \(model;"):
+        keep_settings(out, ModelConfig(model="org/name"), config, answered=True)
 
 
 @pytest.mark.slow

@@ -161,6 +161,17 @@ def test_another_start_is_refused_and_a_moved_model_is_the_same(chain):
         Chain.start(chain.out, moved | {"model": {"name": "sft", "config": "c", "weights": "new"}})
 
 
+def test_a_hub_model_is_the_same_after_its_download_and_no_other(tmp_path):
+    def started(name, commit):
+        return Chain.start(tmp_path, {"model": {"name": name, "hub_commit": commit}}).settings["model"]["hub_commit"]
+
+    assert started("org/name", None) is None
+    assert started("org/name", "abc") == started("org/name", None) == "abc"
+    for name, commit in (("org/name", "def"), ("org/other", None)):
+        with pytest.raises(ValueError, match="started with other settings"):
+            started(name, commit)
+
+
 def test_what_is_forgotten_is_kept_beside(chain):
     for number in (0, 1, 2):
         evaluated(chain, number, 0.5)

@@ -129,7 +129,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     Raises ValueError naming what differs from the settings of the answers that are there.
     """
     from drive_vlm.launch.cache import write_atomically
-    from drive_vlm.launch.fingerprint import model_fingerprint
+    from drive_vlm.launch.fingerprint import model_fingerprint, same_model
 
     names = (
         "backend",
@@ -152,13 +152,14 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     if answered and path.is_file():
         before = {"shuffle_frames": False} | json.loads(path.read_text())  # what files of before the flag do not say
         moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
-        if _without_name(before["model"], remote) != _without_name(settings["model"], remote):
+        if (agreed := same_model(before["model"], settings["model"])) is None:
             moved.add("model")
         if moved:
             raise ValueError(
                 f"{out}: its answers were made with other settings ({', '.join(sorted(moved))}; see {path.name}). Give another --out, or "
                 "remove both files to answer anew."
             )
+        settings["model"] = agreed
     elif answered:
         print(
             f"{out}: {path.name} is not there, so nobody can tell which model gave the answers that are kept",
@@ -166,11 +167,6 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         )
     if read_topology().is_main:
         write_atomically(path, lambda file: file.write(json.dumps(settings, indent=2).encode()))
-
-
-def _without_name(model: dict[str, Any], remote: bool) -> dict[str, Any]:
-    """A directory may have been moved: its hashes tell whether it is the same model."""
-    return model if remote or "weights" not in model else {key: model[key] for key in model if key != "name"}
 
 
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:

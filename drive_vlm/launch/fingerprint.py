@@ -80,6 +80,23 @@ def model_fingerprint(name: str) -> dict[str, Any]:
     }
 
 
+def same_model(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known of one model from two fingerprints of it; None where they are of two models.
+
+    A directory may have been moved: its hashes decide. A hub id is the same by its name and its commit; before the model is
+    downloaded no commit is known, and any fits.
+    """
+    if "hub_commit" in then and "hub_commit" in now:
+        commits = then["hub_commit"] or now["hub_commit"], now["hub_commit"] or then["hub_commit"]
+        first, second = then | {"hub_commit": commits[0]}, now | {"hub_commit": commits[1]}
+        return first if first == second else None
+    return now if _without_name(then) == _without_name(now) else None
+
+
+def _without_name(model: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key != "name"} or model
+
+
 def _hub_commit(name: str) -> str | None:
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")

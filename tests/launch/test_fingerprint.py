@@ -14,6 +14,7 @@ from drive_vlm.launch.fingerprint import (
     git_diff,
     git_state,
     model_fingerprint,
+    same_model,
     sampled_hash,
 )
 
@@ -76,6 +77,16 @@ def test_a_hub_model_is_the_commit_of_the_local_cache(tmp_path: Path, monkeypatc
     ref.parent.mkdir(parents=True)
     ref.write_text("abc123\n")
     assert model_fingerprint("org/name")["hub_commit"] == "abc123"
+
+
+def test_hub_models_are_the_same_by_name_and_by_every_commit_that_is_known() -> None:
+    unknown, first, second = ({"name": "org/name", "hub_commit": commit} for commit in (None, "abc", "def"))
+    assert same_model(unknown, first) == same_model(first, unknown) == same_model(first, first) == first
+    assert same_model(unknown, unknown) == unknown
+    assert same_model(first, second) is None
+    assert same_model(unknown, unknown | {"name": "org/other"}) is None
+    assert same_model(first, first | {"name": "org/other"}) is None
+    assert same_model({"name": "served"}, {"name": "other"}) is None
 
 
 @pytest.fixture
