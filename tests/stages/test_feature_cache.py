@@ -243,7 +243,9 @@ def test_grpo_from_features_says_and_is_rewarded_the_same(
             return own(*args, **kwargs)
 
         monkeypatch.setattr(tower, "forward", forward)
-    adapter = ("--lora_rank", 2) if model.name == "tiny_video_model" else ()  # the reference: a copy of it, or a second model
+    adapter = (
+        ("--lora_rank", 2) if model.name == "tiny_video_model" else ()
+    )  # the reference: a copy of it, or a second model
     words = ("--model", model, "--data", rows, "--num_frames", 3, "--max_steps", 3, "--learning_rate", 1e-3, *adapter)
 
     def samples(name: str, *more: object) -> tuple[list[dict[str, Any]], int]:
