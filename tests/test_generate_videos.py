@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from drive_vlm.config import ModelConfig
 from drive_vlm.data.instructions import MODES
 from drive_vlm.data.samples import VIDEO, BadRow
-from drive_vlm.generate import GenerateConfig, read_rows
+from drive_vlm.generate import GenerateConfig, generate, read_rows
 
 
 def rows_of(path):
@@ -132,3 +133,80 @@ def test_the_command_line_over_videos_and_frames(run, tiny_model, clips, tmp_pat
     assert [r["id"] for r in rows_of(tmp_path / "b.jsonl")] == ["two"]
     reasons = [r["reason"] for r in json.loads((tmp_path / "b.bad_rows.json").read_text())]
     assert reasons == ["video_corrupt", "video_missing"]
+
+
+@pytest.mark.slow
+def test_answers_from_cached_features_are_those_of_the_pictures(run, tiny_video_model, clips, synthetic_data, tmp_path):
+    """Rows of videos, of a folder of frames, of a picture and of none; --mode over a video and a folder that are in the cache."""
+    picture = next((synthetic_data / "images").iterdir())
+    shutil.copyfile(picture, clips / picture.name)
+    rows = [row("a", "detailed"), row("b", "concise", video="frames"), row("c", "concise", video="day/one.mp4")]
+    turns = [{"from": "human", "value": "What is ahead?"}, {"from": "gpt", "value": "Nothing."}]
+    asked = [{"from": "human", "value": "<image>\nWhat is ahead?"}, turns[1]]
+    rows += [{"id": "d", "image": picture.name, "conversations": asked}, {"id": "e", "conversations": turns}]
+    data, features = clips / "mixed.jsonl", tmp_path / "features"
+    data.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    cache = [
+        "tools/cache_features.py",
+        "--model",
+        tiny_video_model,
+        "--data",
+        data,
+        "--num_frames",
+        3,
+        "--out",
+        features,
+    ]
+    done = run([sys.executable, *cache, "--stored", "float32"])
+    assert done.returncode == 0, done.stderr
+
+    def answers(name, *given, **more):
+        asked = GenerateConfig(
+            [str(path) for path in given], str(tmp_path / name), num_frames=3, max_new_tokens=6, batch_size=3, **more
+        )
+        generate(ModelConfig(str(tiny_video_model)), asked)
+        return [(line["id"], line["prediction"]) for line in rows_of(tmp_path / name)]
+
+    pixels = answers("pixels.jsonl", data)
+    assert [id for id, _ in pixels] == list("abcde") and len({text for _, text in pixels}) > 1
+    assert answers("features.jsonl", data, feature_cache=str(features)) == pixels
+
+    media = (clips / "two.mp4", clips / "frames")
+    seen = answers("seen.jsonl", *media, mode="concise")
+    words = [
+        sys.executable,
+        "-m",
+        "drive_vlm",
+        "generate",
+        "--model",
+        tiny_video_model,
+        "--mode",
+        "concise",
+        "--max_new_tokens",
+        6,
+    ]
+    words += [
+        "--num_frames",
+        3,
+        "--batch_size",
+        3,
+        "--feature_cache",
+        features,
+        "--out",
+        tmp_path / "cached.jsonl",
+        "--data",
+    ]
+    done = run([*words, *media])
+    assert done.returncode == 0, done.stderr
+    cached = rows_of(tmp_path / "cached.jsonl")
+    assert [(line["id"], line["prediction"]) for line in cached] == seen and seen[0][1] == seen[1][1] != ""
+    assert {(line["mode"], line["question"]) for line in cached} == {("concise", MODES["concise"])}
+    done = run([*words, clips / "three.mp4"])
+    assert done.returncode == 2 and "three.mp4 is not among the 4 entries of the feature cache" in done.stderr
+    with pytest.raises(ValueError, match=r"num_frames \(cache: 3, now: 4\)"):
+        generate(
+            ModelConfig(str(tiny_video_model)),
+            GenerateConfig([str(data)], str(tmp_path / "x.jsonl"), num_frames=4, feature_cache=str(features)),
+        )
+    with pytest.raises(ValueError, match="--blank_images needs the pictures themselves"):
+        answers("x.jsonl", data, feature_cache=str(features), blank_images=True)

@@ -1,7 +1,6 @@
 """Answers of a model for the rows of a file or about videos, as predictions JSONL: batched, sharded over ranks, restartable."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, f
 from drive_vlm.data.instructions import MODES
 from drive_vlm.data.predictions import finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.generate.local import LocalModel
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
@@ -23,6 +23,7 @@ python -m drive_vlm generate --model runs/sft --data test.jsonl --out prediction
 torchrun --nproc_per_node 8 -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --batch_size 16
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --shard 2/8   # then: cat predictions.shard-*-of-08.jsonl
 python -m drive_vlm generate --model runs/drive_vlm --mode concise --data clips/ a.mp4 frames_folder/ --out texts.jsonl
+python -m drive_vlm generate --model runs/stage2 --data test.jsonl --num_frames 16 --feature_cache features --out predictions.jsonl
 python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
 """
 
@@ -51,6 +52,10 @@ class GenerateConfig:
     top_p: float = field(1.0, help="nucleus of sampling")
     seed: int = field(0, help="seed of sampling")
     num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    feature_cache: str | None = field(
+        None,
+        help="folder of tools/cache_features.py: answer from the vision tower's features; no picture is decoded, no tower runs",
+    )
     limit: int | None = field(None, help="answer the first N rows only")
     shard: str | None = field(
         None,
@@ -85,6 +90,7 @@ def main(words: Sequence[str]) -> None:
 def generate(model: ModelConfig, config: GenerateConfig) -> None:
     """Answer every row that has no answer yet. Each rank appends to a part file; the main one joins them in the rows' order."""
     topology = read_topology()
+    check_flags(config)
     samples, bad = read_rows(config)
     out = Path(config.out)
     if config.shard:
@@ -121,6 +127,14 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
                 )
             )
         print(f"{out}: {len(finished_rows(out)):,} predictions", flush=True)
+
+
+def check_flags(config: GenerateConfig) -> None:
+    """Raises ValueError for a feature cache beside what needs pictures."""
+    needs = {"--blank_images": config.blank_images, "--backend openai": config.backend == "openai"}
+    for flag, given in needs.items():
+        if config.feature_cache and given:
+            raise ValueError(f"--feature_cache: {flag} needs the pictures themselves. Leave one of the two out.")
 
 
 def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
@@ -196,88 +210,3 @@ def batches_of(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     """Batches of similar length, so that little is spent on padding."""
     ordered = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-def batch_seed(seed: int, batch: Sequence[Sample]) -> int:
-    """The seed of a batch's sampling: 63 bits of a hash of `seed` and the rows' ids."""
-    text = json.dumps([seed, *(sample.id for sample in batch)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-class LocalModel:
-    """A model in this process that answers samples, on the rank's GPU where there is one."""
-
-    def __init__(self, model: ModelConfig, config: GenerateConfig) -> None:
-        import torch
-
-        from drive_vlm.data.encoder import Encoder
-        from drive_vlm.models import load_family
-
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
-        self.dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
-        self.family = load_family(model, self.dtype)
-        self.network = self.family.model.to(self.device).eval()
-        self.encoder = Encoder(
-            self.family.tokenizer,
-            self.family.template,
-            self.family.vision,
-            config.num_frames,
-            blank_images=config.blank_images,
-            shuffle_frames=config.shuffle_frames,
-        )
-
-    def answers(
-        self, batches: Sequence[Sequence[Sample]], config: GenerateConfig, bad: list[BadRow]
-    ) -> Iterator[tuple[Sample, str]]:
-        """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised."""
-        import torch
-        from rich.progress import track
-
-        sampling = (
-            {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
-            if config.temperature > 0
-            else {"do_sample": False}
-        )
-        for batch in track(batches, "answering", disable=not read_topology().is_main):
-            encoded = []
-            for sample in batch:
-                try:
-                    encoded.append((sample, self.encoder.encode(sample, sample.columns["_max_tiles"], prompt=True)))
-                except BadRow as error:
-                    if config.on_bad_row == "error":
-                        raise
-                    bad.append(error)
-            if encoded:
-                torch.manual_seed(batch_seed(config.seed, batch))
-                texts = self._generate([features for _, features in encoded], config.max_new_tokens, sampling)
-                yield from zip((sample for sample, _ in encoded), texts, strict=True)
-
-    def _generate(self, rows: list[dict[str, Any]], max_new_tokens: int, sampling: dict[str, Any]) -> list[str]:
-        import torch
-
-        tokenizer = self.family.tokenizer
-        inputs = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for key, value in _left_padded(rows, tokenizer.pad_token_id, self.family.vision).items()
-        }
-        with torch.inference_mode():
-            tokens = self.network.generate(
-                **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
-            )
-        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-
-def _left_padded(rows: list[dict[str, Any]], pad_id: int, vision: Any) -> dict[str, Any]:
-    """input_ids and attention_mask int64[B, T] padded on the left, where generation needs it, and the vision tensors."""
-    import torch
-
-    width = max(len(row["input_ids"]) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row["input_ids"]) :] = torch.from_numpy(row["input_ids"])
-        mask[i, width - len(row["input_ids"]) :] = 1
-    pixels = vision.collate_vision([row["vision"] for row in rows if row["vision"]]) if vision else {}
-    return {"input_ids": input_ids, "attention_mask": mask, **pixels}

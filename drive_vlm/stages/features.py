@@ -1,4 +1,4 @@
-"""`--feature_cache`: a stage trains from the frozen tower's features, without the tower."""
+"""`--feature_cache`: a stage trains, or `generate` answers, from the frozen tower's features, without the tower."""
 
 import shlex
 from typing import Any
@@ -18,16 +18,26 @@ def build_command(model: ModelConfig, data: DataConfig) -> str:
 def open_features(
     family: Any, model: ModelConfig, data: DataConfig, args: Any
 ) -> tuple[FeatureCache | None, dict[str, Any]]:
-    """The cache of `--feature_cache` and the weights of the tower that was taken out of `family.model`, for saving.
+    """`take_features` for a training with `args`. Raises ValueError for a tower that trains as well."""
+    if data.feature_cache is not None:
+        from drive_vlm.models.vision_features import require_frozen_tower
 
-    Call it when it is settled what trains, and before a Trainer moves the model to its device. (None, {}) without the flag.
-    Raises ValueError for a tower that trains, a plain language model, and a cache that was made with anything else.
+        require_frozen_tower(family)
+    return take_features(family, model, data, args.should_save)
+
+
+def take_features(
+    family: Any, model: ModelConfig, data: DataConfig, keep: bool
+) -> tuple[FeatureCache | None, dict[str, Any]]:
+    """The cache of `--feature_cache` and, with `keep`, the weights of the tower that was taken out of `family.model`, for saving.
+
+    Call it when it is settled what trains, and before the model is moved to its device. (None, {}) without the flag.
+    Raises ValueError for a plain language model, and a cache that was made with anything else.
     """
     if data.feature_cache is None:
         return None, {}
-    from drive_vlm.models.vision_features import detach_tower, require_frozen_tower, tower_identity
+    from drive_vlm.models.vision_features import detach_tower, tower_identity
 
-    require_frozen_tower(family)
     settings = cache_settings(tower_identity(family), family.vision.fingerprint(), data.num_frames)
     features = FeatureCache(data.feature_cache, settings, build_command(model, data))
-    return features, detach_tower(family, features.feature_shape, keep=args.should_save)
+    return features, detach_tower(family, features.feature_shape, keep)

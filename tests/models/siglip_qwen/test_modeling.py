@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.generate import _left_padded
+from drive_vlm.generate.local import _left_padded
 from drive_vlm.models import Family, load_family
 from drive_vlm.models.siglip_qwen.modeling import frame_numbers
 
@@ -102,7 +102,7 @@ def test_batch_equals_single_rows_equals_pack(family: Family, rows: Rows, batch_
         together = family.model(**batch).logits
         pack = batch_of([rows[:3], rows[3:]], packed=True)
         packed = family.model(**pack, use_cache=False).logits
-        left = _left_padded(rows, pad, family.vision)
+        left = _left_padded(rows, pad, family.vision.collate_vision)
         width = left["input_ids"].shape[1]
         # padded on the left: positions as generate derives them
         positions = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
