@@ -35,6 +35,7 @@ CASES: dict[str, tuple[int, str, list[str]]] = {
     "zero2_lora_bf16": (1, "zero2", ["--lora_rank", "16", "--bf16", "true", *_CKPT]),
     "zero2_2ranks": (2, "zero2", []),
     "zero3_2ranks": (2, "zero3", []),
+    "zero3_2ranks_sampling_from_shards": (2, "zero3", ["--ds3_gather_for_generation", "false"]),
 }
 _REWARD = """
 def build():
@@ -196,13 +197,13 @@ def predict(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     names = ("static", *PHASES)
-    print(f"{'case':<28}" + "".join(f"{name:>12}{'measured':>10}{'error':>8}" for name in names))
+    print(f"{'case':<36}" + "".join(f"{name:>12}{'measured':>10}{'error':>8}" for name in names))
     for row in results:
         cells = (
             f"{row['predicted'][name] / 2**20:>12,.1f}{row['measured'][name] / 2**20:>10,.1f}{row['error'][name]:>8.1%}"
             for name in names
         )
-        print(f"{row['case']:<28}" + "".join(cells), flush=True)
+        print(f"{row['case']:<36}" + "".join(cells), flush=True)
     print("MiB of one process; error = predicted / measured - 1")
 
 

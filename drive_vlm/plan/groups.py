@@ -103,9 +103,11 @@ def group_peak(
     each: int,
     compute: int,
     attention: str,
+    policy: float,
 ) -> GroupPeak:
     """The three phases for micro batches of `batch`: prompts and completions. Weights have `each` bytes, activations `compute`.
 
+    `policy`: bytes of its weights, where ZeRO-3 holds shards of them and gathers them to sample.
     Adam's states lie there in all of them; gradients do while sampling and scoring where these come amid accumulation.
     """
     rows, tiles = max(groups.rows, batch.rows), batch.tiles // batch.rows
@@ -115,7 +117,7 @@ def group_peak(
     held = fixed.resident + fixed.kept + features + (fixed.gradients if groups.inside else 0)
     gathered = fixed.buffers - fixed.kept if layout.stage == 0 else 0.0  # the policy's weights as autocast keeps them
     if layout.stage == 3:
-        gathered = sum(w.size for w in weights) * each - fixed.weights if groups.whole else fixed.buffers
+        gathered = policy if groups.whole else fixed.buffers
 
     before, cache = (key_value_cache(architecture, rows, n, each, compute) for n in (prompt, batch.tokens))
     asked = Batch(rows, prompt, rows * tiles, 0)

@@ -113,8 +113,11 @@ def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accum
     if groups is None:
         return peak(fixed, live.kept, live.work, live.logits)
     each, compute = weight_bytes(case, layout), 2 if case.half() else 4
-    attention = case.flags.model.attn_implementation
-    return group_peak(groups, case.architecture, case.weights, layout, batch, fixed, live, each, compute, attention)
+    attention, shards = case.flags.model.attn_implementation, case.flags.plan.world_size > 1 or layout.offload_param
+    whole = each * sum(weight.size for weight in case.weights) if shards else 0
+    return group_peak(
+        groups, case.architecture, case.weights, layout, batch, fixed, live, each, compute, attention, whole
+    )
 
 
 def largest_micro(case: Case, layout: Layout, limit: int) -> int:
