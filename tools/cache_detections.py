@@ -15,13 +15,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+
+if TYPE_CHECKING:
+    from drive_vlm.data.detection_items import Frames, Item
 
 EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
@@ -59,80 +63,14 @@ class DetectConfig:
     json: str | None = field(None, help="write class counts, videos without objects and bad rows to this file")
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One line to be: the name that rows give, the file, where it came first."""
-
-    name: str
-    path: str
-    where: str
-    is_video: bool
-
-
-@dataclasses.dataclass
-class Frames:
-    """The sampled frames of an item: numbers, RGB pictures and the SHA-256 of their bytes."""
-
-    item: Item
-    indices: list[int]
-    pictures: list[Any]
-    hashes: list[str]
-
-
 Boxes = tuple[Any, ...]  # DetectedObject of one frame
 Detect = Callable[[list[Any]], list[Boxes]]
-
-
-def read_items(config: DetectConfig, bad: list[dict[str, str]]) -> list[Item]:
-    """Distinct videos and pictures in the order of the rows. Raises BadRow unless bad rows are skipped, and ValueError for a
-    name that stands for two files."""
-    from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.sources import open_sources
-    from drive_vlm.data.table import read_sample
-
-    found: dict[str, Item] = {}
-    for source in open_sources(config.data, config.image_root):
-        for i in range(len(source.rows)):
-            try:
-                sample = read_sample(source, i, need_answer=False)
-            except BadRow as error:
-                note_bad(error, config, bad)
-                continue
-            paths = [sample.video] if sample.video else list(sample.images)
-            for path, name in zip(paths, names_in(source.rows[i]), strict=True):
-                first = found.setdefault(name, Item(name, path, sample.where, bool(sample.video)))
-                if os.path.realpath(first.path) != os.path.realpath(path):
-                    raise ValueError(
-                        f"{sample.where}: {name!r} is {path}, but {first.path} at {first.where}. Names in a cache are told apart "
-                        "by the rows' paths: give one --out for each data root."
-                    )
-    return list(found.values())
-
-
-def names_in(row: dict[str, Any]) -> list[str]:
-    """Paths of the video or the pictures as the row writes them."""
-    value = row.get("video") or row.get("image", row.get("images")) or []
-    return [
-        item["path"] if isinstance(item, dict) else item for item in (value if isinstance(value, list) else [value])
-    ]
 
 
 def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     if config.on_bad_row == "error":
         raise error
     bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
-
-
-def load_frames(item: Item, num_frames: int) -> Frames:
-    """Decode as training does. Raises BadRow."""
-    from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
-
-    if item.is_video:
-        indices = frame_indices(video_length(item.path, item.where), num_frames)
-        pictures = load_video(item.path, num_frames, item.where)
-    else:
-        indices, pictures = [0], [load_image(item.path, item.where)]
-    return Frames(item, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures])
 
 
 def open_detector(config: DetectConfig) -> tuple[Any, Detect]:
@@ -195,7 +133,7 @@ def yolo_pass(model: Any, config: DetectConfig) -> Detect:
     return detect
 
 
-def check_finished(cache: Any, detector: Any, items: list[Item], config: DetectConfig, bad: list) -> list[Item]:
+def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> list["Item"]:
     """What is not in the cache yet. Raises ValueError naming the setting that differs from that of finished lines, and with
     --verify a video whose frames have changed."""
     from drive_vlm.data.samples import BadRow
@@ -216,8 +154,9 @@ def check_finished(cache: Any, detector: Any, items: list[Item], config: DetectC
     return [item for item in items if item.name not in cache]
 
 
-def check_frames(known: Any, item: Item, config: DetectConfig, files: str) -> None:
+def check_frames(known: Any, item: "Item", config: DetectConfig, files: str) -> None:
     """Raises ValueError when a finished video has other frame numbers than now, or other frames (--verify); BadRow."""
+    from drive_vlm.data.detection_items import load_frames
     from drive_vlm.data.vision import frame_indices, video_length
 
     if item.is_video:
@@ -233,14 +172,15 @@ def check_frames(known: Any, item: Item, config: DetectConfig, files: str) -> No
 
 
 def detections(
-    todo: list[Item], detector: Any, detect: Detect, known: dict[str, Boxes], config: DetectConfig, bad: list
+    todo: list["Item"], detector: Any, detect: Detect, known: dict[str, Boxes], config: DetectConfig, bad: list
 ) -> Iterator[Any]:
     """VideoDetections of each item, in order; decoding runs ahead in threads, `known` frames are not looked at again."""
     from rich.progress import track
 
+    from drive_vlm.data.detection_items import Frames, load_frames
     from drive_vlm.data.samples import BadRow
 
-    def load(item: Item) -> Frames | BadRow:
+    def load(item: "Item") -> "Frames | BadRow":
         try:
             return load_frames(item, config.num_frames)
         except BadRow as error:
@@ -261,7 +201,7 @@ def detections(
     yield from look(waiting, detector, detect, known)
 
 
-def look(waiting: list[Frames], detector: Any, detect: Detect, known: dict[str, Boxes]) -> Iterator[Any]:
+def look(waiting: list["Frames"], detector: Any, detect: Detect, known: dict[str, Boxes]) -> Iterator[Any]:
     """One pass over the frames of several items."""
     from drive_vlm.rewards.detections import DetectedFrame, VideoDetections
 
@@ -281,6 +221,7 @@ def look(waiting: list[Frames], detector: Any, detect: Detect, known: dict[str, 
 
 def run(config: DetectConfig) -> dict[str, Any]:
     """Bring the cache up to date; what --json holds. Raises ValueError."""
+    from drive_vlm.data.detection_items import read_items
     from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, merge_detections
 
     if config.merge:
@@ -289,7 +230,7 @@ def run(config: DetectConfig) -> dict[str, Any]:
         raise ValueError("--data is needed, and --num_frames, --batch_size and --workers of at least 1.")
     bad: list[dict[str, str]] = []
     topology, shard = read_topology(), parse_shard(config.shard)
-    items = shard_of(read_items(config, bad), shard)
+    items = shard_of(read_items(config.data, config.image_root, partial(note_bad, config=config, bad=bad)), shard)
     out = shard_path(Path(config.out), shard) if config.shard else Path(config.out)
     parts = sorted(out.parent.glob(f"{out.name}.part*"))
     join_ranks()

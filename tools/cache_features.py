@@ -9,16 +9,18 @@ import dataclasses
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.process_group import gather, join_ranks, leave_ranks
+
+if TYPE_CHECKING:
+    from drive_vlm.data.feature_work import Work
 
 EXAMPLES = """
 python tools/cache_features.py --model MODEL --data train.jsonl val.jsonl --num_frames 16 --out features
@@ -63,17 +65,6 @@ class FeatureConfig:
 
 
 @dataclasses.dataclass
-class Work:
-    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say."""
-
-    sample: Any
-    max_tiles: int | None
-    tiles: list[int] = dataclasses.field(default_factory=list)
-    frames: int = 0
-    identity: Any = None
-
-
-@dataclasses.dataclass
 class Counts:
     """What this process found and did."""
 
@@ -88,26 +79,20 @@ class Counts:
     bad: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
-def read_work(config: FeatureConfig, counts: Counts) -> list[Work]:
+def read_work(config: FeatureConfig, counts: Counts) -> list["Work"]:
     """The distinct pictures of all rows, in the order of the rows. Raises BadRow unless bad rows are skipped."""
-    from drive_vlm.data.feature_cache import media_key
+    from drive_vlm.data.feature_work import Work, media_of_rows
     from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.sources import open_sources
-    from drive_vlm.data.table import read_sample
 
     found: dict[str, Work] = {}
-    for source in open_sources(config.data, config.image_root):
-        for i in range(len(source.rows)):
-            counts.rows += 1
-            try:
-                sample = read_sample(source, i, need_answer=False)
-            except BadRow as error:
-                note_bad(error, config, counts)
-                continue
-            if sample.images or sample.video:
-                found.setdefault(media_key(sample, source.max_tiles, Path(config.out)), Work(sample, source.max_tiles))
-            else:
-                counts.rows_without_picture += 1
+    for one in media_of_rows(config.data, config.image_root, Path(config.out)):
+        counts.rows += 1
+        if isinstance(one, BadRow):
+            note_bad(one, config, counts)
+        elif one is None:
+            counts.rows_without_picture += 1
+        else:
+            found.setdefault(*one)
     counts.entries = len(found)
     return list(found.values())
 
@@ -164,7 +149,7 @@ def load_tower(config: FeatureConfig) -> Tower:
     return Tower(encoder, settings | {"stored": config.stored, "computed": kind}, run, (shape[1], shape[2]))
 
 
-def still_to_do(work: list[Work], tower: Tower, config: FeatureConfig, counts: Counts) -> list[Work]:
+def still_to_do(work: list["Work"], tower: Tower, config: FeatureConfig, counts: Counts) -> list["Work"]:
     """Entries that are not in the cache, failed before, or whose files have changed; `tiles` are filled in from headers."""
     from drive_vlm.data.feature_cache import FeatureCache, media_key
     from drive_vlm.data.feature_writer import FeatureWriter, start_cache
@@ -174,7 +159,7 @@ def still_to_do(work: list[Work], tower: Tower, config: FeatureConfig, counts: C
     start_cache(out, tower.settings, tower.shape, config.command())
     cache = FeatureCache(out, tower.settings, config.command())
 
-    def look(item: Work) -> str | BadRow:
+    def look(item: "Work") -> str | BadRow:
         try:
             item.tiles = tower.encoder.tile_counts(item.sample, item.max_tiles)
         except BadRow as error:
@@ -198,7 +183,7 @@ def still_to_do(work: list[Work], tower: Tower, config: FeatureConfig, counts: C
     return todo
 
 
-def check_space(todo: list[Work], tower: Tower, config: FeatureConfig) -> str:
+def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     """What the entries of all ranks will take, in words. Raises ValueError when the disk has less free."""
     import torch
 
@@ -218,41 +203,12 @@ def check_space(todo: list[Work], tower: Tower, config: FeatureConfig) -> str:
     return text
 
 
-def decoded(todo: list[Work], tower: Tower, workers: int) -> Iterator[tuple[Work, Any]]:
-    """(work, pixel_values float[P, 3, H, W] or the BadRow), decoded ahead by threads, in order."""
-    from drive_vlm.data.feature_cache import Identity
-    from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.vision import video_length
-
-    def load(item: Work) -> Any:
-        sample = item.sample
-        try:
-            if sample.video:
-                item.frames = video_length(sample.video, sample.where)
-            item.identity = Identity.of(sample, tower.encoder.num_frames, content=True)
-            tensors, counts = tower.encoder.load_vision(sample, item.max_tiles)
-        except BadRow as error:
-            return error
-        assert sum(counts) == len(tensors["pixel_values"])
-        return tensors["pixel_values"]
-
-    waiting: deque[tuple[Work, Future]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for item in todo:
-            waiting.append((item, threads.submit(load, item)))
-            if len(waiting) > 2 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-
-
-def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts) -> None:
+def build(todo: list["Work"], tower: Tower, config: FeatureConfig, counts: Counts) -> None:
     """Decode, run the tower over full batches, write each entry as soon as its features are there."""
     import torch
     from rich.progress import track
 
+    from drive_vlm.data.feature_work import decoded
     from drive_vlm.data.feature_writer import FeatureWriter
     from drive_vlm.data.samples import BadRow
 
@@ -269,7 +225,9 @@ def build(todo: list[Work], tower: Tower, config: FeatureConfig, counts: Counts)
         batch.clear()
 
     batch: list[tuple[Work, Any]] = []
-    bar = track(decoded(todo, tower, config.workers), "features", len(todo), disable=not read_topology().is_main)
+    bar = track(
+        decoded(todo, tower.encoder, config.workers), "features", len(todo), disable=not read_topology().is_main
+    )
     with FeatureWriter(Path(config.out), config.stored, config.num_frames) as writer:
         for item, pixels in bar:
             if isinstance(pixels, BadRow):

@@ -10,7 +10,7 @@ classes (--truth_column) the object scores come against these as well. Intervals
 
 import csv
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,39 +20,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from drive_vlm.data.predictions import Prediction
+    from drive_vlm.evaluation.video_scores import Scored
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.driving_text import TextParser
-    from drive_vlm.rewards.physics import Terms, Weights
+    from drive_vlm.rewards.physics import Weights
 
 EXAMPLES = """
 python tools/video_eval.py --predictions stage2.jsonl stage3.jsonl --detections detections.jsonl --json scores.json
 python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --csv scores.csv --plot scores.png
 python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --videos data/bdd --clip_model ViT-B-32
 """
-TERMS = {
-    "object": "R_obj",
-    "temporal": "R_temp",
-    "detail": "R_detail",
-    "hallucination": "R_hall",
-    "reward": "reward",
-    "words": "words",
-}
-NO_MODE = "(none)"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One prediction with its terms; `truth` are the terms against the exact classes, where the rows hold them."""
-
-    item: "Prediction"
-    video: str
-    mode: str
-    terms: "Terms"
-    truth: "Terms | None"
-
-    @property
-    def group(self) -> str:
-        return str(self.item.row.get("group") or self.video)
 
 
 def make_parser() -> CommandParser:
@@ -118,7 +95,8 @@ def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Predictio
 
 def score_file(
     items: list["Prediction"], cache: "DetectionCache", parser: "TextParser", weights: "Weights", truth_column: str
-) -> list[Scored]:
+) -> list["Scored"]:
+    from drive_vlm.evaluation.video_scores import NO_MODE, Scored
     from drive_vlm.rewards.physics import terms
 
     parsed = parser.parse([text for item in items for text in (item.prediction, item.reference)])
@@ -145,87 +123,6 @@ def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> froz
     return frozenset(value)
 
 
-def counts_of(found: list["Terms"]) -> "np.ndarray":
-    """float[N, 4] as drive_vlm.evaluation.video.COUNTS."""
-    import numpy as np
-
-    return np.array([[item.claims, item.verified, item.found, item.wanted] for item in found], dtype=float)
-
-
-def by_mode(rows: list[Scored]) -> dict[str, list[int]]:
-    """Row numbers of each mode, and of all rows where there are several modes."""
-    members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(row.mode, []).append(index)
-    ordered = dict(sorted(members.items(), key=lambda entry: (entry[0] != "detailed", entry[0])))
-    return ordered if len(ordered) == 1 else {**ordered, "(all)": list(range(len(rows)))}
-
-
-def score_mode(rows: list[Scored], clip: dict[str, "np.ndarray"], seed: int) -> dict[str, Any]:
-    """Every number of one checkpoint and mode; `clip` holds float[N] for each CLIP score."""
-    from drive_vlm.evaluation.statistics import summarize
-    from drive_vlm.evaluation.text_overlap import language_scores
-    from drive_vlm.evaluation.video import pooled_scores
-
-    groups = [row.group for row in rows]
-    found = [row.terms for row in rows]
-    exact = [row.truth for row in rows if row.truth is not None]
-    return {
-        "n": len(rows),
-        "videos": len({row.video for row in rows}),
-        "objects": {name: asdict(value) for name, value in pooled_scores(counts_of(found), groups, seed).items()},
-        "truth": {name: asdict(value) for name, value in pooled_scores(counts_of(exact), groups, seed).items()}
-        if exact
-        else None,
-        "terms": {name: summarize([getattr(item, name) for item in found], groups, seed).to_dict() for name in TERMS},
-        "text_overlap": language_scores([row.item.prediction for row in rows], [row.item.reference for row in rows]),
-        "clip": {name: summarize(values, groups, seed).to_dict() for name, values in clip.items()} or None,
-        "unverified": sum(item.unverified for item in found),
-        "empty": sum(not row.item.prediction.strip() for row in rows),
-        "no_reference": sum(bool(item.no_reference) for item in found),
-    }
-
-
-def compare_mode(
-    first: list[Scored], second: list[Scored], clips: list[dict[str, "np.ndarray"]], seed: int
-) -> dict[str, Any]:
-    """`second - first` of what `score_mode` gives an interval."""
-    from drive_vlm.evaluation.statistics import paired_difference
-    from drive_vlm.evaluation.video import pooled_differences
-
-    groups = [row.group for row in first]
-    result: dict[str, Any] = {"truth": None}
-    sides = [[row.terms for row in rows] for rows in (first, second)]
-    exact = [[row.truth for row in rows if row.truth is not None] for rows in (first, second)]
-    for name, (old, new) in {"objects": sides, "truth": exact}.items():
-        if old and new:
-            changes = pooled_differences(counts_of(old), counts_of(new), groups, seed)
-            result[name] = {key: asdict(value) for key, value in changes.items()}
-    before, after = ({name: [getattr(item, name) for item in side] for name in TERMS} for side in sides)
-    result["terms"] = {name: paired_difference(before[name], after[name], groups, seed).to_dict() for name in TERMS}
-    old_clip, new_clip = clips
-    result["clip"] = {
-        name: paired_difference(old_clip[name], new_clip[name], groups, seed).to_dict() for name in old_clip
-    } or None
-    return result
-
-
-def adherence(rows: list[Scored], seed: int) -> dict[str, Any] | None:
-    """Lengths of concise and detailed texts of the same video; None where one of the modes is not there."""
-    from drive_vlm.evaluation.video import length_adherence
-
-    if not {"detailed", "concise"} <= {row.mode for row in rows}:
-        return None
-    words: dict[str, dict[str, int]] = {"detailed": {}, "concise": {}}
-    for row in rows:
-        of_mode = words.get(row.mode, {})
-        if row.video in of_mode:
-            raise ValueError(f"{row.item.where}: video {row.video!r} has a second {row.mode} text; give one of each")
-        of_mode[row.video] = row.terms.words
-    groups = {row.video: row.group for row in rows}
-    return asdict(length_adherence(words["detailed"], words["concise"], groups, seed))
-
-
 def clip_of_files(files: list[list["Prediction"]], args: Any) -> list[dict[str, "np.ndarray"]]:
     """{text_text, text_frames: float[N]} of each file, {} without --clip_model. The files go through CLIP together."""
     from drive_vlm.evaluation.clip_encoder import ClipEncoder
@@ -243,6 +140,7 @@ def clip_of_files(files: list[list["Prediction"]], args: Any) -> list[dict[str, 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
     from drive_vlm.data.predictions import checkpoint_names
+    from drive_vlm.evaluation.video_scores import adherence, by_mode, compare_mode, score_mode
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.driving_text import TextParser
     from drive_vlm.rewards.physics import Weights
@@ -260,7 +158,7 @@ def run(args: Any) -> dict[str, Any]:
     clips = clip_of_files(files, args)
     members = by_mode(scored[0])
 
-    def part(file: int, rows: list[int]) -> tuple[list[Scored], dict[str, Any]]:
+    def part(file: int, rows: list[int]) -> tuple[list["Scored"], dict[str, Any]]:
         return [scored[file][i] for i in rows], {name: values[rows] for name, values in clips[file].items()}
 
     result: dict[str, Any] = {"detector": asdict(cache.detector) if cache.detector else None, "checkpoints": {}}
@@ -287,7 +185,9 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def write_csv(path: Path, names: list[str], scored: list[list[Scored]], clips: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips: list[dict[str, Any]]) -> None:
+    from drive_vlm.evaluation.video_scores import TERMS
+
     columns = [*TERMS, "precision", "recall", "claims", "verified", "unverified"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -107,4 +107,8 @@ def _left_padded(
     for i, row in enumerate(rows):
         input_ids[i, width - len(row["input_ids"]) :] = torch.from_numpy(row["input_ids"])
         mask[i, width - len(row["input_ids"]) :] = 1
-    return {"input_ids": input_ids, "attention_mask": mask, **take_vision([row["vision"] for row in rows if row["vision"]])}
+    return {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        **take_vision([row["vision"] for row in rows if row["vision"]]),
+    }

@@ -1,0 +1,72 @@
+"""What a detector looks at: the distinct videos and pictures of rows, their frames as training samples them."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
+from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One line to be: the name that rows give, the file, where it came first."""
+
+    name: str
+    path: str
+    where: str
+    is_video: bool
+
+
+@dataclasses.dataclass
+class Frames:
+    """The sampled frames of an item: numbers, RGB pictures and the SHA-256 of their bytes."""
+
+    item: Item
+    indices: list[int]
+    pictures: list[Any]
+    hashes: list[str]
+
+
+def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[Item]:
+    """Distinct videos and pictures in the order of the rows; `note_bad` counts a bad row, or raises it. Raises ValueError for a
+    name that stands for two files."""
+    found: dict[str, Item] = {}
+    for source in open_sources(data, image_root):
+        for i in range(len(source.rows)):
+            try:
+                sample = read_sample(source, i, need_answer=False)
+            except BadRow as error:
+                note_bad(error)
+                continue
+            paths = [sample.video] if sample.video else list(sample.images)
+            for path, name in zip(paths, names_in(source.rows[i]), strict=True):
+                first = found.setdefault(name, Item(name, path, sample.where, bool(sample.video)))
+                if os.path.realpath(first.path) != os.path.realpath(path):
+                    raise ValueError(
+                        f"{sample.where}: {name!r} is {path}, but {first.path} at {first.where}. Names in a cache are told apart "
+                        "by the rows' paths: give one --out for each data root."
+                    )
+    return list(found.values())
+
+
+def names_in(row: dict[str, Any]) -> list[str]:
+    """Paths of the video or the pictures as the row writes them."""
+    value = row.get("video") or row.get("image", row.get("images")) or []
+    return [
+        item["path"] if isinstance(item, dict) else item for item in (value if isinstance(value, list) else [value])
+    ]
+
+
+def load_frames(item: Item, num_frames: int) -> Frames:
+    """Decode as training does. Raises BadRow."""
+    if item.is_video:
+        indices = frame_indices(video_length(item.path, item.where), num_frames)
+        pictures = load_video(item.path, num_frames, item.where)
+    else:
+        indices, pictures = [0], [load_image(item.path, item.where)]
+    return Frames(item, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures])
