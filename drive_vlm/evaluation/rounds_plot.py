@@ -33,8 +33,13 @@ def plot_rounds(
     else:
         _draw_models(figure.add_subplot(grid[0, :]), values, f"{name} on held-out rows, 95 % interval")
     if trained:
-        _draw_curves(figure.add_subplot(grid[1, 0]), curves, "margin", "reward margin, chosen - rejected")
-        _draw_curves(figure.add_subplot(grid[1, 1]), curves, "accuracy", "share of pairs with chosen above rejected")
+        _draw_curves(
+            figure.add_subplot(grid[1, 0]),
+            curves,
+            "margin",
+            "reward margin, chosen - rejected (beta x log-ratio)",
+        )
+        _draw_curves(figure.add_subplot(grid[1, 1]), curves, "accuracy", "share of pairs with a positive margin")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -57,8 +62,9 @@ def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Mapping[str, float]]],
         color = ROUNDS[place % len(ROUNDS)]
         axes.plot(steps, values, color=color, linewidth=1.6, label=f"round {number}")
     axes.set_xlabel("step of the round")
-    axes.legend(frameon=False, fontsize=9)
     _finish(axes, title)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.02))
+    axes.set_ylim(top=axes.get_ylim()[1] + 0.1 * (axes.get_ylim()[1] - axes.get_ylim()[0]))  # room for the legend
 
 
 def _finish(axes: Any, title: str) -> None:
