@@ -8,6 +8,7 @@ FastChat's rating systems). A tie is half a win for both. Several battles about 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -139,11 +140,12 @@ def elo_over_orders(battles: Sequence[Battle], orders: int = 100, seed: int = 0)
 
 
 def bradley_terry(battles: Sequence[Battle], l2: float = L2, resamples: int = 1000, seed: int = 0) -> dict[str, Rating]:
-    """Bradley-Terry ratings by penalised maximum likelihood, mean START, with 95 % bootstrap intervals.
+    """Bradley-Terry ratings by penalised maximum likelihood, mean START, with 95 % intervals.
 
     P(i beats j) = 1 / (1 + exp(t_j - t_i)); minimised is -log likelihood + l2 / 2 * sum(t^2), which keeps an unbeaten
-    model finite. The order of the battles does not matter. The bootstrap is multinomial: over the distinct outcomes, or
-    over groups where battles have one.
+    model finite. The order of the battles does not matter. The interval holds two: that of the bootstrap, multinomial over
+    the distinct outcomes, or over groups where battles have one, and rating +- 1.96 standard deviations by the Fisher
+    information of the penalised fit. The bootstrap alone has no spread for a model that won, or lost, every battle.
     Raises ValueError without battles, for l2 <= 0, and for models that no chain of battles connects.
     """
     names = models_of(battles)
@@ -157,6 +159,8 @@ def bradley_terry(battles: Sequence[Battle], l2: float = L2, resamples: int = 10
     runs = _fit((drawn @ units).reshape(resamples, len(names), len(names)), l2)
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(runs, [tail, 1 - tail], axis=0) if resamples else np.full((2, len(names)), math.nan)
+    spread = NormalDist().inv_cdf(1 - tail) * _deviations(point, _evidence(battles, names), l2)
+    ends = np.minimum(ends[0], point - spread), np.maximum(ends[1], point + spread)
     rows = START + _POINTS * np.stack([point, *ends], axis=1)
     return {name: Rating(*map(float, row)) for name, row in zip(names, rows, strict=True)}
 
@@ -224,6 +228,31 @@ def _fit(wins: np.ndarray, l2: float, tolerance: float = 1e-8, steps: int = 200)
         distance = math.sqrt(2) * np.linalg.norm(step, axis=1, keepdims=True)
         theta = theta + step * np.where(distance > 0, np.log1p(distance) / np.maximum(distance, 1e-300), 1.0)
     raise AssertionError(f"Bradley-Terry did not converge in {steps} steps")
+
+
+def _evidence(battles: Sequence[Battle], names: Sequence[str]) -> np.ndarray:
+    """How many independent battles each two models fought, float[M, M]: of a pair whose outcomes are all equal the groups,
+    as in win_rate, else the battles, since groups are the bootstrap's to weigh."""
+    place = {name: i for i, name in enumerate(names)}
+    met: dict[tuple[int, int], list[tuple[float, Any]]] = {}
+    for number, battle in enumerate(battles):
+        i, j = place[battle.first], place[battle.second]
+        score = battle.score if i < j else 1 - battle.score
+        group = number if battle.group is None else battle.group
+        met.setdefault((min(i, j), max(i, j)), []).append((score, group))
+    counts = np.zeros((len(names), len(names)))
+    for (i, j), outcomes in met.items():
+        equal = len({score for score, _ in outcomes}) == 1
+        counts[i, j] = counts[j, i] = len({group for _, group in outcomes}) if equal else len(outcomes)
+    return counts
+
+
+def _deviations(theta: np.ndarray, played: np.ndarray, l2: float) -> np.ndarray:
+    """Standard deviations float[M] of log strengths float[M] with mean 0, from the curvature of the penalised likelihood."""
+    weights = played / (2 * np.cosh((theta[None, :] - theta[:, None]) / 2)) ** 2  # n p (1 - p)
+    centred = np.eye(len(theta)) - 1 / len(theta)
+    information = np.diag(weights.sum(axis=1)) - weights + l2 * centred
+    return np.sqrt(np.diag(np.linalg.pinv(information, rcond=1e-12, hermitian=True)))
 
 
 def exact_share(successes: int, n: int) -> Share:

@@ -113,6 +113,23 @@ def test_an_unbeaten_model_stays_finite():
     assert math.isfinite(half["best"].rating)
 
 
+def test_an_unbeaten_model_has_an_interval():
+    """Of two models with G wins of G: var(t) = 1 / (2 (2 G p (1 - p) + l2)) at the penalised fit."""
+    for n in (5, 20):
+        best = bradley_terry([Battle("best", "a", 1.0)] * n)["best"]
+        p = expected_score(best.rating, 2000 - best.rating)
+        spread = 1.959964 * math.sqrt(0.5 / (2 * n * p * (1 - p) + 0.1)) * 400 / math.log(10)
+        assert (best.low, best.high) == (pytest.approx(best.rating - spread), pytest.approx(best.rating + spread))
+        assert (best.low < 1000) == (n == 5)  # 5 of 5 is no proof: exact two-sided p 0.0625
+    alone = bradley_terry([Battle("best", "a", 1.0, group=str(i)) for i in range(20)])["best"]
+    copied = bradley_terry([Battle("best", "a", 1.0, group="one")] * 20)["best"]
+    assert alone.low == pytest.approx(best.low) and copied.low < 1000 < alone.low
+    rest = [Battle("a", "b", float(i % 3 > 0)) for i in range(30)]
+    third = bradley_terry([*[Battle("best", "a", 1.0)] * 5, *rest])
+    width = {name: rating.high - rating.low for name, rating in third.items()}
+    assert width["best"] > 1.5 * width["b"] and third["best"].low < third["a"].high
+
+
 def test_groups_widen_the_intervals():
     alone = simulated(1000, seed=4)
     copied = [Battle(b.first, b.second, b.score, group=str(i)) for i, b in enumerate(alone) for _ in range(5)]
