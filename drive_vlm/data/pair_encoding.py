@@ -83,6 +83,13 @@ class EncodedPairs(EncodedRows):
     def _row(self, i: int) -> dict[str, Any] | BadRow:
         features = super()._row(i)
         if self.reference is not None and not isinstance(features, BadRow):
+            if np.isnan(self.reference[i]).any():
+                return BadRow(
+                    "no_reference",
+                    self.table.sample(i, need_answer=False).where,
+                    "the pair can be read now, but could not when the reference was computed",
+                    "Start anew in another --output_dir, or add the pair: python -m drive_vlm reference",
+                )
             features["reference"] = self.reference[i]
         return features
 

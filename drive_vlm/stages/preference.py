@@ -210,7 +210,7 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     """Give the pairs their reference log-probabilities; what run.json says of the reference.
 
     Raises ValueError when a resumed run would compare with another reference than it began with, and when a given cache
-    does not hold every pair.
+    does not hold every pair (with on_bad_row skip: every pair that can be read).
     """
     from drive_vlm.data.reference_cache import ReferenceCache, keys_of, reference_settings
     from drive_vlm.stages.reference import fill_in_process, missing, model_fingerprints
@@ -232,11 +232,12 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     lacking = sum(missing(cache.lookup(part)) for part in keys.values())
     if lacking and (flags.reference_cache or args.resume_from_checkpoint):
         files = " ".join([*data.data, *data.eval_data])
-        raise ValueError(
-            f"{directory}: {lacking:,} of {sum(map(len, keys.values())):,} pairs are not in the reference cache. Add them: "
-            f"python -m drive_vlm reference --model {model.model} --data {files} --out {directory} --dtype {kind}"
-        )
-    if lacking:
+        if data.on_bad_row == "error" or not _all_bad(trainer, cache, keys):
+            raise ValueError(
+                f"{directory}: {lacking:,} of {sum(map(len, keys.values())):,} pairs are not in the reference cache. Add them: "
+                f"python -m drive_vlm reference --model {model.model} --data {files} --out {directory} --dtype {kind}"
+            )
+    elif lacking:
         fill_in_process(trainer, cache, trainer.tables, keys)
         lacking = sum(missing(cache.lookup(part)) for part in keys.values())
         if lacking and data.on_bad_row == "error":
@@ -247,3 +248,12 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     if trainer.eval_dataset is not None:
         trainer.eval_dataset.reference = cache.lookup(keys["eval"])
     return facts | {"pairs": len(cache)}
+
+
+def _all_bad(trainer: Any, cache: Any, keys: dict[str, list[str]]) -> bool:
+    """Whether none of the pairs that `cache` lacks can be read: those can never be added to it."""
+    from drive_vlm.data.samples import BadRow
+
+    pairs = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    lacking = ((name, i) for name, part in keys.items() for i, key in enumerate(part) if key not in cache.entries)
+    return all(isinstance(pairs[name][(i,)][0], BadRow) for name, i in lacking)

@@ -118,6 +118,13 @@ def test_a_batch_alternates_chosen_and_rejected(
     assert batch["num_tokens"] == sum(len(s["input_ids"]) for i in (0, 1) for s in dataset[(i,)][0]["sides"])
 
 
+def test_a_pair_without_its_reference_is_a_bad_row(pictures: Path, pair_encoder: PairEncoder) -> None:
+    dataset = EncodedPairs(table_of(pictures, [row()], pair_encoder), pair_encoder)
+    dataset.reference = np.array([[np.nan, np.nan]])
+    (bad,) = dataset[(0,)]
+    assert isinstance(bad, BadRow) and bad.reason == "no_reference" and bad.where.endswith(":1")
+
+
 def test_a_batch_without_a_pair(parts: Any) -> None:
     batch = PairCollator(Collator(parts.tokenizer.pad_token_id, parts.vision))([])
     assert batch["input_ids"].shape == (1, 1) and batch["answer_tokens"].shape == (0,) and "reference" not in batch

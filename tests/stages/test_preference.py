@@ -265,6 +265,26 @@ def test_packed_pairs_do_not_see_each_other(cache: Path, quick: Callable, pairs:
 
 
 @pytest.mark.slow
+def test_a_picture_that_cannot_be_decoded_does_not_stop_a_resume(quick: Callable, pairs: Path, capsys: Any) -> None:
+    """The cache lacks the pair for ever: with skip it may, while a pair that can be read may not."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:9]]
+    content = (pairs.parent / rows[0]["image"]).read_bytes()
+    rows[0]["image"] = "cut.png"
+    pairs.with_name("cut.png").write_bytes(content[: len(content) // 2])
+    cut = pairs.with_name("cut.jsonl")
+    cut.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--data", cut, "--on_bad_row", "skip", "--resume", "auto", "--save_strategy", "steps", "--save_steps", 1)
+    out = quick(*flags, "--max_steps", 1)
+    quick(*flags, "--max_steps", 2, out=out)
+    assert len(curves(out)["loss"]) == 2
+    again = quick(*flags, "--max_steps", 2, "--reference_cache", out / "reference")
+    assert json.loads((again / "run.json").read_text())["reference"]["pairs"] == 8
+    with pytest.raises(SystemExit):
+        quick(*flags, "--data", cut, pairs, "--reference_cache", out / "reference")
+    assert "37 of 53 pairs are not in the reference cache" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_what_stops_a_run(
     dpo: Callable, fresh: Callable, pairs: Path, cache: Path, world: Any, quick: Callable, capsys: Any
 ) -> None:
