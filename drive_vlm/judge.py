@@ -13,13 +13,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 Message = dict[str, Any]
+K = TypeVar("K")
 
 _REFUSALS = (400, 413, 422)  # HTTP statuses that are about one request, not about the server or the key
 _ALL_REFUSED = 8  # so many refusals and no answer are no accident; fewer may be what an earlier run left over
@@ -125,34 +126,54 @@ class ChatClient:
         stays in the cache. With `keep_refused` a request that the server refuses has an empty reply, whose
         finish_reason is the error's text; where nothing but refusals has come, the first is raised all the same.
         """
+        keys: list[Any] = list(range(len(conversations)))
+        if self.cache_dir is not None:
+            keys = [request_key(self.base_url, self.model, messages, sampling) for messages in conversations]
+        unique = dict(zip(keys, conversations, strict=True))
+        replies = dict(self.complete_each(unique, workers, progress, keep_refused, **sampling))
+        return [replies[key] for key in keys]
+
+    def complete_each(
+        self,
+        conversations: Mapping[K, Sequence[Message]],
+        workers: int = 8,
+        progress: str = "asking",
+        keep_refused: bool = False,
+        **sampling: Any,
+    ) -> Iterator[tuple[K, Reply]]:
+        """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
+        was refused comes last."""
         from concurrent.futures import ThreadPoolExecutor, as_completed
 
         from rich.console import Console
         from rich.progress import track
 
-        keys: list[Any] = list(range(len(conversations)))
-        if self.cache_dir is not None:
-            keys = [request_key(self.base_url, self.model, messages, sampling) for messages in conversations]
-        replies: dict[Any, Reply] = {}
-        refused: list[RefusedError] = []
+        refused: dict[K, RefusedError] = {}
+        failed: BaseException | None = None
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            unique = dict(zip(keys, conversations, strict=True))
-            futures = {pool.submit(self.complete, messages, **sampling): key for key, messages in unique.items()}
+            futures = {pool.submit(self.complete, asked, **sampling): key for key, asked in conversations.items()}
             try:
                 bar = track(as_completed(futures), progress, total=len(futures), console=Console(stderr=True))
                 for future in bar:
-                    error = future.exception()
-                    if not keep_refused or not isinstance(error, RefusedError):
-                        replies[futures[future]] = future.result()
+                    if future.cancelled():
                         continue
-                    replies[futures[future]] = Reply("", str(error), 0, 0)
-                    refused.append(error)
+                    error = future.exception()
+                    if error is None:
+                        yield futures[future], future.result()
+                    elif keep_refused and isinstance(error, RefusedError):
+                        refused[futures[future]] = error
+                    elif failed is None:
+                        failed = error
+                        for other in futures:
+                            other.cancel()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if len(refused) == len(replies) >= _ALL_REFUSED and not self._answered:
-            raise refused[0]
-        return [replies[key] for key in keys]
+        if failed is not None:
+            raise failed
+        if len(refused) == len(futures) >= _ALL_REFUSED and not self._answered:
+            raise next(iter(refused.values()))
+        yield from ((key, Reply("", str(error), 0, 0)) for key, error in refused.items())
 
     def _ask(self, key: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Reply:
         import openai

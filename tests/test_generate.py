@@ -148,6 +148,45 @@ def test_rows_go_to_a_server_with_pictures_and_without_the_answer(run, synthetic
     assert message["role"] == "user" and {part["type"] for part in message["content"]} == {"image_url", "text"}
 
 
+def test_an_empty_reply_is_an_empty_answer_and_is_paid_once(run, synthetic_data, tmp_path, chat_server):
+    texts = iter(["", "", "", "", "", *["stop"] * 5])  # every attempt of the first request
+    chat_server.answer = lambda body: next(texts)
+    out = tmp_path / "p.jsonl"
+    words = command("m", synthetic_data, out, "--backend", "openai", "--base_url", chat_server.url, "--workers", 1)
+    for said in ("1 answers are empty, since", "6 answered before"):
+        done = run([*words, "--limit", 6])
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    assert [row["prediction"] for row in rows_of(out)] == ["", *["stop"] * 5] and len(chat_server.requests) == 10
+
+
+def test_answers_of_before_a_server_fails_are_kept(run, synthetic_data, tmp_path, chat_server):
+    chat_server.answer = lambda body: "stop"
+    chat_server.faults = [None] * 4 + [401]
+    out = tmp_path / "p.jsonl"
+    words = command("m", synthetic_data, out, "--backend", "openai", "--base_url", chat_server.url, "--workers", 1)
+    assert run(words).returncode == 2
+    assert len(finished_rows(out)) >= 4
+    assert run(words).returncode == 0
+    assert len(rows_of(out)) == 12 and len(chat_server.requests) == 13  # none but the failed one was asked twice
+
+
+def test_rows_that_no_server_takes_are_left_out_on_request(run, synthetic_data, tmp_path, chat_server):
+    chat_server.answer = lambda body: "stop"
+    rows = rows_of(synthetic_data / "test.jsonl")
+    rows = [rows[0], next(row for row in rows if row["image"] != rows[0]["image"])]
+    for row, size in zip(rows, (300, None), strict=True):
+        picture = (synthetic_data / row["image"]).read_bytes()
+        row["image"] = f"{row['id']}.jpg"
+        (tmp_path / row["image"]).write_bytes(picture[:size])
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "p.jsonl"
+    words = command("m", tmp_path, out, "--backend", "openai", "--base_url", chat_server.url)
+    assert run(words).returncode == 2 and not chat_server.requests
+    assert run([*words, "--on_bad_row", "skip"]).returncode == 0
+    assert [row["id"] for row in rows_of(out)] == [rows[1]["id"]]
+    assert "test.jsonl:1" in (tmp_path / "p.bad_rows.json").read_text()
+
+
 def test_a_torn_last_line_is_cut_and_a_foreign_line_is_refused(tmp_path):
     out = tmp_path / "p.jsonl"
     out.write_text('{"id": "a", "prediction": "x"}\n{"id": "b", "pre')

@@ -107,7 +107,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     join_ranks()
     wait_for_ranks()  # every rank has read what is finished before anybody writes
     answers = (
-        answers_of_server(todo[topology.rank :: topology.world_size], model, config)
+        answers_of_server(todo[topology.rank :: topology.world_size], model, config, bad)
         if config.backend == "openai"
         else _answers_of_model(samples, set(done), model, config, bad)
     )

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 
 def answers_of_server(
-    samples: list[Sample], model: ModelConfig, config: "GenerateConfig"
+    samples: list[Sample], model: ModelConfig, config: "GenerateConfig", bad: list[BadRow]
 ) -> Iterator[tuple[Sample, str]]:
-    """The same rows through an OpenAI-compatible server, `workers` requests at a time."""
+    """The same rows through an OpenAI-compatible server, `workers` requests at a time; answers come as they are there.
+
+    A request that the server refuses, or answers with nothing in every attempt, has the answer "", as a model that says
+    nothing has. Rows that cannot be asked are added to `bad` with on_bad_row skip, else raised (BadRow).
+    """
     from drive_vlm.judge import ChatClient
 
     if not config.base_url:
@@ -25,10 +29,27 @@ def answers_of_server(
         "max_tokens": config.max_new_tokens,
         "seed": config.seed,
     }
+    empty: list[str] = []
     for start in range(0, len(samples), 8 * config.workers):
         block = samples[start : start + 8 * config.workers]
-        replies = client.complete_many([chat_messages(sample) for sample in block], workers=config.workers, **sampling)
-        yield from zip(block, (reply.text.strip() for reply in replies), strict=True)
+        asked = {}
+        for sample in block:
+            try:
+                asked[sample.id] = chat_messages(sample)
+            except BadRow as error:
+                if config.on_bad_row == "error":
+                    raise
+                bad.append(error)
+        rows = {sample.id: sample for sample in block}
+        for name, reply in client.complete_each(asked, config.workers, keep_refused=True, **sampling):
+            if not reply.text:
+                empty.append(reply.finish_reason)
+            yield rows[name], reply.text.strip()
+    if empty:
+        print(
+            f"{len(empty):,} answers are empty, since the server refused or said nothing. The first: {empty[0]}",
+            flush=True,
+        )
 
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:
