@@ -6,7 +6,7 @@
 # Hardware    two CPU cores, 6 GB; no GPU, no hub
 # Measured    see docs/drive_vlm.md
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
-#             SIZE=small: minutes, most claims hold; SIZE=smoke: every step for a moment, which teaches nothing; SPACY: a spaCy model or its directory (default en_core_web_sm)
+#             SIZE=smoke: every step for a moment, which teaches nothing; SPACY: a spaCy model or its directory (default en_core_web_sm)
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
@@ -17,9 +17,8 @@ out="${OUT:-runs/drive_vlm_synthetic}"
 spacy="${SPACY:-en_core_web_sm}"
 case "${SIZE:-full}" in
   full) scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120 ;;
-  small) scenes=600 clips=300 order_clips=300 tower_steps=600 language_steps=250 steps1=80 steps2=200 steps3=24 ;;
   smoke) scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2 ;;
-  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full, small or smoke." ;;
+  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
 [ ! -e "$out" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$out/.drive_vlm_synthetic" ] ||
   _fail "drive_vlm_synthetic: $out is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
