@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
 from drive_vlm.data.instructions import MODES
