@@ -86,7 +86,8 @@ def cache(command: Callable, fresh: Callable, pairs: Path, world: Any) -> Path:
     """`python -m drive_vlm reference` on two ranks."""
     out = fresh("reference") / "cache"
     words = ("reference", "--model", world.model, "--data", pairs, "--out", out, "--batch_size", 5)
-    assert "44 pairs, 0 known" in command(out, *words, launcher="torchrun").text
+    # How many are known is not the same in every run: the other rank may write before this one has read.
+    assert "44 pairs, " in command(out, *words, launcher="torchrun").text
     parts = sorted(out.glob("log-probs-*.jsonl"))
     assert [len(lines(part)) for part in parts] == [22, 22]
     return out
