@@ -14,10 +14,16 @@ cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval,trl
 out="${OUT:-runs/spin_synthetic}"
-scenes=5000 rows=4000 sft_steps=50 rounds=3 batch=32 epochs=3 log=10
-if [ "${SIZE:-}" = smoke ]; then scenes=60 rows=24 sft_steps=2 rounds=1 batch=8 epochs=1 log=1; fi
+case "${SIZE:-full}" in
+  full) scenes=5000 rows=4000 sft_steps=50 rounds=3 batch=32 epochs=3 log=10 ;;
+  smoke) scenes=60 rows=24 sft_steps=2 rounds=1 batch=8 epochs=1 log=1 ;;
+  *) _fail "spin_synthetic: SIZE=$SIZE: full or smoke." ;;
+esac
+[ ! -e "$out" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$out/.spin_synthetic" ] ||
+  _fail "spin_synthetic: $out is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
 run rm -rf "$out"
 run mkdir -p "$out"
+run touch "$out/.spin_synthetic"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 

@@ -27,3 +27,17 @@ def test_sft_and_a_round_of_spin_end_in_a_judged_table(run: Callable, tmp_path: 
     for folder in ("sft", "chain/round-1/model"):
         manifest = json.loads((out / folder / "run.json").read_text())
         assert (manifest["state"], manifest["world_size"], manifest["zero_stage"]) == ("finished", 2, 2)
+
+
+def test_what_is_not_its_own_is_left_alone(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    env = {
+        "SLURM_JOB_ID": "7",
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = run(["bash", "recipes/spin_synthetic.sh"], OUT=str(tmp_path), **env)
+    assert done.returncode == 2 and "is not one of this recipe's runs" in done.stderr
+    assert (tmp_path / "thesis.tex").exists()
+    done = run(["bash", "recipes/spin_synthetic.sh"], OUT=str(tmp_path / "new"), SIZE="small", **env)
+    assert done.returncode == 2 and "SIZE=small: full or smoke" in done.stderr
