@@ -1,4 +1,4 @@
-"""recipes/spin_rounds.sh on a tiny model: a round interrupted and not, two rounds step by step; what it refuses."""
+"""recipes/spin_rounds.sh: two rounds on a tiny model through the real recipe, interrupted and not; what it refuses."""
 
 import json
 import os
@@ -46,36 +46,39 @@ def state(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path, run):
+def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     done = chain(whole, "ROUNDS=1")
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.copytree(whole, torn)
-    assert run([sys.executable, "tools/rounds.py", "forget", "--out", torn, "--round", 1]).returncode == 0
+    done = chain(whole, "ROUNDS=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 1: evaluate is done" in done.stderr
 
-    # Round 1 as it is when its generation was killed in the middle.
-    (torn / "round-1").mkdir()
-    lines = (whole / "round-1/generated.jsonl").read_text().splitlines(keepends=True)
-    (torn / "round-1/generated.jsonl.part0").write_text("".join(lines[1:9]) + lines[12][:30])
-    name = "round-1/generated.jsonl.settings.json"
-    (torn / name).write_text((whole / name).read_text())
+    # Round 2 as it is when its generation was killed in the middle.
+    (torn / "round-2").mkdir()
+    lines = (whole / "round-2/generated.jsonl").read_text().splitlines(keepends=True)
+    (torn / "round-2/generated.jsonl.part0").write_text("".join(lines[1:9]) + lines[12][:30])
+    name = "round-2/generated.jsonl.settings.json"
+    (torn / name).write_text((whole / name).read_text().replace(str(whole), str(torn)))
     # Then its training is, once it has a checkpoint.
     env = os.environ | ENV | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    words = [str(word) for word in chain.words(torn, "ROUND=1")]
+    words = [str(word) for word in chain.words(torn, "ROUND=2")]
     with open(tmp_path / "killed.log", "w") as log:
         process = subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + 300
-    while not (torn / "round-1/model/checkpoint-2/complete.json").exists():
+    while not (torn / "round-2/model/checkpoint-2/complete.json").exists():
         assert process.poll() is None and time.monotonic() < end, (tmp_path / "killed.log").read_text()
         time.sleep(0.01)
     os.killpg(process.pid, 9)
     process.wait()
-    assert "train" not in state(torn)["rounds"]["1"]
-    done = chain(torn, "ROUNDS=1")
+    assert "train" not in state(torn)["rounds"]["2"]
+    done = chain(torn, "ROUNDS=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "round 0: evaluate is done" in done.stderr and "round 1: pairs is done" in done.stderr
-    assert state(torn)["rounds"] == state(whole)["rounds"] and state(whole)["rounds"]["1"]["train"]["steps"] == 4
-    assert json.loads((torn / "table.json").read_text())["rows"][1]["model"] == "round 1"
+    assert state(torn)["rounds"] == state(whole)["rounds"]
+    assert json.loads((torn / "table.json").read_text())["rows"][2]["model"] == "round 2"
+    trained = state(whole)["rounds"]["2"]["train"]
+    assert set(trained["pairs"]) == {"round-1/pairs.jsonl", "round-2/pairs.jsonl"} and trained["steps"] == 4
 
 
 @pytest.mark.slow
