@@ -27,7 +27,7 @@ def load(name: str) -> ModuleType:
 @pytest.mark.slow
 def test_all_parts(run, tmp_path):
     out = tmp_path / "bench.json"
-    done = run([sys.executable, TOOL, *TINY, "--processes", 2, "--json", out, "--work", tmp_path / "work"], timeout=500)
+    done = run([sys.executable, TOOL, *TINY, "--processes", 2, "--json", out, "--work", tmp_path / "work"], timeout=850)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
     start, save, resume = (result[name]["2"] for name in ("start", "save", "resume"))
