@@ -251,3 +251,17 @@ run() {
     "$@"
   fi
 }
+
+# For recipes that are a whole demonstration.
+step() { printf '\n== %s\n' "$*"; }
+
+# Empty folder $1 of a recipe's earlier run; a folder that the recipe has not made is left alone.
+begin_anew() {
+  local name
+  name="$(basename "$0" .sh)"
+  [ ! -e "$1" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$1/.$name" ] ||
+    _fail "$name: $1 is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
+  run rm -rf "$1"
+  run mkdir -p "$1"
+  run touch "$1/.$name"
+}

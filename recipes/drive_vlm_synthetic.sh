@@ -20,17 +20,11 @@ case "${SIZE:-full}" in
   smoke) scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2 ;;
   *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
-[ ! -e "$out" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$out/.drive_vlm_synthetic" ] ||
-  _fail "drive_vlm_synthetic: $out is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
-run rm -rf "$out"
-run mkdir -p "$out"
-run touch "$out/.drive_vlm_synthetic"
+begin_anew "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 shared=(--num_frames 8 --feature_cache "$out/features" --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --logging_steps "$((steps1 / 4 + 1))" --save_strategy no)
 answer=(--num_frames 8 --batch_size 64)
-
-step() { printf '\n== %s\n' "$*"; }
 
 step "1/9  clips, texts at two granularities, twins that only the order of their frames tells apart; detections"
 run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --clips "$clips" --order_clips "$order_clips" --num_frames 8 --split_entry --size 64 \

@@ -16,8 +16,6 @@ run rm -rf "$out"
 run mkdir -p "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-step() { printf '\n== %s\n' "$*"; }
-
 step "1/7  synthetic driving scenes"
 # Three of the world's 22 question templates: what a model this small can begin to see in two minutes from nothing.
 run python tools/build_synthetic.py --out "$out/data" --scenes 5000 --size 64 --image_format png --splits train:0.9 val:0.03 test:0.07 \

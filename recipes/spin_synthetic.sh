@@ -19,15 +19,9 @@ case "${SIZE:-full}" in
   smoke) scenes=60 rows=24 sft_steps=2 rounds=1 batch=8 epochs=1 log=1 ;;
   *) _fail "spin_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
-[ ! -e "$out" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$out/.spin_synthetic" ] ||
-  _fail "spin_synthetic: $out is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
-run rm -rf "$out"
-run mkdir -p "$out"
-run touch "$out/.spin_synthetic"
+begin_anew "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
-
-step() { printf '\n== %s\n' "$*"; }
 
 step "1/4  synthetic driving scenes"
 run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --size 64 --image_format png --splits train:0.8 test:0.2 --templates time_of_day weather

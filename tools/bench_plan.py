@@ -99,7 +99,7 @@ def measure_child(out: Path, words: list[str]) -> None:
             if state.global_step != 1:
                 return
             gc.collect()
-            found["static"] = torch.cuda.memory_allocated() if cuda else _storages()
+            found["static"] = torch.cuda.memory_allocated() if cuda else storages()
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             else:
@@ -145,7 +145,7 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _storages() -> int:
+def storages() -> int:
     """Bytes of all storages that a tensor in Python holds."""
     import torch
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_plan import _storages, prepare
+from bench_plan import prepare, storages
 
 from drive_vlm.config import CommandParser
 
@@ -72,7 +72,7 @@ def measure_child(out: Path, words: list[str]) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 1:
                 gc.collect()
-                found["static"] = _storages()
+                found["static"] = storages()
                 running["profiler"] = torch.profiler.profile(profile_memory=True)
                 running["profiler"].__enter__()
 

@@ -79,9 +79,6 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, *args: Any) -> Any:
         return dataset
 
-    def _send_telemetry(self) -> None:
-        """A training tells nobody."""
-
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> torch.Tensor:
         """int64[2]: pairs and chosen tokens of the step, over all ranks."""
         super()._get_num_items_in_batch(batch_samples, device)

@@ -127,3 +127,13 @@ def test_trl_computes_the_same(kinds: list[str], weights: list[float], tmp_path:
         Pairs(policy[:2], policy[2:], reference[:2], reference[2:], tokens[:2], tokens[2:]), 0.3, kinds, weights
     )
     assert preference_loss(ours, torch.tensor([2, 5])).item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_a_training_tells_nobody() -> None:
+    """TRL's trainers send telemetry when they are made, unless the mixin that stands before them answers."""
+    from drive_vlm.stages.grpo_trainer import GRPOTrainer
+    from drive_vlm.stages.preference_trainer import PreferenceTrainer
+    from drive_vlm.stages.trainer import DriveTrainerMixin
+
+    for trainer in (GRPOTrainer, PreferenceTrainer):
+        assert trainer._send_telemetry is DriveTrainerMixin._send_telemetry
