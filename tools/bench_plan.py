@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench_plan_probe import largest_sums, storages
+
 from drive_vlm.config import CommandParser
 
 EXAMPLES = """
@@ -114,7 +116,7 @@ def measure_child(out: Path, words: list[str]) -> None:
             else:
                 profiler = found.pop("profiler")
                 profiler.__exit__(None, None, None)
-                found["peak"] = found["static"] + _largest_sum(profiler)
+                found["peak"] = found["static"] + largest_sums(profiler)[""]
             found["rss"] += peak_resident_bytes()
 
     build = sft.build_trainer
@@ -143,28 +145,6 @@ def measure_child(out: Path, words: list[str]) -> None:
 def _resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def storages() -> int:
-    """Bytes of all storages that a tensor in Python holds."""
-    import torch
-
-    sizes = {}
-    for item in gc.get_objects():
-        if isinstance(item, torch.Tensor) and item.device.type == "cpu":
-            storage = item.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-    return sum(sizes.values())
-
-
-def _largest_sum(profiler: Any) -> int:
-    """The largest running sum of the allocations and releases that the profiler saw."""
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 # ---- the tool

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_plan import prepare, storages
+from bench_plan import prepare
+from bench_plan_probe import largest_sums, storages
 
 from drive_vlm.config import CommandParser
 
@@ -80,7 +81,8 @@ def measure_child(out: Path, words: list[str]) -> None:
             if state.global_step == 2:
                 profiler = running.pop("profiler")
                 profiler.__exit__(None, None, None)
-                found["peak"] = {name: found["static"] + size for name, size in largest_sums(profiler).items()}
+                sums = largest_sums(profiler, PHASES[:2])
+                found["peak"] = {name or PHASES[2]: found["static"] + size for name, size in sums.items()}
 
     def marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def inside(*args: Any, **kwargs: Any) -> Any:
@@ -118,22 +120,6 @@ def measure_child(out: Path, words: list[str]) -> None:
     grpo.main(words)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(found))
-
-
-def largest_sums(profiler: Any) -> dict[str, int]:
-    """The largest running sum of allocations in each phase; what is neither sampling nor scoring is learning."""
-    events = profiler.profiler.kineto_results.events()
-    spans = {
-        name: [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == name]
-        for name in PHASES[:2]
-    }
-    now, most = 0, dict.fromkeys(PHASES, 0)
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        at = event.start_ns()
-        phase = next((name for name, parts in spans.items() if any(a <= at <= b for a, b in parts)), "learning")
-        most[phase] = max(most[phase], now)
-    return most
 
 
 def grpo_words(work: Path, model: Path, args: Any, layout: str, flags: list[str]) -> list[str]:

@@ -41,8 +41,7 @@ OF_PAIRS = [
 OF_GROUPS = [
     "a row is a prompt as long as --max_length allows and a completion of --max_completion_length tokens;",
     "the peak is the largest of sampling (keys and values of a generation batch), scoring (without gradients) and learning;",
-    "FLOPs count all three; sampling waits for memory more than it computes, so the hours are too few;",
-    "zero3: learning took 11 to 31 % more than planned where it was measured (docs/plan.md).",
+    "FLOPs count all three; sampling waits for memory more than it computes, so the hours are too few.",
 ]
 
 
