@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser
-from drive_vlm.rounds import DIRECT, STEPS, Chain, held_out_rows, read_json, table, training_curves
+from drive_vlm.rounds.chain import Chain
+from drive_vlm.rounds.steps import DIRECT, STEPS, read_json
+from drive_vlm.rounds.table import held_out_rows, table, training_curves
 
 if TYPE_CHECKING:
     from drive_vlm.data.sources import Source

@@ -14,7 +14,7 @@ def plot_rounds(
     """Write a PNG: the metric `name` of every model with its interval, and where `rows` hold win rates those against SFT; below,
     where a round was trained, margin and reward accuracy over its steps.
 
-    `rows` and `curves` as drive_vlm.rounds.table and training_curves give them.
+    `rows` and `curves` as table and training_curves of drive_vlm/rounds/table.py give them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

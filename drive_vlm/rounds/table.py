@@ -1,0 +1,62 @@
+"""The chain as a table and as curves, and the rows that it holds out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from drive_vlm.rounds.chain import Chain
+from drive_vlm.rounds.steps import DIRECT, logged
+
+
+def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """One row a model: Direct, SFT (round 0) and every evaluated round, with the interval of its metric, and with `arena` (the
+    result of tools/judge_arena.py on their answers) the win rate against SFT."""
+    rows = []
+    for number in chain.content["rounds"]:
+        entry = chain.entry(number)
+        if "evaluate" not in entry:
+            continue
+        name = {DIRECT: "Direct", "0": "SFT"}.get(number, f"round {number}")
+        score = entry["evaluate"]
+        training, generation = entry.get("train", {}), entry.get("generate", {})
+        rows.append({
+            "model": name,
+            "metric": score["metric"],
+            **{key: score[key] for key in ("value", "low", "high")},
+            "pairs": sum(training["pairs"].values()) if training else None,
+            "margin": training.get("margin"),
+            "sampling": generation.get("settings"),
+            "win_rate": None if number in (DIRECT, "0") else _win_rate(arena, number),
+            "decision": entry.get("decision", {}).get("words"),
+        })  # fmt: skip
+    return rows
+
+
+def _win_rate(arena: dict[str, Any] | None, number: str) -> dict[str, float] | None:
+    if arena is None:
+        return None
+    rate = arena["pairs"].get(f"round-{number}/answers", {}).get("round-0/answers")
+    return None if rate is None else {key: rate[key] for key in ("rate", "low", "high", "n")}
+
+
+def training_curves(chain: Chain) -> dict[str, list[dict[str, float]]]:
+    """What the training of each round logged, by the number of the round: see `logged`."""
+    return {n: logged(chain.folder(n) / "model") for n, entry in chain.content["rounds"].items() if "train" in entry}
+
+
+def held_out_rows(groups: Sequence[str], count: int, ordered: Callable[[str], Any]) -> set[str]:
+    """Whole groups in the order of `ordered(group)` until `count` rows are together. `groups`: the group of each row."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    chosen: set[str] = set()
+    taken = 0
+    for group in sorted(sizes, key=lambda name: (ordered(name), name)):
+        if taken >= count:
+            break
+        chosen.add(group)
+        taken += sizes[group]
+    if taken >= len(groups):
+        raise ValueError(
+            f"{count} of {len(groups)} rows in {len(sizes)} groups cannot be held out: nothing is left to train on"
+        )
+    return chosen
