@@ -2,7 +2,13 @@
 
 import importlib
 import sys
+import warnings
 
+# What peft 0.21 calls in transformers and DeepSpeed 0.19 in torch: told on every rank, and nothing that a user could mend.
+BETWEEN_LIBRARIES = (
+    "`is_gradient_checkpointing` is deprecated",
+    "`torch.distributed.all_gather_into_tensor` is deprecated",
+)
 COMMANDS = {
     "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
     "grpo": ("drive_vlm.stages.grpo:main", "reinforcement learning on rewards, held to the policy it began with"),
@@ -47,6 +53,8 @@ def main() -> None:
         from drive_vlm.config import nearest
 
         sys.exit(f"drive_vlm: unknown command {words[0]!r}.{nearest(words[0], COMMANDS)}\n\n{usage()}")
+    for text in BETWEEN_LIBRARIES:
+        warnings.filterwarnings("ignore", text, FutureWarning)
     module, function = COMMANDS[words[0]][0].split(":")
     getattr(importlib.import_module(module), function)(words[1:])
 

@@ -6,7 +6,7 @@
 # Hardware    two CPU cores, 6 GB; no GPU, no hub
 # Measured    see docs/drive_vlm.md
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
-#             SIZE=smoke: every step for a moment, which teaches nothing; SPACY: a spaCy model or its directory (default en_core_web_sm)
+#             SIZE=small: fewer clips, a coarser tower, shorter stages; the same claims (the tests run it); SPACY: a spaCy model or its directory (default en_core_web_sm)
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
@@ -16,9 +16,9 @@ ensure_environment eval,trl,reward
 out="${OUT:-runs/drive_vlm_synthetic}"
 spacy="${SPACY:-en_core_web_sm}"
 case "${SIZE:-full}" in
-  full) scenes=4000 clips=700 order_clips=600 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120 ;;
-  smoke) scenes=60 clips=24 order_clips=24 tower_steps=4 language_steps=4 steps1=4 steps2=4 steps3=2 ;;
-  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or smoke." ;;
+  full) scenes=4000 clips=700 order_clips=600 patch=8 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120 ;;
+  small) scenes=800 clips=500 order_clips=600 patch=16 tower_steps=700 language_steps=250 steps1=80 steps2=300 steps3=100 ;;
+  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or small." ;;
 esac
 begin_anew "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
@@ -32,19 +32,19 @@ run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --clips "$c
 run python tools/build_truth_detections.py --data "$data" --out "$out/detections.jsonl" --misses 0.1 --false_hits 0.05 --num_frames 8
 
 step "2/9  a tower that sees"
-run python tools/train_tower.py --data "$data" --out "$out/tower" --steps "$tower_steps"
+run python tools/train_tower.py --data "$data" --out "$out/tower" --steps "$tower_steps" --patch_size "$patch"
 
 step "3/9  a language model that has read the world's texts and described clips"
 run bash -c "sed -E 's#\"video\": \"[^\"]*\", ##; s#<video>..##' '$data/split_entry_train.jsonl' >'$data/texts_train.jsonl'"
 run python tools/build_tiny_model.py --family siglip_qwen --out "$out/random" --corpus "$data/split_entry_train.jsonl" "$data/order_train.jsonl" \
-  "$data/clips_train.jsonl" --image_size 64 --patch_size 8 --hidden_size 128 --text_layers 3 --max_frames 8
-run python tools/build_siglip_qwen.py --out "$out/untrained" --vision "$out/tower" --language "$out/random" --pool_size 8 --max_frames 8
+  "$data/clips_train.jsonl" --image_size 64 --patch_size "$patch" --hidden_size 128 --text_layers 3 --max_frames 8
+run python tools/build_siglip_qwen.py --out "$out/untrained" --vision "$out/tower" --language "$out/random" --pool_size $((64 / patch)) --max_frames 8
 run python tools/cache_features.py --model "$out/untrained" --data "$data/split_entry_train.jsonl" --num_frames 8 --out "$out/features"
 launch sft --model "$out/untrained" --data "$data/raw_captions_train.jsonl" "$data/clips_train.jsonl" "$data/texts_train.jsonl" "${shared[@]}" \
   --freeze vision_tower --per_device_train_batch_size 16 --learning_rate 2e-3 --max_steps "$language_steps" --output_dir "$out/language"
 
 step "4/9  stage 1: a new projector and temporal embeddings"
-run python tools/build_siglip_qwen.py --out "$out/base" --vision "$out/tower" --language "$out/language" --pool_size 8 --max_frames 8 --seed 1
+run python tools/build_siglip_qwen.py --out "$out/base" --vision "$out/tower" --language "$out/language" --pool_size $((64 / patch)) --max_frames 8 --seed 1
 launch sft --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/clips_train.jsonl" "${shared[@]}" \
   --freeze vision_tower language_model --per_device_train_batch_size 16 --learning_rate 3e-3 --max_steps "$steps1" --output_dir "$out/stage1"
 

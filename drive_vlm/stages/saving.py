@@ -126,19 +126,22 @@ class CheckpointMixin(Trainer):
             return self._save_adapter(output_dir, state_dict)
         directory = Path(output_dir) if output_dir else self.out
         frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        if self.detached and isinstance(self.model, PreTrainedModel):
+        if isinstance(self.model, PreTrainedModel):
             state_dict = (self.model.state_dict() if state_dict is None else state_dict) | self.detached
             frozen |= self.detached.keys()
+            # DeepSpeed's copies no longer show that two names are one weight, and it would be written twice.
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
         if directory.parent.name != ".saving" or not isinstance(self.model, PreTrainedModel) or not frozen:
             return super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return None
-        weights = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, {name: tensor for name, tensor in weights.items() if name not in frozen})
+        assert state_dict is not None
+        super()._save(output_dir, {name: tensor for name, tensor in state_dict.items() if name not in frozen})
         single = directory / "model.safetensors"
         if single.is_file():
             single.rename(directory / "model-trained.safetensors")
-        store = self._frozen_store({name: tensor for name, tensor in weights.items() if name in frozen})
+        store = self._frozen_store({name: tensor for name, tensor in state_dict.items() if name in frozen})
         contract.link_or_copy(store.glob("*.safetensors"), directory)
         _write_index(directory)
 
