@@ -14,6 +14,7 @@ from drive_vlm.config import CommandParser
 
 EXAMPLES = "python tools/drive_vlm_summary.py --run runs/drive_vlm_synthetic --seconds 600"
 ORDER_POINTS = 15  # that the order questions must be answered better than with shuffled frames
+NOISE = 0.01  # of recall and F1, which another draw of the texts moved by up to 0.03
 WORD_LOSS = 0.15  # share of its words that a text of stage 3 may lose
 
 
@@ -100,8 +101,8 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
         ),
         (f"stage 3: {moved('reward')}", above("reward", 0, "low")),
         (f"stage 3, exact truth: {moved('precision')}", above("precision", 0)),
-        (f"stage 3, exact truth: {moved('recall')}", above("recall", 0)),
-        (f"stage 3, exact truth: {moved('f1')}", above("f1", 0)),
+        (f"stage 3, exact truth: {moved('recall')}", above("recall", -NOISE)),
+        (f"stage 3, exact truth: {moved('f1')}", above("f1", -NOISE)),
         (
             f"stage 3: words {words['stage2']:.1f} -> {words['stage3']:.1f}",
             words["stage3"] > (1 - WORD_LOSS) * words["stage2"],

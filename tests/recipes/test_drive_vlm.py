@@ -1,16 +1,58 @@
 """recipes/drive_vlm_synthetic.sh at its smaller size: what the three stages are to teach is found on held-out clips."""
 
+import copy
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 CLAIMS = 8
+CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
+GOOD: dict[str, Any] = {
+    "stage1_loss": [0.2, 0.1],
+    "concise_to_detailed": {"value": 0.3},
+    "order_accuracy": {"accuracy": 0.75},
+    "order_accuracy_shuffled": {"accuracy": 0.5},
+    "words": {"sampled": {"stage2": 40.0, "stage3": 38.0}},
+    "stage3_change": {
+        way: {name: dict(CHANGE) for name in ("reward", "precision", "recall", "f1")} for way in ("greedy", "sampled")
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("stage1_loss",), [0.2, 0.2]),
+        (("concise_to_detailed", "value"), 0.51),
+        (("order_accuracy", "accuracy"), 0.64),
+        (("stage3_change", "sampled", "reward", "low"), -0.001),
+        (("stage3_change", "sampled", "precision", "value"), 0.0),
+        (("stage3_change", "sampled", "recall", "value"), -0.011),
+        (("stage3_change", "sampled", "f1", "value"), None),
+        (("words", "sampled", "stage3"), 33.0),
+    ],
+)
+def test_each_claim_fails_on_its_own(place: tuple[str, ...], value: Any) -> None:
+    tool = Path(__file__).parents[2] / "tools" / "drive_vlm_summary.py"
+    spec = importlib.util.spec_from_file_location("drive_vlm_summary", tool)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [holds for _, holds in module.claims(GOOD)] == [True] * CLAIMS
+    bad = copy.deepcopy(GOOD)
+    inner = bad
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    assert [holds for _, holds in module.claims(bad)].count(False) == 1
 
 
 @pytest.mark.slow
