@@ -210,3 +210,18 @@ def test_answers_from_cached_features_are_those_of_the_pictures(run, tiny_video_
         )
     with pytest.raises(ValueError, match="--blank_images needs the pictures themselves"):
         answers("x.jsonl", data, feature_cache=str(features), blank_images=True)
+
+
+def test_an_answer_about_another_video_of_the_same_name_is_not_kept(run, tmp_path):
+    for folder in ("monday", "tuesday"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0001.mp4").touch()
+    out = tmp_path / "texts.jsonl"
+    row = {"id": "0001", "dataset": "monday", "prediction": "It rains.", "reference": "", "video": str(tmp_path / "monday/0001.mp4")}  # fmt: skip
+    out.write_text(json.dumps(row | {"question": MODES["detailed"]}) + "\n")
+    command = [sys.executable, "-m", "drive_vlm", "generate", "--model", "nowhere", "--mode", "detailed", "--out", out]
+    done = run([*command, "--data", tmp_path / "tuesday"])
+    assert done.returncode == 2 and "id '0001' is answered in" in done.stderr and "monday/0001.mp4" in done.stderr
+    assert json.loads(out.read_text())["prediction"] == "It rains."
+    done = run([*command, "--data", tmp_path / "monday"])
+    assert "is answered in" not in done.stderr

@@ -152,6 +152,20 @@ def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def check_answered(out: Path, done: dict[str, dict[str, Any]], samples: Sequence[Sample]) -> None:
+    """Raises ValueError when an answer that is kept belongs to another video, picture, question or reference than its row now."""
+    for sample in samples:
+        if (then := done.get(sample.id)) is None:
+            continue
+        now = prediction_row(sample, "")
+        for name in ("video", "image", "question", "reference"):
+            if then.get(name) != now.get(name):
+                raise ValueError(
+                    f"{sample.where}: id {sample.id!r} is answered in {out}, there with {name} {then.get(name)!r}, here with "
+                    f"{now.get(name)!r}. Give another --out, or remove the file to answer anew."
+                )
+
+
 def join_parts(out: Path, samples: Sequence[Sample]) -> None:
     """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
     rows = finished_rows(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
 from drive_vlm.data.instructions import MODES
-from drive_vlm.data.predictions import finished_rows, join_parts, part_of_rank, prediction_row
+from drive_vlm.data.predictions import check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.local import LocalModel
 from drive_vlm.generate.rows import read_rows
@@ -96,6 +96,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         samples, out = take_shard(samples, out, config.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = finished_rows(out)
+    check_answered(out, done, samples)
     keep_settings(out, model, config, bool(done))
     todo = [sample for sample in samples if sample.id not in done]
     if topology.is_main:

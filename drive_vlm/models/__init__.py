@@ -88,9 +88,17 @@ def _find(config: ModelConfig) -> tuple[Any, str, str, str | None]:
     """(module and builder of the family, path of the model, path of a LoRA adapter on it or None) of `config.model`."""
     path, adapter = config.model, None
     if (Path(path) / "adapter_config.json").is_file():
-        adapter = path
-        path = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-    kind = model_type(path, config.trust_remote_code)
+        from drive_vlm.models.lora import base_of
+
+        adapter, path = path, base_of(path)
+    try:
+        kind = model_type(path, config.trust_remote_code)
+    except ValueError as error:
+        if adapter is None:
+            raise
+        raise ValueError(
+            f'{error} {adapter} is an adapter on it: "base_model_name_or_path" in its adapter_config.json.'
+        ) from error
     if kind not in MODELS:
         raise ValueError(
             f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}"
@@ -123,9 +131,9 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
 
         install_training_forward(family.model, family.vision.dummy_inputs() if family.vision else None, chunk_tokens)
     if adapter is not None:
-        from peft import PeftModel
+        from drive_vlm.models.lora import load_adapter
 
-        family.model = PeftModel.from_pretrained(family.model, adapter, is_trainable=for_training)
+        family.model = load_adapter(family.model, adapter, path, for_training)
     return family
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import nearest
+from drive_vlm.models.lora import base_of
 from drive_vlm.models.parameter_shapes import SHAPES, Shapes, frame_tokens, head_dim, num_patches
 
 SHIPPED = Path(__file__).with_name("architectures")
@@ -191,7 +192,7 @@ def load_architecture(model: str) -> Architecture:
     """The architecture of a local directory, a shipped name or a hub id. Raises ValueError with what is known."""
     path = Path(model)
     if (path / "adapter_config.json").is_file():
-        return load_architecture(json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"])
+        return load_architecture(base_of(path))
     if (path / "config.json").is_file():
         return _local(path)
     if path.is_dir():

@@ -1,10 +1,20 @@
-"""LoRA through peft: the language model gets the adapter, parts that are not frozen train in full beside it."""
+"""LoRA through peft: the language model gets the adapter, parts that are not frozen train in full beside it.
 
+A saved adapter is nothing without the model that it was trained on: its directory names that model (adapter_config.json) and
+holds a hash of its weights (base_model.json), so that another model in its place is noticed.
+"""
+
+import json
+import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import Family
+
+CONFIG, BASE = "adapter_config.json", "base_model.json"
 
 
 def apply_lora(family: Family, config: ModelConfig, frozen: Sequence[str]) -> Any:
@@ -39,7 +49,65 @@ def apply_lora(family: Family, config: ModelConfig, frozen: Sequence[str]) -> An
             modules_to_save=trained or None,
         ),
     )
+    _name_base(model, family.model.name_or_path)
     for name, parameter in model.named_parameters():  # peft turns on the whole of a module that it saves
         if name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") in kept:
             parameter.requires_grad_(False)
     return model
+
+
+def base_of(adapter: str | Path) -> str:
+    """Hub id or directory of the model under a saved adapter, also where both directories were moved together."""
+    base = json.loads((Path(adapter) / CONFIG).read_text())["base_model_name_or_path"]
+    folders = Path(adapter).absolute().parents
+    moved = [folder / Path(base).name for folder in folders[:2]]  # of OUT/stage2 and of OUT/stage2/checkpoint-100
+    return next((str(path) for path in (Path(base), *moved) if path.is_dir()), base)
+
+
+def record_base(model: Any, directory: str | Path) -> None:
+    """Write which model the adapters of `model` belong to beside them, in `directory`."""
+    content = _fingerprint(model.peft_config["default"].base_model_name_or_path)
+    (Path(directory) / BASE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any:
+    """`model`, loaded from `base`, with the saved adapter. Raises ValueError for an adapter of another model."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = Path(adapter) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{adapter}: no {file.name} beside {CONFIG}. Copy it there, or give another --model.")
+    record = Path(adapter) / BASE
+    then, now = json.loads(record.read_text()) if record.is_file() else {}, _fingerprint(base)
+    wrong = f"{adapter} is an adapter of another model than {base}"
+    mend = f'Name its own in {Path(adapter) / CONFIG} ("base_model_name_or_path"), or train it anew.'
+    if moved := [key for key in ("weights", "hub_commit") if then.get(key) and now.get(key) and then[key] != now[key]]:
+        raise ValueError(f"{wrong}, which has other weights now ({moved[0]} in {BASE}). {mend}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # told below, as an error
+            loaded = PeftModel.from_pretrained(model, adapter, is_trainable=for_training)
+    except RuntimeError as error:
+        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:300]} {mend}") from error
+    with safe_open(file, framework="pt") as saved:
+        there = set(saved.keys())
+    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
+    if odd := sorted(expected ^ there):
+        what = "has no weights for" if odd[0] in expected else "has weights for"
+        raise ValueError(f"{wrong}: it {what} {odd[0]} ({len(odd)} such). {mend}")
+    _name_base(loaded, base)
+    return loaded
+
+
+def _name_base(model: Any, base: str) -> None:
+    """A relative path would be another one from another folder."""
+    model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
+
+
+def _fingerprint(base: str) -> dict[str, Any]:
+    """{"weights"} of a directory, {"name", "hub_commit"} of a hub id."""
+    from drive_vlm.launch.fingerprint import model_fingerprint
+
+    found = model_fingerprint(base)
+    return {"weights": found["weights"]} if "weights" in found else found

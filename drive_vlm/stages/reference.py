@@ -54,9 +54,10 @@ def main(words: Sequence[str]) -> None:
 def model_fingerprints(name: str) -> list[dict[str, Any]]:
     """Of a model; of an adapter and the model that it sits on."""
     from drive_vlm.launch.fingerprint import model_fingerprint
+    from drive_vlm.models.lora import base_of
 
     adapter = Path(name) / "adapter_config.json"
-    base = [json.loads(adapter.read_text())["base_model_name_or_path"]] if adapter.is_file() else []
+    base = [base_of(name)] if adapter.is_file() else []
     return [model_fingerprint(path) for path in (name, *base)]
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from drive_vlm.launch import checkpoint as contract
 from drive_vlm.launch.deepspeed import zero_stage
+from drive_vlm.models.lora import record_base
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -154,6 +155,8 @@ class CheckpointMixin(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             del self.model.save_pretrained
+        if self.args.should_save:
+            record_base(self.model, output_dir or self.out)
 
     def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
         """Directory with the frozen weights as safetensors; written when it is not there, or holds those of another model."""

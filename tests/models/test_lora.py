@@ -1,16 +1,19 @@
 """LoRA: adapters on the language model, other parts in full, what is frozen stays so; a saved adapter gives the same logits."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import Family, load_family
 from drive_vlm.models.freezing import freeze
-from drive_vlm.models.lora import apply_lora
+from drive_vlm.models.lora import apply_lora, base_of, record_base
 
 
 def lora_family(tiny_model: Path, frozen: list[str], for_training: bool = False, **flags: Any) -> Family:
@@ -87,3 +90,54 @@ def test_a_saved_adapter_gives_the_same_logits(frozen: list[str], tiny_model: Pa
         with torch.no_grad():
             torch.testing.assert_close(again.model.eval()(**inputs).logits, trained)
         assert trainable(again.model) == (trainable(family.model) if for_training else set())
+
+
+def saved_adapter(base: Path, out: Path) -> Path:
+    model = lora_family(base, ["vision_tower", "projector"]).model
+    model.save_pretrained(out)
+    record_base(model, out)
+    return out
+
+
+def change_config(directory: Path, name: str, **values: Any) -> None:
+    content = json.loads((directory / name).read_text())
+    (directory / name).write_text(json.dumps(content | values))
+
+
+def test_an_adapter_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = saved_adapter(tiny_model, tmp_path / "adapter")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights[min(weights)] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    change_config(adapter, "adapter_config.json", base_model_name_or_path=str(other))
+    with pytest.raises(ValueError, match=r"adapter of another model than .*other, which has other weights now"):
+        load_family(ModelConfig(model=str(adapter)), torch.float32)
+
+    (adapter / "base_model.json").unlink()  # an adapter from elsewhere: its own weights must fit
+    load_family(ModelConfig(model=str(adapter)), torch.float32)
+    saved = load_file(adapter / "adapter_model.safetensors")
+    first = min(saved)
+    save_file({name: tensor for name, tensor in saved.items() if name != first}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"it has no weights for {re.escape(first)} \\(1 such\\)"):
+        load_family(ModelConfig(model=str(adapter)), torch.float32)
+    save_file(saved | {first: torch.zeros(7, 7)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"another model.*size mismatch"):
+        load_family(ModelConfig(model=str(adapter)), torch.float32)
+
+
+def test_the_model_under_an_adapter_is_found_where_both_were_moved(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "runs" / "stage1")
+    monkeypatch.chdir(tmp_path)
+    adapter = saved_adapter(Path("runs/stage1"), Path("runs/stage2"))
+    monkeypatch.chdir("/")
+    assert base_of(tmp_path / adapter) == str(tmp_path / "runs/stage1")  # not relative to the working directory
+    moved = (tmp_path / "runs").rename(tmp_path / "moved")
+    assert base_of(moved / "stage2") == str(moved / "stage1")
+    shutil.copytree(moved / "stage2", moved / "stage2" / "checkpoint-3")
+    assert base_of(moved / "stage2" / "checkpoint-3") == str(moved / "stage1")
+    shutil.rmtree(moved / "stage1")
+    with pytest.raises(ValueError, match='stage2 is an adapter on it: "base_model_name_or_path"'):
+        load_family(ModelConfig(model=str(moved / "stage2")), torch.float32)
