@@ -4,9 +4,9 @@ import importlib
 import sys
 import warnings
 
-# What peft 0.21 calls in transformers and DeepSpeed 0.19 in torch: told on every rank, and nothing that a user could mend.
+# What peft 0.21 and TRL 1.16 call in transformers, and DeepSpeed 0.19 in torch: told on every rank, and nothing that a user could mend.
 BETWEEN_LIBRARIES = (
-    "`is_gradient_checkpointing` is deprecated",
+    "`(is_gradient_checkpointing|gradient_checkpointing_(en|dis)able)` is deprecated",
     "`torch.distributed.all_gather_into_tensor` is deprecated",
 )
 COMMANDS = {

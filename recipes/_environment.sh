@@ -48,6 +48,7 @@ _environment_is_active() { [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}"
 ensure_environment() {
   local extras="${1:-}" lock
   [ -z "${DRY_RUN:-}" ] || return 0
+  [ -z "${PLAN:-}" ] || extras="" # a plan needs none
   if [ -n "${SLURM_JOB_ID:-}" ] || [ "${NNODES:-1}" -gt 1 ]; then
     _check_environment "$extras"
     return
