@@ -28,8 +28,8 @@ from drive_vlm.launch.fingerprint import content_hash
 
 SETTINGS = "cache.json"
 FORMAT = 1
-# Raise it when the same files give other pixels: frame_indices, load_video, load_image or a family's load_pixels changed.
-TRANSFORM = 1
+# Raise it when the same files give other pixels: frames are chosen or ordered, files decoded, or pictures cut in another way.
+TRANSFORM = 2
 _STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # numpy has no bfloat16
 _HOW_STORED = {"stored", "computed"}  # training takes features of any number type
 

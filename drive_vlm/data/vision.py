@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -184,5 +185,11 @@ def _corrupt_video(path: str, where: str, error: object) -> BadRow:
 
 
 def frame_files(folder: str) -> list[str]:
-    """Frames of a folder in the order of their names."""
-    return sorted(entry.path for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in FRAME_SUFFIXES)
+    """Frames of a folder in the order of their names, numbers in them by value: frame_2 before frame_10."""
+    names = (entry.name for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in FRAME_SUFFIXES)
+    return [os.path.join(folder, name) for name in sorted(names, key=_by_number)]
+
+
+def _by_number(name: str) -> tuple[list[str | int], str]:
+    """Texts and numbers of `name` in turn; the name itself tells 01 from 1."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name

@@ -132,6 +132,14 @@ def test_frames_of_a_folder(pictures: Path) -> None:
     assert [frame.size for frame in load_video(str(pictures / "clip"), 3, "f:1")] == [(60, 40)] * 3
 
 
+def test_numbers_of_frames_without_leading_zeros_are_in_order(tmp_path: Path) -> None:
+    for i in (1, 2, 9, 10, 12, 100):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"cam0_frame_{i}.png")
+    (tmp_path / "cam0_frame_01.png").write_bytes((tmp_path / "cam0_frame_1.png").read_bytes())
+    frames = load_video(str(tmp_path), 16, "f:1")
+    assert [frame.getpixel((0, 0)) for frame in frames] == [(i, i, i) for i in (1, 1, 2, 9, 10, 12, 100)]
+
+
 def test_videos_without_frames(pictures: Path, clip: Path) -> None:
     import wave
 
