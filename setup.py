@@ -27,7 +27,7 @@ CORE = [
 EXTRAS = {
     "eval": ["open_clip_torch>=3.3", "scipy>=1.15", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "judge": ["openai>=2"],
-    "video": ["av>=15"],
+    "video": ["av>=17"],
     "yolo": ["ultralytics>=8.4,<8.5"],
     "trl": ["trl>=1.16,<2", "datasets>=5"],
     # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
