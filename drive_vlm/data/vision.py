@@ -124,7 +124,7 @@ def video_length(path: str, where: str) -> int:
         try:
             with av.open(path) as container:
                 stream = _video_stream(container, path, where)
-                count = stream.frames or sum(1 for _ in container.decode(stream))
+                count = _frames_shown(container, stream) or sum(1 for _ in container.decode(stream))
         except av.error.FFmpegError as error:
             raise _corrupt_video(path, where, error) from error
     else:
@@ -165,6 +165,14 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     if len(frames) < len(wanted):
         raise _corrupt_video(path, where, f"frame {wanted[len(frames)]} of {total} is missing")
     return frames
+
+
+def _frames_shown(container: Any, stream: Any) -> int:
+    """Number of frames by the header, 0 where it tells none. `stream.frames` also counts those that the edit list of an
+    mp4 cut without re-encoding hides: the decoder needs them and does not show them."""
+    if container.format.name.startswith("mov,mp4") and 0 < len(stream.index_entries) <= stream.frames:
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames
 
 
 def _video_stream(container: Any, path: str, where: str) -> Any:

@@ -158,6 +158,29 @@ def test_videos_without_frames(pictures: Path, clip: Path) -> None:
         assert (name, caught.value.reason) == (name, reason) and str(caught.value).startswith("rows.jsonl:2: ")
 
 
+def test_frames_that_an_edit_list_hides_are_not_counted(clip: Path, tmp_path: Path) -> None:
+    """What `ffmpeg -ss 0.5 -c copy` writes: samples from the key frame on, shown from the cut on."""
+    import av
+
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(clip)) as source, av.open(str(cut), "w", options={"movflags": "faststart"}) as out:
+        copied = source.streams.video[0]
+        stream = out.add_stream_from_template(copied)
+        for packet in source.demux(copied):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (time - round(0.5 / copied.time_base) for time in (packet.pts, packet.dts))
+                packet.stream = stream
+                out.mux(packet)
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames == 10
+    assert video_length(str(cut), "f:1") == 5
+    brightness = [np.asarray(frame).mean() for frame in load_video(str(cut), 8, "f:1")]
+    assert brightness == pytest.approx([20 + 20 * i for i in range(5, 10)], abs=6)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])  # the header is whole, samples are missing
+    with pytest.raises(BadRow, match="cut.mp4 cannot be decoded"):
+        load_video(str(cut), 8, "f:1")
+
+
 def test_a_video_whose_header_promises_too_much(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drive_vlm.data.vision.video_length", lambda path, where: 12)
     with pytest.raises(BadRow, match="frame 10 of 12 is missing"):
