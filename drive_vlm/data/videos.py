@@ -1,47 +1,69 @@
 """Videos that a path names: a video file, a folder of frames, or a folder that holds some of both."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from drive_vlm.data.vision import FRAME_SUFFIXES
+from drive_vlm.launch.topology import read_topology
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 
 def is_media(path: str | Path) -> bool:
     """Whether `path` names a folder or, by its extension, a video, and not a file of rows."""
-    return os.path.isdir(path) or Path(path).suffix.lower() in VIDEO_SUFFIXES
+    return os.path.isdir(path) or _is_video(Path(path).name)
 
 
 def find_videos(path: str | Path) -> list[tuple[str, str]]:
     """(name, path) of each video that `path` names, in the order of their paths.
 
-    A file is one video, and so is a folder with pictures right in it; any other folder is searched below. Names are
-    paths below that folder without extension, or the name of the file or folder itself. A missing file is found as well:
-    what reads it says that it is missing. Raises ValueError for a folder without videos.
+    A file is one video, and so is a folder with pictures right in it and no video file below; any other folder is searched.
+    Pictures beside videos are no frames: they are left out, and their number is told. Names are paths below that folder
+    (distinct_names), or the name of the file or folder itself. A missing file is found as well: what reads it says that it
+    is missing. Raises ValueError for a folder without videos.
     """
     top = Path(path)
     if not top.is_dir():
         return [(top.stem, str(top))]
-    if _has_frames(top):
+    files = [Path(folder, name) for folder, _, names in os.walk(top) for name in names if _is_video(name)]
+    searched = {parent for file in files for parent in file.parents}
+    if _has_frames(top) and not files:
         return [(top.resolve().name, str(top))]
-    found: list[Path] = []
-    for folder, folders, files in os.walk(top):
+    found, beside = files, 0
+    for folder, folders, names in os.walk(top):
         inner = [Path(folder, name) for name in folders]
-        frames = [item for item in inner if _has_frames(item)]
+        frames = [item for item in inner if item not in searched and _has_frames(item)]
         folders[:] = [item.name for item in inner if item not in frames]
-        found += frames + [Path(folder, name) for name in files if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        found = found + frames
+        beside += sum(_is_picture(name) for name in names)
     if not found:
         raise ValueError(
             f"{top}: no video in this folder. Videos end in {', '.join(sorted(VIDEO_SUFFIXES))}; frames in a folder of "
             f"their own end in {', '.join(sorted(FRAME_SUFFIXES))}."
         )
-    return [(_name(item.relative_to(top)), str(item)) for item in sorted(found)]
+    if beside and read_topology().is_main:
+        print(f"{top}: {len(found):,} videos; {beside:,} pictures beside videos are left out", flush=True)
+    found = sorted(found)
+    names = distinct_names([item.relative_to(top) for item in found])
+    return [(name, str(item)) for name, item in zip(names, found, strict=True)]
 
 
-def _name(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path).as_posix()
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each of the distinct `paths`: without a video's extension, unless another of them would be called the same."""
+    short = [(path.with_suffix("") if _is_video(path.name) else path).as_posix() for path in paths]
+    count = Counter(name for path, stem in zip(paths, short, strict=True) for name in {stem, path.as_posix()})
+    return [stem if count[stem] == 1 else path.as_posix() for path, stem in zip(paths, short, strict=True)]
+
+
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in FRAME_SUFFIXES
 
 
 def _has_frames(folder: Path) -> bool:
-    return any(Path(entry.name).suffix.lower() in FRAME_SUFFIXES for entry in os.scandir(folder))
+    return any(_is_picture(entry.name) for entry in os.scandir(folder))

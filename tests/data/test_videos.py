@@ -25,6 +25,26 @@ def test_a_folder_is_searched_and_a_folder_of_frames_is_one_video(tree):
     assert find_videos(tree / "gone.mp4") == [("gone", str(tree / "gone.mp4"))]
 
 
+@pytest.mark.parametrize("below", ["", "day", "day/deep"])
+def test_a_picture_hides_no_videos(tree, below, capsys):
+    folder = tree / below
+    folder.mkdir(exist_ok=True)
+    before = find_videos(tree)
+    (tree / "day" / "deep").mkdir(exist_ok=True)
+    (tree / "day" / "deep" / "z.mp4").write_bytes(b"x")
+    (folder / "cover.png").write_bytes(b"x")
+    found = find_videos(tree)
+    assert set(found) == {*before, ("day/deep/z", str(tree / "day/deep/z.mp4"))}
+    assert capsys.readouterr().out == f"{tree}: 6 videos; 1 pictures beside videos are left out\n"
+
+
+def test_videos_that_differ_in_their_extension_keep_it(tree):
+    for name in ("b.mov", "day/frames.mp4"):
+        (tree / name).write_bytes(b"x")
+    found = [name for name, _ in find_videos(tree)]
+    assert found == ["a", "b.mov", "b.mp4", "day/c", "day/frames", "day/frames.mp4", "night/x"]
+
+
 def test_a_folder_without_videos_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: no video in this folder.*\.mp4"):
