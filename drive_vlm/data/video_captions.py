@@ -11,18 +11,20 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, resolve_below
+from drive_vlm.data.videos import distinct_names
 from drive_vlm.data.vision import video_length
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoCaption:
-    """One caption. `video` is the path below the folder of videos, `id` that path without its extension (of a second
-    caption of one video with a number), `group` the row's own, else the id of the first video with the same content."""
+    """One caption. `video` is the path below the folder of videos, `id` its name there (videos.distinct_names), of a second
+    caption of one video with a number; `group` the row's own, else the name of the first video with the same content."""
 
     video: str
     id: str
@@ -50,15 +52,15 @@ def read_video_captions(
         file = JsonlFile(path)
         for i in range(len(file)):
             if limit is not None and len(captions) >= limit:
-                return captions, bad
+                return known.named(captions), bad
             try:
                 found = _parse(lambda i=i, file=file: file[i], file.where(i), str(videos))  # type: ignore[misc]
-                captions.append(known.add(found))
+                captions.append(known.check(found))
             except BadRow as error:
                 if on_bad_row == "error":
                     raise
                 bad.append(error)
-    return captions, bad
+    return known.named(captions), bad
 
 
 def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
@@ -75,9 +77,8 @@ def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
     if question is not None and not isinstance(question, str):
         raise BadRow("missing_field", where, f"'q' must be a text, got {question!r}", "Mend the row")
     question = question.replace(VIDEO, "").replace(IMAGE, "").strip() if question else None
-    relative = os.path.relpath(path, videos)
     group = "" if row.get("group") is None else str(row["group"])
-    return VideoCaption(relative, os.path.splitext(relative)[0], group, caption, question or None, where)
+    return VideoCaption(os.path.relpath(path, videos), "", group, caption, question or None, where)
 
 
 def _caption_of(row: dict[str, Any], where: str) -> str:
@@ -95,36 +96,51 @@ def _caption_of(row: dict[str, Any], where: str) -> str:
 
 
 class _Known:
-    """What was read before: numbers a second caption of a video, and gives copies of a file under other names one group."""
+    """What was read before: refuses the same words about a video again, and finds copies of a file under other names."""
 
     def __init__(self, videos: str) -> None:
         self._videos = videos
-        self._captions: dict[str, list[str]] = {}
+        self._said: dict[str, list[str]] = {}
         self._by_size: dict[int, list[str]] = {}
-        self._names: dict[str, str] = {}
+        self._first: dict[str, str] = {}  # of each video, the first with the same content
+        self._groups: dict[str, str] = {}  # of such first videos, as their first row gives it
 
-    def add(self, found: VideoCaption) -> VideoCaption:
-        """`found` with its group and an id of its own. Raises BadRow for words said before about the same video."""
-        said = self._captions.setdefault(found.video, [])
+    def check(self, found: VideoCaption) -> VideoCaption:
+        """`found`. Raises BadRow for words said before about the same video."""
+        said = self._said.setdefault(found.video, [])
         if found.caption in said:
             raise BadRow("duplicate", found.where, f"{found.video} has this caption already", "Remove the row")
         said.append(found.caption)
-        number = f"-{len(said)}" if len(said) > 1 else ""
-        return dataclasses.replace(found, id=found.id + number, group=self._group(found))
+        if found.video not in self._first:
+            self._first[found.video] = self._find_first(found.video)
+            self._groups.setdefault(self._first[found.video], found.group)
+        return found
 
-    def _group(self, found: VideoCaption) -> str:
-        if found.video in self._names:
-            return self._names[found.video]
-        self._names[found.video] = found.group or found.id
-        path = os.path.join(self._videos, found.video)
-        if os.path.isfile(path):
-            alike = self._by_size.setdefault(os.path.getsize(path), [])
-            for other in alike:
-                if _digest(path) == _digest(os.path.join(self._videos, other)):
-                    self._names[found.video] = self._names[other]
-                    break
-            alike.append(found.video)
-        return self._names[found.video]
+    def named(self, captions: list[VideoCaption]) -> list[VideoCaption]:
+        """All `captions` with ids of their own and groups: what a video is called depends on the names of the others."""
+        names = dict(zip(self._said, distinct_names([Path(video) for video in self._said]), strict=True))
+        taken = set(names.values())
+        unused = set(taken)
+        named: list[VideoCaption] = []
+        for caption in captions:
+            name = names[caption.video]
+            own = name if name in unused else next(id for i in count(2) if (id := f"{name}-{i}") not in taken)
+            unused.discard(own)
+            taken.add(own)
+            first = self._first[caption.video]
+            named.append(dataclasses.replace(caption, id=own, group=self._groups[first] or names[first]))
+        return named
+
+    def _find_first(self, video: str) -> str:
+        path = os.path.join(self._videos, video)
+        if not os.path.isfile(path):
+            return video
+        alike = self._by_size.setdefault(os.path.getsize(path), [])
+        same = (other for other in alike if _digest(path) == _digest(os.path.join(self._videos, other)))
+        first = next(same, video)
+        if first == video:
+            alike.append(video)
+        return first
 
 
 def _digest(path: str) -> bytes:

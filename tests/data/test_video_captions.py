@@ -86,6 +86,17 @@ def test_copies_of_a_video_share_a_group(write, videos, synthetic_data):
     assert [c.group for c in read_video_captions(paths, videos)[0]] == ["twins", "twins"]
 
 
+def test_ids_are_never_the_same(write, videos, synthetic_data):
+    """A second caption of a, a video that is called a-2, and two videos that differ in their extension."""
+    source = sorted((synthetic_data / "clips").glob("*.mp4"))[:3]
+    for name, content in zip(("c/e.mp4", "c/e.mov", "a-2.mp4"), source, strict=True):
+        (videos / name).write_bytes(content.read_bytes())
+    names = ("a", "a", "a", "a-2.mp4", "c/e.mp4", "c/e.mov", "c/e.mov", "b")
+    found, _ = read_video_captions(write(*({"video": v, "caption": f"x{i}"} for i, v in enumerate(names))), videos)
+    assert [c.id for c in found] == ["a", "a-3", "a-4", "a-2", "c/e.mp4", "c/e.mov", "c/e.mov-2", "b"]
+    assert [c.group for c in found] == ["a", "a", "a", "a-2", "c/e.mp4", "c/e.mov", "c/e.mov", "b"]
+
+
 def test_a_limit_and_a_missing_folder(write, videos):
     paths = write(*({"video": name, "caption": "x"} for name in ("a", "b", "c/d")))
     assert len(read_video_captions(paths, videos, limit=2)[0]) == 2
