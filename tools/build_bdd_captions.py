@@ -6,7 +6,7 @@ Reads caption rows {video, caption}, ShareGPT4Video's {video_path, captions} and
   split_entry_{train,test}.jsonl   stage 2: a row a video and mode, asked for by the mode's instruction; new_nouns names
                                    the nouns of the rewrite that its caption does not have
   raw_captions_{train,test}.jsonl  stage 1: the captions as they came
-  meta.json                        both as sources for --data, with the folder of videos as their root
+  *.meta.json                      each of these files as a source for --data, with the folder of videos as its root
   audit.json                       what was read, left out and why, sizes, new nouns, tokens, cost
   teacher_cache/                   each reply, kept as it comes: the same command after a stop asks only for the rest
 An answer that is refused, cut off, of a wrong length, or that names too much the caption does not is asked for again with
@@ -159,17 +159,19 @@ def ask_all(teacher: Teacher, captions: list[VideoCaption], workers: int) -> lis
 
 
 def write_files(out: Path, videos: str, files: dict[str, list[dict[str, Any]]]) -> None:
-    """Each file whole or not at all; meta.json last. Empty files are not written, and not left from an earlier run."""
+    """Each file whole or not at all, its meta file after it: one for each, so that none brings the rows of another stage or
+    the test videos along. Empty files are not written, and nothing is left from an earlier run."""
     out.mkdir(parents=True, exist_ok=True)
-    meta = {}
     for name, rows in files.items():
-        (out / name).unlink(missing_ok=True)
+        stem = name.removesuffix(".jsonl")
+        meta = out / f"{stem}.meta.json"
+        for path in (meta, out / name):
+            path.unlink(missing_ok=True)
         if rows:
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
             write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
             entry = {"root": str(Path(videos).resolve()), "annotation": name, "repeat_time": 1, "length": len(rows)}
-            meta[name.removesuffix(".jsonl")] = entry
-    write_json(out / "meta.json", meta)
+            write_json(meta, {stem: entry})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -115,9 +115,13 @@ def test_rows_splits_and_audit(build, data, chat_server, run):
     assert again.returncode == 0 and len(chat_server.requests) == 16, "the second run must ask nobody"
     told = audit_of(data)["teacher"]
     assert told["usage"]["cached"] == 16 and told["tokens"]["prompt"] == prompt and told["usage"]["prompt_tokens"] == 0
-    checked = run([sys.executable, "-c", CHECK_ROWS, out / "meta.json"])
-    assert checked.returncode == 0, checked.stderr
-    assert checked.stdout.split() == ["24"]
+    # One meta file for each kind and split: what trains on one sees no other stage's rows and no held-out video.
+    counts = {"split_entry_train": 12, "split_entry_test": 4, "raw_captions_train": 6, "raw_captions_test": 2}
+    assert {path.name for path in out.glob("*meta*")} == {f"{name}.meta.json" for name in counts}
+    for name, count in counts.items():
+        checked = run([sys.executable, "-c", CHECK_ROWS, out / f"{name}.meta.json"])
+        assert checked.returncode == 0, checked.stderr
+        assert checked.stdout.split() == [name, str(count)]
 
 
 CHECK_ROWS = """
@@ -131,7 +135,7 @@ for source in open_sources(sys.argv[1:]):
         sample = read_sample(source, i)
         assert len(load_video(sample.video, 4, sample.where)) == 1
         count += 1
-print(count)
+    print(source.name, count)
 """
 
 
@@ -176,7 +180,7 @@ def test_a_server_that_dies_midway_loses_nothing(build, data, chat_server):
     done = build("--workers", 1)
     assert done.returncode == 2 and "the same command goes on from there" in done.stderr
     assert "7 replies are in" in done.stderr and "Traceback" not in done.stderr
-    assert not (data / "out" / "meta.json").exists()
+    assert not list((data / "out").glob("*.meta.json"))
     chat_server.dies_after = None
     done = build("--workers", 1)
     assert done.returncode == 0, done.stderr
