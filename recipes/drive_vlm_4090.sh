@@ -6,13 +6,17 @@
 # Hardware    one RTX 4090 (24 GB), 32 GB of memory, 40 GB of disk: what the plan says (docs/plan.md); no 24 GB card was at hand
 # Measured    not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is
 # Command     DATA=data/bdd bash recipes/drive_vlm_4090.sh [flags for all three stages, e.g. --report_to none]
-#             DATA holds what tools/build_bdd_captions.py writes and the videos beside it; OUT (runs/drive_vlm) takes everything else
+#             DATA is what tools/build_bdd_captions.py writes: its .meta.json files name the folder of videos. Without them the .jsonl
+#             files are read, with the videos beside them. OUT (runs/drive_vlm) takes everything else
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 ensure_environment video,yolo,trl,reward
 data="${DATA:-data/bdd}" out="${OUT:-runs/drive_vlm}"
 export NPROC_PER_NODE=1 RESUME=auto
+
+rows() { if [ -f "$data/$1.meta.json" ]; then echo "$data/$1.meta.json"; else echo "$data/$1.jsonl"; fi; }
+captions="$(rows raw_captions_train)" entries="$(rows split_entry_train)"
 
 # A stage whose run.json says finished is not run again; one that was asked to stop ends the chain.
 stage() {
@@ -32,10 +36,10 @@ stage() {
 
 [ -f "$out/base/config.json" ] ||
   run python "$DRIVE_VLM_ROOT/tools/build_siglip_qwen.py" --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
-run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/split_entry_train.jsonl" \
+run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data "$captions" "$entries" \
   --num_frames 16 --out "$out/features"
-run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$data/split_entry_train.jsonl" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
+run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$entries" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
   --out "$out/detections.jsonl"
-stage 1 --model "$out/base" --data "$data/raw_captions_train.jsonl" --feature_cache "$out/features" "$@"
-stage 2 --model "$out/stage1" --data "$data/split_entry_train.jsonl" --feature_cache "$out/features" "$@"
-stage 3 --model "$out/stage2" --data "$data/split_entry_train.jsonl" --feature_cache "$out/features" --physics_detections "$out/detections.jsonl" "$@"
+stage 1 --model "$out/base" --data "$captions" --feature_cache "$out/features" "$@"
+stage 2 --model "$out/stage1" --data "$entries" --feature_cache "$out/features" "$@"
+stage 3 --model "$out/stage2" --data "$entries" --feature_cache "$out/features" --physics_detections "$out/detections.jsonl" "$@"

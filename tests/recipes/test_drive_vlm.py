@@ -7,11 +7,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
 
 CLAIMS = 8
 CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
@@ -25,6 +29,14 @@ GOOD: dict[str, Any] = {
         way: {name: dict(CHANGE) for name in ("reward", "precision", "recall", "f1")} for way in ("greedy", "sampled")
     },
 }
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "tools" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -41,11 +53,7 @@ GOOD: dict[str, Any] = {
     ],
 )
 def test_each_claim_fails_on_its_own(place: tuple[str, ...], value: Any) -> None:
-    tool = Path(__file__).parents[2] / "tools" / "drive_vlm_summary.py"
-    spec = importlib.util.spec_from_file_location("drive_vlm_summary", tool)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool("drive_vlm_summary")
     assert [holds for _, holds in module.claims(GOOD)] == [True] * CLAIMS
     bad = copy.deepcopy(GOOD)
     inner = bad
@@ -53,6 +61,27 @@ def test_each_claim_fails_on_its_own(place: tuple[str, ...], value: Any) -> None
         inner = inner[name]
     inner[place[-1]] = value
     assert [holds for _, holds in module.claims(bad)].count(False) == 1
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_whole_recipe_reads_what_the_caption_tool_writes(dry: Callable, tmp_path: Path, beside: bool) -> None:
+    """Videos in a folder of their own, as its meta files say; or bare rows with the videos beside them."""
+    data = tmp_path / "data"
+    videos = data if beside else tmp_path / "videos"
+    (videos / "a").mkdir(parents=True)
+    turns = [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}]
+    names = ("raw_captions_train", "split_entry_train", "split_entry_test")
+    files = {f"{name}.jsonl": [{"id": name, "video": "a", "conversations": turns}] for name in names}
+    tool("build_bdd_captions").write_files(data, str(videos), files)
+    for meta in data.glob("*.meta.json") if beside else ():
+        meta.unlink()
+    done = dry("recipes/drive_vlm_4090.sh", DATA=str(data))
+    assert done.returncode == 0, done.stderr
+    read = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("  --data ")]
+    samples = [[read_sample(source, 0) for source in open_sources([w for w in words if w != "\\"])] for words in read]
+    both, raw, entry = ["raw_captions_train", "split_entry_train"], ["raw_captions_train"], ["split_entry_train"]
+    assert [[sample.id for sample in found] for found in samples] == [both, entry, raw, entry, entry]
+    assert {sample.video for found in samples for sample in found} == {str(videos / "a")}
 
 
 @pytest.mark.slow
