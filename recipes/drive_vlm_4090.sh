@@ -6,6 +6,7 @@
 # Hardware    one RTX 4090 (24 GB), 32 GB of memory, 40 GB of disk: what the plan says (docs/plan.md); no 24 GB card was at hand
 # Measured    not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is
 # Command     DATA=data/bdd bash recipes/drive_vlm_4090.sh [flags for all three stages, e.g. --report_to none]
+#             --quantize nf4 is for stages 2 and 3: stage 1 has no adapters and saves the whole model, which 4 bits would spoil
 #             DATA is what tools/build_bdd_captions.py writes: its .meta.json files name the folder of videos. Without them the .jsonl
 #             files are read, with the videos beside them. OUT (runs/drive_vlm) takes everything else
 set -euo pipefail
@@ -40,6 +41,7 @@ run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data 
   --num_frames 16 --out "$out/features"
 run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$entries" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
   --out "$out/detections.jsonl"
-stage 1 --model "$out/base" --data "$captions" --feature_cache "$out/features" "$@"
+case " $*" in *" --quantize"*) _say "stage 1: the language model stays in bfloat16 (--quantize none); --quantize is for stages 2 and 3" ;; esac
+stage 1 --model "$out/base" --data "$captions" --feature_cache "$out/features" "$@" --quantize none
 stage 2 --model "$out/stage1" --data "$entries" --feature_cache "$out/features" "$@"
 stage 3 --model "$out/stage2" --data "$entries" --feature_cache "$out/features" --physics_detections "$out/detections.jsonl" "$@"

@@ -11,7 +11,16 @@ from drive_vlm.config import ModelConfig
 
 
 def check_training(config: ModelConfig, zero_stage: int) -> None:
-    """Raises ValueError where 4-bit weights cannot train: nothing on top of them, or a layout that would shard them."""
+    """Raises ValueError where 4-bit weights cannot train: nothing on top of them, or a layout that would shard them.
+
+    Below a projector that trains they would pass gradients on; but transformers' Trainer takes a quantized model with adapters
+    only, and a run without adapters saves the whole model: what the next stage adapts and merges would be the 4-bit weights.
+    """
+    if config.quantize != "none" and not config.lora_rank and "language_model" in config.freeze:
+        raise ValueError(
+            "--quantize nf4 with --freeze language_model: a run without adapters saves the whole model, and would save its "
+            "language model in 4 bits. Leave --quantize out: frozen weights need no gradients and no optimizer states."
+        )
     if config.quantize != "none" and not config.lora_rank:
         raise ValueError("--quantize nf4 with --lora_rank 0: 4-bit weights cannot train. Add --lora_rank, such as 32.")
     if config.quantize != "none" and zero_stage == 3:

@@ -20,6 +20,9 @@ def test_what_cannot_work_is_refused(
     model = str(request.getfixturevalue(name))
     with pytest.raises(ValueError, match=r"4-bit weights cannot train. Add --lora_rank"):
         load_family(ModelConfig(model=model, quantize="nf4"), torch.float32, for_training=True)
+    frozen = ModelConfig(model=model, quantize="nf4", freeze=["vision_tower", "language_model"])
+    with pytest.raises(ValueError, match=r"--freeze language_model: .* 4 bits. Leave --quantize out"):
+        load_family(frozen, torch.float32, for_training=True)
     config = ModelConfig(model=model, quantize="nf4", lora_rank=8)
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_the_whole_recipe_reads_what_the_caption_tool_writes(dry: Callable, tmp_
     both, raw, entry = ["raw_captions_train", "split_entry_train"], ["raw_captions_train"], ["split_entry_train"]
     assert [[sample.id for sample in found] for found in samples] == [both, entry, raw, entry, entry]
     assert {sample.video for found in samples for sample in found} == {str(videos / "a")}
+
+
+def test_the_whole_recipe_has_a_way_with_four_bits(dry: Callable, run: Callable, tmp_path: Path) -> None:
+    """Stage 1 has nothing that could train on 4-bit weights, and is not to stop the chain."""
+    words = ("--gpu_memory", "24GB", "--quantize", "nf4")
+    printed = dry("recipes/drive_vlm_4090.sh", *words, PLAN="1", OUT=str(tmp_path / "run"))
+    assert printed.returncode == 0 and "stage 1: the language model stays in bfloat16" in printed.stderr
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    stages = printed.stdout[printed.stdout.index("DS_ACCELERATOR=") :]  # behind the commands that make model and caches
+    done = run(["bash", "-e", "-c", stages], PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("zero2 fits") == 3
+    assert re.findall(r"--quantize +(\w+) ", done.stdout) == ["none", "nf4", "nf4"]
 
 
 @pytest.mark.slow
