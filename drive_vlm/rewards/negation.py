@@ -1,7 +1,7 @@
 """Does a text say that an object is there, or that it is not? Rules over spaCy's dependency tree, one noun at a time.
 
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
-a car", "an absence of cars", "there are not any cars", "a car cannot be seen", "cars are absent", "lacks cars", "hardly
+a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be seen", "cars are absent", "lacks cars", "hardly
 any cars", "a car-free street", "a bus rather than a car", "a bus, not a car", "potential cars", "whether a car comes". Not negated: "not only
 cars", "the car does not stop", "the bus no longer waits".
 """
@@ -23,6 +23,7 @@ _SEE = {"see", "detect", "observe", "find", "notice", "spot", "show", "depict", 
 _APPEAR = {"appear", "exist"}
 _LACK = {"lack", "exclude"}
 _DOUBT = {"if", "whether", "unless"}
+_EXCEPT = {"but", "except", "besides", "than"}
 _LIST_WORDS = {",", "or", "nor", "any", "stop", "-"}
 _VAGUE_DETERMINERS = {"a", "an", "any", "another", "single", "either"}
 
@@ -58,7 +59,7 @@ def _denied(noun: "Token") -> bool:
     if any(_denies(word, noun) for word in noun.children) or _is_free_compound(noun):
         return True
     if noun.dep_ == "pobj":
-        return _denied_by_preposition(noun.head)
+        return _denied_by_preposition(noun.head) or (_of_nobody(noun.head) and _is_vague(noun))
     verb = noun.head
     if any(word.dep_ == "mark" and word.lower_ in _DOUBT for word in verb.children):
         return True
@@ -67,7 +68,7 @@ def _denied(noun: "Token") -> bool:
         return ((_verb_negated(verb) or _nobody_acts(verb)) and indefinite) or (
             verb.lemma_ in _LACK and not _verb_negated(verb)
         )
-    return noun.dep_ in ("nsubj", "nsubjpass") and _denied_as_subject(verb)
+    return noun.dep_ in ("nsubj", "nsubjpass") and (_denied_as_subject(verb) or _denied_as_scene(verb, noun))
 
 
 def _denies(word: "Token", noun: "Token") -> bool:
@@ -140,11 +141,30 @@ def _verb_negated(verb: "Token") -> bool:
 
 def _nobody_acts(verb: "Token") -> bool:
     """ "No one rides a bike"."""
-    subjects = [word for word in verb.children if word.dep_ == "nsubj"]
-    return any(
-        word.lower_ == "nobody" or (word.lower_ == "one" and any(child.lower_ == "no" for child in word.children))
-        for word in subjects
-    )
+    return any(word.dep_ == "nsubj" and _is_nobody(word) for word in verb.children)
+
+
+def _is_nobody(word: "Token") -> bool:
+    return word.lower_ == "nobody" or (word.lower_ == "one" and any(child.lower_ == "no" for child in word.children))
+
+
+def _of_nobody(preposition: "Token") -> bool:
+    """ "No one on a bike", "nobody walks with a dog"; not "no one but a cyclist"."""
+    governor = preposition.head
+    return preposition.lower_ not in _EXCEPT and (_is_nobody(governor) or _nobody_acts(governor))
+
+
+def _is_vague(noun: "Token") -> bool:
+    return any(word.lower_ in _VAGUE_DETERMINERS for word in noun.children)
+
+
+def _denied_as_scene(verb: "Token", noun: "Token") -> bool:
+    """ "There aren't any cars moving", "I don't see any cars moving": who is not there is the subject of what is not there."""
+    scene = verb.head
+    if verb.tag_ not in ("VBG", "VBN") or verb.dep_ not in ("attr", "ccomp", "xcomp") or _has_own_determiner(noun):
+        return False
+    there = any(word.dep_ == "expl" for word in scene.children)
+    return (there or scene.lemma_ in _SEE) and (_verb_negated(scene) or _nobody_acts(scene))
 
 
 def _denied_as_subject(verb: "Token") -> bool:

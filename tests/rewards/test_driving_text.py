@@ -71,6 +71,16 @@ No pedestrians, cyclists or dogs are present.              | | person bicycle do
 The bus turns without any cars behind it.                  | bus | car
 There are not any buses.                                   | | bus
 There isn't a truck in sight.                              | | truck
+There aren't any pedestrians crossing.                     | | person
+There aren’t any pedestrians crossing.                     | | person
+There isn't a bus waiting at the light.                    | | bus
+I don't see any cars moving.                               | | car
+The camera doesn't show any trucks approaching.            | | truck
+There are cars that aren't moving.                         | car |
+There is no one on a bicycle.                              | | bicycle
+No one crosses the street with a dog.                      | | dog
+No one sits in the car.                                    | car |
+No one but a cyclist waits.                                | person bicycle |
 Pedestrians are absent.                                    | | person
 Pedestrians are not visible.                               | | person
 Cyclists cannot be seen.                                   | | person bicycle
