@@ -257,3 +257,17 @@ def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, sy
     kl = [row["kl"] for row in made.state.log_history if "kl" in row]
     assert kl[0] == 0 and len(kl) == 2
     assert made.memo.asked > 4 * made.memo.pictures
+
+
+@pytest.mark.slow
+def test_smolvlm(trainer: Callable, tiny_families: Callable[[str], Path], world: Any) -> None:
+    """Prompts of rows with one picture, two and none are those of SFT; both steps have a loss, and the reference is held to."""
+    made = trainer("--model", tiny_families("smolvlm"), "--max_steps", 2)
+    table, encoder = made.tables["train"], made.prompts.encoder
+    for row, prompt in enumerate(made.prompts.load(range(8))):
+        trained = encoder.encode(table.sample(row))
+        assert prompt.input_ids == trained["input_ids"][: len(prompt.input_ids)].tolist()
+    made.train()
+    kl = [row["kl"] for row in made.state.log_history if "kl" in row]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and len(kl) == 2 and kl[1] > 0
+    assert made.memo.asked > made.memo.pictures > 0
