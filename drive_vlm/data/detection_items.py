@@ -14,7 +14,7 @@ from drive_vlm.data.vision import frame_indices, load_image, load_video, video_l
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One line to be: the name that rows give, the file, where it came first."""
+    """One line to be: the path below the image root (`./a//b` is `a/b`, as rewards are told it), the file, where it came first."""
 
     name: str
     path: str
@@ -44,7 +44,8 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
                 note_bad(error)
                 continue
             paths = [sample.video] if sample.video else list(sample.images)
-            for path, name in zip(paths, names_in(source.rows[i]), strict=True):
+            for path in paths:
+                name = os.path.relpath(path, source.root)
                 first = found.setdefault(name, Item(name, path, sample.where, bool(sample.video)))
                 if os.path.realpath(first.path) != os.path.realpath(path):
                     raise ValueError(
@@ -52,14 +53,6 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
                         "by the rows' paths: give one --out for each data root."
                     )
     return list(found.values())
-
-
-def names_in(row: dict[str, Any]) -> list[str]:
-    """Paths of the video or the pictures as the row writes them."""
-    value = row.get("video") or row.get("image", row.get("images")) or []
-    return [
-        item["path"] if isinstance(item, dict) else item for item in (value if isinstance(value, list) else [value])
-    ]
 
 
 def load_frames(item: Item, num_frames: int) -> Frames:

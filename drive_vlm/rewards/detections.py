@@ -1,6 +1,6 @@
 """Detection cache: which objects a detector saw in the sampled frames of each video, one JSONL line a video.
 
-    {"video": "<path as the rows give it>",
+    {"video": "<path below the image root>",
      "detector": {"weights": "yolov8x.pt", "sha256": "...", "imgsz": 640, "conf": 0.3, "version": "ultralytics 8.4.190"},
      "frames": [{"index": 3, "sha256": "<of the frame's RGB bytes>",
                  "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}]}
@@ -125,7 +125,7 @@ class DetectionCache:
         return self._entries[video]
 
     def classes(self, video: str) -> frozenset[str]:
-        """Labels seen in any sampled frame of the video (its path as the rows give it); raises as `entry` does."""
+        """Labels seen in any sampled frame of the video (its path below the image root); raises as `entry` does."""
         if video not in self._classes:
             raise ValueError(self._missing(video))
         return self._classes[video]
@@ -133,7 +133,7 @@ class DetectionCache:
     def _missing(self, video: str) -> str:
         files = ", ".join(map(str, self.paths)) or "the cache"
         near = [known for known in self._entries if Path(known).name == Path(video).name]
-        hint = f" (it has {near[0]!r}: give the path as the rows give it)" if near else ""
+        hint = f" (it has {near[0]!r}: other image root?)" if near else ""
         return (
             f"no detections for {video!r} in {files}, which holds {len(self)} videos{hint}; add it with "
             f"{COMMAND} --data ROWS.jsonl --out {self.paths[0] if self.paths else 'detections.jsonl'}"

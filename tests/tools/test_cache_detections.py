@@ -199,6 +199,25 @@ def test_weights_are_checked_before_they_are_loaded(
     assert "pip install drive-vlm[yolo]" in text and "AGPL-3.0" in text
 
 
+def test_names_are_those_that_rewards_are_told(detect: Callable, data: Path) -> None:
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import read_sample
+    from drive_vlm.stages.prompts import columns_of
+
+    rows = read_rows(data / "rows.jsonl")
+    rows[0]["video"] = "./" + rows[0]["video"]
+    rows[1]["video"] = rows[1]["video"].replace("/", "//")
+    rows[-1]["image"] = "clips/../" + rows[-1]["image"]
+    write_rows(data / "rows.jsonl", rows)
+    result, _ = detect()
+    assert result["videos"] == 5, "one clip has one line, however it is written"
+    cache = DetectionCache.load(data / "out.jsonl")
+    (source,) = open_sources([str(data / "rows.jsonl")])
+    for i in range(len(rows)):
+        told = columns_of(read_sample(source, i), source.root)
+        assert (told["video"] or told["image"]) in cache
+
+
 def test_one_name_for_two_files_stops(detect: Callable, data: Path) -> None:
     rows = read_rows(data / "rows.jsonl")
     (data / "more" / "clips").mkdir(parents=True)
