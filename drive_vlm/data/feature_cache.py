@@ -65,6 +65,17 @@ class Identity:
         digest = cache_key([content_hash(file, cached) for file in used]) if content else ""
         return cls(len(files), sum(s.st_size for s in stats), times, digest)
 
+    def difference(self, sample: Sample, num_frames: int) -> str:
+        """How the files of `sample` differ from those that this was made of, in words; '' where they do not. Raises OSError."""
+        now = Identity.of(sample, num_frames)
+        if (self.files, self.bytes) != (now.files, now.bytes):
+            return f"{self.files} files of {self.bytes:,} bytes then, {now.files} of {now.bytes:,} bytes now"
+        if self.times != now.times:
+            now = Identity.of(sample, num_frames, content=True, cached=True)
+            if self.content != now.content:
+                return "other content (size the same, time and hash differ)"
+        return ""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
@@ -153,16 +164,9 @@ class FeatureCache:
         return entry
 
     def difference(self, entry: Entry, sample: Sample) -> str:
-        """How the files of `sample` differ from those the entry was made of, in words; '' where they do not. Raises OSError."""
-        was, now = entry.identity, Identity.of(sample, self.num_frames)
-        assert was is not None
-        if (was.files, was.bytes) != (now.files, now.bytes):
-            return f"{was.files} files of {was.bytes:,} bytes then, {now.files} of {now.bytes:,} bytes now"
-        if was.times != now.times:
-            now = Identity.of(sample, self.num_frames, content=True, cached=True)
-            if was.content != now.content:
-                return "other content (size the same, time and hash differ)"
-        return ""
+        """`Identity.difference` of an entry that is not bad."""
+        assert entry.identity is not None
+        return entry.identity.difference(sample, self.num_frames)
 
     def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
         """Tiles of each picture, 1 for each frame of a video; no picture is opened. Raises as `find`."""
