@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.config import CommandParser
+from drive_vlm.data.detection_items import Item
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.synthetic import COCO_LABELS, coco_labels
 from drive_vlm.data.vision import frame_indices, load_video
@@ -98,7 +99,8 @@ def detect(
             if label not in missed
         )
         frames.append(DetectedFrame(index, hashlib.sha256(picture.tobytes()).hexdigest(), seen))
-    return VideoDetections(video, detector, tuple(frames))
+    file = Item(video, str(root / video), str(root / "scenes.jsonl"), is_video=True).identity(args.num_frames)
+    return VideoDetections(video, detector, tuple(frames), file)
 
 
 def build(args: Any) -> Counter[str]:

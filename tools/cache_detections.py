@@ -1,8 +1,10 @@
 """Run an object detector over the frames that training sees, once: a cache for the physics reward and for evaluation.
 
-Frames are sampled as in training (--num_frames). Each video, and each picture of a row, becomes one line of JSONL;
-nothing found is a valid, empty answer. Frames are known by a hash of their pixels, so the same frame is looked at once.
-Finished videos are kept when the command is run again; a file holds one detector with one setting.
+Frames are sampled as in training (--num_frames). Each video, and each picture of a row, becomes one line of JSONL, known by
+its path below the image root; nothing found is a valid, empty answer. Frames are known by a hash of their pixels, so the
+same frame is looked at once. Finished videos are kept when the command is run again, unless their file has changed (size,
+or time and content): those are made anew, and so are lines of an older cache, which do not tell their file. A cache holds
+one detector with one setting.
 
 The detector is ultralytics YOLO, an optional extra under AGPL-3.0 (pip install drive-vlm[yolo]); no other part of the
 project imports it. Weights are a pickle: load only files you trust, --sha256 refuses any other.
@@ -56,7 +58,10 @@ class DetectConfig:
         help="I/N: do the I-th of N equal runs of videos (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
     )
     merge: list[str] = field([], help="join these files into --out instead of looking at anything")
-    verify: bool = field(False, help="decode finished videos again and stop when one has changed")
+    verify: bool = field(
+        False,
+        help="decode finished videos again, whatever their sizes and times tell, and make anew what has other frames",
+    )
     on_bad_row: str = field(
         "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
     )
@@ -133,9 +138,9 @@ def yolo_pass(model: Any, config: DetectConfig) -> Detect:
     return detect
 
 
-def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> list["Item"]:
-    """What is not in the cache yet. Raises ValueError naming the setting that differs from that of finished lines, and with
-    --verify a video whose frames have changed."""
+def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> dict[str, str]:
+    """{name: why} of finished items that are to be made anew. Raises ValueError naming the setting that differs from that of
+    finished lines."""
     from drive_vlm.data.samples import BadRow
 
     files = ", ".join(map(str, cache.paths))
@@ -145,30 +150,38 @@ def check_finished(cache: Any, detector: Any, items: list["Item"], config: Detec
         raise ValueError(
             f"{files}: made with another detector or setting: {moved}. Give another --out, or the old setting."
         )
+    found: dict[str, str] = {}
     for item in items:
-        if item.name in cache and (item.is_video or config.verify):
+        if item.name in cache:
             try:
-                check_frames(cache.entry(item.name).frames, item, config, files)
+                why = outdated(cache.entry(item.name), item, config, files)
             except BadRow as error:
                 note_bad(error, config, bad)
-    return [item for item in items if item.name not in cache]
+            else:
+                found |= {item.name: why} if why else {}
+    return found
 
 
-def check_frames(known: Any, item: "Item", config: DetectConfig, files: str) -> None:
-    """Raises ValueError when a finished video has other frame numbers than now, or other frames (--verify); BadRow."""
+def outdated(entry: Any, item: "Item", config: DetectConfig, files: str) -> str:
+    """Why a finished item is to be made anew, '' when it is not. Raises ValueError when --num_frames takes other frames of the
+    same file; BadRow."""
     from drive_vlm.data.detection_items import load_frames
     from drive_vlm.data.vision import frame_indices, video_length
 
+    if entry.file and item.changed(entry.file, len(entry.frames)):
+        return "changed"
     if item.is_video:
         now = frame_indices(video_length(item.path, item.where), config.num_frames)
-        was = [frame.index for frame in known]
+        was = [frame.index for frame in entry.frames]
         if was != now:
             raise ValueError(
                 f"{files}: frames {was} of {item.name!r} were looked at, --num_frames {config.num_frames} takes {now} of it. Give "
-                "the old --num_frames or another --out; a video that was replaced needs its line removed."
+                "the old --num_frames or another --out."
             )
-    if config.verify and load_frames(item, config.num_frames).hashes != [frame.sha256 for frame in known]:
-        raise ValueError(f"{files}: {item.name!r} has changed since it was looked at. Remove its line, then run again.")
+    if not entry.file:
+        return "from an older cache that does not tell their files"
+    seen = [frame.sha256 for frame in entry.frames]
+    return "changed" if config.verify and load_frames(item, config.num_frames).hashes != seen else ""
 
 
 def detections(
@@ -215,14 +228,23 @@ def look(waiting: list["Frames"], detector: Any, detect: Detect, known: dict[str
     for frames in waiting:
         seen = zip(frames.indices, frames.hashes, strict=True)
         yield VideoDetections(
-            frames.item.name, detector, tuple(DetectedFrame(i, digest, known[digest]) for i, digest in seen)
+            frames.item.name,
+            detector,
+            tuple(DetectedFrame(i, digest, known[digest]) for i, digest in seen),
+            frames.identity,
         )
 
 
 def run(config: DetectConfig) -> dict[str, Any]:
     """Bring the cache up to date; what --json holds. Raises ValueError."""
     from drive_vlm.data.detection_items import read_items
-    from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, merge_detections
+    from drive_vlm.rewards.detections import (
+        DetectionCache,
+        append_detections,
+        cut_torn_line,
+        drop_detections,
+        merge_detections,
+    )
 
     if config.merge:
         return summary(merge_detections(config.merge, config.out), [])
@@ -240,10 +262,15 @@ def run(config: DetectConfig) -> dict[str, Any]:
     wait_for_ranks()
     cache = DetectionCache.load([path for path in (out, *parts) if path.is_file()])
     detector, detect = open_detector(config)
-    todo = check_finished(cache, detector, items, config, bad)
+    anew = check_finished(cache, detector, items, config, bad)
+    todo = [item for item in items if item.name in anew or item.name not in cache]
     wait_for_ranks()  # every rank has read what is finished before anybody writes
     if topology.is_main:
-        print(f"{len(items):,} videos and pictures, {len(items) - len(todo):,} finished before", flush=True)
+        for path in cache.paths if anew else ():
+            drop_detections(path, anew)
+        why = "".join(f"; {count:,} made anew: {reason}" for reason, count in Counter(anew.values()).items())
+        print(f"{len(items):,} videos and pictures, {len(items) - len(todo):,} finished before{why}", flush=True)
+    wait_for_ranks()
     known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
     mine, part = todo[topology.rank :: topology.world_size], out.with_name(f"{out.name}.part{topology.rank}")
     append_detections(part, detections(mine, detector, detect, known, config, bad))

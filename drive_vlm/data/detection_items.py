@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from drive_vlm.data.samples import BadRow
+from drive_vlm.data.feature_cache import Identity
+from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
@@ -21,12 +22,38 @@ class Item:
     where: str
     is_video: bool
 
+    @property
+    def media(self) -> Sample:
+        """A row of nothing but this video or picture, for Identity."""
+        images = () if self.is_video else (self.path,)
+        return Sample(self.name, (), images, self.path if self.is_video else None, None, {}, self.where)
+
+    def identity(self, num_frames: int) -> dict[str, Any]:
+        """Identity of the file with its content, as a cache line holds it. Raises BadRow."""
+        try:
+            return dataclasses.asdict(Identity.of(self.media, num_frames, content=True))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def changed(self, was: dict[str, Any], num_frames: int) -> bool:
+        """Whether the file is another one than `was` (identity), of which `num_frames` were taken. Raises BadRow."""
+        try:
+            return bool(Identity(**was).difference(self.media, num_frames))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> BadRow:
+        kind, reason = ("video", "video_missing") if self.is_video else ("picture", "image_missing")
+        problem = f"the {kind} {self.path} does not exist or cannot be read ({error.strerror})"
+        return BadRow(reason, self.where, problem, "Check the image root (--image_root), or use --on_bad_row skip")
+
 
 @dataclasses.dataclass
 class Frames:
-    """The sampled frames of an item: numbers, RGB pictures and the SHA-256 of their bytes."""
+    """The sampled frames of an item: its file's identity, numbers, RGB pictures and the SHA-256 of their bytes."""
 
     item: Item
+    identity: dict[str, Any]
     indices: list[int]
     pictures: list[Any]
     hashes: list[str]
@@ -57,9 +84,12 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
 
 def load_frames(item: Item, num_frames: int) -> Frames:
     """Decode as training does. Raises BadRow."""
+    identity = item.identity(num_frames)  # before it is decoded: a file that changes meanwhile is noticed next time
     if item.is_video:
         indices = frame_indices(video_length(item.path, item.where), num_frames)
         pictures = load_video(item.path, num_frames, item.where)
     else:
         indices, pictures = [0], [load_image(item.path, item.where)]
-    return Frames(item, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures])
+    return Frames(
+        item, identity, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
+    )

@@ -2,19 +2,23 @@
 
     {"video": "<path below the image root>",
      "detector": {"weights": "yolov8x.pt", "sha256": "...", "imgsz": 640, "conf": 0.3, "version": "ultralytics 8.4.190"},
+     "file": {"files": 1, "bytes": 81920, "times": "<hash of names and times>", "content": "<hash>"},
      "frames": [{"index": 3, "sha256": "<of the frame's RGB bytes>",
                  "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}]}
 
 `tools/cache_detections.py` writes it, rewards and evaluators read it: no detector runs beside training. Boxes are in
 pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
 that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
+
+"file" tells a replaced video or picture (data.feature_cache.Identity: size, time of change, content). Lines of an older
+cache lack it: they are read like any other here, and the tool makes them anew.
 """
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +61,13 @@ class DetectedFrame:
 
 @dataclasses.dataclass(frozen=True)
 class VideoDetections:
-    """One line of the cache."""
+    """One line of the cache. `file` is what told the file when it was looked at; another time of the same file is no
+    difference between two lines."""
 
     video: str
     detector: Detector
     frames: tuple[DetectedFrame, ...]
+    file: dict[str, Any] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def classes(self) -> frozenset[str]:
@@ -159,7 +165,11 @@ def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:
 
 def parse_detections(row: Any, where: str) -> VideoDetections:
     """One decoded line, checked key by key; unknown keys are refused. Raises ValueError with `where`."""
-    top = _keys(row, {"video": str, "detector": dict, "frames": list}, where, "the line")
+    rest = {key: value for key, value in row.items() if key != "file"} if isinstance(row, dict) else row
+    top = _keys(rest, {"video": str, "detector": dict, "frames": list}, where, "the line")
+    file = row.get("file")
+    if file is not None:
+        _keys(file, {"files": int, "bytes": int, "times": str, "content": str}, where, '"file"')
     told = _keys(
         top["detector"],
         {"weights": str, "sha256": str, "imgsz": int, "conf": float, "version": str},
@@ -171,7 +181,7 @@ def parse_detections(row: Any, where: str) -> VideoDetections:
         raise ValueError(f'{where}: "video" is empty')
     if not frames:
         raise ValueError(f'{where}: no "frames": nothing was looked at, which is not the same as nothing seen')
-    return VideoDetections(top["video"], Detector(**told), frames)
+    return VideoDetections(top["video"], Detector(**told), frames, file)
 
 
 def _frame(item: Any, where: str, name: str) -> DetectedFrame:
@@ -236,13 +246,22 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
+def drop_detections(path: Path, videos: Collection[str]) -> None:
+    """Take the lines of `videos` out of the file, atomically."""
+    _replace(path, [entry for _, entry in read_detections(path) if entry.video not in videos])
+
+
 def merge_detections(shards: Sequence[str | Path], out: str | Path) -> DetectionCache:
     """Join shard files (and what `out` holds already) into `out`, by video name, atomically; raises as `load` does."""
     out = Path(out)
     cache = DetectionCache.load([*([out] if out.is_file() else []), *shards])
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    append_detections(beside, sorted(cache, key=lambda entry: entry.video))
-    os.replace(beside, out)
+    _replace(out, sorted(cache, key=lambda entry: entry.video))
     cache.paths = [out]
     return cache
+
+
+def _replace(path: Path, entries: Iterable[VideoDetections]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    append_detections(beside, entries)
+    os.replace(beside, path)

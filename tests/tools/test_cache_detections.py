@@ -168,10 +168,51 @@ def test_other_settings_are_named(detect: Callable, data: Path, weights: Path) -
         _, text = detect(*flags, code=2)
         assert named in text
     assert (data / "out.jsonl").read_text() == before
-    (shot,) = read_rows(data / "rows.jsonl")[-1:]
-    shutil.copy(data / read_rows(data / "rows.jsonl")[-2]["image"], data / shot["image"])
-    _, text = detect("--verify", code=2)
-    assert f"{shot['image']!r} has changed since it was looked at" in text
+
+
+def test_what_was_replaced_is_made_anew(detect: Callable, data: Path) -> None:
+    """A clip of as many frames and a picture, without --verify; a new time alone changes nothing."""
+    detect("--conf", "1e-6")
+    before = DetectionCache.load(data / "out.jsonl")
+    rows = read_rows(data / "rows.jsonl")
+    clip, other, picture = (data / rows[i].get("video", rows[i].get("image")) for i in (0, 2, -1))
+    shutil.copy(other, clip)
+    shutil.copy(data / rows[-2]["image"], picture)
+    os.utime(other, (1, 1))
+    _, text = detect("--conf", "1e-6")
+    assert "5 videos and pictures, 3 finished before; 2 made anew: changed" in text
+    after = DetectionCache.load(data / "out.jsonl")
+    assert len(after) == 5
+    for made, like in ((rows[0]["video"], rows[2]["video"]), (rows[-1]["image"], rows[-2]["image"])):
+        assert after.entry(made).frames == before.entry(like).frames != before.entry(made).frames
+    _, text = detect("--conf", "1e-6")
+    assert "5 finished before\n" in text
+
+
+def test_verify_looks_at_what_size_and_time_do_not_tell(detect: Callable, data: Path) -> None:
+    detect()
+    rows = read_rows(data / "rows.jsonl")
+    lines = read_rows(data / "out.jsonl")
+    line = next(line for line in lines if line["video"] == rows[0]["video"])
+    told, line["frames"][0]["sha256"] = line["frames"][0]["sha256"], "00"
+    write_rows(data / "out.jsonl", lines)
+    _, text = detect()
+    assert "5 finished before" in text
+    _, text = detect("--verify")
+    assert "4 finished before; 1 made anew: changed" in text
+    assert DetectionCache.load(data / "out.jsonl").entry(rows[0]["video"]).frames[0].sha256 == told
+
+
+def test_lines_of_an_older_cache_are_read_and_made_anew(detect: Callable, data: Path) -> None:
+    detect()
+    whole = (data / "out.jsonl").read_text()
+    write_rows(
+        data / "out.jsonl", [{k: v for k, v in line.items() if k != "file"} for line in read_rows(data / "out.jsonl")]
+    )
+    assert len(DetectionCache.load(data / "out.jsonl")) == 5
+    _, text = detect()
+    assert "0 finished before; 5 made anew: from an older cache" in text
+    assert (data / "out.jsonl").read_text() == whole
 
 
 def test_bad_videos_stop_or_are_counted(detect: Callable, data: Path) -> None:
