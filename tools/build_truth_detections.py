@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, DataConfig
 from drive_vlm.data.detection_items import Item
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.synthetic import COCO_LABELS, coco_labels
@@ -47,7 +47,12 @@ def make_parser() -> CommandParser:
         default=0.05,
         help="share of the classes absent from a video that are reported in it",
     )
-    add("--num_frames", type=int, default=8, help="frames of each video, evenly spread, as in training")
+    add(
+        "--num_frames",
+        type=int,
+        default=DataConfig.num_frames,
+        help="frames of each video, evenly spread, as in training",
+    )
     add("--seed", type=int, default=0, help="seed of misses, false hits and scores")
     add("--json", type=Path, help="write the counts to this file")
     return parser

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
+from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, from_namespace
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
@@ -50,7 +50,9 @@ class DetectConfig:
     sha256: str | None = field(None, help="refuse weights with another SHA-256 before they are unpickled")
     imgsz: int = field(640, help="longer side of a frame for the detector, in pixels")
     conf: float = field(0.3, help="confidence below which an object is dropped")
-    num_frames: int = field(16, help="frames taken from a video, evenly spread; the same as in training")
+    num_frames: int = field(
+        DataConfig.num_frames, help="frames taken from a video, evenly spread; the same as in training"
+    )
     batch_size: int = field(16, help="frames in one pass of the detector")
     workers: int = field(4, help="threads that decode")
     shard: str | None = field(
