@@ -11,6 +11,11 @@ REWARDS. A stage takes the names first, then the flags of those rewards:
 A reward of one's own needs no line here: its name is `FILE.py:builder` or `module:builder`. A builder without arguments
 has no flags; config_class is None for it. A reward may keep `last_terms`, one dataclass or dict a completion of its last
 call, which a samples file then shows.
+
+A reward may offer `check(**columns) -> list[str | None]`, which GRPO asks before it trains: of each row what keeps the
+reward from scoring it, None where nothing does. `columns` hold one value a row of the data: those that the reward is later
+called with (`reference`, `video`, `image` ...), and `frames`, the numbers of the frames that the run takes of the video
+(None for a row without one).
 """
 
 import argparse

@@ -136,6 +136,19 @@ class DetectionCache:
             raise ValueError(self._missing(video))
         return self._classes[video]
 
+    def problem(self, video: str, frames: Sequence[int] | None = None) -> str | None:
+        """Why the cache does not fit a row of a run that takes these `frames` of the video; None when it does."""
+        if video not in self._entries:
+            return self._missing(video)
+        was = [frame.index for frame in self._entries[video].frames]
+        if frames is None or was == list(frames):
+            return None
+        files = ", ".join(map(str, self.paths))
+        return (
+            f"the detections of {video!r} in {files} are of {len(was)} frames ({_some(was)}), this run takes {len(frames)} "
+            f"({_some(frames)}). Give --num_frames {len(was)}, or make a new cache: {COMMAND} --num_frames {len(frames)}"
+        )
+
     def _missing(self, video: str) -> str:
         files = ", ".join(map(str, self.paths)) or "the cache"
         near = [known for known in self._entries if Path(known).name == Path(video).name]
@@ -144,6 +157,10 @@ class DetectionCache:
             f"no detections for {video!r} in {files}, which holds {len(self)} videos{hint}; add it with "
             f"{COMMAND} --data ROWS.jsonl --out {self.paths[0] if self.paths else 'detections.jsonl'}"
         )
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:4])) + (" ..." if len(numbers) > 4 else "")
 
 
 def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:

@@ -222,6 +222,24 @@ class PhysicsReward:
             self._log(columns["log_metric"], columns.get("mode"))
         return [item.reward for item in self.last_terms]
 
+    def check(self, **columns: Any) -> list[str | None]:
+        """What keeps rows from being scored: no reference, or no detections of the frames that the run takes."""
+        given = zip(
+            *(columns.get(name) or [None] * len(columns["id"]) for name in ("video", "image", "reference", "frames")),
+            strict=True,
+        )
+        return [
+            self._problem(image if video is None else video, reference, frames)
+            for video, image, reference, frames in given
+        ]
+
+    def _problem(self, video: Any, reference: Any, frames: Sequence[int] | None) -> str | None:
+        if not isinstance(video, str) or not video:
+            return "the row needs a video or one image"
+        if not isinstance(reference, str) or not reference:
+            return "the row has no answer to be the reference: its last turn must be the assistant's"
+        return self.cache.problem(video, frames)
+
     def _log(self, log_metric: Callable[[str, float], None], modes: Sequence[str] | None) -> None:
         names = [*TERMS, "precision", "recall", "unverified", "words"]
         members = {"": self.last_terms}

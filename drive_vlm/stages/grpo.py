@@ -169,6 +169,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     from drive_vlm.stages.features import open_features
     from drive_vlm.stages.policy import attach_reference, load_policy
     from drive_vlm.stages.prompts import PromptEncoder, without_undecodable
+    from drive_vlm.stages.reward_rows import check_rows
     from drive_vlm.stages.scorers import Scorer
     from drive_vlm.stages.sft import measure_rows
 
@@ -184,6 +185,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     if data.on_bad_row == "skip":
         tables["train"] = without_undecodable(tables["train"], encoder, args.process_index, args.world_size)
     check_pictures(tables["train"], args)
+    check_rows(tables["train"], scorers, data.num_frames, features, args.process_index, args.world_size)
     trainer = build_trainer(family, tables, encoder, scorers, data, run, args)
     trainer.sampling, trainer.alarms = settings.sampling, Alarms(settings.alarms, speaks=args.should_save)
     trainer.detached = tower

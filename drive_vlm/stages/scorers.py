@@ -34,6 +34,20 @@ class Scorer:
                 )
         return [None if value is None else float(value) for value in values]
 
+    @property
+    def checks(self) -> bool:
+        """Whether the reward can tell which rows it cannot score."""
+        return callable(getattr(self._reward, "check", None))
+
+    def check(self, columns: dict[str, list[Any]]) -> list[str | None]:
+        """What is wrong with each row for this reward. Raises ValueError for a wrong count."""
+        problems = list(self._reward.check(**columns))
+        if len(problems) != len(columns["id"]):
+            raise ValueError(
+                f"reward {self.__name__}: check gave {len(problems)} answers for {len(columns['id'])} rows. It must give one each."
+            )
+        return problems
+
     def terms(self, count: int) -> list[Any]:
         """What the reward says its last `count` numbers were made of (its `last_terms`: dataclasses or dicts); [] if nothing."""
         found = list(getattr(self._reward, "last_terms", []))

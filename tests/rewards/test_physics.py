@@ -208,6 +208,21 @@ def test_missing_columns_and_videos_are_errors(reward, columns, told):
         reward(prompts=[""], completions=["A car."], **columns)
 
 
+def test_rows_that_cannot_be_scored_are_told_beforehand(reward):
+    columns = {
+        "id": ["1", "2", "3", "4", "5", "6", "7"],
+        "video": ["a", "x.mp4", "a", "a", None, None, None],
+        "image": [None, None, None, None, "b", ["a", "b"], None],
+        "reference": ["r", "r", "", "r", "r", "r", "r"],
+        "frames": [[0], [0], [0], [1, 4], None, None, None],
+    }
+    found = reward.check(**columns)
+    assert found[0] is None and found[4] is None
+    assert "no detections for 'x.mp4'" in found[1] and "has no answer to be the reference" in found[2]
+    assert "of 1 frames (0), this run takes 2 (1, 4). Give --num_frames 1, or make a new cache" in found[3]
+    assert found[5] == found[6] == "the row needs a video or one image"
+
+
 def test_a_bad_configuration_is_told_when_the_reward_is_built(tmp_path, spacy_model):
     cache = detections(tmp_path / "d.jsonl", a=["car"])
     with pytest.raises(ValueError, match=r"takes 4 numbers .*, got 2"):

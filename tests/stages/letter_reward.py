@@ -18,6 +18,9 @@ class LetterReward:
         self.wanted = config.letter_wanted
         self.last_terms: list[dict[str, Any]] = []
 
+    def check(self, **columns: Any) -> list[str | None]:
+        return ["no reference" if not reference else None for reference in columns["reference"]]
+
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         self.last_terms = [

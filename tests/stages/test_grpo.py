@@ -259,6 +259,41 @@ def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, sy
     assert made.memo.asked > 4 * made.memo.pictures
 
 
+def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
+    trainer: Callable, tiny_video_model: Path, synthetic_data: Path, spacy_model: str, tmp_path: Path
+) -> None:
+    """Each is named by its line, and so are detections of other frames than the run samples."""
+    from drive_vlm.data.vision import frame_indices
+    from drive_vlm.rewards.detections import DetectedFrame, Detector, VideoDetections, append_detections
+
+    data = tmp_path / "d"
+    shutil.copytree(synthetic_data, data)
+    rows = [json.loads(line) for line in (data / "clips_train.jsonl").read_text().splitlines()][:6]
+    for row, video in zip(rows, sorted((data / "clips").iterdir()), strict=False):
+        row["video"] = f"clips/{video.name}"
+    few, cache = data / "few.jsonl", tmp_path / "detections.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frames = tuple(DetectedFrame(i, "", ()) for i in frame_indices(4, 3))
+    videos = list(dict.fromkeys(row["video"] for row in rows))
+    append_detections(cache, [VideoDetections(v, Detector("w", "", 64, 0.3, "v"), frames) for v in videos])
+    words = ("--model", tiny_video_model, "--data", few, "--rewards", "physics", "--physics_detections", cache)
+    words = (*words, "--physics_spacy", spacy_model, "--beta", 0, "--num_frames")
+    trainer(*words, 3)
+    with pytest.raises(
+        ValueError, match=rf"few\.jsonl:1: the detections of '{videos[0]}' .*are of 3 frames .*this run takes 2 "
+    ):
+        trainer(*words, 2)
+    rows[4]["conversations"].pop()
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cache.write_text("".join(line for line in cache.open() if json.loads(line)["video"] != rows[1]["video"]))
+    with pytest.raises(ValueError, match="reward physics cannot score") as stopped:
+        trainer(*words, 3)
+    told = str(stopped.value)
+    missing = [i for i, row in enumerate(rows) if row["video"] == rows[1]["video"]]
+    assert f"cannot score {len({*missing, 4})} of 6 rows: {few}:2: no detections for '{rows[1]['video']}'" in told
+    assert f"{few}:5: the row has no answer to be the reference" in told
+
+
 @pytest.mark.slow
 def test_smolvlm(trainer: Callable, tiny_families: Callable[[str], Path], world: Any) -> None:
     """Prompts of rows with one picture, two and none are those of SFT; both steps have a loss, and the reference is held to."""
