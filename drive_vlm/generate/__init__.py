@@ -96,8 +96,8 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         samples, out = take_shard(samples, out, config.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = finished_rows(out)
-    check_answered(out, done, samples)
     keep_settings(out, model, config, bool(done))
+    check_answered(out, done, samples)
     todo = [sample for sample in samples if sample.id not in done]
     if topology.is_main:
         print(
