@@ -94,6 +94,7 @@ def overlap_judge(body):
     return f"Rating: [[{1 + round(9 * len(reference & prediction) / len(reference))}]]"
 
 
+@pytest.mark.slow
 def test_rows_and_scores_of_real_texts(run, texts, rows, chat_server, tmp_path):
     built = lines_of(rows)
     counts = {task: sum(row["task"] == task for row in built) for task in TASKS}

@@ -103,7 +103,9 @@ def test_smollm_as_teacher(server: tuple[str, subprocess.Popen], smollm: Path, t
         assert told["written"] + sum(entry["count"] for entry in told["left_out"].values()) == len(CAPTIONS)
     assert done.returncode == 0, done.stderr
     texts = [
-        json.loads(line) for file in (tmp_path / "out").glob("split_entry_*.jsonl") for line in file.read_text().splitlines()
+        json.loads(line)
+        for file in (tmp_path / "out").glob("split_entry_*.jsonl")
+        for line in file.read_text().splitlines()
     ]
     assert texts and len(texts) == sum(audit["modes"][mode]["written"] for mode in ("detailed", "concise"))
     usage = audit["teacher"]["usage"]

@@ -54,6 +54,7 @@ def report(run: Callable, *words: object, **env: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_same_run_again_in_a_new_directory(first: Path, run: Callable) -> None:
     done = run([*REPRODUCE, first / "runs" / "a", "--go"], PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,6 +65,7 @@ def test_the_same_run_again_in_a_new_directory(first: Path, run: Callable) -> No
     assert report(run, first / "runs" / "a")["output_dir"] == f"{first}/runs/a_reproduced2"
 
 
+@pytest.mark.slow
 def test_the_printed_line_runs_in_a_shell(first: Path, run: Callable) -> None:
     said = report(run, first / "runs" / "a" / "run.json", "--output_dir", first / "runs" / "by hand")
     assert said["same"] and said["differences"] == []

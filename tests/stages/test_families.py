@@ -52,6 +52,7 @@ def test_two_ranks_walk_the_curve_of_one(
     assert two.curve("grad_norm") == pytest.approx(one.curve("grad_norm"), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_it_answers(
     kind: str, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path

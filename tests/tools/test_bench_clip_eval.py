@@ -52,6 +52,7 @@ def test_difference_is_seen(bench, monkeypatch):
         bench.max_difference(pairs, [-0.2, -0.4], [0.0], args, lambda part: [0.0])
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     out = tmp_path / "bench.json"
     command = [sys.executable, str(TOOL), *TINY, "--pictures", "3", "--repeats", "1", "--json", str(out)]

@@ -104,6 +104,7 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
             peer.check_same_tokens(table, encoder, dataset, parts.processor)
 
 
+@pytest.mark.slow
 def test_user_errors(run):
     done = run([sys.executable, TOOL, "--rows", 4])
     assert done.returncode == 2 and "--rows: at least 16" in done.stderr

@@ -175,6 +175,7 @@ def test_unusable_answers_are_asked_again_then_left_out_by_reason(build, data, c
     assert "I cannot" not in json.dumps(rows) and "left out: 1 new_nouns, 1 refusal, 1 too_short" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_loses_nothing(build, data, chat_server):
     chat_server.dies_after = 7
     done = build("--workers", 1)
@@ -187,6 +188,7 @@ def test_a_server_that_dies_midway_loses_nothing(build, data, chat_server):
     assert len(chat_server.requests) == 16 and audit_of(data)["teacher"]["usage"]["cached"] == 7
 
 
+@pytest.mark.slow
 def test_a_slow_teacher_and_a_wrong_key_are_one_clear_error(build, chat_server):
     chat_server.faults = [3.0]
     done = build("--workers", 1, "--timeout", 0.5)

@@ -100,6 +100,7 @@ def test_no_usable_row_is_told_with_its_reasons(rows, write, check):
     assert "no usable row in train" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["id", "group", "image"])
 def test_leak_stops_with_an_example(kind, rows, write, check, tmp_path):
     """One value of one kind is shared; the evaluation file names its pictures from another root."""
@@ -124,6 +125,7 @@ def test_leak_stops_with_an_example(kind, rows, write, check, tmp_path):
     assert result["leaks"] == []
 
 
+@pytest.mark.slow
 def test_preview_colours_exactly_the_answer(rows, write, check, tool, tiny_model):
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
