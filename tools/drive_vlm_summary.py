@@ -1,8 +1,9 @@
 """Gather what recipes/drive_vlm_synthetic.sh measured into summary.json and print it claim by claim; exit 1 when one does not hold.
 
 Claims: stage 1 lowers the loss; stage 2 obeys both granularities and uses the order of frames; stage 3 raises the reward and
-the precision against the exact truth, while recall, F1 and length do not fall. Stage 3 is judged on sampled texts (temperature 1),
-the distribution that GRPO trains; its change of the greedy texts is printed beside it.
+the precision against the exact truth, while recall and F1 do not fall by more than NOISE, nor the length by more than WORD_LOSS.
+Stage 3 is judged on sampled texts (temperature 1), the distribution that GRPO trains; its change of the greedy texts is printed
+beside it.
 """
 
 import json

@@ -79,7 +79,8 @@ def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any
     if not file.is_file():
         raise ValueError(f"{adapter}: no {file.name} beside {CONFIG}. Copy it there, or give another --model.")
     record = Path(adapter) / BASE
-    then, now = json.loads(record.read_text()) if record.is_file() else {}, _fingerprint(base)
+    then = json.loads(record.read_text()) if record.is_file() else {}  # an adapter from elsewhere has none
+    now = _fingerprint(base) if then else {}
     wrong = f"{adapter} is an adapter of another model than {base}"
     mend = f'Name its own in {Path(adapter) / CONFIG} ("base_model_name_or_path"), or train it anew.'
     if moved := [key for key in ("weights", "hub_commit") if then.get(key) and now.get(key) and then[key] != now[key]]:

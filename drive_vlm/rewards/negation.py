@@ -1,9 +1,9 @@
 """Does a text say that an object is there, or that it is not? Rules over spaCy's dependency tree, one noun at a time.
 
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
-a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be seen", "cars are absent", "lacks cars", "hardly
-any cars", "a car-free street", "a bus rather than a car", "a bus, not a car", "potential cars", "whether a car comes". Not negated: "not only
-cars", "the car does not stop", "the bus no longer waits".
+a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be
+seen", "cars are absent", "lacks cars", "hardly any cars", "a car-free street", "a bus rather than a car", "a bus, not a car",
+"potential cars", "whether a car comes". Not negated: "not only cars", "the car does not stop", "the bus no longer waits".
 """
 
 from typing import TYPE_CHECKING

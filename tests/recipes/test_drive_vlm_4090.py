@@ -52,6 +52,7 @@ def test_a_killed_chain_goes_on_within_the_stage(
         )
         deadline = time.monotonic() + 400
         while not any(out.glob("stage2/checkpoint-*/complete.json")) and time.monotonic() < deadline:
+            assert chain.poll() is None, log.read_text()[-3000:]
             time.sleep(0.02)
         os.killpg(chain.pid, signal.SIGKILL)
         chain.wait()
