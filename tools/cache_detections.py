@@ -1,10 +1,10 @@
 """Run an object detector over the frames that training sees, once: a cache for the physics reward and for evaluation.
 
 Frames are sampled as in training (--num_frames). Each video, and each picture of a row, becomes one line of JSONL, known by
-its path below the image root; nothing found is a valid, empty answer. Frames are known by a hash of their pixels, so the
-same frame is looked at once. Finished videos are kept when the command is run again, unless their file has changed (size,
-or time and content): those are made anew, and so are lines of an older cache, which do not tell their file. A cache holds
-one detector with one setting.
+its path below the image root (a video that no row names: by its path as it was given); nothing found is a valid, empty
+answer. Frames are known by a hash of their pixels, so the same frame is looked at once. Finished videos are kept when the
+command is run again, unless their file has changed (size, or time and content): those are made anew, and so are lines of an
+older cache, which do not tell their file. A cache holds one detector with one setting.
 
 The detector is ultralytics YOLO, an optional extra under AGPL-3.0 (pip install drive-vlm[yolo]); no other part of the
 project imports it. Weights are a pickle: load only files you trust, --sha256 refuses any other.
@@ -33,6 +33,7 @@ EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
 torchrun --nproc_per_node 8 tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl --shard 2/8   # one of a job array
+python tools/cache_detections.py --data clips/ --num_frames 16 --out detections.jsonl   # videos without rows
 python tools/cache_detections.py --merge detections.shard-*-of-08.jsonl --out detections.jsonl
 """
 
@@ -42,7 +43,9 @@ class DetectConfig:
     """What to look at, with which detector, and where the answers go."""
 
     out: str = field(help="detections JSONL; videos that are in it already are kept")
-    data: list[str] = field([], help="rows: .jsonl, LLaVA .json or InternVL meta .json")
+    data: list[str] = field(
+        [], help="rows: .jsonl, LLaVA .json or InternVL meta .json; also videos, folders of frames, and folders of both"
+    )
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )

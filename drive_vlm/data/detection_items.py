@@ -1,21 +1,23 @@
-"""What a detector looks at: the distinct videos and pictures of rows, their frames as training samples them."""
+"""What a detector looks at: distinct videos, and pictures of rows, their frames as training samples them."""
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from drive_vlm.data.feature_cache import Identity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
+from drive_vlm.data.videos import find_videos, is_media
 from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One line to be: the path below the image root (`./a//b` is `a/b`, as rewards are told it), the file, where it came first."""
+    """One line to be: the path below the image root (`./a//b` is `a/b`, as rewards are told it) or, of a video that no row
+    names, as given; the file, where it came first."""
 
     name: str
     path: str
@@ -60,26 +62,37 @@ class Frames:
 
 
 def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[Item]:
-    """Distinct videos and pictures in the order of the rows; `note_bad` counts a bad row, or raises it. Raises ValueError for a
-    name that stands for two files."""
+    """Distinct videos and pictures, in the order of files of rows, videos and folders; `note_bad` counts a bad row, or raises
+    it. Raises ValueError for a name that stands for two files."""
     found: dict[str, Item] = {}
-    for source in open_sources(data, image_root):
+    for entry in data:
+        items = _items_of_folder(entry) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
+        for item in items:
+            first = found.setdefault(item.name, item)
+            if os.path.realpath(first.path) != os.path.realpath(item.path):
+                raise ValueError(
+                    f"{item.where}: {item.name!r} is {item.path}, but {first.path} at {first.where}. Names in a cache are told "
+                    "apart by the rows' paths: give one --out for each data root."
+                )
+    return list(found.values())
+
+
+def _items_of_folder(entry: str) -> Iterator[Item]:
+    """Called what the answers of `generate` to the same entry call them."""
+    for _, path in find_videos(entry):
+        yield Item(os.path.normpath(path), path, path, is_video=True)
+
+
+def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[Item]:
+    for source in open_sources([entry], image_root):
         for i in range(len(source.rows)):
             try:
                 sample = read_sample(source, i, need_answer=False)
             except BadRow as error:
                 note_bad(error)
                 continue
-            paths = [sample.video] if sample.video else list(sample.images)
-            for path in paths:
-                name = os.path.relpath(path, source.root)
-                first = found.setdefault(name, Item(name, path, sample.where, bool(sample.video)))
-                if os.path.realpath(first.path) != os.path.realpath(path):
-                    raise ValueError(
-                        f"{sample.where}: {name!r} is {path}, but {first.path} at {first.where}. Names in a cache are told apart "
-                        "by the rows' paths: give one --out for each data root."
-                    )
-    return list(found.values())
+            for path in [sample.video] if sample.video else sample.images:
+                yield Item(os.path.relpath(path, source.root), path, sample.where, bool(sample.video))
 
 
 def load_frames(item: Item, num_frames: int) -> Frames:

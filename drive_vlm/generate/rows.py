@@ -73,7 +73,7 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
 
 def _media_sample(dataset: str, name: str, path: str, mode: str) -> Sample:
     """A row for the video at `path`; `name` becomes its id and group."""
-    columns = {"dataset": dataset, "mode": mode, "_video": path, "_max_tiles": None}
+    columns = {"dataset": dataset, "mode": mode, "_video": os.path.normpath(path), "_max_tiles": None}
     return Sample(name, _question(mode), (), path, name, columns, path)
 
 

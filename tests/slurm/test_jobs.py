@@ -135,8 +135,9 @@ def test_of_an_array_only_the_failed_shard_is_made_again(cluster, submit, tmp_pa
     builder = HERE / "pretend_shard.py"
     job = submit(builder, "--array", "0-7%4", "--time", 5, flags=("--out", out))
     states = [cluster.wait(f"{job}_{i}")["JobState"] for i in range(8)]
-    assert states == ["COMPLETED"] * 3 + ["FAILED"] + ["COMPLETED"] * 4
-    assert "--array 3 --shards 8" in (tmp_path / f"runs/slurm/pretend_shard-{job}_3.out").read_text()
+    logs = {path.name: path.read_text() for path in (tmp_path / "runs/slurm").glob("*.out")}
+    assert states == ["COMPLETED"] * 3 + ["FAILED"] + ["COMPLETED"] * 4, logs
+    assert "--array 3 --shards 8" in logs[f"pretend_shard-{job}_3.out"]
     (out / "broken").unlink()
     again = submit(builder, "--array", "0-7%4", "--time", 5, flags=("--out", out))
     assert {cluster.wait(f"{again}_{i}")["JobState"] for i in range(8)} == {"COMPLETED"}

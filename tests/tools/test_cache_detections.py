@@ -92,6 +92,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_videos_without_rows_are_called_what_generate_calls_them(detect: Callable, data: Path) -> None:
+    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.rows import read_rows as rows_to_answer
+
+    os.rename(data / "clips", data / "more clips")
+    entries = [f"{data}/more clips/../more clips/", str(next((data / "more clips").iterdir()))]
+    result, _ = detect("--data", *entries)
+    assert result["videos"] == 3 and result["frames"] == 9
+    cache = DetectionCache.load(data / "out.jsonl")
+    samples, _ = rows_to_answer(GenerateConfig(data=entries[:1], out="o", mode="concise"))
+    assert sorted(entry.video for entry in cache) == sorted(str(sample.columns["_video"]) for sample in samples)
+    looked_at = {entry.video: entry.frames[1].sha256 for entry in cache}
+    for sample in samples:
+        assert sample.video
+        picture = load_video(sample.video, 3, "")[1]
+        assert looked_at[str(sample.columns["_video"])] == hashlib.sha256(picture.tobytes()).hexdigest()
+
+
 def test_frames_are_those_of_training_and_nothing_found_is_an_answer(detect: Callable, data: Path) -> None:
     result, text = detect()
     assert result["videos"] == 5 and result["frames"] == 3 * 3 + 2

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -245,6 +246,17 @@ def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, 
         assert text["mode"] == "concise" and text["reference"]["text"]
         assert text["answers"]["stage 1"]["text"] == text["answers"]["stage 2"]["text"] != ""
     assert "stage 2" in done.stdout and "R_hall" in done.stdout and "index.html: 2 videos" in done.stdout
+    folder = tmp_path / "clips"  # videos that no row names: no reference to compare with
+    shutil.copytree(data / result["videos"][0]["video"], folder / "a")
+    line = next(x for x in read(data / "detections.jsonl") if x["video"] == result["videos"][0]["video"])
+    (tmp_path / "d.jsonl").write_text(json.dumps(line | {"video": str(folder / "a")}) + "\n")
+    bare = [*words[:3], *words[4:5], "--names", "s", "--data", folder, "--detections", tmp_path / "d.jsonl", *words[12:]]
+    bare[bare.index("--out") + 1] = tmp_path / "bare"
+    done = run([*bare, "--modes", "concise"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    [entry] = json.loads((tmp_path / "r.json").read_text())["videos"]
+    assert entry["video"] == str(folder / "a") and not any(frame["changed"] for frame in entry["frames"])
+    assert entry["texts"][0]["answers"]["s"]["text"] == result["videos"][0]["texts"][0]["answers"]["stage 1"]["text"]
     words[3:8] = [tiny_video_model, tiny_video_model, tmp_path / "none", "--names", "stage 1", "stage 2", "none"]
     done = run([*words, "--modes", "concise"])
     assert done.stdout.count("2 answered before, 0 to do") == 2
