@@ -14,8 +14,9 @@ call, which a samples file then shows.
 
 A reward may offer `check(**columns) -> list[str | None]`, which GRPO asks before it trains: of each row what keeps the
 reward from scoring it, None where nothing does. `columns` hold one value a row of the data: those that the reward is later
-called with (`reference`, `video`, `image` ...), and `frames`, the numbers of the frames that the run takes of the video
-(None for a row without one).
+called with (`reference`, `video`, `image` ...), `frames`, the numbers of the frames that the run takes of the video (None
+for a row without one), and `difference(identity, number of frames)`, how the row's files differ from those of an identity
+(data.feature_cache), '' where they do not.
 """
 
 import argparse

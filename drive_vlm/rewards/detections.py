@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,21 @@ class DetectionCache:
             raise ValueError(self._missing(video))
         return self._classes[video]
 
-    def problem(self, video: str, frames: Sequence[int] | None = None) -> str | None:
-        """Why the cache does not fit a row of a run that takes these `frames` of the video; None when it does."""
+    def problem(
+        self, video: str, frames: Sequence[int] | None = None, difference: Callable[..., str] | None = None
+    ) -> str | None:
+        """Why the cache does not fit a row of a run that takes these `frames` of the video; None when it does.
+
+        `difference(file, number of frames)` tells how the row's files differ from the `file` of an entry, '' where they do not.
+        """
         if video not in self._entries:
             return self._missing(video)
-        was = [frame.index for frame in self._entries[video].frames]
+        entry = self._entries[video]
+        was, files = [frame.index for frame in entry.frames], ", ".join(map(str, self.paths))
+        if entry.file and difference and (told := difference(entry.file, len(was))):
+            return f"{video!r} is not what was looked at for {files}: {told}. Run {COMMAND} with the same flags again"
         if frames is None or was == list(frames):
             return None
-        files = ", ".join(map(str, self.paths))
         return (
             f"the detections of {video!r} in {files} are of {len(was)} frames ({_some(was)}), this run takes {len(frames)} "
             f"({_some(frames)}). Give --num_frames {len(was)}, or make a new cache: {COMMAND} --num_frames {len(frames)}"

@@ -223,22 +223,20 @@ class PhysicsReward:
         return [item.reward for item in self.last_terms]
 
     def check(self, **columns: Any) -> list[str | None]:
-        """What keeps rows from being scored: no reference, or no detections of the frames that the run takes."""
-        given = zip(
-            *(columns.get(name) or [None] * len(columns["id"]) for name in ("video", "image", "reference", "frames")),
-            strict=True,
-        )
+        """What keeps rows from being scored: no reference, or no detections of the frames that the run takes of these files."""
+        names = ("video", "image", "reference", "frames", "difference")
+        given = zip(*(columns.get(name) or [None] * len(columns["id"]) for name in names), strict=True)
         return [
-            self._problem(image if video is None else video, reference, frames)
-            for video, image, reference, frames in given
+            self._problem(image if video is None else video, reference, frames, difference)
+            for video, image, reference, frames, difference in given
         ]
 
-    def _problem(self, video: Any, reference: Any, frames: Sequence[int] | None) -> str | None:
+    def _problem(self, video: Any, reference: Any, frames: Sequence[int] | None, difference: Any) -> str | None:
         if not isinstance(video, str) or not video:
             return "the row needs a video or one image"
         if not isinstance(reference, str) or not reference:
             return "the row has no answer to be the reference: its last turn must be the assistant's"
-        return self.cache.problem(video, frames)
+        return self.cache.problem(video, frames, difference)
 
     def _log(self, log_metric: Callable[[str, float], None], modes: Sequence[str] | None) -> None:
         names = [*TERMS, "precision", "recall", "unverified", "words"]

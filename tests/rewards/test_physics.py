@@ -223,6 +223,22 @@ def test_rows_that_cannot_be_scored_are_told_beforehand(reward):
     assert found[5] == found[6] == "the row needs a video or one image"
 
 
+def test_a_replaced_video_is_told_beforehand(reward):
+    """Another file under the old name: its detections would score what nobody sees. `difference` is the stage's."""
+    entry = reward.cache.entry("a")
+    object.__setattr__(entry, "file", {"files": 1, "bytes": 7, "times": "t", "content": "c"})
+    asked = []
+
+    def difference(file, num_frames):
+        asked.append((file["bytes"], num_frames))
+        return "1 files of 7 bytes then, 1 of 8 bytes now" if len(asked) == 1 else ""
+
+    row = {"id": ["1"], "video": ["a"], "reference": ["r"], "frames": [[0]], "difference": [difference]}
+    [told] = reward.check(**row)
+    assert "'a' is not what was looked at for" in told and "7 bytes then, 1 of 8 bytes now. Run python tools/" in told
+    assert reward.check(**row) == [None] and asked == [(7, 1), (7, 1)]
+
+
 def test_a_bad_configuration_is_told_when_the_reward_is_built(tmp_path, spacy_model):
     cache = detections(tmp_path / "d.jsonl", a=["car"])
     with pytest.raises(ValueError, match=r"takes 4 numbers .*, got 2"):

@@ -23,7 +23,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"  # daemons stand outside the PATH of most users
 
-# cred_expire is also what a requeued job waits before it may start again: 120 s by default, and for any value below 5.
+# cred_expire is also what a requeued job waits before it may start again: 120 s by default, and for any value below 5. A host
+# that stands still for longer between the two halves of a launch fails the step ("Job credential expired"): 5 s was too short.
 CONF = """ClusterName=test
 SlurmctldHost={host}({controller})
 SlurmctldPort={port}
@@ -31,7 +32,7 @@ SlurmUser={user}
 SlurmdUser={user}
 FirstJobId={first_job}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket,cred_expire=5
+AuthInfo=socket={root}/munge.socket,cred_expire=15
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.slurm.pid

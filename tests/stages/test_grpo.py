@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,7 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
     trainer: Callable, tiny_video_model: Path, synthetic_data: Path, spacy_model: str, tmp_path: Path
 ) -> None:
     """Each is named by its line, and so are detections of other frames than the run samples."""
+    from drive_vlm.data.detection_items import Item
     from drive_vlm.data.vision import frame_indices
     from drive_vlm.rewards.detections import DetectedFrame, Detector, VideoDetections, append_detections
 
@@ -275,7 +277,8 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
     few.write_text("".join(json.dumps(row) + "\n" for row in rows))
     frames = tuple(DetectedFrame(i, "", ()) for i in frame_indices(4, 3))
     videos = list(dict.fromkeys(row["video"] for row in rows))
-    append_detections(cache, [VideoDetections(v, Detector("w", "", 64, 0.3, "v"), frames) for v in videos])
+    files = {v: Item(v, str(data / v), "", is_video=True).identity(3) for v in videos}
+    append_detections(cache, [VideoDetections(v, Detector("w", "", 64, 0.3, "v"), frames, files[v]) for v in videos])
     words = ("--model", tiny_video_model, "--data", few, "--rewards", "physics", "--physics_detections", cache)
     words = (*words, "--physics_spacy", spacy_model, "--beta", 0, "--num_frames")
     trainer(*words, 3)
@@ -283,6 +286,14 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
         ValueError, match=rf"few\.jsonl:1: the detections of '{videos[0]}' .*are of 3 frames .*this run takes 2 "
     ):
         trainer(*words, 2)
+    os.utime(data / videos[0])  # as in a copy of the data
+    trainer(*words, 3)
+    shutil.copy(data / videos[1], data / videos[0])
+    with pytest.raises(
+        ValueError, match=rf"few\.jsonl:1: '{videos[0]}' is not what was looked at for .*bytes then, 1 of"
+    ):
+        trainer(*words, 3)
+    shutil.copy(synthetic_data / videos[0], data / videos[0])
     rows[4]["conversations"].pop()
     few.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cache.write_text("".join(line for line in cache.open() if json.loads(line)["video"] != rows[1]["video"]))

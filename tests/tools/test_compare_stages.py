@@ -250,7 +250,17 @@ def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, 
     shutil.copytree(data / result["videos"][0]["video"], folder / "a")
     line = next(x for x in read(data / "detections.jsonl") if x["video"] == result["videos"][0]["video"])
     (tmp_path / "d.jsonl").write_text(json.dumps(line | {"video": str(folder / "a")}) + "\n")
-    bare = [*words[:3], *words[4:5], "--names", "s", "--data", folder, "--detections", tmp_path / "d.jsonl", *words[12:]]
+    bare = [
+        *words[:3],
+        *words[4:5],
+        "--names",
+        "s",
+        "--data",
+        folder,
+        "--detections",
+        tmp_path / "d.jsonl",
+        *words[12:],
+    ]
     bare[bare.index("--out") + 1] = tmp_path / "bare"
     done = run([*bare, "--modes", "concise"])
     assert done.returncode == 0, done.stderr[-3000:]
