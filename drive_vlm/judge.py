@@ -1,311 +1,328 @@
-"""Client of any OpenAI-compatible chat server: judge, teacher, captioner, and `generate --backend openai`.
+"""A judge of the command line: a model on any OpenAI-compatible server, a model in this process, or the reference alone.
 
-Replies are cached on disk by what was asked, so a second run asks nothing; retries and time limits are those of the
-`openai` package. The API key is read from the environment when the first request goes out and is kept nowhere else:
-not in the cache, the log, `repr` or an error text.
+Models take the same requests and give replies in order; replies that cannot be read are asked for again.
 """
 
-import base64
-import hashlib
-import ipaddress
-import json
+import dataclasses
 import os
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-Message = dict[str, Any]
-K = TypeVar("K")
+from drive_vlm.config import field
+from drive_vlm.evaluation.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, parse_verdict
 
-_REFUSALS = (400, 413, 422)  # HTTP statuses that are about one request, not about the server or the key
-_ALL_REFUSED = 8  # so many refusals and no answer are no accident; fewer may be what an earlier run left over
-_IMAGE_KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
+RETRY_TEMPERATURE = 0.7  # at 0 a judge would say the same again
+T = TypeVar("T")
 
 
-class ChatError(ValueError):
-    """The server could not be asked, refused, or answered with nothing."""
+@dataclasses.dataclass
+class JudgeConfig:
+    """Who judges, and how it is asked."""
 
-
-class RefusedError(ChatError):
-    """The server is well but would not answer this one request: too long, filtered, or an empty reply each time."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer. `cached` replies cost nothing; token counts are those of the request that was once paid."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached: bool = False
-
-
-@dataclass
-class Usage:
-    """What a client has asked so far; replies from the cache count in `cached` alone."""
-
-    requests: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass
-class ChatClient:
-    """Asks `model` at `base_url` (e.g. https://host/v1).
-
-    `timeout` is in seconds for one attempt, `price_in` and `price_out` are per million tokens. The key stands in the
-    environment variable `api_key_env`; a server on this machine or in a private network needs none.
-    Raises ValueError for a `base_url` that is no http(s) address or carries a password.
-    """
-
-    base_url: str
-    model: str
-    api_key_env: str = "OPENAI_API_KEY"
-    cache_dir: str | Path | None = None
-    timeout: float = 120.0
-    max_retries: int = 4
-    requests_per_minute: float | None = None
-    price_in: float | None = None
-    price_out: float | None = None
-    usage: Usage = field(default_factory=Usage)
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url {self.base_url!r}: expected an address such as http://localhost:8000/v1")
-        if "@" in parts.netloc or parts.query:
-            raise ValueError(
-                f"the base_url of {parts.hostname} carries credentials or a query; "
-                f"put the key into the environment variable {self.api_key_env} instead"
-            )
-        self.base_url = self.base_url.rstrip("/")
-        self._lock = threading.Lock()
-        self._next_request = 0.0
-        self._client: Any = None
-        self._answered = False
-
-    @property
-    def cost(self) -> float | None:
-        """Price of the requests so far (not of cached replies); None where no price was given."""
-        if self.price_in is None or self.price_out is None:
-            return None
-        return (self.usage.prompt_tokens * self.price_in + self.usage.completion_tokens * self.price_out) / 1e6
-
-    def complete(self, messages: Sequence[Message], **sampling: Any) -> Reply:
-        """The reply to one conversation; `sampling` is passed on (temperature, max_tokens, seed ...).
-
-        Raises RefusedError for a refused request or an empty reply, ChatError for a server that cannot be asked,
-        ValueError for a missing key.
-        """
-        key = request_key(self.base_url, self.model, messages, sampling)
-        reply = self._cached(key)
-        if reply is None:
-            reply = self._ask(key, messages, sampling)
-            self._store(key, reply)
-        self._answered = True
-        return reply
-
-    def complete_many(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        workers: int = 8,
-        progress: str = "asking",
-        keep_refused: bool = False,
-        **sampling: Any,
-    ) -> list[Reply]:
-        """Replies in the order of `conversations`, asked by `workers` threads, with a progress bar on stderr.
-
-        With a cache, equal conversations are asked once. The first error stops the rest; what was answered before
-        stays in the cache. With `keep_refused` a request that the server refuses has an empty reply, whose
-        finish_reason is the error's text; where nothing but refusals has come, the first is raised all the same.
-        """
-        keys: list[Any] = list(range(len(conversations)))
-        if self.cache_dir is not None:
-            keys = [request_key(self.base_url, self.model, messages, sampling) for messages in conversations]
-        unique = dict(zip(keys, conversations, strict=True))
-        replies = dict(self.complete_each(unique, workers, progress, keep_refused, **sampling))
-        return [replies[key] for key in keys]
-
-    def complete_each(
-        self,
-        conversations: Mapping[K, Sequence[Message]],
-        workers: int = 8,
-        progress: str = "asking",
-        keep_refused: bool = False,
-        **sampling: Any,
-    ) -> Iterator[tuple[K, Reply]]:
-        """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
-        was refused comes last."""
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
-        from rich.console import Console
-        from rich.progress import track
-
-        refused: dict[K, RefusedError] = {}
-        failed: BaseException | None = None
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            futures = {pool.submit(self.complete, asked, **sampling): key for key, asked in conversations.items()}
-            try:
-                bar = track(as_completed(futures), progress, total=len(futures), console=Console(stderr=True))
-                for future in bar:
-                    if future.cancelled():
-                        continue
-                    error = future.exception()
-                    if error is None:
-                        yield futures[future], future.result()
-                    elif keep_refused and isinstance(error, RefusedError):
-                        refused[futures[future]] = error
-                    elif failed is None:
-                        failed = error
-                        for other in futures:
-                            other.cancel()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if failed is not None:
-            raise failed
-        if len(refused) == len(futures) >= _ALL_REFUSED and not self._answered:
-            raise next(iter(refused.values()))
-        yield from ((key, Reply("", str(error), 0, 0)) for key, error in refused.items())
-
-    def _ask(self, key: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Reply:
-        import openai
-
-        client, secret = self._connection()
-        problem, kind = "", ChatError
-        for _ in range(self.max_retries + 1):
-            self._wait_for_turn()
-            try:
-                reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
-            except (_Malformed, json.JSONDecodeError) as error:  # the `openai` package hands both through unchecked
-                problem, kind = f"no chat completion, but {str(error).replace(secret, '***')}", ChatError
-                continue
-            except openai.OpenAIError as error:
-                text = f"{type(error).__name__}: {error}".replace(secret, "***")
-                # `from None`: the chained error would print what was redacted here.
-                kind = RefusedError if getattr(error, "status_code", 0) in _REFUSALS else ChatError
-                raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
-            with self._lock:
-                self.usage.requests += 1
-                self.usage.prompt_tokens += reply.prompt_tokens
-                self.usage.completion_tokens += reply.completion_tokens
-            if reply.text.strip():
-                return reply
-            problem = f"empty reply (finish_reason {reply.finish_reason}); raise max_tokens, or look at the request"
-            kind = RefusedError
-        raise kind(
-            f"{self.model} at {self.base_url}: {_name(key, messages)}: in {self.max_retries + 1} attempts {problem}"
-        )
-
-    def _connection(self) -> tuple[Any, str]:
-        """The `openai` client, made at the first request, and the key to redact."""
-        secret = os.environ.get(self.api_key_env) or ("EMPTY" if _is_local(self.base_url) else "")
-        if not secret:
-            raise ValueError(f"no key for {self.base_url}: set the environment variable {self.api_key_env}")
-        with self._lock:
-            if self._client is None:
-                import openai
-
-                self._client = openai.OpenAI(
-                    base_url=self.base_url, api_key=secret, timeout=self.timeout, max_retries=self.max_retries
-                )
-            return self._client, secret
-
-    def _wait_for_turn(self) -> None:
-        if not self.requests_per_minute:
-            return
-        with self._lock:
-            start = max(self._next_request, time.monotonic())
-            self._next_request = start + 60.0 / self.requests_per_minute
-        time.sleep(max(0.0, start - time.monotonic()))
-
-    def _cache_file(self, key: str) -> Path | None:
-        return None if self.cache_dir is None else Path(self.cache_dir) / key[:2] / f"{key}.json"
-
-    def _cached(self, key: str) -> Reply | None:
-        path = self._cache_file(key)
-        if path is None or not path.exists():
-            return None
-        try:
-            reply = Reply(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ChatError(f"{path}: not a cached reply ({error}); delete the file to ask again") from error
-        with self._lock:
-            self.usage.cached += 1
-        return replace(reply, cached=True)
-
-    def _store(self, key: str, reply: Reply) -> None:
-        path = self._cache_file(key)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file of its own name, then a rename: several processes may store the same reply at once.
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(asdict(reply), file, ensure_ascii=False)
-        os.replace(file.name, path)
-
-
-def request_key(base_url: str, model: str, messages: Sequence[Message], sampling: dict[str, Any]) -> str:
-    """sha256 of everything that decides a reply: address, model, messages with their image bytes, sampling."""
-    asked = [base_url, model, list(messages), sampling]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def image_part(path: str | Path) -> Message:
-    """The picture as a content part of a message, its bytes unchanged in a data URL.
-
-    Raises ValueError for a missing file and for bytes that are not JPEG, PNG, GIF or WebP.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such image")
-    data = path.read_bytes()
-    kind = next((kind for magic, kind in _IMAGE_KINDS.items() if data.startswith(magic)), None)
-    if kind is None:
-        raise ValueError(f"{path}: not a JPEG, PNG, GIF or WebP image; convert it first")
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}}
-
-
-class _Malformed(Exception):
-    """What a server sent is JSON or text, but no chat completion; the message says what it is."""
-
-
-def _reply(answer: Any) -> Reply:
-    """Raises _Malformed for what is not a chat completion: the `openai` package does not check it."""
-    choices = getattr(answer, "choices", None)
-    if not isinstance(choices, list) or not all(hasattr(choice, "message") for choice in choices):
-        raise _Malformed(f"{str(answer)[:100]!r}")
-    choice = choices[0] if choices else None
-    text = getattr(choice.message, "content", None) if choice else None
-    if not isinstance(text, str | None):
-        raise _Malformed(f"content {str(text)[:100]!r}")
-    return Reply(
-        text=text or "",
-        finish_reason=(choice.finish_reason if choice else None) or "none",
-        prompt_tokens=getattr(answer.usage, "prompt_tokens", None) or 0,
-        completion_tokens=getattr(answer.usage, "completion_tokens", None) or 0,
+    judge_model: str | None = field(
+        None, help="the judge: model name at --judge_url, or with --judge_backend hf a model directory"
+    )
+    judge_backend: str = field(
+        "openai",
+        help="openai: a server; hf: in this process; reference: no model, the answer that equals the reference wins (as "
+        "tools/qa_eval.py compares them), two right or two wrong ones tie",
+        choices=("openai", "hf", "reference"),
+    )
+    judge_url: str = field("https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
+    judge_key_env: str = field("OPENAI_API_KEY", help="environment variable with the judge's key")
+    judge_workers: int = field(8, help="requests to the server at the same time")
+    judge_timeout: float = field(120.0, help="seconds that one request may take")
+    judge_retries: int = field(4, help="times that a request which failed is sent again")
+    judge_max_tokens: int = field(512, help="tokens of a reply, at most")
+    judge_attempts: int = field(
+        3, help=f"times a reply that cannot be read is asked for, from the second on at temperature {RETRY_TEMPERATURE}"
+    )
+    judge_batch_size: int = field(8, help="requests at a time with --judge_backend hf")
+    requests_per_minute: float | None = field(None, help="limit of the server")
+    price_in: float | None = field(None, help="price of a million prompt tokens, for the cost")
+    price_out: float | None = field(None, help="price of a million reply tokens, for the cost")
+    cache: str | None = field(
+        None,
+        help="directory that keeps the server's replies; a rerun asks nothing (default: judge in the cache directory)",
     )
 
 
-def _name(key: str, messages: Sequence[Message]) -> str:
-    """A request as an error names it: its cache key and how its last words begin."""
-    content = messages[-1].get("content", "") if messages else ""
-    if not isinstance(content, str):
-        content = " ".join(part.get("text", "[image]") for part in content)
-    return f"request {key[:12]} ({content[:60]!r})"
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to a judge: its turns, the last by the user; `images` (paths) stand before the last turn's text."""
+
+    turns: Turns
+    images: tuple[str, ...] = ()
 
 
-def _is_local(base_url: str) -> bool:
-    """True for this machine, a private address, or a bare host name (a node of the same cluster)."""
-    host = urlsplit(base_url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host
+@dataclasses.dataclass(frozen=True)
+class Judgement(Generic[T]):
+    """What a judge said in the end: `value` is None when no attempt could be read."""
+
+    value: T | None
+    reply: str
+    attempts: int
+
+    def unread_after(self) -> dict[str, int]:
+        """{"unread_after": attempts} where no attempt could be read: JudgedRows asks again when more are allowed."""
+        return {} if self.value is not None else {"unread_after": self.attempts}
+
+
+class Judge(Protocol):
+    block: int
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        """Replies in the order of `requests`; attempt 0 is greedy, later ones are sampled, each with its own seed."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the replies beside the requests; kept beside results, so it holds no key."""
+
+    def spent(self) -> dict[str, Any]:
+        """Requests, tokens and cost so far."""
+
+
+def open_judge(config: JudgeConfig) -> Judge:
+    """The judge of the flags. Raises ValueError without one, and for an address or a directory that cannot be one."""
+    if config.judge_attempts < 1:
+        raise ValueError(f"--judge_attempts {config.judge_attempts}: at least 1")
+    if config.judge_backend == "reference":
+        if config.judge_model:
+            raise ValueError("--judge_model with --judge_backend reference, which asks no model: leave one of them out")
+        return ReferenceJudge()
+    if not config.judge_model:
+        raise ValueError("no judge: give --judge_model, a name at --judge_url or a directory with --judge_backend hf")
+    return LocalJudge(config) if config.judge_backend == "hf" else ServerJudge(config)
+
+
+def judge_all(
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+) -> Iterator[list[Judgement[T]]]:
+    """Judgements in order, a block at a time, so that a caller can keep each block before the next is asked for.
+
+    Raises ChatError where the server cannot be asked.
+    """
+    for start in range(0, len(requests), judge.block):
+        yield _judge_block(judge, requests[start : start + judge.block], parse, attempts)
+
+
+def _judge_block(
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+) -> list[Judgement[T]]:
+    found: dict[int, Judgement[T]] = {}
+    for attempt in range(attempts):
+        open_ = [i for i in range(len(requests)) if i not in found or found[i].value is None]
+        if not open_:
+            break
+        for i, reply in zip(open_, judge.ask([requests[i] for i in open_], attempt), strict=True):
+            found[i] = Judgement(parse(reply), reply, attempt + 1)
+    return [found[i] for i in range(len(requests))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two answers to one question; `values` fill the other places of the prompt (question, reference)."""
+
+    values: dict[str, str]
+    first: str
+    second: str
+    images: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Both orders of a comparison, and their common verdict: FIRST, SECOND, TIE, or None where one cannot be read."""
+
+    shown: Judgement[str]
+    swapped: Judgement[str]
+
+    @property
+    def winner(self) -> str | None:
+        return combine(self.shown.value, self.swapped.value)
+
+    def unread_after(self) -> dict[str, int]:
+        return self.shown.unread_after() | self.swapped.unread_after()
+
+
+def compare_all(
+    judge: Judge, comparisons: Sequence[Comparison], prompt: Turns, attempts: int
+) -> Iterator[list[Compared]]:
+    """Judge every comparison in both orders; results in order, a block at a time."""
+    if isinstance(judge, ReferenceJudge):
+        yield judge.compare(comparisons)
+        return
+    requests = [
+        Request(fill(prompt, item.values | {"answer_a": a, "answer_b": b}), item.images)
+        for item in comparisons
+        for a, b in ((item.first, item.second), (item.second, item.first))
+    ]
+    for block in judge_all(judge, requests, parse_verdict, attempts):
+        assert len(block) % 2 == 0, "a block holds whole comparisons"
+        yield [Compared(shown, swapped) for shown, swapped in zip(block[::2], block[1::2], strict=True)]
+
+
+class ServerJudge:
+    """A judge behind ChatClient; every reply is kept on disk as soon as it is there."""
+
+    block = 64
+
+    def __init__(self, config: JudgeConfig) -> None:
+        from drive_vlm.chat_client import ChatClient
+        from drive_vlm.launch.cache import cache_dir
+
+        assert config.judge_model is not None
+        self.config = config
+        self.client = ChatClient(
+            base_url=config.judge_url,
+            model=config.judge_model,
+            api_key_env=config.judge_key_env,
+            cache_dir=config.cache or cache_dir() / "judge",
+            timeout=config.judge_timeout,
+            max_retries=config.judge_retries,
+            requests_per_minute=config.requests_per_minute,
+            price_in=config.price_in,
+            price_out=config.price_out,
+        )
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        sampling = {"temperature": RETRY_TEMPERATURE if attempt else 0, "max_tokens": self.config.judge_max_tokens}
+        seed = {"seed": attempt} if attempt else {}
+        replies = self.client.complete_many(
+            [_messages(request) for request in requests],
+            self.config.judge_workers,
+            "judging" if attempt == 0 else f"asking again ({attempt})",
+            keep_refused=True,
+            **sampling,
+            **seed,
+        )
+        return [reply.text or f"(refused) {reply.finish_reason}" for reply in replies]
+
+    def describe(self) -> dict[str, Any]:
+        names = ("judge_model", "judge_url", "judge_max_tokens")
+        return {name: getattr(self.config, name) for name in names}
+
+    def spent(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.client.usage) | {"cost": self.client.cost}
+
+
+class LocalJudge:
+    """A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        from drive_vlm.models import model_type
+
+        assert config.judge_model is not None
+        self.path = config.judge_model
+        model_type(self.path)  # a directory that is no model is refused before anything is built
+        self.config, self.block = config, 8 * config.judge_batch_size
+        self.requests = 0
+        self._model: Any = None
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        from drive_vlm.config import ModelConfig
+        from drive_vlm.generate import GenerateConfig, LocalModel, batches_of
+
+        generation = GenerateConfig(
+            data=[],
+            out="",
+            batch_size=self.config.judge_batch_size,
+            max_new_tokens=self.config.judge_max_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
+            seed=attempt,
+        )
+        if self._model is None:
+            self._model = LocalModel(ModelConfig(model=self.path), generation)
+        samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
+        batches = batches_of(samples, generation.batch_size)
+        replies = {sample.id: text for sample, text in self._model.answers(batches, generation, [])}
+        self.requests += len(requests)
+        return [replies[sample.id] for sample in samples]
+
+    def describe(self) -> dict[str, Any]:
+        from drive_vlm.launch.fingerprint import model_fingerprint
+
+        return {"judge_model": model_fingerprint(self.path), "judge_max_tokens": self.config.judge_max_tokens}
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": self.requests, "cost": None}
+
+
+class ReferenceJudge:
+    """No model: of two answers the one wins that equals the reference after the normalisation of tools/qa_eval.py; two right
+    or two wrong ones tie. It is exact for questions with one short answer, and says nothing about free texts."""
+
+    block = 64
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Compared]:
+        """Verdicts of both orders. Raises ValueError for a comparison without "reference"."""
+        from drive_vlm.evaluation.answer_accuracy import correct_answers
+
+        if any("reference" not in item.values for item in comparisons):
+            raise ValueError("--judge_backend reference: there is no reference to compare two answers with here")
+        references = [item.values["reference"] for item in comparisons]
+        first = correct_answers([item.first for item in comparisons], references)
+        second = correct_answers([item.second for item in comparisons], references)
+        return [Compared(_exact(a, b), _exact(b, a)) for a, b in zip(first, second, strict=True)]
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        raise ValueError(
+            "--judge_backend reference compares two answers with a reference; it rates none and reads no prompt"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {"judge_backend": "reference"}
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": 0, "cost": None}
+
+
+def _exact(shown: float, other: float) -> Judgement[str]:
+    """The verdict on two answers that are right (1) or wrong (0)."""
+    return Judgement(TIE if shown == other else FIRST if shown > other else SECOND, "", 1)
+
+
+def _messages(request: Request) -> list[dict[str, Any]]:
+    """OpenAI chat messages, pictures as data URLs."""
+    from drive_vlm.chat_client import image_part
+
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in request.turns]
+    if request.images:
+        pictures = [image_part(path) for path in request.images]
+        messages[-1]["content"] = [*pictures, {"type": "text", "text": request.turns[-1][1]}]
+    return messages
+
+
+def _sample(request: Request, name: str) -> Any:
+    from drive_vlm.data.samples import IMAGE, Sample, Turn
+
+    turns = [Turn(role, (text,)) for role, text in request.turns]
+    turns[-1] = Turn("user", (IMAGE,) * len(request.images) + turns[-1].parts)
+    columns = {"_max_tiles": None}
+    return Sample(name, tuple(turns), request.images, None, None, columns, f"request {name} to the judge")
+
+
+def resolve_images(images: Sequence[str], root: str, where: str) -> tuple[str, ...]:
+    """Picture paths of a prediction row below `root`, checked."""
+    from drive_vlm.data.samples import resolve_below
+
+    return check_images(tuple(resolve_below(root, image, where) for image in images), where)
+
+
+def check_images(paths: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """`paths`; raises ValueError, naming the row, for one that is not there."""
+    for path in paths:
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"{where}: {path} does not exist; give --image_root, or --no_images for a judge that reads the texts alone"
+            )
+    return paths
+
+
+def spent_line(spent: dict[str, Any]) -> str:
+    """One line for people about what the judge cost."""
+    if "cached" not in spent:
+        return f"judge: {spent['requests']:,} requests in this process"
+    cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
+    return (
+        f"judge: {spent['requests']:,} requests ({spent['prompt_tokens']:,} + {spent['completion_tokens']:,} tokens{cost}), "
+        f"{spent['cached']:,} replies from the cache"
+    )

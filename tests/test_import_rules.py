@@ -31,9 +31,9 @@ HEAVY = {
 COMMANDS = {"generate", "merge", "plan", "report", "doctor", "reproduce"}
 ALLOWED = {
     "config": set(), "launch": {"config"}, "data": {"config", "launch"}, "models": {"config", "launch"}, "rewards": {"config", "launch"}, "rounds": {"launch"}, "process_group": {"launch"},
-    "evaluation": {"config", "data"}, "judge": {"config"}, "judging": {"config", "data", "evaluation", "generate", "judge", "launch", "models"}, "stages": {"models", "data", "rewards", "config", "launch"},
-    **{name: {"stages", "models", "data", "rewards", "evaluation", "judge", "config", "launch", "process_group"} for name in COMMANDS},
-    "doctor": {"config", "launch", "_torchvision_cpu"}, "__main__": COMMANDS | {"stages", "judge", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
+    "evaluation": {"config", "data"}, "chat_client": {"config"}, "judge": {"config", "data", "evaluation", "generate", "chat_client", "launch", "models"}, "stages": {"models", "data", "rewards", "config", "launch"},
+    **{name: {"stages", "models", "data", "rewards", "evaluation", "chat_client", "config", "launch", "process_group"} for name in COMMANDS},
+    "doctor": {"config", "launch", "_torchvision_cpu"}, "__main__": COMMANDS | {"stages", "config"}, "__init__": {"_torchvision_cpu"}, "_torchvision_cpu": set(),
 }  # fmt: skip
 
 

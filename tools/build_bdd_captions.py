@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.chat_client import ChatClient, ChatError, RefusedError
 from drive_vlm.config import CommandParser, plain
 from drive_vlm.data.instructions import MODES
 from drive_vlm.data.rewrites import clean, fault, words
@@ -28,7 +29,6 @@ from drive_vlm.data.splits import held_out_groups
 from drive_vlm.data.table import audit_bad_rows
 from drive_vlm.data.video_captions import VideoCaption, read_video_captions
 from drive_vlm.evaluation.verdicts import Turns, fill, read_prompt
-from drive_vlm.judge import ChatClient, ChatError, RefusedError
 from drive_vlm.launch.cache import write_atomically
 from drive_vlm.rewards.new_nouns import NounCheck
 

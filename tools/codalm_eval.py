@@ -15,7 +15,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain
 from drive_vlm.evaluation.codalm import TASKS, CodaLMScore, Rated, Score, region_class, score
 from drive_vlm.evaluation.verdicts import Turns, fill, parse_rating, read_prompt
-from drive_vlm.judging import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, spent_line
+from drive_vlm.judge import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, spent_line
 
 PROMPTS = Path(__file__).parent / "prompts" / "codalm"
 PLACES = ("reference", "prediction")

@@ -102,7 +102,7 @@ def make_judge(args: Any) -> Judge | None:
     prompt = _read(args.judge_prompt) if args.judge_prompt else JUDGE_PROMPT
     if "{reference}" not in prompt or "{answer}" not in prompt:
         raise ValueError(f"{args.judge_prompt}: the prompt must hold {{reference}} and {{answer}}")
-    from drive_vlm.judge import ChatClient
+    from drive_vlm.chat_client import ChatClient
 
     client = ChatClient(args.judge_url, args.judge_model, args.judge_key_env, cache_dir=args.cache)
 

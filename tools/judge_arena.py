@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
 from drive_vlm.evaluation.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
-from drive_vlm.judging import (
+from drive_vlm.judge import (
     Compared,
     Comparison,
     Judge,

@@ -18,7 +18,7 @@ from drive_vlm.data.pair_sources import Answered, best_pairs, check_ids, gold_pa
 from drive_vlm.data.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.evaluation.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
-from drive_vlm.judging import (
+from drive_vlm.judge import (
     Comparison,
     JudgeConfig,
     Request,

@@ -5,7 +5,7 @@ import pytest
 from drive_vlm.config import ModelConfig
 from drive_vlm.data.samples import BadRow
 from drive_vlm.generate import GenerateConfig, LocalModel
-from drive_vlm.judging import JudgeConfig, Request, open_judge
+from drive_vlm.judge import JudgeConfig, Request, open_judge
 from drive_vlm.models import load_family
 from drive_vlm.models.tiny import CHAT_TEMPLATE, train_tokenizer
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drive_vlm.judge import ChatClient, ChatError, RefusedError, image_part, request_key
+from drive_vlm.chat_client import ChatClient, ChatError, RefusedError, image_part, request_key
 
 SECRET = "sk-very-secret-0123456789"
 PIXEL = b"\x89PNG\r\n\x1a\n" + bytes(16)
