@@ -1,7 +1,7 @@
 """What a text about a drive says: its objects as detector classes, what it denies, its words of time and its adjectives.
 
-spaCy gives lemmas, tags and the dependency tree; drive_vlm/rewards/vocabulary.py the meaning of phrases;
-drive_vlm/rewards/negation.py what is denied. Nothing is matched inside a word.
+spaCy gives lemmas, tags and the dependency tree; vocabulary.py (beside this file) the meaning of phrases, negation.py what
+is denied, lights.py which lights are traffic lights. Nothing is matched inside a word.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drive_vlm.rewards.lights import is_coloured, is_lamp
 from drive_vlm.rewards.negation import FREE, is_negated, phrase_head
 from drive_vlm.rewards.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
 
@@ -134,6 +135,8 @@ def coarse_tags(doc: "Doc") -> "Doc":
         token.pos_ = _PARTS_OF_SPEECH.get(tag[:2], "X")
         if tag.startswith("VB") and token.lower_ in _CONTRACTED:
             token.lemma_ = "be"
+        elif tag.startswith("VB") and token.lower_ in ("rides", "riding"):
+            token.lemma_ = "ride"  # the lemmatizer says "rid"
         elif tag in ("NN", "NNP", "VB", "JJ") or (tag == "VBP" and token.lower_ not in ("am", "are")):
             token.lemma_ = token.lower_
     return doc
@@ -174,7 +177,9 @@ def object_mentions(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterat
     """(term, its last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun."""
     for start, length, term in _phrases(tokens, vocabulary.table, only_nouns=True):
         noun = tokens[start + length - 1]
-        if term.phrase in vocabulary.coloured_nouns and _is_coloured(noun, vocabulary):
+        if term.phrase in vocabulary.coloured_phrases and is_lamp(noun, vocabulary):
+            yield Term(term.phrase, "unseen"), noun
+        elif term.phrase in vocabulary.coloured_nouns and is_coloured(noun, vocabulary):
             yield Term(term.phrase, "class", frozenset([vocabulary.coloured_class])), noun
         elif term.kind != "unseen" and (_is_modifier(noun, vocabulary) or _is_reference(noun, term, vocabulary)):
             yield Term(noun.text.lower(), "unseen"), noun
@@ -233,13 +238,6 @@ def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:
     )
 
 
-def _is_coloured(noun: "Token", vocabulary: Vocabulary) -> bool:
-    """ "The light turns green", "the lights have changed from red to green"."""
-    if noun.dep_ not in ("nsubj", "nsubjpass"):
-        return False
-    return any(word.lower_ in vocabulary.colours for word in noun.doc[noun.i + 1 : noun.i + 6] if word in noun.head.subtree)  # fmt: skip
-
-
 def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[Term, ...]:
     """Groups that claim something beside the named classes and narrower groups: "a van ... the white vehicle" claims a van."""
     kept: list[Term] = []
@@ -251,7 +249,10 @@ def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[T
 
 def _described_words(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
     """("temporal" | "adjective", lemma or phrase) of every word of time, dynamic verb and domain adjective."""
-    taken: set[int] = set()
+    objects = _phrases(tokens, vocabulary.table, only_nouns=True)
+    taken = {
+        token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]
+    }  # "stop sign"
     for start, length, kind in _phrases(tokens, vocabulary.word_table):
         word = tokens[start]
         fits = length > 1 or (_is_temporal(word) if kind == "temporal" else _is_attribute(word))
@@ -275,5 +276,7 @@ def _is_attribute(word: "Token") -> bool:
 
 
 def _in_noun_phrase(token: "Token") -> bool:
-    """A plural noun with a determiner or number of its own ("two turns"), unlike a verb tagged as one ("a car waits")."""
-    return any(word.dep_ in ("nummod", "amod", "poss") for word in token.children)
+    """A plural noun with a number, an owner or an adjective of its own ("two turns", "sharp turns"), unlike a verb tagged as one:
+    "a car waits", "the white car brakes"."""
+    kinds = {word.dep_ for word in token.children}
+    return bool(kinds & {"nummod", "poss"}) or ("amod" in kinds and "compound" not in kinds)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from spacy.tokens import Token
 
 FREE = {"free", "less"}  # behind a hyphen: "car-free"
-_NO = {"no", "neither", "nor", "zero"}
+_NO = {"no", "neither", "nor", "zero", "0"}
+_SOME = {"only", "all", "every", "each"}  # "not only cars", "not all cars stop"
+_NO_ANSWERS = {"no", "none", "not", "zero", "0", "absent", "n/a"}
 _HARDLY = {"hardly", "barely", "scarcely"}
 _UNREAL = {"potential", "possible", "hypothetical", "imaginary", "absent", "nonexistent"}
 _VOID = {"free", "clear", "devoid", "empty", "void", "bereft", "absence", "lack", "none", "instead", "absent"}
@@ -38,6 +40,8 @@ def is_negated(noun: "Token") -> bool:
         return True
     while noun.dep_ in ("conj", "appos"):
         first = noun.head
+        if any(word.lower_ in ("only", "just") for word in noun.children):  # "no bus, only a truck"
+            return False
         if _denied_between(first, noun):
             return True
         if _has_own_determiner(noun) or any(word.lower_ == "but" for word in first.children):
@@ -56,9 +60,11 @@ def phrase_head(noun: "Token") -> "Token":
 
 
 def _denied(noun: "Token") -> bool:
-    if any(_denies(word, noun) for word in noun.children) or _is_free_compound(noun):
+    if any(_denies(word, noun) for word in noun.children) or _is_free_compound(noun) or _answered_no(noun):
         return True
     if noun.dep_ == "pobj":
+        if any(word.lower_ == "any" for word in noun.children) and _verb_negated(noun.head.head):
+            return True
         return _denied_by_preposition(noun.head) or (_of_nobody(noun.head) and _is_vague(noun))
     verb = noun.head
     if any(word.dep_ == "mark" and word.lower_ in _DOUBT for word in verb.children):
@@ -78,7 +84,7 @@ def _denies(word: "Token", noun: "Token") -> bool:
         return _next(word) != "longer"
     if word.lower_ == "any" and word.i > 0 and word.doc[word.i - 1].lower_ in _HARDLY:
         return True
-    return (word.dep_ == "neg" and _next(word) != "only") or word.lower_ in _HARDLY or word.lower_ in _UNREAL
+    return (word.dep_ == "neg" and _next(word) not in _SOME) or word.lower_ in _HARDLY or word.lower_ in _UNREAL
 
 
 def _in_denied_list(noun: "Token") -> bool:
@@ -89,7 +95,8 @@ def _in_denied_list(noun: "Token") -> bool:
         start -= 1
     while end < len(doc) and _is_list_word(doc[end]):
         end += 1
-    denies = start > 0 and doc[start - 1].lower_ in ("no", "neither", "without")
+    before = doc[start - 1] if start > 0 else None
+    denies = before is not None and (before.lower_ in ("no", "neither", "without") or _verb_negated(before))
     return denies and any(word.lower_ in ("or", "nor") for word in doc[start:end])
 
 
@@ -112,6 +119,12 @@ def _is_free_compound(noun: "Token") -> bool:
     return len(behind) == 2 and behind[0].text == "-" and behind[1].lower_ in FREE
 
 
+def _answered_no(noun: "Token") -> bool:
+    """ "Pedestrians: none", "traffic lights: not visible"."""
+    behind = noun.doc[noun.i + 1 : noun.i + 3]
+    return len(behind) == 2 and behind[0].text == ":" and behind[1].lower_ in _NO_ANSWERS
+
+
 def _denied_by_preposition(preposition: "Token") -> bool:
     word, governor = preposition.lower_, preposition.head
     if word == "without":
@@ -130,7 +143,7 @@ def _denied_by_preposition(preposition: "Token") -> bool:
 def _verb_negated(verb: "Token") -> bool:
     """By not or never, by "nowhere", by "no longer"; "there do not appear to be" passes it on."""
     for word in verb.children:
-        if word.lower_ == "nowhere" or (word.dep_ == "neg" and _next(word) != "only"):
+        if word.lower_ == "nowhere" or (word.dep_ == "neg" and _next(word) not in _SOME):
             return True
         if word.lower_ == "longer" and any(child.lower_ == "no" for child in word.children):
             return True
@@ -184,8 +197,9 @@ def _denied_as_subject(verb: "Token") -> bool:
 def _has_own_determiner(noun: "Token") -> bool:
     """A definite one or a number: "the car", "two cars", "its car"; not "a car", "any cars", "cars"."""
     if noun.dep_ == "conj" and any(word.lower_ in ("a", "an") for word in noun.children):
-        joined = [word.lower_ for word in noun.head.children if word.dep_ == "cc" and word.i < noun.i]
-        return not joined or joined[-1] not in ("or", "nor")
+        joins = [word for item in (noun, *noun.conjuncts) for word in item.children if word.dep_ == "cc"]
+        joins.sort(key=lambda word: (word.i > noun.i, abs(word.i - noun.i)))  # the one before it, else the next one
+        return not joins or joins[0].lower_ not in ("or", "nor")
     return any(
         (word.dep_ in ("det", "nummod", "poss") and word.lower_ not in _VAGUE_DETERMINERS)
         or word.lower_ in ("several", "many", "numerous")

@@ -51,6 +51,7 @@ class Vocabulary:
         optional: classes that do not.
         safety_critical: classes that the hallucination term looks at.
         coloured_class, coloured_nouns, colours: "the light turns green" names the class.
+        coloured_phrases: the nouns, alone and behind a colour; lamp_bearers: classes whose own lights are no such thing.
         table, word_table: `objects`, and temporal words and adjectives, for matching.
     """
 
@@ -65,6 +66,8 @@ class Vocabulary:
     coloured_class: str
     coloured_nouns: frozenset[str]
     colours: frozenset[str]
+    coloured_phrases: frozenset[str]
+    lamp_bearers: frozenset[str]
     table: PhraseTable
     word_table: PhraseTable
 
@@ -108,7 +111,10 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
     required, optional = (frozenset(content[name]) for name in _CLASS_MAPS)
     coloured = content["coloured_light"]
     named = {name: content[name].values() for name in _WORD_MAPS}
-    named |= {"safety_critical": [content["safety_critical"]], "coloured_light": [[coloured["class"]]]}
+    named |= {
+        "safety_critical": [content["safety_critical"]],
+        "coloured_light": [[coloured["class"], *coloured["not_of"]]],
+    }
     for section, lists in named.items():
         for name in (item for items in lists for item in items):
             if name not in required | optional:
@@ -126,6 +132,10 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
         coloured_class=coloured["class"],
         coloured_nouns=frozenset(coloured["nouns"]),
         colours=frozenset(coloured["colours"]),
+        coloured_phrases=frozenset(
+            f"{colour} {noun}".strip() for colour in ("", *coloured["colours"]) for noun in coloured["nouns"]
+        ),
+        lamp_bearers=frozenset(coloured["not_of"]),
         table=PhraseTable(objects, plural=True),
         word_table=PhraseTable(words),
         **{
@@ -170,9 +180,9 @@ def _check_shape(content: Any, path: Path) -> None:
         for key, words in content[name].items():
             _check_words([key, *words] if isinstance(words, list) else None, f"{path}: {name}: {key}")
     coloured = content["coloured_light"]
-    if not isinstance(coloured, dict) or coloured.keys() != {"class", "nouns", "colours"}:
-        raise ValueError(f"{path}: coloured_light needs class, nouns and colours")
-    for name in ("nouns", "colours"):
+    if not isinstance(coloured, dict) or coloured.keys() != {"class", "nouns", "colours", "not_of"}:
+        raise ValueError(f"{path}: coloured_light needs class, nouns, colours and not_of")
+    for name in ("nouns", "colours", "not_of"):
         _check_words(coloured[name], f"{path}: coloured_light: {name}")
 
 
