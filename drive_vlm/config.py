@@ -9,16 +9,23 @@ import difflib
 import enum
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
 
 
 def field(
-    default: Any = dataclasses.MISSING, *, help: str, choices: tuple[str, ...] | None = None, **kwargs: Any
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """A dataclass field with its help text; the field is the one owner of default, type, choices and help."""
-    metadata = {"help": help, "choices": choices}
+    """A dataclass field with its help text; the field is the one owner of default, type, choices, range and help."""
+    metadata = {"help": help, "choices": choices, "range": (least, most)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata, **kwargs)
     return dataclasses.field(default=default, metadata=metadata, **kwargs)
@@ -89,6 +96,21 @@ def _parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
+def _in_range(kind: Callable[[str], Any], least: float | None, most: float | None) -> Callable[[str], Any]:
+    """`kind`, refusing what lies outside; argparse names the flag."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if least is not None and not value >= least:  # NaN as well
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        if most is not None and not value <= most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
+        return value
+
+    number.__name__ = kind.__name__  # "invalid int value"
+    return number
+
+
 def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None = None) -> None:
     """Add one flag for each init field of the dataclass `cls`, in a group named after it.
 
@@ -115,7 +137,9 @@ def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None 
         if kind is bool:
             options.update(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
         else:
-            options["type"] = kind
+            options["type"] = (
+                kind if set(item.metadata["range"]) == {None} else _in_range(kind, *item.metadata["range"])
+            )
         default = item.default
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
@@ -160,7 +184,7 @@ class ModelConfig:
         [],
         help="parts that do not train: vision_tower, projector, language_model (siglip_qwen: temporal_embeddings), or a module path",
     )
-    lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full")
+    lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full", least=0)
     lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)")
     lora_dropout: float = field(0.0, help="dropout before each adapter")
     lora_targets: str | None = field(
@@ -188,11 +212,11 @@ class DataConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
-    max_length: int = field(4096, help="tokens of a row at most, and of a pack")
+    max_length: int = field(4096, help="tokens of a row at most, and of a pack", least=1)
     packing: bool = field(
         False, help="put several rows into one sequence of --max_length tokens, without attention across rows"
     )
-    num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
     feature_cache: str | None = field(
         None,
         help="folder of tools/cache_features.py: train from the frozen vision tower's features; no picture is decoded, no tower runs",
@@ -211,14 +235,15 @@ class RunConfig:
     global_batch_size: int | None = field(
         None,
         help="sequences for one optimizer step over all processes; gradient accumulation follows from it (default: no accumulation)",
+        least=1,
     )
     deepspeed: str | None = field(
         None, help="memory layout: a name in ds_configs (zero1, zero2, zero3, zero2_offload ...) or a JSON file"
     )
     resume: str | None = field(None, help="checkpoint directory to go on from, or auto: the newest in --output_dir")
-    keep: int = field(2, help="checkpoints to keep besides the best")
+    keep: int = field(2, help="checkpoints to keep besides the best", least=1)
     chunk_tokens: int | None = field(
-        None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)"
+        None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)", least=1
     )
     hang_timeout: float = field(
         600.0,

@@ -119,3 +119,22 @@ def test_plain_is_what_json_can_hold() -> None:
         and shown["none"] is None
         and shown["type"] == 1.5
     )
+
+
+def test_numbers_outside_their_range_are_refused(capsys):
+    """Zero frames would train and answer blind, without a word."""
+    from drive_vlm.generate import GenerateConfig
+
+    def told(cls, *words):
+        parser = CommandParser(prog="x")
+        add_dataclass(parser, cls)
+        with pytest.raises(SystemExit) as stopped:
+            parser.parse_args(["--data", "d", *words])
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    assert "--num_frames: must be at least 1, got 0" in told(DataConfig, "--num_frames", "0")
+    assert "--num_frames: must be at least 1, got -3" in told(GenerateConfig, "--out", "o", "--num_frames", "-3")
+    assert "--num_frames: invalid int value: 'x'" in told(DataConfig, "--num_frames", "x")
+    for flag, value in (("top_p", "2"), ("temperature", "-1"), ("temperature", "nan"), ("batch_size", "0")):
+        assert f"--{flag}: must be at" in told(GenerateConfig, "--out", "o", f"--{flag}", value)

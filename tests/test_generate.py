@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from drive_vlm.config import ModelConfig
@@ -273,3 +274,32 @@ def test_sampled_answers_are_the_same_after_an_interruption_and_differ_by_seed(t
     shutil.copy(tmp_path / "whole.jsonl.settings.json", tmp_path / "torn.jsonl.settings.json")
     assert answers("torn.jsonl") == whole
     assert answers("other.jsonl", seed=1) != whole
+
+
+def test_sampled_tokens_come_from_the_models_own_distribution(tiny_model, synthetic_data, tmp_path):
+    """transformers would keep the 50 likeliest tokens, or what the model's files say."""
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.generate import GenerateConfig, LocalModel
+    from drive_vlm.generate.rows import read_rows
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    settings = json.loads((model / "generation_config.json").read_text())
+    picky = {"do_sample": True, "top_k": 5, "min_p": 0.2, "repetition_penalty": 1.5, "temperature": 0.1}
+    (model / "generation_config.json").write_text(json.dumps(settings | picky))
+    config = GenerateConfig(
+        data=[str(synthetic_data / "test.jsonl")], out="", temperature=0.5, max_new_tokens=5, limit=4
+    )
+    samples, _ = read_rows(config)
+    local, steps = LocalModel(ModelConfig(model=str(model)), config), []
+    generate = local.network.generate
+
+    def kept(**words):
+        done = generate(**words, output_scores=True, output_logits=True, return_dict_in_generate=True)
+        steps.extend(zip(done.scores, done.logits, strict=True))
+        return done.sequences
+
+    local.network.generate = kept
+    assert len(list(local.answers([samples], config, []))) == 4 and steps
+    for scores, logits in steps:
+        assert torch.equal(scores, logits / 0.5)

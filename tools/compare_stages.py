@@ -55,7 +55,9 @@ def make_parser() -> CommandParser:
     models = parser.add_argument_group("with --models")
     models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")
     models.add_argument("--modes", nargs="+", default=list(MODES), choices=tuple(MODES), help="instructions to follow")
-    models.add_argument("--model_frames", type=int, default=8, help="frames of a video that the models see")
+    models.add_argument(
+        "--model_frames", type=int, help="frames of a video that the models see (default: as each was trained, else 8)"
+    )
     models.add_argument("--max_new_tokens", type=int, default=192, help="tokens of a text, at most")
     models.add_argument("--batch_size", type=int, default=8, help="videos answered at a time")
     return parser
@@ -81,6 +83,7 @@ def check_flags(args: Any) -> None:
 def answer(args: Any) -> tuple[list[str], list[str]]:
     """(names, files): every model answers in every mode into OUT/predictions. Raises ValueError when one of them fails."""
     from drive_vlm.data.predictions import checkpoint_names
+    from drive_vlm.launch.manifest import trained_frames
 
     models = args.names or checkpoint_names([f"{model}.x" for model in args.models])
     names, files = [], []
@@ -89,7 +92,8 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
         for mode in args.modes:
             out = folder / f"{safe_name(name)}.{mode}.jsonl"
             words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", str(out)]
-            words += ["--limit", str(args.limit), "--num_frames", str(args.model_frames)]
+            words += ["--limit", str(args.limit)]
+            words += ["--num_frames", str(args.model_frames or trained_frames(model) or 8)]
             words += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
             words += ["--image_root", args.videos] if args.videos else []
             command = [sys.executable, "-m", "drive_vlm", "generate", *words]
@@ -101,6 +105,17 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
             names.append(name)
             files.append(str(out))
     return names, files
+
+
+def check_detections(args: Any, cache: "DetectionCache") -> None:
+    """Raises ValueError for a video without detections, before any model answers."""
+    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.rows import read_rows
+
+    for mode in args.modes:
+        config = GenerateConfig(args.data, "", image_root=args.videos, mode=mode, limit=args.limit)
+        for sample in read_rows(config)[0]:
+            cache.entry(sample.columns["_video"])
 
 
 def safe_name(text: str) -> str:
@@ -256,6 +271,7 @@ def run(args: Any) -> dict[str, Any]:
     config.physics_spacy = args.spacy
     reward = PhysicsReward(config)
     if args.models:
+        check_detections(args, reward.cache)
         names, files = answer(args)
     else:
         names, files = args.names or checkpoint_names(args.predictions), args.predictions

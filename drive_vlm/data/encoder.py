@@ -85,7 +85,15 @@ class Encoder:
         if not self.chat.writes_video:
             turns = tuple(dataclasses.replace(turn, parts=_frames(turn.parts, num_pictures)) for turn in turns)
         vision = self.vision
-        return self.chat.render(turns, sample.where, lambda text: vision.expand_video(text, num_pictures), prompt)
+
+        def write_frames(text: str) -> str:
+            try:
+                return vision.expand_video(text, num_pictures)
+            except ValueError as error:  # more frames than the model takes: this row's fault
+                way = "Or use --on_bad_row skip"
+                raise BadRow("too_many_frames", sample.where, str(error).rstrip("."), way) from error
+
+        return self.chat.render(turns, sample.where, write_frames, prompt)
 
     def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
         """What the tokenizer sees of a row. Its length in the table is that of the longest."""

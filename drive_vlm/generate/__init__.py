@@ -45,17 +45,19 @@ class GenerateConfig:
         "another mode are left out",
         choices=tuple(MODES),
     )
-    batch_size: int = field(16, help="rows answered at a time")
-    max_new_tokens: int = field(128, help="tokens of an answer, at most")
-    temperature: float = field(0.0, help="0 takes the likeliest token, above 0 samples")
-    top_p: float = field(1.0, help="nucleus of sampling")
+    batch_size: int = field(16, help="rows answered at a time", least=1)
+    max_new_tokens: int = field(128, help="tokens of an answer, at most", least=1)
+    temperature: float = field(0.0, help="0 takes the likeliest token, above 0 samples", least=0)
+    top_p: float = field(
+        1.0, help="nucleus of sampling: the likeliest tokens that make this share", least=0.001, most=1
+    )
     seed: int = field(0, help="seed of sampling")
-    num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
     feature_cache: str | None = field(
         None,
         help="folder of tools/cache_features.py: answer from the vision tower's features; no picture is decoded, no tower runs",
     )
-    limit: int | None = field(None, help="answer the first N rows only")
+    limit: int | None = field(None, help="answer the first N rows only", least=1)
     shard: str | None = field(
         None,
         help="I/N: answer the I-th of N equal runs of rows (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
@@ -71,7 +73,7 @@ class GenerateConfig:
     backend: str = field("hf", help="hf: this process; openai: any OpenAI-compatible server", choices=("hf", "openai"))
     base_url: str | None = field(None, help="address of the server, e.g. http://localhost:8000/v1")
     api_key_env: str = field("OPENAI_API_KEY", help="environment variable that holds the server's key")
-    workers: int = field(8, help="requests to the server at a time")
+    workers: int = field(8, help="requests to the server at a time", least=1)
 
 
 def main(words: Sequence[str]) -> None:
@@ -100,6 +102,10 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     check_answered(out, done, samples)
     todo = [sample for sample in samples if sample.id not in done]
     if topology.is_main:
+        if config.backend == "hf" and any(sample.video for sample in samples):
+            from drive_vlm.launch.manifest import frames_note
+
+            print(frames_note(model.model, config.num_frames), end="")
         print(
             f"{len(samples):,} rows, {len(samples) - len(todo):,} answered before, {len(todo):,} to do, {len(bad)} bad",
             flush=True,
@@ -160,11 +166,14 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
         "max_tiles": model.max_tiles,
+        "top_k": 0,  # of sampling: every token
         **{name: getattr(config, name) for name in names},
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
-        before = {"shuffle_frames": False} | json.loads(path.read_text())  # what files of before the flag do not say
+        before = json.loads(path.read_text())
+        sampled = before.get("temperature", 0) > 0 and not remote
+        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before  # what older files do not say
         moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
         if (agreed := same_model(before["model"], settings["model"])) is None:
             moved.add("model")

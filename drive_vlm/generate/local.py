@@ -60,11 +60,12 @@ class LocalModel:
         import torch
         from rich.progress import track
 
-        sampling = (
-            {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
-            if config.temperature > 0
-            else {"do_sample": False}
-        )
+        sampling: dict[str, Any] = {"do_sample": False}
+        if (
+            config.temperature > 0
+        ):  # the model's own distribution: else transformers keeps 50 tokens, or what its files say
+            sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+            sampling |= {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
         for batch in track(batches, "answering", disable=not read_topology().is_main):
             encoded = []
             for sample in batch:

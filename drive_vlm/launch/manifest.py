@@ -176,6 +176,23 @@ def complete_manifest(path: Path, **facts: Any) -> None:
     _write(path, content)
 
 
+def trained_frames(model: str) -> int | None:
+    """Frames of a video that the run took which made `model`: of the run.json in it or, for a checkpoint, above it."""
+    for folder in (Path(model), Path(model).parent):
+        path = folder / "run.json"
+        if path.is_file():
+            return json.loads(path.read_text()).get("config", {}).get("data", {}).get("num_frames")
+    return None
+
+
+def frames_note(model: str, num_frames: int) -> str:
+    """A line to print where `model` was trained on another number of frames of a video, else ''."""
+    trained = trained_frames(model)
+    if trained in (None, num_frames):
+        return ""
+    return f"note: {model} was trained on {trained} frames of a video, this takes {num_frames}: --num_frames {trained} takes as many\n"
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(hide(content), indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import ModelConfig, RunConfig
+from drive_vlm.config import ModelConfig, RunConfig, plain
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.topology import accumulation_steps, read_topology
@@ -136,7 +136,7 @@ def run_training(trainer: Any, status: Any, hang_timeout: float, facts: dict[str
     """
     import torch.distributed as dist
 
-    from drive_vlm.launch.manifest import complete_manifest, start_manifest
+    from drive_vlm.launch.manifest import complete_manifest, frames_note, start_manifest
     from drive_vlm.stages.faults import guarded
     from drive_vlm.stages.throughput import peak_memory_gib
 
@@ -149,6 +149,8 @@ def run_training(trainer: Any, status: Any, hang_timeout: float, facts: dict[str
             "resumed_from": args.resume_from_checkpoint,
         }
         start_manifest(manifest, **facts, **layout)
+        config = plain(facts["config"])
+        print(frames_note(config["model"]["model"], config["data"]["num_frames"]), end="", flush=True)
     trainer.prepare_start()
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

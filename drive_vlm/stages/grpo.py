@@ -7,10 +7,11 @@ column `reference`.
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field, plain
 from drive_vlm.rewards import build_reward, chosen_rewards, config_class, reward_name
 from drive_vlm.stages.alarms import AlarmConfig
 from drive_vlm.stages.arguments import parse_stage, stop_on_user_error, yaml_values
@@ -116,6 +117,8 @@ def check_flags(settings: Settings) -> None:
             extra.get("sync_ref_model"),
             "the reference stays what the run began with; start a new run from the newer policy",
         ),
+        "--temperature 0": (extra.get("temperature", 1.0) <= 0, "the completions of a group must differ"),
+        "--use_liger_kernel": (extra.get("use_liger_kernel"), "its fused loss does not take these models"),
         "--train_sampling_strategy": (
             extra.get("train_sampling_strategy", "random") != "random",
             "prompts come in a seeded random order",
@@ -187,6 +190,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     check_pictures(tables["train"], args)
     check_rows(tables["train"], scorers, data.num_frames, features, args.process_index, args.world_size)
     trainer = build_trainer(family, tables, encoder, scorers, data, run, args)
+    trainer.facts |= objective(settings, args)
     trainer.sampling, trainer.alarms = settings.sampling, Alarms(settings.alarms, speaks=args.should_save)
     trainer.detached = tower
     attach_reference(trainer, model, args, features)
@@ -206,6 +210,23 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
             flush=True,
         )
     return trainer, facts
+
+
+def objective(settings: Settings, args: Any) -> dict[str, Any]:
+    """What a run is rewarded for and how it samples: a resumed run goes on with the same. Files count by their content."""
+    from drive_vlm.launch.fingerprint import content_hash
+
+    def told(value: Any) -> Any:
+        if isinstance(value, list):
+            return [told(item) for item in value]
+        return content_hash(value) if isinstance(value, str) and os.path.isfile(value) else value
+
+    found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in settings.rewards]}
+    found["reward_weights"] = args.reward_weights
+    for _, config in settings.rewards:
+        found |= {name: told(value) for name, value in (plain(config) if config else {}).items()}
+    sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
+    return found | {name: getattr(args, name) for name in (*sampling, "loss_type", "scale_rewards")}
 
 
 def check_pictures(table: Any, args: Any) -> None:

@@ -30,9 +30,9 @@ class ReferenceConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
-    batch_size: int = field(8, help="pairs computed at a time")
-    max_length: int = field(4096, help="tokens of a prompt with one answer, at most")
-    num_frames: int = field(8, help="frames taken from a video, evenly spread")
+    batch_size: int = field(8, help="pairs computed at a time", least=1)
+    max_length: int = field(4096, help="tokens of a prompt with one answer, at most", least=1)
+    num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
     shard: str | None = field(None, help="I/N: compute the I-th of N parts of the pairs (from 0), for array jobs")
     on_bad_row: str = field(
         "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drive_vlm.launch.manifest import complete_manifest, start_manifest, versions
+from drive_vlm.launch.manifest import complete_manifest, frames_note, start_manifest, trained_frames, versions
 
 
 @dataclasses.dataclass
@@ -88,3 +88,13 @@ def test_peak_memory_of_a_child_is_its_own() -> None:
     code = "from drive_vlm.launch.manifest import peak_resident_bytes; print(peak_resident_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(ballast) == 400 << 20 and int(done.stdout) < 200 << 20
+
+
+def test_another_number_of_frames_than_the_model_was_trained_on_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoint-5").mkdir(parents=True)
+    assert frames_note(str(run), 8) == "" and frames_note("org/name", 8) == ""
+    (run / "run.json").write_text(json.dumps({"config": {"data": {"num_frames": 16}}}))
+    for model in (run, run / "checkpoint-5"):
+        assert trained_frames(str(model)) == 16 and frames_note(str(model), 16) == ""
+        assert f"{model} was trained on 16 frames of a video, this takes 8" in frames_note(str(model), 8)

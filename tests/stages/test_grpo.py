@@ -202,6 +202,8 @@ def test_rows_that_cannot_be_decoded(grpo: Callable, fresh: Callable, world: Any
         (("--packing",), "--packing has no place in grpo"),
         (("--eval_data", "x.jsonl"), "--eval_data has no place in grpo"),
         (("--sync_ref_model", "true"), "--sync_ref_model has no place in grpo"),
+        (("--temperature", "0"), "--temperature 0 has no place in grpo"),
+        (("--use_liger_kernel", "true"), "--use_liger_kernel has no place in grpo"),
         (("--num_generation", 4), "Did you mean num_generations"),
         (("--alarm_length", 0.5), "--alarm_length 0.5 above 1"),
     ],

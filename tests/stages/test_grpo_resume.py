@@ -89,6 +89,9 @@ def test_what_would_not_go_on_where_it_stopped_is_refused(
         (("--num_generations", 8), "num_generations 4, it is 8 now"),
         (("--seed", 7), "seed 42, it is 7 now"),
         (("--model", other), "reference .*start anew"),
+        (("--temperature", 0.5), r"temperature 1.0, it is 0.5 now"),
+        (("--letter_wanted", "xyz"), 'letter_wanted "aeiou", it is "xyz" now'),
+        (("--reward_weights", 2.0), r"reward_weights .*, it is \[2.0\] now"),
     ):
         with pytest.raises(ValueError, match=words):
             prepared(grpo_words(out, "--resume", "auto", *flags))

@@ -267,6 +267,11 @@ def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, 
     [entry] = json.loads((tmp_path / "r.json").read_text())["videos"]
     assert entry["video"] == str(folder / "a") and not any(frame["changed"] for frame in entry["frames"])
     assert entry["texts"][0]["answers"]["s"]["text"] == result["videos"][0]["texts"][0]["answers"]["stage 1"]["text"]
+    (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n")
+    bare[bare.index("--out") + 1] = tmp_path / "late"
+    done = run([*bare, "--modes", "concise"])
+    assert done.returncode == 2 and f"no detections for '{folder / 'a'}'" in done.stderr
+    assert "other image root?" in done.stderr and not (tmp_path / "late").exists()  # no model answered
     words[3:8] = [tiny_video_model, tiny_video_model, tmp_path / "none", "--names", "stage 1", "stage 2", "none"]
     done = run([*words, "--modes", "concise"])
     assert done.stdout.count("2 answered before, 0 to do") == 2

@@ -1,5 +1,6 @@
 """Template, labels, processor and the picture side of the data path."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from drive_vlm.data.encoder import Encoder
-from drive_vlm.data.samples import parse_row
+from drive_vlm.data.samples import BadRow, parse_row
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import build_table
 from drive_vlm.models import Family
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 
@@ -71,9 +74,14 @@ def test_too_many_frames_are_refused_before_training_and_by_the_model(
     vision = type(family.vision)(processor)
     encoder = Encoder(family.tokenizer, family.template, vision, 4)
     with pytest.raises(
-        ValueError, match=r"has 4 frames, but the model has temporal embeddings for 3\. Lower --num_frames"
+        BadRow, match=r"rows.jsonl:1: .*has 4 frames, but the model has temporal embeddings for 3\. Lower --num_frames"
     ):
         encoder.encode(parse_row(raw[0], "rows.jsonl:1", str(synthetic_data)))
+    mixed = tmp_path / "mixed.jsonl"  # one video is too long, a row without one is not
+    turns = [{"from": "human", "value": "Which light?"}, {"from": "gpt", "value": "red"}]
+    mixed.write_text(json.dumps(raw[0]) + "\n" + json.dumps({"id": "text", "conversations": turns}) + "\n")
+    table = build_table(open_sources([str(mixed)], str(synthetic_data)), encoder, "skip")
+    assert len(table) == 1 and [(row.reason, row.where) for row in table.bad] == [("too_many_frames", f"{mixed}:1")]
     pixels = torch.zeros(17, 3, 56, 56)
     ids = torch.full((1, 17 * 16), family.model.config.image_token_id)
     with pytest.raises(ValueError, match="has 17 frames, but the model has temporal embeddings for 16"):
