@@ -10,7 +10,7 @@ from drive_vlm.data.feature_cache import Identity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
-from drive_vlm.data.videos import find_videos, is_media
+from drive_vlm.data.videos import find_videos, is_media, told_path
 from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
 
 
@@ -66,7 +66,7 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
     it. Raises ValueError for a name that stands for two files."""
     found: dict[str, Item] = {}
     for entry in data:
-        items = _items_of_folder(entry) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
+        items = _items_of_folder(entry, image_root) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
         for item in items:
             first = found.setdefault(item.name, item)
             if os.path.realpath(first.path) != os.path.realpath(item.path):
@@ -77,10 +77,10 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
     return list(found.values())
 
 
-def _items_of_folder(entry: str) -> Iterator[Item]:
+def _items_of_folder(entry: str, image_root: str | None) -> Iterator[Item]:
     """Called what the answers of `generate` to the same entry call them."""
     for _, path in find_videos(entry):
-        yield Item(os.path.normpath(path), path, path, is_video=True)
+        yield Item(told_path(path, image_root), path, path, is_video=True)
 
 
 def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[Item]:

@@ -50,6 +50,12 @@ def find_videos(path: str | Path) -> list[tuple[str, str]]:
     return [(name, str(item)) for name, item in zip(names, found, strict=True)]
 
 
+def told_path(path: str, image_root: str | None) -> str:
+    """What answers and caches call the video at `path`: its path below `image_root`, as rows do, or as it was given."""
+    below = os.path.relpath(path, image_root) if image_root else os.pardir
+    return os.path.normpath(path) if below.split(os.sep)[0] == os.pardir else below
+
+
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """A name for each of the distinct `paths`: without a video's extension, unless another of them would be called the same."""
     short = [(path.with_suffix("") if _is_video(path.name) else path).as_posix() for path in paths]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from drive_vlm.data.instructions import MODES
 from drive_vlm.data.samples import VIDEO, BadRow, Sample, Turn
-from drive_vlm.data.videos import find_videos, is_media
+from drive_vlm.data.videos import find_videos, is_media, told_path
 from drive_vlm.launch.topology import read_topology
 
 if TYPE_CHECKING:
@@ -65,15 +65,16 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
                     f"{entry} is a video or a folder: say what to ask, --mode {' or --mode '.join(MODES)}."
                 )
             for name, path in find_videos(entry):
-                yield partial(_media_sample, Path(entry).resolve().name, name, path, config.mode)
+                told = told_path(path, config.image_root)
+                yield partial(_media_sample, Path(entry).resolve().name, name, path, told, config.mode)
         else:
             for source in open_sources([entry], config.image_root):
                 yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
 
 
-def _media_sample(dataset: str, name: str, path: str, mode: str) -> Sample:
-    """A row for the video at `path`; `name` becomes its id and group."""
-    columns = {"dataset": dataset, "mode": mode, "_video": os.path.normpath(path), "_max_tiles": None}
+def _media_sample(dataset: str, name: str, path: str, told: str, mode: str) -> Sample:
+    """A row for the video at `path`, which answers call `told`; `name` becomes its id and group."""
+    columns = {"dataset": dataset, "mode": mode, "_video": told, "_max_tiles": None}
     return Sample(name, _question(mode), (), path, name, columns, path)
 
 

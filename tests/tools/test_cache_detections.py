@@ -103,6 +103,12 @@ def test_videos_without_rows_are_called_what_generate_calls_them(detect: Callabl
     cache = DetectionCache.load(data / "out.jsonl")
     samples, _ = rows_to_answer(GenerateConfig(data=entries[:1], out="o", mode="concise"))
     assert sorted(entry.video for entry in cache) == sorted(str(sample.columns["_video"]) for sample in samples)
+    samples, _ = rows_to_answer(GenerateConfig(data=entries[:1], out="o", mode="concise", image_root=str(data)))
+    detect("--data", *entries, "--image_root", data, out="below.jsonl")  # below the image root: as rows call them
+    below = sorted(entry.video for entry in DetectionCache.load(data / "below.jsonl"))
+    assert below == sorted(str(sample.columns["_video"]) for sample in samples)
+    assert below == sorted(f"more clips/{path.name}" for path in (data / "more clips").iterdir())
+    samples, _ = rows_to_answer(GenerateConfig(data=entries[:1], out="o", mode="concise"))
     looked_at = {entry.video: entry.frames[1].sha256 for entry in cache}
     for sample in samples:
         assert sample.video
