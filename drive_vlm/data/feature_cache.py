@@ -29,7 +29,7 @@ from drive_vlm.launch.fingerprint import content_hash
 SETTINGS = "cache.json"
 FORMAT = 1
 # Raise it when the same files give other pixels: frames are chosen or ordered, files decoded, or pictures cut in another way.
-TRANSFORM = 2
+TRANSFORM = 3
 _STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # numpy has no bfloat16
 _HOW_STORED = {"stored", "computed"}  # training takes features of any number type
 

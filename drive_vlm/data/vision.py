@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 Layout = int | tuple[int, ...]
 
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+# How a frame is put upright, by the signs of a, b, c, d in its display matrix: x' = a x + c y, y' = b x + d y, y down
+# (ISO/IEC 14496-12, 8.3.2); all others are shown as they are stored.
+_UPRIGHT = {
+    (0, 1, -1, 0): "ROTATE_270",
+    (-1, 0, 0, -1): "ROTATE_180",
+    (0, -1, 1, 0): "ROTATE_90",
+    (-1, 0, 0, 1): "FLIP_LEFT_RIGHT",
+    (1, 0, 0, -1): "FLIP_TOP_BOTTOM",
+    (0, 1, 1, 0): "TRANSPOSE",
+    (0, -1, -1, 0): "TRANSVERSE",
+}
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
@@ -121,10 +133,9 @@ def video_length(path: str, where: str) -> int:
     elif os.path.isfile(path):
         import av
 
+        file = os.stat(path)
         try:
-            with av.open(path) as container:
-                stream = _video_stream(container, path, where)
-                count = _frames_shown(container, stream) or sum(1 for _ in container.decode(stream))
+            count = _file_length(path, file.st_size, file.st_mtime_ns)
         except av.error.FFmpegError as error:
             raise _corrupt_video(path, where, error) from error
     else:
@@ -134,6 +145,9 @@ def video_length(path: str, where: str) -> int:
             f"the video {path} does not exist",
             "Check the image root (--image_root), or use --on_bad_row skip",
         )
+    if count is None:
+        problem = f"the file {path} holds no video stream"
+        raise BadRow("video_empty", where, problem, "Replace the file, or use --on_bad_row skip")
     if not count:
         raise BadRow(
             "video_empty", where, f"the video {path} has zero frames", "Replace the file, or use --on_bad_row skip"
@@ -142,7 +156,7 @@ def video_length(path: str, where: str) -> int:
 
 
 def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
-    """Up to `num_frames` frames as RGB, spread evenly. Raises BadRow (video_missing, video_empty, video_corrupt)."""
+    """Up to `num_frames` frames as RGB, upright, spread evenly. Raises BadRow (video_missing, video_empty, video_corrupt)."""
     total = video_length(path, where)
     wanted = frame_indices(total, num_frames)
     if os.path.isdir(path):
@@ -152,12 +166,12 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
 
     frames: list[Image] = []
     try:
-        with av.open(path) as container:
-            stream = _video_stream(container, path, where)
+        with _open(path) as container:
+            stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for i, frame in enumerate(container.decode(stream)):
                 if i == wanted[len(frames)]:
-                    frames.append(frame.to_image())
+                    frames.append(_upright(frame))
                     if len(frames) == len(wanted):
                         break
     except av.error.FFmpegError as error:
@@ -167,20 +181,41 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     return frames
 
 
+def _open(path: str) -> Any:
+    """A whole path: FFmpeg takes a name like "t:x.mp4" for an address with the protocol t."""
+    import av
+
+    return av.open(os.path.abspath(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def _file_length(path: str, size: int, mtime_ns: int) -> int | None:
+    """Number of frames of a file of this size and time of change, counted once; None without a video stream. Raises FFmpegError."""
+    with _open(path) as container:
+        if not container.streams.video:
+            return None
+        stream = container.streams.video[0]
+        return _frames_shown(container, stream) or sum(1 for _ in container.decode(stream))
+
+
+def _upright(frame: Any) -> "Image":
+    """The frame as RGB, turned and mirrored as players show it."""
+    from PIL.Image import Transpose
+
+    picture, matrix = frame.to_image(), frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    turn = _UPRIGHT.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))
+    return picture.transpose(Transpose[turn]) if turn else picture
+
+
 def _frames_shown(container: Any, stream: Any) -> int:
     """Number of frames by the header, 0 where it tells none. `stream.frames` also counts those that the edit list of an
     mp4 cut without re-encoding hides: the decoder needs them and does not show them."""
     if container.format.name.startswith("mov,mp4") and 0 < len(stream.index_entries) <= stream.frames:
         return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames
-
-
-def _video_stream(container: Any, path: str, where: str) -> Any:
-    if not container.streams.video:
-        raise BadRow(
-            "video_empty", where, f"the file {path} holds no video stream", "Replace the file, or use --on_bad_row skip"
-        )
-    return container.streams.video[0]
 
 
 def _corrupt_video(path: str, where: str, error: object) -> BadRow:

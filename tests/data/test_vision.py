@@ -1,6 +1,9 @@
 """Pictures and frames: sizes from headers, upright, never a substitute; whatever a broken file raises becomes a BadRow."""
 
 import io
+import shutil
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +106,22 @@ def test_frame_indices_are_spread_evenly() -> None:
             assert len(chosen) == min(total, count) and sorted(set(chosen)) == chosen and chosen[-1] < total
 
 
+def encode(path: Path, frames: list[np.ndarray]) -> Path:
+    """A video of these frames uint8[H, W, 3], as the extension says."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """An mp4 of ten frames, each brighter than the one before."""
-    av = pytest.importorskip("av")
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for i in range(10):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 + 20 * i, dtype=np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    return encode(tmp_path / "clip.mp4", [np.full((32, 32, 3), 20 + 20 * i, dtype=np.uint8) for i in range(10)])
 
 
 def test_frames_of_a_video_file(clip: Path) -> None:
@@ -185,3 +191,86 @@ def test_a_video_whose_header_promises_too_much(clip: Path, monkeypatch: pytest.
     monkeypatch.setattr("drive_vlm.data.vision.video_length", lambda path, where: 12)
     with pytest.raises(BadRow, match="frame 10 of 12 is missing"):
         load_video(str(clip), 12, "f:1")
+
+
+CORNERS = ("red", "green", "blue", "white")  # as stored: top left, top right, bottom left, bottom right
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), CORNERS),
+        ((0, 1, -1, 0), ("blue", "red", "white", "green")),  # a quarter to the right, as a phone held upright writes it
+        ((-1, 0, 0, -1), ("white", "blue", "green", "red")),
+        ((0, -1, 1, 0), ("green", "white", "red", "blue")),
+        ((-1, 0, 0, 1), ("green", "red", "white", "blue")),  # mirrored, as some rear cameras write it
+        ((1, 0, 0, -1), ("blue", "white", "red", "green")),
+        ((0, 1, 1, 0), ("red", "blue", "green", "white")),
+        ((0, -1, -1, 0), ("white", "green", "blue", "red")),
+    ],
+)
+def test_frames_are_upright(matrix: tuple[int, ...], shown: tuple[str, ...], tmp_path: Path) -> None:
+    """The display matrix in the header of an mp4: x' = a x + c y, y' = b x + d y, y down."""
+    stored = Image.new("RGB", (64, 32))
+    for i, colour in enumerate(CORNERS):
+        stored.paste(colour, (i % 2 * 32, i // 2 * 16, i % 2 * 32 + 32, i // 2 * 16 + 16))
+    path = encode(tmp_path / "turned.mp4", [np.asarray(stored)] * 3)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # version 0 of the box: the matrix follows the volume
+    a, b, c, d = (value << 16 for value in matrix)
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    for frame in load_video(str(path), 2, "f:1"):
+        assert frame.size == ((64, 32) if matrix[0] else (32, 64))
+        right, bottom = frame.width - 8, frame.height - 8
+        for colour, place in zip(shown, ((8, 8), (right, 8), (8, bottom), (right, bottom)), strict=True):
+            seen, told = np.array(frame.getpixel(place)), np.array(Image.new("RGB", (1, 1), colour).getpixel((0, 0)))
+            assert np.abs(seen - told).max() < 40, (colour, place, seen)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The path of each frame that is decoded, one after the other."""
+    av = pytest.importorskip("av")
+    seen: list[str] = []
+    whole = av.open
+
+    class Counted:
+        def __init__(self, path: str, *mode: str) -> None:
+            self.path, self.container = path, whole(path, *mode)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def __enter__(self) -> "Counted":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.container.close()
+
+        def decode(self, stream: object) -> Iterator[object]:
+            for frame in self.container.decode(stream):
+                seen.append(self.path)
+                yield frame
+
+    monkeypatch.setattr(av, "open", Counted)
+    return seen
+
+
+def test_frames_are_counted_once_where_no_header_tells_them(tmp_path: Path, decoded: list[str]) -> None:
+    def grey(count: int) -> list[np.ndarray]:
+        return [np.full((32, 32, 3), 20 * i, dtype=np.uint8) for i in range(count)]
+
+    path = encode(tmp_path / "clip.mkv", grey(6))
+    assert [video_length(str(path), "f:1") for _ in range(3)] == [6, 6, 6]
+    assert len(decoded) == 6
+    assert len(load_video(str(path), 6, "f:2")) == 6
+    assert len(decoded) == 12
+    encode(path, grey(9))
+    assert video_length(str(path), "f:1") == 9, "another file of the same name is counted anew"
+
+
+def test_a_colon_in_a_name_is_no_protocol(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(clip, tmp_path / "t:x.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert video_length("t:x.mp4", "f:1") == 10 and len(load_video("t:x.mp4", 2, "f:1")) == 2
