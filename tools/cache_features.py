@@ -8,6 +8,7 @@ ranks (torchrun) and job arrays (--shard) write into the same folder at the same
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from drive_vlm.process_group import gather, join_ranks, leave_ranks
 
 if TYPE_CHECKING:
     from drive_vlm.data.feature_work import Work
+    from drive_vlm.data.feature_writer import FeatureWriter
+    from drive_vlm.data.samples import BadRow
 
 EXAMPLES = """
 python tools/cache_features.py --model MODEL --data train.jsonl val.jsonl --num_frames 16 --out features
@@ -56,12 +59,17 @@ class FeatureConfig:
     on_bad_row: str = field(
         "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
     )
-    estimate: bool = field(False, help="print what is to be done and the space it takes, then stop")
+    estimate: bool = field(False, help="print what is to be done and the space it takes, then stop; nothing is written")
     trust_remote_code: bool = field(False, help="run Python code that comes with the model's configuration")
     json: str | None = field(None, help="write counts, bytes and bad rows to this file")
 
     def command(self) -> str:
-        return f"python tools/cache_features.py --model {self.model} --data {' '.join(self.data)} --num_frames {self.num_frames} --out {self.out}"
+        """The command again, with all that decides what is in the cache."""
+        words = ["--model", self.model, "--data", *self.data, "--num_frames", str(self.num_frames), "--out", self.out]
+        for name in ("image_root", "max_tiles", "stored", "dtype"):
+            if getattr(self, name) != getattr(FeatureConfig, name):
+                words += [f"--{name}", str(getattr(self, name))]
+        return shlex.join(["python", "tools/cache_features.py", *words])
 
 
 @dataclasses.dataclass
@@ -149,38 +157,59 @@ def load_tower(config: FeatureConfig) -> Tower:
     return Tower(encoder, settings | {"stored": config.stored, "computed": kind}, run, (shape[1], shape[2]))
 
 
-def still_to_do(work: list["Work"], tower: Tower, config: FeatureConfig, counts: Counts) -> list["Work"]:
-    """Entries that are not in the cache, failed before, or whose files have changed; `tiles` are filled in from headers."""
-    from drive_vlm.data.feature_cache import FeatureCache, media_key
-    from drive_vlm.data.feature_writer import FeatureWriter, start_cache
+def still_to_do(
+    work: list["Work"], tower: Tower, config: FeatureConfig, counts: Counts
+) -> tuple[list["Work"], list[tuple["Work", "BadRow"]]]:
+    """Entries that are not in the cache, failed before, or whose files have changed, their `tiles` filled in from headers; and
+    those whose headers cannot be read. Raises ValueError for a video of more frames than the model can be trained with."""
+    from drive_vlm.data.feature_cache import SETTINGS, FeatureCache, media_key
     from drive_vlm.data.samples import BadRow
 
     out = Path(config.out)
-    start_cache(out, tower.settings, tower.shape, config.command())
-    cache = FeatureCache(out, tower.settings, config.command())
+    cache = FeatureCache(out, tower.settings, config.command()) if (out / SETTINGS).is_file() else None
 
-    def look(item: "Work") -> str | BadRow:
+    def unchanged(entry: Any, item: "Work") -> bool:
         try:
-            item.tiles = tower.encoder.tile_counts(item.sample, item.max_tiles)
+            return cache is not None and not cache.difference(entry, item.sample)
+        except OSError:
+            return False  # the loader tells what is wrong with the file
+
+    def look(item: "Work") -> "str | BadRow":
+        entry = cache.entries.get(media_key(item.sample, item.max_tiles, out)) if cache else None
+        state = "new"
+        if entry is not None:
+            item.recorded = entry.bad
+            state = "new" if entry.bad else "kept" if unchanged(entry, item) else "changed"
+        try:
+            done = list(entry.tiles) if entry is not None and state == "kept" else None
+            item.tiles = tower.encoder.tile_counts(item.sample, item.max_tiles) if done is None else done
         except BadRow as error:
             return error
-        entry = cache.entries.get(media_key(item.sample, item.max_tiles, out))
-        if entry is None or entry.bad:
-            return "new"
-        return "changed" if cache.difference(entry, item.sample) else "kept"
+        if item.sample.video:
+            tower.encoder.vision.expand_video("", len(item.tiles))
+        return state
 
-    todo = []
-    with FeatureWriter(out, config.stored, config.num_frames) as writer, ThreadPoolExecutor(16) as headers:
+    todo, unreadable = [], []
+    with ThreadPoolExecutor(16) as headers:
         for item, state in zip(work, headers.map(look, work), strict=True):
             if isinstance(state, BadRow):
                 note_bad(state, config, counts)
-                writer.write_bad(item.sample, item.max_tiles, state)
+                unreadable.append((item, state))
             elif state == "kept":
                 counts.kept += 1
             else:
                 counts.renewed += state == "changed"
                 todo.append(item)
-    return todo
+    return todo, unreadable
+
+
+def folder_of(out: str) -> Path:
+    """The nearest folder of the path that is there already. Raises ValueError for a file in the place of a folder."""
+    path = Path(out).absolute()
+    nearest = next(part for part in (path, *path.parents) if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--out {out}: {nearest} is a file, a feature cache is a folder. Give another --out.")
+    return nearest
 
 
 def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
@@ -193,7 +222,7 @@ def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     if read_topology().world_size > 1:
         torch.distributed.all_reduce(totals)
     entries, pictures = totals.tolist()
-    free = shutil.disk_usage(config.out).free
+    free = shutil.disk_usage(folder_of(config.out)).free
     text = (
         f"{entries:,} entries with {pictures:,} pictures or frames to do, {each / 2**20:.2f} MiB each as {config.stored} "
         f"{list(tower.shape)}: {pictures * each / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free in {config.out}"
@@ -203,13 +232,19 @@ def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     return text
 
 
-def build(todo: list["Work"], tower: Tower, config: FeatureConfig, counts: Counts) -> None:
+def build(
+    todo: list["Work"],
+    unreadable: list[tuple["Work", "BadRow"]],
+    tower: Tower,
+    config: FeatureConfig,
+    counts: Counts,
+) -> None:
     """Decode, run the tower over full batches, write each entry as soon as its features are there."""
     import torch
     from rich.progress import track
 
     from drive_vlm.data.feature_work import decoded
-    from drive_vlm.data.feature_writer import FeatureWriter
+    from drive_vlm.data.feature_writer import FeatureWriter, start_cache
     from drive_vlm.data.samples import BadRow
 
     def flush() -> None:
@@ -224,20 +259,30 @@ def build(todo: list["Work"], tower: Tower, config: FeatureConfig, counts: Count
             counts.pictures += len(tensor)
         batch.clear()
 
+    out = Path(config.out)
+    start_cache(out, tower.settings, tower.shape, config.command())
     batch: list[tuple[Work, Any]] = []
     bar = track(
         decoded(todo, tower.encoder, config.workers), "features", len(todo), disable=not read_topology().is_main
     )
-    with FeatureWriter(Path(config.out), config.stored, config.num_frames) as writer:
+    with FeatureWriter(out, config.stored, config.num_frames) as writer:
+        for item, error in unreadable:
+            record_bad(writer, item, error)
         for item, pixels in bar:
             if isinstance(pixels, BadRow):
                 note_bad(pixels, config, counts)
-                writer.write_bad(item.sample, item.max_tiles, pixels)
+                record_bad(writer, item, pixels)
                 continue
             batch.append((item, pixels))
             if sum(len(tensor) for _, tensor in batch) >= config.batch_size:
                 flush()
         flush()
+
+
+def record_bad(writer: "FeatureWriter", item: "Work", error: "BadRow") -> None:
+    """Write what the cache does not hold already: each time that something is written there is a new pair of files."""
+    if item.recorded != (error.reason, error.problem, error.way_out):
+        writer.write_bad(item.sample, item.max_tiles, error)
 
 
 def all_counts(counts: Counts) -> Counts:
@@ -255,15 +300,16 @@ def run(config: FeatureConfig) -> Counts:
     shard = parse_shard(config.shard)
     if min(config.batch_size, config.workers, config.num_frames) < 1:
         raise ValueError("--batch_size, --workers and --num_frames must be at least 1.")
+    folder_of(config.out)
     work = shard_of(read_work(config, counts), shard)[topology.rank :: topology.world_size]
     join_ranks()
     tower = load_tower(config)
-    todo = still_to_do(work, tower, config, counts)
+    todo, unreadable = still_to_do(work, tower, config, counts)
     text = check_space(todo, tower, config)
     if topology.is_main:
         print(text, flush=True)
     if not config.estimate:
-        build(todo, tower, config, counts)
+        build(todo, unreadable, tower, config, counts)
     counts = all_counts(counts)
     leave_ranks()
     return counts

@@ -16,12 +16,16 @@ from drive_vlm.data.vision import video_length
 
 @dataclasses.dataclass
 class Work:
-    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say."""
+    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say.
+
+    `recorded` is what the cache holds of pictures that could not be read (Entry.bad).
+    """
 
     sample: Sample
     max_tiles: int | None
     tiles: list[int] = dataclasses.field(default_factory=list)
     frames: int = 0
+    recorded: tuple[str, str, str] | None = None
     identity: Any = None  # feature_cache.Identity once decoded
 
 

@@ -97,10 +97,18 @@ class FeatureWriter:
 
 
 def start_cache(directory: Path, settings: dict[str, Any], shape: tuple[int, int], rebuild: str) -> None:
-    """Make the directory and cache.json, or check that one which is there has these settings (ValueError)."""
+    """Make the directory and cache.json, or check that one which is there has these settings.
+
+    Raises ValueError for other settings, and for a directory that cannot be made or written to.
+    """
     path = directory / SETTINGS
     if not path.is_file():
-        directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings | {"stored_shape": list(shape)}, indent=2)
-        write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+        except OSError as error:
+            raise ValueError(
+                f"{directory}: no feature cache can be made there ({error}). Give another folder."
+            ) from error
     check_settings(directory, read_settings(directory, rebuild), settings, rebuild)

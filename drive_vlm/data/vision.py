@@ -128,6 +128,7 @@ def frame_indices(total: int, count: int) -> list[int]:
 
 def video_length(path: str, where: str) -> int:
     """Number of frames: of a folder of pictures, or of a video file by its header (decoded only when it tells none)."""
+    count: int | None
     if os.path.isdir(path):
         count = len(frame_files(path))
     elif os.path.isfile(path):

@@ -1,8 +1,10 @@
 """tools/cache_features.py through the command line: what the tower gives, once for each video, after a kill, in shards."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -182,6 +184,92 @@ def test_bad_videos_stop_or_are_counted(build: Callable, data: Path) -> None:
     counts, _ = build("--on_bad_row", "skip", rows="bad.jsonl")
     assert sorted(row["reason"] for row in counts["bad"]) == ["video_corrupt", "video_empty", "video_missing"]
     assert counts["written"] == 1
+
+
+def test_a_bad_row_is_recorded_once(build: Callable, data: Path) -> None:
+    """Whether its header tells it, or the decoder; a video that is mended is done."""
+    rows = read_rows(data / "rows.jsonl")[:2]
+    clip = data / rows[0]["video"]
+    whole = (data / read_rows(data / "rows.jsonl")[-1]["image"][0]).read_bytes()
+    (data / "cut.png").write_bytes(whole[: len(whole) // 2])
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "a car"}]
+    bad = [rows[0] | {"id": "none", "video": "none.mp4"}, {"id": "cut", "image": "cut.png", "conversations": turns}]
+    write_rows(data / "bad.jsonl", [*rows, *bad])
+    first, _ = build("--on_bad_row", "skip", rows="bad.jsonl")
+    assert sorted(row["reason"] for row in first["bad"]) == ["image_corrupt", "video_missing"]
+    files = sorted((data / "out").iterdir())
+    for _ in range(2):
+        again, _ = build("--on_bad_row", "skip", rows="bad.jsonl")
+        assert again["bad"] == first["bad"] and again["kept"] == first["written"]
+        assert sorted((data / "out").iterdir()) == files
+    if clip.is_dir():
+        shutil.copytree(clip, data / "none.mp4")
+    else:
+        shutil.copy(clip, data / "none.mp4")
+    again, _ = build("--on_bad_row", "skip", rows="bad.jsonl")
+    assert again["written"] == 1 and len(again["bad"]) == 1
+
+
+def test_a_video_without_a_count_in_its_header_is_counted_once(build: Callable, data: Path) -> None:
+    import av
+    import numpy as np
+
+    from drive_vlm.data.vision import _file_length
+
+    with av.open(str(data / "clip.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for i in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * i, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    write_rows(data / "clip.jsonl", [read_rows(data / "rows.jsonl")[0] | {"video": "clip.mkv"}])
+    for written, counted in ((1, 1), (0, 0)):
+        _file_length.cache_clear()
+        counts, _ = build(rows="clip.jsonl")
+        assert counts["written"] == written and _file_length.cache_info().misses == counted
+
+
+def test_an_estimate_writes_nothing(build: Callable, data: Path) -> None:
+    _, text = build("--estimate")
+    assert "pictures or frames to do" in text and not (data / "out").exists()
+    build("--num_frames", 2)
+    before = sorted((data / "out").iterdir())
+    _, text = build("--num_frames", 2, "--estimate")
+    assert text.startswith("0 entries") and sorted((data / "out").iterdir()) == before
+
+
+def test_an_out_that_is_no_folder_stops(build: Callable, data: Path) -> None:
+    (data / "file").write_text("")
+    for out in ("file", "file/below"):
+        _, text = build(out=out, code=2)
+        assert f"{data / 'file'} is a file, a feature cache is a folder" in text
+
+
+def test_more_frames_than_the_model_knows_are_refused_in_the_words_of_training(build: Callable, data: Path) -> None:
+    from drive_vlm.models.siglip_qwen.processing import too_many_frames
+
+    frame = next((data / "images").iterdir())
+    (data / "long").mkdir()
+    for i in range(40):
+        shutil.copy(frame, data / "long" / f"{i}{frame.suffix}")
+    row = read_rows(data / "rows.jsonl")[0]
+    write_rows(data / "long.jsonl", [row | {"video": "long"}])
+    _, text = build("--num_frames", 40, rows="long.jsonl", code=2)
+    assert too_many_frames(40, 16) in text and not (data / "out").exists()
+    counts, _ = build("--num_frames", 40)
+    assert counts["written"] == counts["entries"], "short videos fit"
+
+
+def test_the_command_that_mends_the_cache_builds_the_same(tool: ModuleType) -> None:
+    asked = {"model": "my model", "data": ["a b.jsonl", "c.json"], "out": "it's", "image_root": "/p q", "max_tiles": 4}
+    config = tool.FeatureConfig(**asked, stored="float32", num_frames=5, batch_size=3)
+    words = shlex.split(config.command())
+    assert words[:2] == ["python", "tools/cache_features.py"]
+    parser = tool.CommandParser()
+    tool.add_dataclass(parser, tool.FeatureConfig)
+    again = tool.from_namespace(tool.FeatureConfig, parser.parse_args(words[2:]))
+    assert again == dataclasses.replace(config, batch_size=tool.FeatureConfig.batch_size)
 
 
 def test_other_settings_never_mix(build: Callable, data: Path, tiny_model: Path) -> None:
