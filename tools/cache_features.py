@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,33 +163,13 @@ def still_to_do(
 ) -> tuple[list["Work"], list[tuple["Work", "BadRow"]]]:
     """Entries that are not in the cache, failed before, or whose files have changed, their `tiles` filled in from headers; and
     those whose headers cannot be read. Raises ValueError for a video of more frames than the model can be trained with."""
-    from drive_vlm.data.feature_cache import SETTINGS, FeatureCache, media_key
+    from drive_vlm.data.feature_cache import SETTINGS, FeatureCache
+    from drive_vlm.data.feature_work import look_up
     from drive_vlm.data.samples import BadRow
 
     out = Path(config.out)
     cache = FeatureCache(out, tower.settings, config.command()) if (out / SETTINGS).is_file() else None
-
-    def unchanged(entry: Any, item: "Work") -> bool:
-        try:
-            return cache is not None and not cache.difference(entry, item.sample)
-        except OSError:
-            return False  # the loader tells what is wrong with the file
-
-    def look(item: "Work") -> "str | BadRow":
-        entry = cache.entries.get(media_key(item.sample, item.max_tiles, out)) if cache else None
-        state = "new"
-        if entry is not None:
-            item.recorded = entry.bad
-            state = "new" if entry.bad else "kept" if unchanged(entry, item) else "changed"
-        try:
-            done = list(entry.tiles) if entry is not None and state == "kept" else None
-            item.tiles = tower.encoder.tile_counts(item.sample, item.max_tiles) if done is None else done
-        except BadRow as error:
-            return error
-        if item.sample.video:
-            tower.encoder.vision.expand_video("", len(item.tiles))
-        return state
-
+    look = partial(look_up, encoder=tower.encoder, cache=cache, directory=out)
     todo, unreadable = [], []
     with ThreadPoolExecutor(16) as headers:
         for item, state in zip(work, headers.map(look, work), strict=True):
@@ -203,18 +184,11 @@ def still_to_do(
     return todo, unreadable
 
 
-def folder_of(out: str) -> Path:
-    """The nearest folder of the path that is there already. Raises ValueError for a file in the place of a folder."""
-    path = Path(out).absolute()
-    nearest = next(part for part in (path, *path.parents) if part.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"--out {out}: {nearest} is a file, a feature cache is a folder. Give another --out.")
-    return nearest
-
-
 def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     """What the entries of all ranks will take, in words. Raises ValueError when the disk has less free."""
     import torch
+
+    from drive_vlm.data.feature_writer import folder_of
 
     width = 4 if config.stored == "float32" else 2
     each = tower.shape[0] * tower.shape[1] * width
@@ -296,6 +270,8 @@ def all_counts(counts: Counts) -> Counts:
 
 def run(config: FeatureConfig) -> Counts:
     """Bring the cache up to date for this process's share of the rows. Raises ValueError."""
+    from drive_vlm.data.feature_writer import folder_of
+
     topology, counts = read_topology(), Counts()
     shard = parse_shard(config.shard)
     if min(config.batch_size, config.workers, config.num_frames) < 1:

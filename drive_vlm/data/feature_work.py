@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.data.feature_cache import Identity, media_key
+from drive_vlm.data.feature_cache import FeatureCache, Identity, media_key
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
@@ -44,6 +44,32 @@ def media_of_rows(
                 yield media_key(sample, source.max_tiles, directory), Work(sample, source.max_tiles)
             else:
                 yield None
+
+
+def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Path) -> str | BadRow:
+    """What is to be done with an item: "new" (no entry, or a bad one), "changed" (other files than the entry's) or "kept"; the
+    BadRow of headers that cannot be read. `item.tiles` and `item.recorded` are filled in; no file of a kept entry is opened.
+
+    Raises ValueError for a video of more frames than the model can be trained with.
+    """
+    entry = cache.entries.get(media_key(item.sample, item.max_tiles, directory)) if cache else None
+    state = "new"
+    if cache and entry:
+        item.recorded = entry.bad
+        try:
+            state = "new" if entry.bad else "changed" if cache.difference(entry, item.sample) else "kept"
+        except OSError:
+            state = "changed"  # the loader tells what is wrong with the file
+    try:
+        if entry and state == "kept":
+            item.tiles = list(entry.tiles)
+        else:
+            item.tiles = encoder.tile_counts(item.sample, item.max_tiles)
+    except BadRow as error:
+        return error
+    if item.sample.video:
+        encoder.vision.expand_video("", len(item.tiles))
+    return state
 
 
 def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[Work, Any]]:

@@ -112,3 +112,12 @@ def start_cache(directory: Path, settings: dict[str, Any], shape: tuple[int, int
                 f"{directory}: no feature cache can be made there ({error}). Give another folder."
             ) from error
     check_settings(directory, read_settings(directory, rebuild), settings, rebuild)
+
+
+def folder_of(out: str) -> Path:
+    """The nearest folder of the path that is there already. Raises ValueError for a file in the place of a folder."""
+    path = Path(out).absolute()
+    nearest = next(part for part in (path, *path.parents) if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--out {out}: {nearest} is a file, a feature cache is a folder. Give another --out.")
+    return nearest
