@@ -1,7 +1,11 @@
 """The process group of commands that train nothing: generation and the caches."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
+from drive_vlm.launch.lock import sole_writer
 from drive_vlm.launch.topology import read_topology
 
 T = TypeVar("T")
@@ -52,3 +56,18 @@ def leave_ranks() -> None:
 
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def sole_writer_of_ranks(path: Path) -> Iterator[None]:
+    """`sole_writer`, held by the main process for all. Raises ValueError on each of them: none waits for one that is gone."""
+    with contextlib.ExitStack() as held:
+        refused = ""
+        if read_topology().is_main:
+            try:
+                held.enter_context(sole_writer(path))
+            except ValueError as error:
+                refused = str(error)
+        if refused := gather(refused)[0]:
+            raise ValueError(refused)
+        yield
