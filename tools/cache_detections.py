@@ -4,27 +4,29 @@ Frames are sampled as in training (--num_frames). Each video, and each picture o
 its path below the image root (a video that no row names: by its path as it was given); nothing found is a valid, empty
 answer. Frames are known by a hash of their pixels, so the same frame is looked at once. Finished videos are kept when the
 command is run again, unless their file has changed (size, or time and content): those are made anew, and so are lines of an
-older cache, which do not tell their file. A cache holds one detector with one setting.
+older cache, which do not tell their file or were decoded in another way. A cache holds one detector with one setting, and
+has one writer at a time.
 
 The detector is ultralytics YOLO, an optional extra under AGPL-3.0 (pip install drive-vlm[yolo]); no other part of the
 project imports it. Weights are a pickle: load only files you trust, --sha256 refuses any other.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolo_detector import Boxes, Detect, open_detector
+
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, from_namespace
+from drive_vlm.launch.lock import sole_writer
 from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
 
 if TYPE_CHECKING:
     from drive_vlm.data.detection_items import Frames, Item
@@ -73,79 +75,16 @@ class DetectConfig:
     json: str | None = field(None, help="write class counts, videos without objects and bad rows to this file")
 
 
-Boxes = tuple[Any, ...]  # DetectedObject of one frame
-Detect = Callable[[list[Any]], list[Boxes]]
-
-
 def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     if config.on_bad_row == "error":
         raise error
     bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
 
 
-def open_detector(config: DetectConfig) -> tuple[Any, Detect]:
-    """(what names the detector, pictures -> objects of each). Raises ValueError without ultralytics or weights."""
-    from drive_vlm.launch.cache import cache_dir
-    from drive_vlm.rewards.detections import Detector
-
-    path = Path(config.weights)
-    if not path.is_file():
-        raise ValueError(
-            f"--weights {path}: no such file, and nothing is downloaded here. Fetch it once where there is a network, "
-            f"python -c \"from ultralytics import YOLO; YOLO('{path.name}')\", and give its path."
-        )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if config.sha256 and digest != config.sha256.lower():
-        raise ValueError(f"--weights {path}: its SHA-256 is {digest}, not --sha256 {config.sha256}. It was not loaded.")
-    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")  # else in the home directory
-    settings.mkdir(parents=True, exist_ok=True)
-    os.environ |= {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
-    try:
-        import ultralytics
-    except ImportError as error:
-        raise ValueError(
-            f"no ultralytics ({error}). Install the optional extra (AGPL-3.0): pip install drive-vlm[yolo]"
-        ) from error
-    model = ultralytics.YOLO(str(path), task="detect")
-    version = f"ultralytics {ultralytics.__version__}"
-    return Detector(path.name, digest, config.imgsz, config.conf, version), yolo_pass(model, config)
-
-
-def yolo_pass(model: Any, config: DetectConfig) -> Detect:
-    """Objects of each of a list of RGB pictures. Pictures of one size go together: among others they would be padded, and
-    what is found would depend on the neighbours."""
-    import torch
-
-    from drive_vlm.rewards.detections import DetectedObject
-
-    device = f"cuda:{read_topology().local_rank}" if torch.cuda.is_available() else "cpu"
-
-    def found(result: Any) -> Boxes:
-        rows = zip(result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), result.boxes.cls.tolist(), strict=True)
-        return tuple(
-            DetectedObject(result.names[int(kind)], round(score, 4), tuple(round(value, 1) for value in box))
-            for box, score, kind in rows
-        )
-
-    def detect(pictures: list[Any]) -> list[Boxes]:
-        answers: list[Boxes] = [()] * len(pictures)
-        for size in {picture.size for picture in pictures}:
-            group = [i for i, picture in enumerate(pictures) if picture.size == size]
-            for start in range(0, len(group), config.batch_size):
-                part = group[start : start + config.batch_size]
-                results = model.predict(
-                    [pictures[i] for i in part], imgsz=config.imgsz, conf=config.conf, device=device, verbose=False
-                )
-                for i, result in zip(part, results, strict=True):
-                    answers[i] = found(result)
-        return answers
-
-    return detect
-
-
 def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> dict[str, str]:
     """{name: why} of finished items that are to be made anew. Raises ValueError naming the setting that differs from that of
     finished lines."""
+    from drive_vlm.data.detection_items import outdated
     from drive_vlm.data.samples import BadRow
 
     files = ", ".join(map(str, cache.paths))
@@ -159,34 +98,12 @@ def check_finished(cache: Any, detector: Any, items: list["Item"], config: Detec
     for item in items:
         if item.name in cache:
             try:
-                why = outdated(cache.entry(item.name), item, config, files)
+                why = outdated(cache.entry(item.name), item, config.num_frames, config.verify)
             except BadRow as error:
                 note_bad(error, config, bad)
             else:
                 found |= {item.name: why} if why else {}
     return found
-
-
-def outdated(entry: Any, item: "Item", config: DetectConfig, files: str) -> str:
-    """Why a finished item is to be made anew, '' when it is not. Raises ValueError when --num_frames takes other frames of the
-    same file; BadRow."""
-    from drive_vlm.data.detection_items import load_frames
-    from drive_vlm.data.vision import frame_indices, video_length
-
-    if entry.file and item.changed(entry.file, len(entry.frames)):
-        return "changed"
-    if item.is_video:
-        now = frame_indices(video_length(item.path, item.where), config.num_frames)
-        was = [frame.index for frame in entry.frames]
-        if was != now:
-            raise ValueError(
-                f"{files}: frames {was} of {item.name!r} were looked at, --num_frames {config.num_frames} takes {now} of it. Give "
-                "the old --num_frames or another --out."
-            )
-    if not entry.file:
-        return "from an older cache that does not tell their files"
-    seen = [frame.sha256 for frame in entry.frames]
-    return "changed" if config.verify and load_frames(item, config.num_frames).hashes != seen else ""
 
 
 def detections(
@@ -195,32 +112,26 @@ def detections(
     """VideoDetections of each item, in order; decoding runs ahead in threads, `known` frames are not looked at again."""
     from rich.progress import track
 
-    from drive_vlm.data.detection_items import Frames, load_frames
+    from drive_vlm.data.detection_items import decoded
     from drive_vlm.data.samples import BadRow
 
-    def load(item: "Item") -> "Frames | BadRow":
-        try:
-            return load_frames(item, config.num_frames)
-        except BadRow as error:
-            return error
-
     waiting: list[Frames] = []
-    bar = track(range(0, len(todo), config.workers), "detections", disable=not read_topology().is_main)
-    with ThreadPoolExecutor(config.workers) as threads:
-        for start in bar:
-            for frames in threads.map(load, todo[start : start + config.workers]):
-                if isinstance(frames, BadRow):
-                    note_bad(frames, config, bad)
-                else:
-                    waiting.append(frames)
-            if sum(len(frames.pictures) for frames in waiting) >= config.batch_size:
-                yield from look(waiting, detector, detect, known)
-                waiting.clear()
+    steps, quiet = -(-len(todo) // config.workers), not read_topology().is_main
+    for part in track(decoded(todo, config.num_frames, config.workers), "detections", steps, disable=quiet):
+        for frames in part:
+            if isinstance(frames, BadRow):
+                note_bad(frames, config, bad)
+            else:
+                waiting.append(frames)
+        if sum(len(frames.pictures) for frames in waiting) >= config.batch_size:
+            yield from look(waiting, detector, detect, known)
+            waiting.clear()
     yield from look(waiting, detector, detect, known)
 
 
 def look(waiting: list["Frames"], detector: Any, detect: Detect, known: dict[str, Boxes]) -> Iterator[Any]:
     """One pass over the frames of several items."""
+    from drive_vlm.data.feature_cache import TRANSFORM
     from drive_vlm.rewards.detections import DetectedFrame, VideoDetections
 
     new = {
@@ -237,57 +148,101 @@ def look(waiting: list["Frames"], detector: Any, detect: Detect, known: dict[str
             detector,
             tuple(DetectedFrame(i, digest, known[digest]) for i, digest in seen),
             frames.identity,
+            TRANSFORM,
         )
 
 
-def run(config: DetectConfig) -> dict[str, Any]:
-    """Bring the cache up to date; what --json holds. Raises ValueError."""
-    from drive_vlm.data.detection_items import read_items
-    from drive_vlm.rewards.detections import (
-        DetectionCache,
-        append_detections,
-        cut_torn_line,
-        drop_detections,
-        merge_detections,
-    )
-
+def check_flags(config: DetectConfig) -> None:
+    """Raises ValueError."""
+    if Path(config.out).is_dir():
+        raise ValueError(
+            f"--out {config.out} is a folder. Give the path of a file, such as {config.out}/detections.jsonl."
+        )
     if config.merge:
-        return summary(merge_detections(config.merge, config.out), [])
+        return
     if not config.data or min(config.num_frames, config.batch_size, config.workers) < 1:
         raise ValueError("--data is needed, and --num_frames, --batch_size and --workers of at least 1.")
+    if config.imgsz < 32 or not 0 <= config.conf <= 1:  # 32: YOLO's stride; it sees nothing in a picture of size 0
+        raise ValueError(f"--imgsz {config.imgsz} --conf {config.conf}: need at least 32, and a number in 0..1.")
+
+
+def parts_of(out: Path) -> list[Path]:
+    """What the ranks have finished, of this run or of one that was killed."""
+    return sorted(path for path in out.parent.iterdir() if re.fullmatch(re.escape(out.name) + r"\.part\d+", path.name))
+
+
+def run(config: DetectConfig) -> dict[str, Any]:
+    """Bring the cache up to date, or merge caches; what --json holds. Raises ValueError."""
+    from drive_vlm.data.detection_items import read_items
+    from drive_vlm.rewards.detections import merge_detections
+
+    check_flags(config)
+    if config.merge:
+        with sole_writer(Path(config.out)):
+            return summary(merge_detections(config.merge, config.out), [])
     bad: list[dict[str, str]] = []
-    topology, shard = read_topology(), parse_shard(config.shard)
+    shard = parse_shard(config.shard)
     items = shard_of(read_items(config.data, config.image_root, partial(note_bad, config=config, bad=bad)), shard)
     out = shard_path(Path(config.out), shard) if config.shard else Path(config.out)
-    parts = sorted(out.parent.glob(f"{out.name}.part*"))
     join_ranks()
+    with sole_writer_of_ranks(out):
+        look_at_all(items, out, config, bad)
+        bad = list({tuple(row.values()): row for part in gather(bad) for row in part}.values())
+        leave_ranks()
+        return summary(join_parts(items, out, bad), bad) if read_topology().is_main else {}
+
+
+def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[dict[str, str]]) -> None:
+    """Write what is not finished of this rank's share to its part."""
+    from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, drop_detections
+
+    topology, files = read_topology(), [out, *parts_of(out)]
+    wait_for_ranks()  # every rank has the same list before there are new parts
     if topology.is_main:
-        for path in (out, *parts):
+        for path in files:
             cut_torn_line(path)
     wait_for_ranks()
-    cache = DetectionCache.load([path for path in (out, *parts) if path.is_file()])
-    detector, detect = open_detector(config)
+    cache = DetectionCache.load([path for path in files if path.is_file()])
+    detector, detect = open_detector(Path(config.weights), config.sha256, config.imgsz, config.conf, config.batch_size)
     anew = check_finished(cache, detector, items, config, bad)
     todo = [item for item in items if item.name in anew or item.name not in cache]
     wait_for_ranks()  # every rank has read what is finished before anybody writes
     if topology.is_main:
         for path in cache.paths if anew else ():
             drop_detections(path, anew)
-        why = "".join(f"; {count:,} made anew: {reason}" for reason, count in Counter(anew.values()).items())
-        print(f"{len(items):,} videos and pictures, {len(items) - len(todo):,} finished before{why}", flush=True)
+        finished = len(items) - len(todo)
+        print(f"{len(items):,} videos and pictures, {finished:,} finished before{reasons(anew, items)}", flush=True)
     wait_for_ranks()
     known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
     mine, part = todo[topology.rank :: topology.world_size], out.with_name(f"{out.name}.part{topology.rank}")
     append_detections(part, detections(mine, detector, detect, known, config, bad))
-    bad = list({tuple(row.values()): row for part in gather(bad) for row in part}.values())
-    leave_ranks()
-    if not topology.is_main:
-        return {}
-    parts = sorted(out.parent.glob(f"{out.name}.part*"))
+
+
+def reasons(anew: dict[str, str], items: list["Item"]) -> str:
+    """How many items are made anew for each reason, and the first of them: its path tells when it is of another data root."""
+    told, paths = "", {item.name: item.path for item in items}
+    for reason, count in Counter(anew.values()).items():
+        first = next(name for name in anew if anew[name] == reason)
+        told += f"; {count:,} made anew: {reason} (first {first!r}, {paths[first]})"
+    return told
+
+
+def join_parts(items: list["Item"], out: Path, bad: list[dict[str, str]]) -> Any:
+    """The whole cache, from `out` and the parts, which are removed. Raises ValueError for an item that is lost."""
+    from drive_vlm.rewards.detections import merge_detections
+
+    parts = parts_of(out)
     cache = merge_detections(parts, out)
     for path in parts:
         path.unlink()
-    return summary(cache, bad)
+    excused = {row["where"] for row in bad}
+    lost = [item for item in items if item.name not in cache and item.where not in excused]
+    if lost:
+        raise ValueError(
+            f"{out}: {len(lost):,} of {len(items):,} videos and pictures are not in it (first {lost[0].name!r}): its parts were "
+            "changed from outside while this ran. Run the same command again."
+        )
+    return cache
 
 
 def summary(cache: Any, bad: list[dict[str, str]]) -> dict[str, Any]:

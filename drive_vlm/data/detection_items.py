@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from drive_vlm.data.feature_cache import Identity
+from drive_vlm.data.feature_cache import TRANSFORM, Identity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
@@ -106,3 +108,42 @@ def load_frames(item: Item, num_frames: int) -> Frames:
     return Frames(
         item, identity, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
     )
+
+
+def decoded(items: Sequence[Item], num_frames: int, workers: int) -> Iterator[list[Frames | BadRow]]:
+    """The frames of `workers` items after the other, decoded by threads."""
+    load = partial(_frames_or_error, num_frames=num_frames)
+    with ThreadPoolExecutor(workers) as threads:
+        for start in range(0, len(items), workers):
+            yield list(threads.map(load, items[start : start + workers]))
+
+
+def _frames_or_error(item: Item, num_frames: int) -> Frames | BadRow:
+    try:
+        return load_frames(item, num_frames)
+    except BadRow as error:
+        return error
+
+
+def outdated(entry: Any, item: Item, num_frames: int, verify: bool) -> str:
+    """Why a finished item is to be made anew, '' when it is not; `verify` decodes it again. `entry` is its line
+    (rewards.detections.VideoDetections).
+
+    Raises ValueError when --num_frames takes other frames of the same file; BadRow.
+    """
+    if entry.file and item.changed(entry.file, len(entry.frames)):
+        return "changed"
+    if item.is_video:
+        now = frame_indices(video_length(item.path, item.where), num_frames)
+        was = [frame.index for frame in entry.frames]
+        if was != now:
+            raise ValueError(
+                f"frames {was} of {item.name!r} were looked at, --num_frames {num_frames} takes {now} of it. Give the old "
+                "--num_frames or another --out."
+            )
+    if not entry.file:
+        return "from an older cache that does not tell their files"
+    if entry.transform != TRANSFORM:
+        return "from a version that decodes in another way"
+    seen = [frame.sha256 for frame in entry.frames]
+    return "changed" if verify and load_frames(item, num_frames).hashes != seen else ""

@@ -4,14 +4,16 @@
      "detector": {"weights": "yolov8x.pt", "sha256": "...", "imgsz": 640, "conf": 0.3, "version": "ultralytics 8.4.190"},
      "file": {"files": 1, "bytes": 81920, "times": "<hash of names and times>", "content": "<hash>"},
      "frames": [{"index": 3, "sha256": "<of the frame's RGB bytes>",
-                 "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}]}
+                 "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}],
+     "transform": 3}
 
 `tools/cache_detections.py` writes it, rewards and evaluators read it: no detector runs beside training. Boxes are in
 pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
 that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
 
-"file" tells a replaced video or picture (data.feature_cache.Identity: size, time of change, content). Lines of an older
-cache lack it: they are read like any other here, and the tool makes them anew.
+"file" tells a replaced video or picture (data.feature_cache.Identity: size, time of change, content), "transform" how files
+became frames (data.feature_cache.TRANSFORM). Lines of an older cache lack one or both: they are read like any other here, and
+the tool makes them anew.
 """
 
 import dataclasses
@@ -61,13 +63,14 @@ class DetectedFrame:
 
 @dataclasses.dataclass(frozen=True)
 class VideoDetections:
-    """One line of the cache. `file` is what told the file when it was looked at; another time of the same file is no
-    difference between two lines."""
+    """One line of the cache. `file` is what told the file when it was looked at, `transform` how it was decoded: another time of
+    the same file, or another way to the same frames, is no difference between two lines."""
 
     video: str
     detector: Detector
     frames: tuple[DetectedFrame, ...]
     file: dict[str, Any] | None = dataclasses.field(default=None, compare=False)
+    transform: int | None = dataclasses.field(default=None, compare=False)
 
     @property
     def classes(self) -> frozenset[str]:
@@ -189,11 +192,13 @@ def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:
 
 def parse_detections(row: Any, where: str) -> VideoDetections:
     """One decoded line, checked key by key; unknown keys are refused. Raises ValueError with `where`."""
-    rest = {key: value for key, value in row.items() if key != "file"} if isinstance(row, dict) else row
+    rest = {key: row[key] for key in row if key not in ("file", "transform")} if isinstance(row, dict) else row
     top = _keys(rest, {"video": str, "detector": dict, "frames": list}, where, "the line")
-    file = row.get("file")
+    file, transform = row.get("file"), row.get("transform")
     if file is not None:
         _keys(file, {"files": int, "bytes": int, "times": str, "content": str}, where, '"file"')
+    if transform is not None:
+        _keys({"transform": transform}, {"transform": int}, where, "the line")
     told = _keys(
         top["detector"],
         {"weights": str, "sha256": str, "imgsz": int, "conf": float, "version": str},
@@ -205,7 +210,7 @@ def parse_detections(row: Any, where: str) -> VideoDetections:
         raise ValueError(f'{where}: "video" is empty')
     if not frames:
         raise ValueError(f'{where}: no "frames": nothing was looked at, which is not the same as nothing seen')
-    return VideoDetections(top["video"], Detector(**told), frames, file)
+    return VideoDetections(top["video"], Detector(**told), frames, file, transform)
 
 
 def _frame(item: Any, where: str, name: str) -> DetectedFrame:

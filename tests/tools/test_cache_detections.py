@@ -6,14 +6,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from drive_vlm.data.feature_cache import TRANSFORM
 from drive_vlm.data.vision import frame_indices, load_image, load_video
+from drive_vlm.launch.lock import sole_writer
 from drive_vlm.rewards.detections import DetectionCache
 
 TOOL = Path(__file__).parents[2] / "tools" / "cache_detections.py"
@@ -22,13 +24,15 @@ PICTURE = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "va
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
+def tool() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("cache_detections", TOOL)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["cache_detections"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOL.parent)  # as when it is started
+        spec.loader.exec_module(module)
+    yield module
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +241,75 @@ def test_lines_of_an_older_cache_are_read_and_made_anew(detect: Callable, data: 
     _, text = detect()
     assert "0 finished before; 5 made anew: from an older cache" in text
     assert (data / "out.jsonl").read_text() == whole
+
+
+def test_lines_decoded_by_another_version_are_made_anew(detect: Callable, data: Path) -> None:
+    """Frames of a rotated video have been sideways: the transform tells, and GRPO reads both kinds."""
+    detect()
+    whole = (data / "out.jsonl").read_text()
+    assert all(line["transform"] == TRANSFORM for line in read_rows(data / "out.jsonl"))
+    for older in ({}, {"transform": TRANSFORM - 1}):
+        lines = [{k: v for k, v in line.items() if k != "transform"} | older for line in read_rows(data / "out.jsonl")]
+        write_rows(data / "out.jsonl", lines)
+        assert len(DetectionCache.load(data / "out.jsonl")) == 5
+        _, text = detect()
+        assert "0 finished before; 5 made anew: from a version that decodes in another way" in text
+        assert (data / "out.jsonl").read_text() == whole
+
+
+def test_a_second_run_is_refused_at_once(detect: Callable, data: Path) -> None:
+    with sole_writer(data / "out.jsonl"):
+        _, text = detect(code=2)
+        assert "out.jsonl: another run is writing to it" in text and not list(data.glob("out.jsonl*"))
+        _, text = detect("--merge", data / "none.jsonl", code=2)
+        assert "another run is writing to it" in text
+        detect("--shard", "0/2")  # has a file of its own
+    detect()
+
+
+def test_a_lost_part_is_told(detect: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from drive_vlm.rewards import detections
+
+    write = detections.append_detections
+
+    def write_and_lose(path: Path, entries: Any) -> None:
+        write(path, entries)
+        if ".part" in path.name:
+            path.unlink()
+
+    monkeypatch.setattr(detections, "append_detections", write_and_lose)
+    _, text = detect(code=2)
+    assert "5 of 5 videos and pictures are not in it (first 'clips/" in text
+
+
+def test_another_data_root_is_seen_in_what_is_made_anew(detect: Callable, data: Path) -> None:
+    rows = read_rows(data / "rows.jsonl")
+    videos = [row["video"] for row in rows if "video" in row]
+    for root, video in (("a", videos[0]), ("b", videos[-1])):
+        (data / root / "clips").mkdir(parents=True)
+        shutil.copy(data / video, data / root / "clips" / "x.mp4")
+        write_rows(data / root / "rows.jsonl", [rows[0] | {"video": "clips/x.mp4"}])
+        _, text = detect(rows=f"{root}/rows.jsonl")
+    assert f"1 made anew: changed (first 'clips/x.mp4', {data / 'b' / 'clips' / 'x.mp4'})" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--imgsz", 0), "--imgsz 0 --conf 0.3: need at least 32"),
+        (("--conf", 1.5), "--imgsz 64 --conf 1.5: need"),
+        (("--conf", "nan"), "--conf nan"),
+        (("--out", "{data}"), "is a folder. Give the path of a file"),
+        (("--out", "{data}/rows.jsonl/out.jsonl"), "rows.jsonl/out.jsonl: cannot be written to"),
+        (("--weights", "{data}/cut.pt"), "cut.pt: no YOLO weights, or not the whole file"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    flags: tuple[str, Any], told: str, detect: Callable, data: Path, weights: Path
+) -> None:
+    (data / "cut.pt").write_bytes(weights.read_bytes()[:1000])
+    _, text = detect(flags[0], str(flags[1]).format(data=data), code=2)
+    assert told in text and not (data / "out.jsonl").exists()
 
 
 def test_bad_videos_stop_or_are_counted(detect: Callable, data: Path) -> None:

@@ -1,0 +1,78 @@
+"""The detector of cache_detections.py, the only part of the project that imports ultralytics (AGPL-3.0)."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.launch.topology import read_topology
+
+Boxes = tuple[Any, ...]  # DetectedObject of one frame
+Detect = Callable[[list[Any]], list[Boxes]]
+
+
+def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch_size: int) -> tuple[Any, Detect]:
+    """(what names the detector, pictures -> objects of each), of weights with this SHA-256 (None: any). `imgsz` in pixels, `conf`
+    in 0..1. Raises ValueError without ultralytics or weights."""
+    from drive_vlm.launch.cache import cache_dir
+    from drive_vlm.rewards.detections import Detector
+
+    if not path.is_file():
+        raise ValueError(
+            f"--weights {path}: no such file, and nothing is downloaded here. Fetch it once where there is a network, "
+            f"python -c \"from ultralytics import YOLO; YOLO('{path.name}')\", and give its path."
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 and digest != sha256.lower():
+        raise ValueError(f"--weights {path}: its SHA-256 is {digest}, not --sha256 {sha256}. It was not loaded.")
+    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")  # else in the home directory
+    settings.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    try:
+        import ultralytics
+    except ImportError as error:
+        raise ValueError(
+            f"no ultralytics ({error}). Install the optional extra (AGPL-3.0): pip install drive-vlm[yolo]"
+        ) from error
+    try:
+        model = ultralytics.YOLO(str(path), task="detect")
+    except (TypeError, AttributeError, KeyError) as error:  # as it stumbles over what is no checkpoint of its own
+        problem = str(error).partition("\n")[0]
+        raise ValueError(
+            f"--weights {path}: no YOLO weights, or not the whole file ({problem}). Fetch it again."
+        ) from error
+    version = f"ultralytics {ultralytics.__version__}"
+    return Detector(path.name, digest, imgsz, conf, version), yolo_pass(model, imgsz, conf, batch_size)
+
+
+def yolo_pass(model: Any, imgsz: int, conf: float, batch_size: int) -> Detect:
+    """Objects of each of a list of RGB pictures. Pictures of one size go together: among others they would be padded, and
+    what is found would depend on the neighbours."""
+    import torch
+
+    from drive_vlm.rewards.detections import DetectedObject
+
+    device = f"cuda:{read_topology().local_rank}" if torch.cuda.is_available() else "cpu"
+
+    def found(result: Any) -> Boxes:
+        rows = zip(result.boxes.xyxy.tolist(), result.boxes.conf.tolist(), result.boxes.cls.tolist(), strict=True)
+        return tuple(
+            DetectedObject(result.names[int(kind)], round(score, 4), tuple(round(value, 1) for value in box))
+            for box, score, kind in rows
+        )
+
+    def detect(pictures: list[Any]) -> list[Boxes]:
+        answers: list[Boxes] = [()] * len(pictures)
+        for size in {picture.size for picture in pictures}:
+            group = [i for i, picture in enumerate(pictures) if picture.size == size]
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                results = model.predict(
+                    [pictures[i] for i in part], imgsz=imgsz, conf=conf, device=device, verbose=False
+                )
+                for i, result in zip(part, results, strict=True):
+                    answers[i] = found(result)
+        return answers
+
+    return detect
