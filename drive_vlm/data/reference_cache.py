@@ -1,6 +1,7 @@
 """Log-probabilities of preference pairs under a frozen reference, on disk: training needs no second model.
 
-    DIR/reference.json       what all entries share: the reference model, its number type, template, tokenizer, pixels
+    DIR/reference.json       what all entries share: the reference model, its number type, template, tokenizer, pixels, and how
+                             files become pixels (feature_cache.TRANSFORM)
     DIR/log-probs-*.jsonl    {"key", "chosen", "rejected"} a line; sums over the tokens of each answer
 
 The key of a pair is its words, its two answers, its tile limit and the files of its pictures (names, sizes, times of
@@ -14,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from drive_vlm.data.encoder import Encoder
-from drive_vlm.data.feature_cache import Identity
+from drive_vlm.data.feature_cache import TRANSFORM, Identity
 from drive_vlm.data.pair_encoding import answers_of
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
@@ -28,7 +29,13 @@ def reference_settings(model: list[dict[str, Any]], dtype: str, encoder: Encoder
     """The part of the key that all pairs share. `model`: fingerprints (launch/fingerprint.py) of the reference, and of the
     base model where the reference is an adapter on it."""
     hashes = [{name: value for name, value in part.items() if name != "name" or len(part) == 2} for part in model]
-    return {"format": FORMAT, "model": hashes, "dtype": dtype, "encoding": encoder.fingerprint()}
+    return {
+        "format": FORMAT,
+        "transform": TRANSFORM,
+        "model": hashes,
+        "dtype": dtype,
+        "encoding": encoder.fingerprint(),
+    }
 
 
 def pair_key(sample: Sample, num_frames: int, max_tiles: int | None) -> str:
