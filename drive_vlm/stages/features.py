@@ -12,7 +12,7 @@ def build_command(model: ModelConfig, data: DataConfig) -> str:
     words = ["--model", model.model, "--data", *data.data, *data.eval_data, "--num_frames", str(data.num_frames)]
     words += ["--image_root", data.image_root] if data.image_root else []
     words += ["--max_tiles", str(model.max_tiles)] if model.max_tiles else []
-    return f"python tools/cache_features.py {shlex.join(words)} --out {data.feature_cache}"
+    return shlex.join(["python", "tools/cache_features.py", *words, "--out", str(data.feature_cache)])
 
 
 def open_features(
