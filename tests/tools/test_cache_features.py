@@ -272,6 +272,15 @@ def test_the_command_that_mends_the_cache_builds_the_same(tool: ModuleType) -> N
     assert again == dataclasses.replace(config, batch_size=tool.FeatureConfig.batch_size)
 
 
+def test_the_command_that_a_training_names_is_one_for_a_shell(tool: ModuleType) -> None:
+    from drive_vlm.config import DataConfig, ModelConfig
+    from drive_vlm.stages.features import build_command
+
+    data = DataConfig(data=["a b.jsonl"], feature_cache="it's a cache", num_frames=4)
+    words = ["--model", "m", "--data", "a b.jsonl", "--num_frames", "4", "--out", "it's a cache"]
+    assert shlex.split(build_command(ModelConfig("m"), data)) == ["python", "tools/cache_features.py", *words]
+
+
 def test_other_settings_never_mix(build: Callable, data: Path, tiny_model: Path) -> None:
     build()
     before = entries(data / "out")
