@@ -40,7 +40,9 @@ class FeatureConfig:
     """What to run over which rows, and where the features go."""
 
     model: str = field(help="model directory or hub id that will train; only its vision tower runs")
-    data: list[str] = field(help="rows: .jsonl, LLaVA .json or InternVL meta .json")
+    data: list[str] = field(
+        help="rows: .jsonl, LLaVA .json or InternVL meta .json; also videos, folders of frames, and folders of both"
+    )
     out: str = field(help="folder of the cache; entries that are in it and still valid are kept")
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"

@@ -11,6 +11,7 @@ from drive_vlm.data.feature_cache import FeatureCache, Identity, media_key
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
+from drive_vlm.data.videos import find_videos, is_media
 from drive_vlm.data.vision import video_length
 
 
@@ -32,18 +33,25 @@ class Work:
 def media_of_rows(
     data: Sequence[str], image_root: str | None, directory: Path
 ) -> Iterator[tuple[str, Work] | BadRow | None]:
-    """For each row the key of its pictures in the cache `directory` and the work, the BadRow, or None without pictures."""
-    for source in open_sources(data, image_root):
-        for i in range(len(source.rows)):
-            try:
-                sample = read_sample(source, i, need_answer=False)
-            except BadRow as error:
-                yield error
-                continue
-            if sample.images or sample.video:
-                yield media_key(sample, source.max_tiles, directory), Work(sample, source.max_tiles)
-            else:
-                yield None
+    """For each row, or video that no row names, the key of its pictures in the cache `directory` and the work, the BadRow, or
+    None without pictures."""
+    for entry in data:
+        if is_media(entry):
+            for name, path in find_videos(entry):
+                sample = Sample(name, (), (), path, None, {}, path)
+                yield media_key(sample, None, directory), Work(sample, None)
+            continue
+        for source in open_sources([entry], image_root):
+            for i in range(len(source.rows)):
+                try:
+                    sample = read_sample(source, i, need_answer=False)
+                except BadRow as error:
+                    yield error
+                    continue
+                if sample.images or sample.video:
+                    yield media_key(sample, source.max_tiles, directory), Work(sample, source.max_tiles)
+                else:
+                    yield None
 
 
 def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Path) -> str | BadRow:

@@ -132,8 +132,7 @@ def video_length(path: str, where: str) -> int:
     if os.path.isdir(path):
         count = len(frame_files(path))
     elif os.path.isfile(path):
-        import av
-
+        av = _pyav()
         file = os.stat(path)
         try:
             count = _file_length(path, file.st_size, file.st_mtime_ns)
@@ -163,8 +162,7 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     if os.path.isdir(path):
         files = frame_files(path)
         return [load_image(files[i], where) for i in wanted]
-    import av
-
+    av = _pyav()
     frames: list[Image] = []
     try:
         with _open(path) as container:
@@ -182,11 +180,19 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     return frames
 
 
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(
+            f"videos are read with PyAV, which is missing ({error}): pip install drive-vlm[video]"
+        ) from error
+    return av
+
+
 def _open(path: str) -> Any:
     """A whole path: FFmpeg takes a name like "t:x.mp4" for an address with the protocol t."""
-    import av
-
-    return av.open(os.path.abspath(path))
+    return _pyav().open(os.path.abspath(path))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -3,6 +3,7 @@
 import io
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,3 +275,11 @@ def test_a_colon_in_a_name_is_no_protocol(clip: Path, tmp_path: Path, monkeypatc
     shutil.copy(clip, tmp_path / "t:x.mp4")
     monkeypatch.chdir(tmp_path)
     assert video_length("t:x.mp4", "f:1") == 10 and len(load_video("t:x.mp4", 2, "f:1")) == 2
+
+
+def test_videos_without_pyav_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "av", None)
+    for read in (lambda path: video_length(path, ""), lambda path: load_video(path, 2, "")):
+        with pytest.raises(ValueError, match=r"PyAV, which is missing .*pip install drive-vlm\[video\]"):
+            read(str(tmp_path / "a.mp4"))

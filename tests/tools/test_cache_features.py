@@ -131,6 +131,14 @@ def test_features_are_the_towers_and_are_made_once(build: Callable, data: Path, 
     assert entries(data / "out").keys() == before.keys() and len(list((data / "out").glob("*.bin"))) == 2
 
 
+def test_videos_without_rows_are_the_entries_of_rows_about_them(build: Callable, data: Path) -> None:
+    clips = [data / row["video"] for row in read_rows(data / "rows.jsonl") if "video" in row]
+    result, _ = build("--data", data / "clips")
+    assert result["written"] == len(set((data / "clips").iterdir())) >= len(set(clips))
+    result, _ = build()
+    assert result["kept"] == len(set(clips)) and result["written"] == result["entries"] - result["kept"]
+
+
 def test_shards_together_are_the_whole(build: Callable, data: Path) -> None:
     build()
     first, _ = build("--shard", "0/2", out="joined")
