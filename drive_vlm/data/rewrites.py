@@ -4,21 +4,39 @@ import re
 
 from drive_vlm.data.samples import IMAGE, VIDEO
 
-_THOUGHTS = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
-_OPENING = re.compile(r"(sure|certainly|okay|of course|here (is|are)|here's)\b[^\n:]*:\s+", re.IGNORECASE)
+_THOUGHTS = re.compile(
+    r"^.*</think>|<think>.*", re.DOTALL
+)  # a template that opens them in the prompt leaves only the end
+_LABEL = (
+    r"((the|a|an|your|my|rewritten|revised|concise|detailed|short|brief|final|requested|driving|video|single|one)[ -]+)*"
+    r"(caption|description|paragraph|sentence|summary|rewrite|version|answer)"
+)
+_OPENING = re.compile(
+    rf"(((sure|certainly|okay|of course|here you (go|are))\b[^\n:]*|(here (is|are)|here's) {_LABEL}\b[^\n:]*"
+    rf"|{_LABEL}( \([^)\n]*\))?):\s+)+",
+    re.IGNORECASE,
+)
+_NOTE = re.compile(  # only one that speaks of the task: "Note: the light is red." may belong to the text
+    r"(?<=\S)\s+[(\[]?note:(?=.*\b(I|caption|description|text|facts|information)\b).*", re.IGNORECASE | re.DOTALL
+)
 _REFUSAL = re.compile(
-    r"\b(i|we) (cannot|can't|can not|could not|am unable|am not able|'m unable|'m not able|won't)\b"
-    r"|\bi('m| am) sorry\b|\bas an ai\b|\bas a language model\b|\b(unable|not able) to (help|assist|provide|rewrite)\b",
+    r"\b(i|we)( (cannot|can't|can not|could not|won't)|(('| a)m|('| a)re) (unable|not able))\b"
+    r"|\bi('m| am) sorry\b|\bas an ai\b|\bas a language model\b|\b(unable|not able) to (help|assist|provide|rewrite)\b"
+    r"|\bplease (provide|share|send|paste)\b|\b(the|this|your|no|given|provided|original) caption\b"
+    r"|(\bnot|n't)\b[^.]*\benough (information|details?|context)\b",
     re.IGNORECASE,
 )
 _TOKENS = re.compile(r"<\|[^|>]*\|>|</?s>|\[/?INST\]")
 
 
 def clean(text: str) -> str:
-    """The answer without thoughts, an opening such as "Here is the caption:", quotes, code fences and line breaks."""
+    """The answer without thoughts, code fences, bold marks and headings, an opening such as "Here is the caption:", a note
+    on how it was made, line breaks and quotes around it."""
     text = _THOUGHTS.sub("", text).strip()
-    text = re.sub(r"^```\w*\s*|\s*```$", "", text).strip()
-    text = " ".join(_OPENING.sub("", text, count=1).split() if _OPENING.match(text) else text.split())
+    text = re.sub(r"^```\w*\s*|\s*```$", "", text)
+    text = re.sub(r"^#+ [^\n]*\n", "", text.replace("**", "").strip()).strip()
+    opening = _OPENING.match(text)
+    text = " ".join(_NOTE.sub("", text[opening.end() :] if opening else text).split())
     quoted = len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("“", "”"), ("'", "'")}
     return text[1:-1].strip() if quoted else text
 
@@ -30,13 +48,13 @@ def words(text: str) -> int:
 def fault(text: str, finish_reason: str, least: int, most: int) -> str | None:
     """Why a cleaned answer cannot be used: empty, cut_off, refusal, special_tokens, too_short, too_long; None if it can.
 
-    `least` and `most` are numbers of words.
+    A refusal is also what speaks of "the caption" or asks for one. `least` and `most` are numbers of words.
     """
     if not text:
         return "empty"
     if finish_reason == "length":
         return "cut_off"
-    if _REFUSAL.search(text):
+    if _REFUSAL.search(text.replace("’", "'")):
         return "refusal"
     if _TOKENS.search(text) or IMAGE in text or VIDEO in text:
         return "special_tokens"
