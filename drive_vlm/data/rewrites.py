@@ -4,16 +4,13 @@ import re
 
 from drive_vlm.data.samples import IMAGE, VIDEO
 
-_THOUGHTS = re.compile(
-    r"^.*</think>|<think>.*", re.DOTALL
-)  # a template that opens them in the prompt leaves only the end
-_LABEL = (
-    r"((the|a|an|your|my|rewritten|revised|concise|detailed|short|brief|final|requested|driving|video|single|one)[ -]+)*"
-    r"(caption|description|paragraph|sentence|summary|rewrite|version|answer)"
-)
+# A template that opens the thoughts in the prompt leaves only their end in the answer.
+_THOUGHTS = re.compile(r"^.*</think>|<think>.*", re.DOTALL)
+_NAME = r"(caption|description|paragraph|sentence|summary|rewrite|version|answer)"
+_KIND = r"(the|your|my|rewritten|revised|concise|detailed|short|brief|final|driving|video|one)"
 _OPENING = re.compile(
-    rf"(((sure|certainly|okay|of course|here you (go|are))\b[^\n:]*|(here (is|are)|here's) {_LABEL}\b[^\n:]*"
-    rf"|{_LABEL}( \([^)\n]*\))?):\s+)+",
+    rf"(((sure|certainly|okay|of course|here you (go|are))\b[^\n:]*|(here (is|are)|here's)( \w+,?){{0,4}} {_NAME}\b[^\n:]*"
+    rf"|({_KIND}[ -])*{_NAME}( \([^)\n]*\))?):\s+)+",
     re.IGNORECASE,
 )
 _NOTE = re.compile(  # only one that speaks of the task: "Note: the light is red." may belong to the text

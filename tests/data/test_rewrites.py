@@ -27,6 +27,7 @@ from drive_vlm.data.rewrites import clean, fault
             "Here is a busy street: cars wait and a bus turns left.",
         ),
         ("Here is the concise caption: cars wait.", "cars wait."),
+        ("Here's a clear, factual description of the scene: Cars wait.", "Cars wait."),
         ("The sign shows a sentence: no entry.", "The sign shows a sentence: no entry."),
         ("Here a red car stops: it is late.", "Here a red car stops: it is late."),
         ('The sign says "stop" and "go"', 'The sign says "stop" and "go"'),
