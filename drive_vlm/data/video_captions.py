@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, resolve_below
-from drive_vlm.data.videos import distinct_names
-from drive_vlm.data.vision import video_length
+from drive_vlm.data.samples import IMAGE, VIDEO, BadRow
+from drive_vlm.data.videos import distinct_names, video_below
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoCaption:
     """One caption. `video` is the path below the folder of videos, `id` its name there (videos.distinct_names), of a second
-    caption of one video with a number; `group` the row's own, else the name of the first video with the same content."""
+    caption of one video with a number; `group` what the first row about this content gives that gives one, else the name
+    of the first video with the same content."""
 
     video: str
     id: str
@@ -41,7 +41,7 @@ def read_video_captions(
 
     Raises (on_bad_row "error") or returns (on_bad_row "skip") BadRow with one of the reasons not_utf8, broken_json,
     not_an_object, missing_field, empty_caption, placeholder, path_outside_root, video_missing, video_empty,
-    video_corrupt, duplicate (the same words about the same video).
+    video_corrupt, duplicate (the same words about the same video), two_groups (another group than an earlier row gives).
     """
     if not Path(videos).is_dir():
         raise ValueError(f"{videos}: no such folder of videos")
@@ -67,9 +67,7 @@ def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
     row = read()
     if not isinstance(row, dict):
         raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend it")
-    video = row.get("video", row.get("video_path"))
-    path = resolve_below(videos, video, where)
-    video_length(path, where)
+    path = video_below(videos, row.get("video", row.get("video_path")), where)
     caption = _caption_of(row, where)
     if any(mark in caption for mark in (IMAGE, VIDEO)):
         raise BadRow("placeholder", where, f"the caption holds {IMAGE} or {VIDEO}", "Remove it from the caption")
@@ -103,17 +101,22 @@ class _Known:
         self._said: dict[str, list[str]] = {}
         self._by_size: dict[int, list[str]] = {}
         self._first: dict[str, str] = {}  # of each video, the first with the same content
-        self._groups: dict[str, str] = {}  # of such first videos, as their first row gives it
+        self._groups: dict[str, VideoCaption] = {}  # of such first videos, the first row that gives a group
 
     def check(self, found: VideoCaption) -> VideoCaption:
-        """`found`. Raises BadRow for words said before about the same video."""
+        """`found`. Raises BadRow for words said before about the same video, and for a second group of one video."""
+        first = self._first.get(found.video) or self._find_first(found.video)
+        given = self._groups.get(first, found)
+        if found.group and found.group != given.group:
+            told = f"{found.video} has group {found.group!r} here, {given.group!r} at {given.where} ({given.video})"
+            raise BadRow("two_groups", found.where, told, "Give all rows about one video the same group")
+        if found.group:
+            self._groups[first] = given
+        self._first[found.video] = first
         said = self._said.setdefault(found.video, [])
         if found.caption in said:
             raise BadRow("duplicate", found.where, f"{found.video} has this caption already", "Remove the row")
         said.append(found.caption)
-        if found.video not in self._first:
-            self._first[found.video] = self._find_first(found.video)
-            self._groups.setdefault(self._first[found.video], found.group)
         return found
 
     def named(self, captions: list[VideoCaption]) -> list[VideoCaption]:
@@ -128,7 +131,8 @@ class _Known:
             unused.discard(own)
             taken.add(own)
             first = self._first[caption.video]
-            named.append(dataclasses.replace(caption, id=own, group=self._groups[first] or names[first]))
+            group = self._groups[first].group if first in self._groups else names[first]
+            named.append(dataclasses.replace(caption, id=own, group=group))
         return named
 
     def _find_first(self, video: str) -> str:

@@ -4,8 +4,10 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from drive_vlm.data.vision import FRAME_SUFFIXES
+from drive_vlm.data.samples import BadRow, resolve_below
+from drive_vlm.data.vision import FRAME_SUFFIXES, video_length
 from drive_vlm.launch.topology import read_topology
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
@@ -54,6 +56,20 @@ def told_path(path: str, image_root: str | None) -> str:
     """What answers and caches call the video at `path`: its path below `image_root`, as rows do, or as it was given."""
     below = os.path.relpath(path, image_root) if image_root else os.pardir
     return os.path.normpath(path) if below.split(os.sep)[0] == os.pardir else below
+
+
+def video_below(folder: str, video: Any, where: str) -> str:
+    """The path of a row's video below `folder`, which the user gave as --videos. Raises BadRow (missing_field,
+    path_outside_root, video_missing, video_empty, video_corrupt) where no video can be read there."""
+    try:
+        path = resolve_below(folder, video, where)
+        video_length(path, where)
+    except BadRow as error:
+        if error.reason in ("path_outside_root", "video_missing"):
+            way_out = "Check the folder of videos (--videos); a row names its video by the path below it"
+            raise BadRow(error.reason, where, error.problem, way_out) from error
+        raise
+    return path
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

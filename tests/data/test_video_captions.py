@@ -69,6 +69,7 @@ def test_bad_rows_by_reason(write, videos):
     ]  # fmt: skip
     assert [c.caption for c in found] == ["x"]
     assert bad[5].where.endswith("captions.jsonl:6") and "none.mp4 does not exist" in str(bad[5])
+    assert all("--videos" in str(bad[i]) and "--image_root" not in str(bad[i]) for i in (5, 8, 9))
     with pytest.raises(BadRow, match=r"captions.jsonl:1: not valid JSON"):
         read_video_captions(paths, videos)
 
@@ -84,6 +85,22 @@ def test_copies_of_a_video_share_a_group(write, videos, synthetic_data):
         {"video": "one.mp4", "caption": "x", "group": "twins"}, {"video": "two.mp4", "caption": "x", "group": "twins"}
     )
     assert [c.group for c in read_video_captions(paths, videos)[0]] == ["twins", "twins"]
+
+
+def test_the_group_may_come_with_a_later_row(write, videos, synthetic_data):
+    """A drive that spans two videos must not be split because an earlier row about one of them names no group."""
+    source = sorted((synthetic_data / "clips").glob("*.mp4"))[0]
+    for name in ("one", "copy"):
+        (videos / f"{name}.mp4").write_bytes(source.read_bytes())
+    rows = [{"video": "a", "caption": "x"}, {"video": "b", "caption": "y", "group": "trip"}]
+    rows += [{"video": "a", "caption": "z", "group": "trip"}, {"video": "a", "caption": "last"}]
+    rows += [{"video": "one.mp4", "caption": "x"}, {"video": "copy.mp4", "caption": "x", "group": "trip"}]
+    assert [c.group for c in read_video_captions(write(*rows), videos)[0]] == ["trip"] * 6
+    paths = write(*rows, {"video": "./a", "caption": "w", "group": "tour"})
+    with pytest.raises(BadRow, match=r"captions.jsonl:7: a has group 'tour' here, 'trip' at .*captions.jsonl:3"):
+        read_video_captions(paths, videos)
+    found, [bad] = read_video_captions(paths, videos, "skip")
+    assert bad.reason == "two_groups" and len(found) == 6
 
 
 def test_ids_are_never_the_same(write, videos, synthetic_data):
