@@ -62,6 +62,8 @@ class ChatClient:
 
     `timeout` is in seconds for one attempt, `price_in` and `price_out` are per million tokens. The key stands in the
     environment variable `api_key_env`; a server on this machine or in a private network needs none.
+    `cache_dir` keeps the replies by request_key, so wherever the model is served; two different models that servers call
+    by one name need a folder each.
     Raises ValueError for a `base_url` that is no http(s) address or carries a password.
     """
 
@@ -104,7 +106,7 @@ class ChatClient:
         Raises RefusedError for a refused request or an empty reply, ChatError for a server that cannot be asked,
         ValueError for a missing key.
         """
-        key = request_key(self.base_url, self.model, messages, sampling)
+        key = request_key(self.model, messages, sampling)
         reply = self._cached(key)
         if reply is None:
             reply = self._ask(key, messages, sampling)
@@ -128,7 +130,7 @@ class ChatClient:
         """
         keys: list[Any] = list(range(len(conversations)))
         if self.cache_dir is not None:
-            keys = [request_key(self.base_url, self.model, messages, sampling) for messages in conversations]
+            keys = [request_key(self.model, messages, sampling) for messages in conversations]
         unique = dict(zip(keys, conversations, strict=True))
         replies = dict(self.complete_each(unique, workers, progress, keep_refused, **sampling))
         return [replies[key] for key in keys]
@@ -252,9 +254,10 @@ class ChatClient:
         os.replace(file.name, path)
 
 
-def request_key(base_url: str, model: str, messages: Sequence[Message], sampling: dict[str, Any]) -> str:
-    """sha256 of everything that decides a reply: address, model, messages with their image bytes, sampling."""
-    asked = [base_url, model, list(messages), sampling]
+def request_key(model: str, messages: Sequence[Message], sampling: dict[str, Any]) -> str:
+    """sha256 of everything that decides a reply: model, messages with their image bytes, sampling. Not the address: a server
+    that a batch job starts stands on another host each time."""
+    asked = [model, list(messages), sampling]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

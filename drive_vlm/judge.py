@@ -43,7 +43,8 @@ class JudgeConfig:
     price_out: float | None = field(None, help="price of a million reply tokens, for the cost")
     cache: str | None = field(
         None,
-        help="directory that keeps the server's replies; a rerun asks nothing (default: judge in the cache directory)",
+        help="directory that keeps the server's replies by the judge's name, wherever it is served; a rerun asks nothing; another "
+        "model of the same name needs another (default: judge in the cache directory)",
     )
 
 

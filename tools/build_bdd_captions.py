@@ -54,7 +54,12 @@ def make_parser() -> CommandParser:
         default=Path(__file__).parent / "prompts",
         help="folder of microscope.txt and copilot.txt",
     )
-    add("--cache", type=Path, help="folder of the teacher's replies (default: OUT/teacher_cache)")
+    add(
+        "--cache",
+        type=Path,
+        help="folder of the teacher's replies (default: OUT/teacher_cache), kept by the teacher's name wherever it is served: "
+        "another model of the same name needs another folder",
+    )
     add("--attempts", type=int, default=3, help="times a text is asked for, each with another seed")
     add("--seed", type=int, default=0, help="seed of the first attempt, and of the choice of held-out videos")
     add("--temperature", type=float, default=0.7, help="temperature of the teacher")

@@ -50,7 +50,11 @@ def make_parser() -> CommandParser:
         "--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt"
     )
     parser.add_argument("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
-    parser.add_argument("--cache", help="directory that keeps the judge's replies; a second run asks nothing")
+    parser.add_argument(
+        "--cache",
+        help="directory that keeps the judge's replies by its name; a second run asks nothing (another model of the same name: "
+        "another directory)",
+    )
     parser.add_argument("--json", "--out", dest="json", help="write the score with all its parts and counts here")
     return parser
 
