@@ -6,7 +6,7 @@ Their Application" (1997), section 3.8. Without `groups` every sample is a group
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +64,80 @@ class PairedDifference:
         return _json(self)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; None: undefined (a denominator of 0, fewer than two groups)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def group_numbers(groups: Sequence[Any]) -> np.ndarray:
+    """int64[N]: each distinct group by its number, in the order of first appearance."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+
+
+def group_sums(columns: np.ndarray, groups: Sequence[Any]) -> np.ndarray:
+    """float[G, K]: columns float[N, K] summed over each group, in the order of first appearance."""
+    if len(groups) != len(columns):
+        raise ValueError(f"{len(groups)} groups for {len(columns)} samples")
+    index = group_numbers(groups)
+    return np.stack([np.bincount(index, weights=column) for column in columns.T], axis=1)
+
+
+def draws(groups: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """int64[B, G] of group numbers drawn with replacement: `resamples` rows in blocks of bounded memory, none with fewer than
+    two groups. Seeded; the rows do not depend on the size of the blocks."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // max(1, groups))
+    for start in range(0, resamples if groups > 1 else 0, at_once):
+        yield generator.integers(0, groups, size=(min(at_once, resamples - start), groups))
+
+
+def resampled_sums(sums: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """float[R, K]: sums float[G, K] of the groups, added up over each of the `draws`; R is 0 with fewer than two groups."""
+    varied = np.flatnonzero((sums != sums[:1]).any(axis=0))  # a column of equal numbers needs no drawing
+    blocks = [np.empty((0, sums.shape[1]))]
+    for drawn in draws(len(sums), seed, resamples):
+        block = np.tile(sums[0] * len(sums), (len(drawn), 1))
+        for column in varied:
+            block[:, column] = sums[:, column][drawn].sum(axis=1)
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def estimate(value: float, samples: np.ndarray) -> Estimate:
+    """`value` with the percentile interval of its resampled `samples` float[R]; NaN in either means undefined."""
+    samples = samples[~np.isnan(samples)]
+    if math.isnan(value):
+        return Estimate(None, None, None)
+    if not len(samples):
+        return Estimate(value, None, None)
+    return Estimate(value, *_interval(samples, CONFIDENCE))
+
+
+Scores = Callable[[np.ndarray], dict[str, np.ndarray]]  # sums float[..., K] -> each score float[...], NaN: undefined
+
+
+def pooled(sums: np.ndarray, scores: Scores, seed: int = 0) -> dict[str, Estimate]:
+    """Scores of all samples from the sums float[G, K] of their groups, with intervals that draw whole groups."""
+    samples = scores(resampled_sums(sums, seed))
+    return {name: estimate(float(value), samples[name]) for name, value in scores(sums.sum(axis=0)).items()}
+
+
+def pooled_change(first: np.ndarray, second: np.ndarray, scores: Scores, seed: int = 0) -> dict[str, Estimate]:
+    """`second - first` of such scores, float[G, K] each of the same groups; both are drawn together, which narrows the
+    interval."""
+
+    def change(sums: np.ndarray) -> dict[str, np.ndarray]:
+        old, new = (scores(part) for part in np.split(sums, 2, axis=-1))
+        return {name: new[name] - old[name] for name in old}
+
+    return pooled(np.hstack([first, second]), change, seed)
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
     groups: Sequence[Any] | None = None,
@@ -74,19 +148,17 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean of `values` float[N], drawing whole `groups` (length N) with
     replacement. Seeded: equal input gives an equal interval. (NaN, NaN) with fewer than two groups.
     """
-    sums, counts = _per_group(_checked(values), groups)
+    columns = np.column_stack([_checked(values), np.ones(len(values))])
+    sums = columns if groups is None else group_sums(columns, groups)
     if len(sums) < 2:
         return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    equal_sizes = bool((counts == counts[0]).all())
-    at_once = max(1, _DRAWS_AT_ONCE // len(sums))
-    means = []
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(0, len(sums), size=(min(at_once, resamples - start), len(sums)))
-        sizes = counts[0] * len(sums) if equal_sizes else counts[drawn].sum(axis=1)
-        means.append(sums[drawn].sum(axis=1) / sizes)
+    totals, sizes = resampled_sums(sums, seed, resamples).T
+    return _interval(totals / sizes, confidence)
+
+
+def _interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(samples, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -144,14 +216,3 @@ def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def _group_count(values: np.ndarray, groups: Sequence[Any] | None) -> int:
     return len(values) if groups is None else len(set(groups))
-
-
-def _per_group(values: np.ndarray, groups: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and size of each group, float[G] and int64[G], in the order of first appearance."""
-    if groups is None:
-        return values, np.ones(len(values), dtype=np.int64)
-    if len(groups) != len(values):
-        raise ValueError(f"{len(groups)} groups for {len(values)} scores")
-    numbers: dict[Any, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-    return np.bincount(index, weights=values), np.bincount(index)

@@ -79,7 +79,7 @@ def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
     obeyed = checkpoint["adherence"]
     if obeyed:
         text = f"{name}: concise / detailed words, median {_cell(obeyed['ratio'], 'value')}; concise is shorter in "
-        text += f"{_cell(obeyed['shorter'], 'value')}, at most half in {_cell(obeyed['half'], 'value')} of {obeyed['videos']} videos"
+        text += f"{_cell(obeyed['shorter'], 'value')}, at most half in {_cell(obeyed['half'], 'value')} of {obeyed['pairs']} pairs"
         told = [f"{obeyed[key]} {key}" for key in ("unpaired", "silent") if obeyed[key]]
         console.print(text + (f" ({', '.join(told)})" if told else ""), highlight=False)
     every = list(checkpoint["modes"].values())[-1]

@@ -90,7 +90,7 @@ def test_numbers_by_hand(evaluate, tmp_path):
     assert before["modes"]["(all)"]["n"] == 6
     # a: 3 of 10 words, b: 7 of 4, c: no detailed text
     obeyed = before["adherence"]
-    assert (obeyed["videos"], obeyed["silent"], obeyed["unpaired"]) == (3, 1, 0)
+    assert (obeyed["pairs"], obeyed["silent"], obeyed["unpaired"]) == (3, 1, 0)
     assert obeyed["ratio"]["value"] == pytest.approx((0.3 + 7 / 4) / 2)
     assert (obeyed["shorter"]["value"], obeyed["half"]["value"]) == pytest.approx((1 / 3, 1 / 3))
     assert after["adherence"]["shorter"]["value"] == 1
