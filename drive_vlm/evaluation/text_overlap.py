@@ -1,7 +1,7 @@
 """Text overlap of one prediction with one or several references: corpus BLEU-1..4, ROUGE-L and CIDEr.
 
 The definitions are those of the COCO caption evaluation (Chen et al. 2015, arXiv 1504.00325; packages `pycocoevalcap`
-and `language_evaluation`, which DriveLM's official script calls), in pure Python:
+and `language_evaluation`, which DriveLM's official script calls), without Java:
 
 - BLEU: Papineni et al. 2002, over the whole corpus, closest reference length, clipped counts; instead of smoothing
   1e-15 is added to every match count and 1e-9 to every n-gram count.
@@ -21,6 +21,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 Tokens = list[str]
 NGram = tuple[str, ...]
@@ -86,26 +88,31 @@ def corpus_bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Toke
     `hypotheses[i]` is scored against all of `references[i]`. Raises ValueError where the lengths differ or a sample
     has no reference.
     """
+    return _bleu(bleu_counts(hypotheses, references).sum(axis=0)).tolist()
+
+
+def bleu_counts(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """float[N, 10]: what BLEU adds up over the samples: matched 1- to 4-grams, said 1- to 4-grams, length, length of the closest
+    reference."""
     _check(hypotheses, references)
-    matched, guessed = [0] * MAX_N, [0] * MAX_N
-    length = reference_length = 0
-    for tokens, candidates in zip(hypotheses, references, strict=True):
+    counts = np.zeros((len(hypotheses), 2 * MAX_N + 2))
+    for row, tokens, candidates in zip(counts, hypotheses, references, strict=True):
         allowed: Counter[NGram] = Counter()
         for candidate in candidates:
             allowed |= ngram_counts(candidate)
         for gram, count in (ngram_counts(tokens) & allowed).items():
-            matched[len(gram) - 1] += count
-        for n in range(MAX_N):
-            guessed[n] += max(0, len(tokens) - n)
-        length += len(tokens)
-        reference_length += min((abs(len(c) - len(tokens)), len(c)) for c in candidates)[1]
-    ratio = (length + 1e-15) / (reference_length + 1e-9)
-    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    scores, product = [], 1.0
-    for n in range(MAX_N):
-        product *= (matched[n] + 1e-15) / (guessed[n] + 1e-9)
-        scores.append(product ** (1 / (n + 1)) * penalty)
-    return scores
+            row[len(gram) - 1] += count
+        row[MAX_N : 2 * MAX_N] = [max(0, len(tokens) - n) for n in range(MAX_N)]
+        row[2 * MAX_N :] = len(tokens), min((abs(len(c) - len(tokens)), len(c)) for c in candidates)[1]
+    return counts
+
+
+def _bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU-1..4, float[..., 4], of sums float[..., 10] of bleu_counts."""
+    matched, said = sums[..., :MAX_N], sums[..., MAX_N : 2 * MAX_N]
+    ratio = (sums[..., -2:-1] + 1e-15) / (sums[..., -1:] + 1e-9)
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return np.cumprod((matched + 1e-15) / (said + 1e-9), axis=-1) ** (1 / np.arange(1, MAX_N + 1)) * penalty
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -148,16 +155,27 @@ def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     return scores
 
 
-def language_scores(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """The six numbers of DriveLM's language part from raw texts: Bleu_1..4 (0-1), ROUGE_L (0-1), CIDEr (0-10)."""
+def language_counts(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> np.ndarray:
+    """float[N, 13]: what the six scores of raw texts add up: bleu_counts, ROUGE-L, CIDEr and 1 for the sample."""
     if not hypotheses:
         raise ValueError("no texts to score: BLEU, ROUGE-L and CIDEr are undefined for an empty set")
     words = [tokenize(text) for text in hypotheses]
     wanted = [[tokenize(t) for t in ([texts] if isinstance(texts, str) else texts)] for texts in references]
-    scores = {f"Bleu_{n}": value for n, value in enumerate(corpus_bleu(words, wanted), start=1)}
-    scores["ROUGE_L"] = sum(rouge_l(words, wanted)) / len(words)
-    scores["CIDEr"] = sum(cider(words, wanted)) / len(words)
-    return scores
+    counts = bleu_counts(words, wanted)
+    return np.column_stack([counts, rouge_l(words, wanted), cider(words, wanted), np.ones(len(words))])
+
+
+def scores_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Bleu_1..4 (0-1), ROUGE_L (0-1) and CIDEr (0-10), float[...] each, of sums float[..., 13] of language_counts."""
+    bleu = np.moveaxis(_bleu(sums[..., :-3]), -1, 0)
+    scores = {f"Bleu_{n}": value for n, value in enumerate(bleu, start=1)}
+    return scores | {"ROUGE_L": sums[..., -3] / sums[..., -1], "CIDEr": sums[..., -2] / sums[..., -1]}
+
+
+def language_scores(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """The six numbers of DriveLM's language part from raw texts: Bleu_1..4 (0-1), ROUGE_L (0-1), CIDEr (0-10)."""
+    sums = language_counts(hypotheses, references).sum(axis=0)
+    return {name: float(value) for name, value in scores_of_counts(sums).items()}
 
 
 def _tf_idf(
