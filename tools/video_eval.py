@@ -4,8 +4,9 @@ Each prediction row needs "video" as the detection cache names it; "mode" (detai
 mode: precision, recall and F1 of the object classes and CHAIR over all texts (drive_vlm/evaluation/video.py); the terms of
 the physics reward and their sum, averaged over the texts (drive_vlm/rewards/physics.py); words; BLEU, ROUGE-L and CIDEr
 against the reference; with --clip_model the cosine of text and reference and of text and frames. Where rows hold exact
-classes (--truth_column) the object scores come against these as well. Intervals are 95 %, from a bootstrap over videos
-(the row's "group", else its video). Several --predictions are compared, each with the first, on the rows they share.
+classes (--truth_column) the object scores come against these as well. The lengths of the two modes are compared where the
+ids of two texts about one video differ in their end alone, -detailed and -concise (with other ids: one pair a video).
+Intervals are 95 %, from a bootstrap over videos (the row's "group", else its video). Several --predictions are compared, each with the first, on the rows they share.
 """
 
 import csv
@@ -65,6 +66,7 @@ def make_parser() -> CommandParser:
 def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Prediction"]], dict[str, dict[str, int]]]:
     """The rows that all files share and the cache knows, and {file: {ids_left_out, rows_without_detections}}."""
     from drive_vlm.data.predictions import common_samples, read_predictions
+    from drive_vlm.evaluation.video_scores import pair_keys
 
     files, left_out = common_samples([read_predictions(path) for path in args.predictions])
     for items in files:
@@ -77,6 +79,8 @@ def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Predictio
         for other in others:
             if any(other.row.get(key) != first.row.get(key) for key in ("video", "mode")):
                 raise ValueError(f"{other.where}: id {other.id!r} has another video or mode than at {first.where}")
+    for items in files:
+        pair_keys(items)
     known = [item.row["video"] in cache for item in files[0]]
     if not all(known) and args.on_missing == "error":
         lost = files[0][known.index(False)]
@@ -94,25 +98,32 @@ def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Predictio
 
 
 def score_file(
-    items: list["Prediction"], cache: "DetectionCache", parser: "TextParser", weights: "Weights", truth_column: str
+    items: list["Prediction"],
+    truths: list[frozenset[str]] | None,
+    cache: "DetectionCache",
+    parser: "TextParser",
+    weights: "Weights",
 ) -> list["Scored"]:
-    from drive_vlm.evaluation.video_scores import NO_MODE, Scored
+    from drive_vlm.evaluation.video_scores import Scored, pair_keys
     from drive_vlm.rewards.physics import terms
 
     parsed = parser.parse([text for item in items for text in (item.prediction, item.reference)])
-    with_truth = sum(truth_column in item.row for item in items)
-    if 0 < with_truth < len(items):
-        lost = next(item for item in items if truth_column not in item.row)
-        raise ValueError(f"{lost.where}: id {lost.id!r} has no {truth_column!r}, {with_truth} other rows have it")
     scored = []
-    for index, item in enumerate(items):
-        said, wanted, video = parsed[2 * index], parsed[2 * index + 1], item.row["video"]
-        found = terms(said, wanted, cache.classes(video), parser.vocabulary, weights)
-        exact = None
-        if with_truth:
-            exact = terms(said, wanted, truth_classes(item, truth_column, parser), parser.vocabulary, weights)
-        scored.append(Scored(item, video, str(item.row.get("mode") or NO_MODE), found, exact))
+    for index, (item, pair) in enumerate(zip(items, pair_keys(items), strict=True)):
+        said, wanted = parsed[2 * index], parsed[2 * index + 1]
+        found = terms(said, wanted, cache.classes(item.row["video"]), parser.vocabulary, weights)
+        exact = terms(said, wanted, truths[index], parser.vocabulary, weights) if truths else None
+        scored.append(Scored(item, pair, found, exact))
     return scored
+
+
+def truths_of(items: list["Prediction"], column: str, parser: "TextParser") -> list[frozenset[str]] | None:
+    """The exact classes of each row; None where no row holds any."""
+    with_truth = sum(column in item.row for item in items)
+    if 0 < with_truth < len(items):
+        lost = next(item for item in items if column not in item.row)
+        raise ValueError(f"{lost.where}: id {lost.id!r} has no {column!r}, {with_truth} other rows have it")
+    return [truth_classes(item, column, parser) for item in items] if with_truth else None
 
 
 def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> frozenset[str]:
@@ -140,7 +151,7 @@ def clip_of_files(files: list[list["Prediction"]], args: Any) -> list[dict[str, 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.evaluation.video_scores import adherence, by_mode, compare_mode, score_mode
+    from drive_vlm.evaluation.video_scores import Part, adherence, by_mode, compare_mode, score_mode
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.driving_text import TextParser
     from drive_vlm.rewards.physics import Weights
@@ -154,12 +165,17 @@ def run(args: Any) -> dict[str, Any]:
     parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
     for video in dict.fromkeys(item.row["video"] for item in files[0]):
         parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
-    scored = [score_file(items, cache, parser, weights, args.truth_column) for items in files]
+    truths = [truths_of(items, args.truth_column, parser) for items in files]
+    scored = [score_file(items, truth, cache, parser, weights) for items, truth in zip(files, truths, strict=True)]
     clips = clip_of_files(files, args)
     members = by_mode(scored[0])
-
-    def part(file: int, rows: list[int]) -> tuple[list["Scored"], dict[str, Any]]:
-        return [scored[file][i] for i in rows], {name: values[rows] for name, values in clips[file].items()}
+    parts = [
+        {
+            m: Part([rows[i] for i in at], {name: values[at] for name, values in clip.items()})
+            for m, at in members.items()
+        }
+        for rows, clip in zip(scored, clips, strict=True)
+    ]
 
     result: dict[str, Any] = {"detector": asdict(cache.detector) if cache.detector else None, "checkpoints": {}}
     result |= {"weights": asdict(weights), "comparisons": []}
@@ -167,14 +183,11 @@ def run(args: Any) -> dict[str, Any]:
         result["checkpoints"][name] = {
             "file": path,
             **counts[path],
-            "modes": {mode: score_mode(*part(file, rows), args.seed) for mode, rows in members.items()},
+            "modes": {mode: score_mode(part, args.seed) for mode, part in parts[file].items()},
             "adherence": adherence(scored[file], args.seed),
         }
     for file, name in enumerate(names[1:], 1):
-        modes = {}
-        for mode, rows in members.items():
-            (old, old_clip), (new, new_clip) = part(0, rows), part(file, rows)
-            modes[mode] = compare_mode(old, new, [old_clip, new_clip], args.seed)
+        modes = {mode: compare_mode(part, parts[file][mode], args.seed) for mode, part in parts[0].items()}
         result["comparisons"].append({"first": names[0], "second": name, "modes": modes})
     if args.csv:
         write_csv(Path(args.csv), names, scored, clips)

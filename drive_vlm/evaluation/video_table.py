@@ -11,6 +11,8 @@ TERMS = {
     "hallucination": "R_hall",
     "words": "words",
 }
+OVERLAP = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr"}
+CLIP = {"text_text": "text - text", "text_frames": "text - frames"}
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -52,14 +54,13 @@ def _overlap_table(result: dict[str, Any]) -> Any:
     with_clip = any(
         mode["clip"] for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()
     )
-    table = Table("checkpoint", "mode", title="overlap with the reference" + (" and CLIP" if with_clip else ""))
-    table.title_justify = "left"
-    for column in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr", *(("text - text", "text - frames") if with_clip else ())):
+    title = "overlap with the reference" + (" and CLIP" if with_clip else "") + ", 95 % interval"
+    table = Table("checkpoint", "mode", title=title, title_justify="left")
+    for column in (*OVERLAP.values(), *(CLIP.values() if with_clip else ())):
         table.add_column(column, justify="right")
     for name, checkpoint in result["checkpoints"].items():
         for mode, entry in checkpoint["modes"].items():
-            overlap = entry["text_overlap"]
-            cells = [f"{overlap[key]:.3f}" for key in ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr")]
+            cells = [_cell(entry["text_overlap"][key], "value") for key in OVERLAP]
             table.add_row(name, mode, *cells, *(_cell(clip, "mean") for clip in (entry["clip"] or {}).values()))
     return table
 
@@ -108,6 +109,8 @@ def _change_table(entry: dict[str, Any]) -> Any:
         ("objects", OBJECTS, "value"),
         ("truth", OBJECTS, "value"),
         ("terms", TERMS, "difference"),
+        ("text_overlap", OVERLAP, "value"),
+        ("clip", CLIP, "difference"),
     ):
         for key, name in names.items():
             entries = [(change[part] or {}).get(key) for change in modes.values()]

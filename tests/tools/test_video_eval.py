@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -94,8 +96,18 @@ def test_numbers_by_hand(evaluate, tmp_path):
     assert obeyed["ratio"]["value"] == pytest.approx((0.3 + 7 / 4) / 2)
     assert (obeyed["shorter"]["value"], obeyed["half"]["value"]) == pytest.approx((1 / 3, 1 / 3))
     assert after["adherence"]["shorter"]["value"] == 1
-    assert after["modes"]["detailed"]["text_overlap"].keys() >= {"Bleu_4", "ROUGE_L", "CIDEr"}
+    # BLEU-1 over all: a says the reference's 10 words, of b's 4 "a" and "car" are there; c says nothing: 14 words for 30.
+    overlap = detailed["text_overlap"]
+    assert overlap["Bleu_1"]["value"] == pytest.approx(12 / 14 * math.exp(1 - 30 / 14), rel=1e-6)
+    # One sum a video, so the interval runs from c drawn three times to a drawn three times.
+    assert overlap["Bleu_1"]["low"] == pytest.approx(0, abs=1e-9) and overlap["Bleu_1"]["high"] == pytest.approx(1)
+    assert (overlap["ROUGE_L"]["low"], overlap["ROUGE_L"]["high"]) == (0, 1)
+    assert overlap.keys() == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"}
     [change] = result["comparisons"]
+    moved = change["modes"]["detailed"]["text_overlap"]
+    for name, entry in after["modes"]["detailed"]["text_overlap"].items():
+        assert moved[name]["value"] == pytest.approx(entry["value"] - overlap[name]["value"])
+        assert moved[name]["low"] <= moved[name]["value"] <= moved[name]["high"]
     assert change["modes"]["detailed"]["objects"]["precision"]["value"] == pytest.approx(1 - 1 / 3)
     assert change["modes"]["detailed"]["terms"]["object"]["wins"] == 2
     assert change["modes"]["concise"]["terms"]["object"]["ties"] == 3
@@ -111,8 +123,10 @@ def test_numbers_by_hand(evaluate, tmp_path):
         "claim no object",
         "after - before",
         "F1, exact",
+        "change of",
     ):
         assert told in done.stdout, done.stdout
+    assert re.search(r"CIDEr +│ +[+-]", done.stdout), done.stdout
 
 
 def test_weights_and_one_mode_without_truth(evaluate, tmp_path):
@@ -165,6 +179,52 @@ def test_two_texts_of_a_mode_and_other_ids(evaluate, tmp_path):
     result, done = evaluate("--predictions", *files)
     assert result["checkpoints"]["p"]["ids_left_out"] == 1 and "1 ids left out" in done.stdout
     assert result["checkpoints"]["o"]["adherence"]["unpaired"] == 1
+
+
+def two_captions(path):
+    """As tools/build_bdd_captions.py names the texts of two captions of video a.mp4: a and a-2."""
+    file = write(path, {"a.mp4": BEFORE["a.mp4"], "b.mp4": BEFORE["b.mp4"]})
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["id"] = ("a-" if row["video"] == "a.mp4" else "a-2-") + row["mode"]
+        row |= {"video": "a.mp4", "group": "a", "truth_classes": TRUTH["a.mp4"]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_two_captions_of_one_video_are_paired_by_their_ids(evaluate, tmp_path):
+    result, _ = evaluate("--predictions", two_captions(tmp_path / "p.jsonl"))
+    obeyed = result["checkpoints"]["p"]["adherence"]
+    assert (obeyed["pairs"], obeyed["unpaired"]) == (2, 0)  # 3 of 10 words and 7 of 4
+    assert obeyed["ratio"]["value"] == pytest.approx((0.3 + 7 / 4) / 2) and obeyed["ratio"]["low"] is None  # one group
+    assert result["checkpoints"]["p"]["modes"]["detailed"]["videos"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"id": "a-3-concise", "mode": "detailed"}, "a second detailed text"), ({"truth_classes": ["wagon"]}, "'wagon'")],
+)
+def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes, told, run, detections, spacy_model):
+    """A parser that cannot be asked: no row's fault may wait for it."""
+    file = changed(write(tmp_path / "p.jsonl", BEFORE), **changes)
+    stopped = (
+        "import runpy, sys; from drive_vlm.rewards.driving_text import TextParser; "
+        "TextParser.parse = lambda *_: sys.exit('parsed'); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        stopped,
+        TOOL,
+        "--predictions",
+        file,
+        "--detections",
+        detections,
+        "--spacy",
+        spacy_model,
+    ]
+    done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 2 and told in done.stderr, done.stderr
 
 
 def test_clip_needs_the_videos(evaluate, tmp_path):
