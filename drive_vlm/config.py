@@ -7,9 +7,11 @@ import argparse
 import dataclasses
 import difflib
 import enum
+import os
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
@@ -86,6 +88,28 @@ def _underscored(word: str) -> str:
         return word
     flag, equals, value = word.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def output_folder(text: str) -> Path:
+    """The type of a flag that names a folder to write: refused at once where that cannot be, not after the work."""
+    path = Path(text)
+    there = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise argparse.ArgumentTypeError(f"{text}: {there} {problem}")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """The same of a flag that names a file; its folder need not be there."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    if not path.exists():
+        output_folder(str(path.parent))
+    elif not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written to")
+    return path
 
 
 def _parse_bool(text: str) -> bool:

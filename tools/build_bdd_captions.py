@@ -15,13 +15,14 @@ another seed, --attempts times in all; then the row is left out and counted. Tes
 
 import hashlib
 import json
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.chat_client import ChatClient, ChatError, RefusedError
-from drive_vlm.config import CommandParser, plain
+from drive_vlm.config import CommandParser, output_folder, plain
 from drive_vlm.data.instructions import MODES
 from drive_vlm.data.rewrites import clean, fault, words
 from drive_vlm.data.split_entry import Rewrite, audit_of, rows_of
@@ -44,7 +45,7 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("--data", nargs="+", required=True, help="caption rows, JSONL")
     add("--videos", required=True, help="folder that the rows' video paths start from; each video must be there")
-    add("--out", type=Path, required=True, help="folder to write")
+    add("--out", type=output_folder, required=True, help="folder to write")
     add("--base_url", required=True, help="address of the teacher's server, e.g. http://localhost:8000/v1")
     add("--teacher", required=True, help="name of the teacher model at that server")
     add("--api_key_env", default="OPENAI_API_KEY", help="environment variable that holds the server's key")
@@ -56,7 +57,7 @@ def make_parser() -> CommandParser:
     )
     add(
         "--cache",
-        type=Path,
+        type=output_folder,
         help="folder of the teacher's replies (default: OUT/teacher_cache), kept by the teacher's name wherever it is served: "
         "another model of the same name needs another folder",
     )
@@ -282,16 +283,18 @@ def report(out: Path, audit: dict[str, Any], rewrites: list[dict[str, Rewrite]])
 
 def check(args: Any) -> None:
     """Raises ValueError for numbers that make no sense."""
-    for name, least in {
-        "attempts": 1,
-        "workers": 1,
-        "max_tokens": 1,
-        "held_out": 0,
-        "max_new_nouns": 0,
-        "max_retries": 0,
-    }.items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    limits = {"attempts": 1, "workers": 1, "max_tokens": 1, "limit": 1}
+    limits |= dict.fromkeys(("held_out", "max_new_nouns", "max_retries", "price_in", "price_out"), 0)
+    for name, least in limits.items():
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    for name in ("timeout", "requests_per_minute"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a number above 0, got {value}")
+    if not 0 <= args.temperature <= 2:
+        raise ValueError(f"--temperature must lie between 0 and 2, got {args.temperature}")
     if not 0 < args.concise_ratio < 1:
         raise ValueError(f"--concise_ratio must lie between 0 and 1, got {args.concise_ratio}: concise must be shorter")
     for name in ("detailed_words", "concise_words"):

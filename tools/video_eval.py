@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, output_file
 
 if TYPE_CHECKING:
     import numpy as np
 
     from drive_vlm.data.predictions import Prediction
+    from drive_vlm.evaluation.clip_encoder import ClipEncoder
     from drive_vlm.evaluation.video_scores import Scored
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.driving_text import TextParser
@@ -56,9 +57,9 @@ def make_parser() -> CommandParser:
     add("--videos", help="folder that the rows' videos are relative to (for --clip_model)")
     add("--num_frames", type=int, default=8, help="frames of a video that CLIP sees, evenly spread")
     add("--device", default="cpu", help="device of CLIP: cpu, cuda, cuda:1 ...")
-    add("--csv", help="write one line for each row and checkpoint")
-    add("--plot", help="write the scores with their intervals to this PNG")
-    add("--json", help="write every number to this file")
+    add("--csv", type=output_file, help="write one line for each row and checkpoint")
+    add("--plot", type=output_file, help="write the scores with their intervals to this PNG")
+    add("--json", type=output_file, help="write every number to this file")
     add("--seed", type=int, default=0, help="of the bootstrap")
     return parser
 
@@ -134,14 +135,26 @@ def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> froz
     return frozenset(value)
 
 
-def clip_of_files(files: list[list["Prediction"]], args: Any) -> list[dict[str, "np.ndarray"]]:
-    """{text_text, text_frames: float[N]} of each file, {} without --clip_model. The files go through CLIP together."""
+def load_clip(items: list["Prediction"], args: Any) -> "ClipEncoder | None":
+    """The encoder of --clip_model. Raises BadRow for a row whose video cannot be read below --videos."""
+    from drive_vlm.data.videos import video_below
     from drive_vlm.evaluation.clip_encoder import ClipEncoder
-    from drive_vlm.evaluation.clip_video import clip_frame_scores
 
     if not args.clip_model:
+        return None
+    for video, item in {item.row["video"]: item for item in reversed(items)}.items():
+        video_below(args.videos, video, f"{item.where}: id {item.id!r}")
+    return ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
+
+
+def clip_of_files(
+    encoder: "ClipEncoder | None", files: list[list["Prediction"]], args: Any
+) -> list[dict[str, "np.ndarray"]]:
+    """{text_text, text_frames: float[N]} of each file, {} without an encoder. The files go through CLIP together."""
+    from drive_vlm.evaluation.clip_video import clip_frame_scores
+
+    if encoder is None:
         return [{} for _ in files]
-    encoder = ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
     scores = clip_frame_scores(encoder, [item for items in files for item in items], args.videos, args.num_frames)
     size = len(files[0])
     parts = [slice(start, start + size) for start in range(0, size * len(files), size)]
@@ -158,6 +171,9 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.rewards.vocabulary import DEFAULT
 
     names = checkpoint_names(args.predictions)
+    for name, least in {"processes": 1, "num_frames": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.clip_model and not args.videos:
         raise ValueError("--clip_model needs --videos, the folder that the rows' videos are relative to")
     weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
@@ -165,9 +181,10 @@ def run(args: Any) -> dict[str, Any]:
     parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
     for video in dict.fromkeys(item.row["video"] for item in files[0]):
         parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
+    encoder = load_clip(files[0], args)
     truths = [truths_of(items, args.truth_column, parser) for items in files]
     scored = [score_file(items, truth, cache, parser, weights) for items, truth in zip(files, truths, strict=True)]
-    clips = clip_of_files(files, args)
+    clips = clip_of_files(encoder, files, args)
     members = by_mode(scored[0])
     parts = [
         {
@@ -190,11 +207,11 @@ def run(args: Any) -> dict[str, Any]:
         modes = {mode: compare_mode(part, parts[file][mode], args.seed) for mode, part in parts[0].items()}
         result["comparisons"].append({"first": names[0], "second": name, "modes": modes})
     if args.csv:
-        write_csv(Path(args.csv), names, scored, clips)
+        write_csv(args.csv, names, scored, clips)
     if args.plot:
         from drive_vlm.evaluation.video_plot import plot_scores
 
-        plot_scores(Path(args.plot), result)
+        plot_scores(args.plot, result)
     return result
 
 
@@ -230,8 +247,8 @@ def main() -> None:
         parser.error(str(error))
     print_tables(result)
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def test_rows_splits_and_audit(build, data, chat_server, run):
     assert usage["requests"] == 16 and usage["prompt_tokens"] == prompt
     assert audit["teacher"]["cost"] == pytest.approx((prompt * 1.0 + usage["completion_tokens"] * 10.0) / 1e6)
     assert "microscope.txt" in audit["teacher"]["prompts"]
-    again = build()
-    assert again.returncode == 0 and len(chat_server.requests) == 16, "the second run must ask nobody"
+    again = build("--base_url", chat_server.url.replace("127.0.0.1", "localhost"))
+    assert again.returncode == 0 and len(chat_server.requests) == 16, "the second run must ask nobody, at no address"
     told = audit_of(data)["teacher"]
     assert told["usage"]["cached"] == 16 and told["tokens"]["prompt"] == prompt and told["usage"]["prompt_tokens"] == 0
     # One meta file for each kind and split: what trains on one sees no other stage's rows and no held-out video.
@@ -147,7 +147,7 @@ def test_unusable_answers_are_asked_again_then_left_out_by_reason(build, data, c
         if number == 0 and attempt == 0:
             return "I'm sorry, but I can't help with that."  # once, then good
         if number == 1:
-            return "I cannot rewrite this caption."  # always
+            return "I’m sorry, but I can’t assist with that request."  # always
         if number == 2:
             return (
                 DETAILED.format(number=2) + " A bus, a truck and a cyclist wait beside a bridge."
@@ -172,7 +172,7 @@ def test_unusable_answers_are_asked_again_then_left_out_by_reason(build, data, c
     rows = [row for split in ("train", "test") for row in rows_of(data / "out" / f"split_entry_{split}.jsonl")]
     assert {row["id"] for row in rows if row["mode"] == "detailed"} == {f"v{i}-detailed" for i in (0, 3, 5, 6, 7)}
     assert next(row for row in rows if row["id"] == "v3-detailed")["new_nouns"] == ["dog"]
-    assert "I cannot" not in json.dumps(rows) and "left out: 1 new_nouns, 1 refusal, 1 too_short" in done.stdout
+    assert "sorry" not in json.dumps(rows) and "left out: 1 new_nouns, 1 refusal, 1 too_short" in done.stdout
 
 
 @pytest.mark.slow
@@ -264,6 +264,11 @@ def test_missing_videos_stop_or_are_counted(build, data):
         (("--held_out", 8), "--held_out: 8 of 8 groups cannot be held out"),
         (("--concise_ratio", 1.5), "concise must be shorter"),
         (("--attempts", 0), "--attempts must be at least 1"),
+        (("--timeout", -1), "--timeout must be a number above 0, got -1.0"),
+        (("--requests_per_minute", -5), "--requests_per_minute must be a number above 0"),
+        (("--temperature", 9), "--temperature must lie between 0 and 2, got 9.0"),
+        (("--price_in", "nan"), "--price_in must be at least 0, got nan"),
+        (("--out", Path(__file__) / "x"), f"{Path(__file__)} is not a folder"),
         (("--detailed_words", 30, 20), "give MIN and MAX"),
         (("--base_url", "nowhere"), "expected an address"),
         (("--spacy_model", "xx"), "spaCy model 'xx' cannot be loaded"),

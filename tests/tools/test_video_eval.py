@@ -227,6 +227,24 @@ def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes,
     assert done.returncode == 2 and told in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--processes", 0, "--processes must be at least 1, got 0"),
+        ("--num_frames", 0, "--num_frames must be at least 1"),
+        ("--seed", -1, "--seed must be at least 0"),
+        ("--csv", "FOLDER", "FOLDER is a folder; name a file"),
+        ("--json", "FOLDER/file/x/y", "file is not a folder"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_read(evaluate, tmp_path, flag, value, told):
+    (tmp_path / "file").touch()
+    here = str(tmp_path)
+    words = ["--predictions", tmp_path / "none.jsonl", flag, str(value).replace("FOLDER", here)]
+    _, done = evaluate(*words, expect=2)
+    assert told.replace("FOLDER", here) in done.stderr and "Traceback" not in done.stderr
+
+
 def test_clip_needs_the_videos(evaluate, tmp_path):
     file = write(tmp_path / "p.jsonl", BEFORE)
     _, done = evaluate("--predictions", file, "--clip_model", "ViT-B-32", expect=2)
@@ -261,4 +279,4 @@ def test_clip_scores_of_frames(evaluate, run, tmp_path):
     assert "text - frames" in done.stdout
     (tmp_path / "videos" / "b.mp4").rename(tmp_path / "videos" / "gone")
     _, done = evaluate("--predictions", tmp_path / "p.jsonl", *flags, expect=2)
-    assert "p.jsonl:3: the video" in done.stderr or "b.mp4 does not exist" in done.stderr
+    assert "p.jsonl:3: id 'b.mp4-detailed': the video" in done.stderr and "(--videos)" in done.stderr
