@@ -8,18 +8,19 @@ from drive_vlm.data.samples import IMAGE, VIDEO
 _THOUGHTS = re.compile(r"^.*</think>|<think>.*", re.DOTALL)
 _NAME = r"(caption|description|paragraph|sentence|summary|rewrite|version|answer)"
 _KIND = r"(the|your|my|rewritten|revised|concise|detailed|short|brief|final|driving|video|one)"
+_YES = r"(sure|certainly|okay|of course)"
+_HERE = rf"(here you (go|are)|(here (is|are)|here's)( \w+,?){{0,4}} {_NAME}\b)[^\n:]*"
+_LABEL = rf"({_KIND}[ -])*{_NAME}( \([^)\n]*\))?"
 _OPENING = re.compile(
-    rf"(((sure|certainly|okay|of course|here you (go|are))\b[^\n:]*|(here (is|are)|here's)( \w+,?){{0,4}} {_NAME}\b[^\n:]*"
-    rf"|({_KIND}[ -])*{_NAME}( \([^)\n]*\))?):\s+)+",
-    re.IGNORECASE,
+    rf"(({_YES}[!.]|({_YES}[!.,]? )?({_HERE}|{_LABEL}):|{_YES}\b[^\n:]*:(?=\s*\n))\s+)+", re.IGNORECASE
 )
 _NOTE = re.compile(  # only one that speaks of the task: "Note: the light is red." may belong to the text
-    r"(?<=\S)\s+[(\[]?note:(?=.*\b(I|caption|description|text|facts|information)\b).*", re.IGNORECASE | re.DOTALL
+    r"(?<=\S)\s+[(\[]?note:(?=.*\b(I|caption|description|facts|information)\b).*", re.IGNORECASE | re.DOTALL
 )
 _REFUSAL = re.compile(
     r"\b(i|we)( (cannot|can't|can not|could not|won't)|(('| a)m|('| a)re) (unable|not able))\b"
     r"|\bi('m| am) sorry\b|\bas an ai\b|\bas a language model\b|\b(unable|not able) to (help|assist|provide|rewrite)\b"
-    r"|\bplease (provide|share|send|paste)\b|\b(the|this|your|no|given|provided|original) caption\b"
+    r"|\b(happy to help|let me know)\b|\bplease (provide|share|send|paste)\b|\b(the|this|your|no|given|provided|original) caption\b"
     r"|(\bnot|n't)\b[^.]*\benough (information|details?|context)\b",
     re.IGNORECASE,
 )
