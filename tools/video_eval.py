@@ -161,6 +161,15 @@ def clip_of_files(
     return [{"text_text": scores.text_text[part], "text_frames": scores.text_image[part]} for part in parts]
 
 
+def check(args: Any) -> None:
+    """Raises ValueError for flags that make no sense."""
+    for name, least in {"processes": 1, "num_frames": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.clip_model and not args.videos:
+        raise ValueError("--clip_model needs --videos, the folder that the rows' videos are relative to")
+
+
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
     from drive_vlm.data.predictions import checkpoint_names
@@ -170,12 +179,8 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.rewards.physics import Weights
     from drive_vlm.rewards.vocabulary import DEFAULT
 
+    check(args)
     names = checkpoint_names(args.predictions)
-    for name, least in {"processes": 1, "num_frames": 1, "seed": 0}.items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.clip_model and not args.videos:
-        raise ValueError("--clip_model needs --videos, the folder that the rows' videos are relative to")
     weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
     files, counts = read_files(args, cache)
     parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
