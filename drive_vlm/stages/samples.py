@@ -49,7 +49,7 @@ def sample_line(
         "prompt": clipped(prompt, _LONGEST_PROMPT),
         "completion": clipped(completion, _LONGEST_TEXT),
         "reference": clipped(reference, _LONGEST_TEXT),
-        "rewards": rewards,
+        "rewards": {name: None if value is None else round(value, 6) for name, value in rewards.items()},
         "terms": terms,
         "advantage": round(advantage, 6),
         "length": length,
