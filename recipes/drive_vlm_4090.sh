@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Drive-VLM whole, on one 24 GB card: caches, then the three stages with the paper's hyper-parameters. Killed at any moment and
-# started again it goes on: finished caches and stages are kept, a stage goes on from its newest complete checkpoint.
+# started again it goes on: finished caches and stages are kept, a stage goes on from its newest complete checkpoint. A stage
+# that finished with other flags (a trial with --max_steps 2) stops it: those of a chain are the same from begin to end.
 #
 # Source      Drive-VLM; recipes/drive_vlm_stage{1,2,3}.sh hold the hyper-parameters of each stage
 # Hardware    one RTX 4090 (24 GB), 32 GB of memory, 40 GB of disk: what the plan says (docs/plan.md); no 24 GB card was at hand
@@ -9,39 +10,81 @@
 #             --quantize nf4 is for stages 2 and 3: stage 1 has no adapters and saves the whole model, which 4 bits would spoil
 #             DATA is what tools/build_bdd_captions.py writes: its .meta.json files name the folder of videos. Without them the .jsonl
 #             files are read, with the videos beside them. OUT (runs/drive_vlm) takes everything else
+#             NUM_FRAMES (16) is for caches and stages alike
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
 ensure_environment video,yolo,trl,reward
-data="${DATA:-data/bdd}" out="${OUT:-runs/drive_vlm}"
+data="${DATA:-data/bdd}" out="${OUT:-runs/drive_vlm}" frames="${NUM_FRAMES:-16}"
 export NPROC_PER_NODE=1 RESUME=auto
 
 rows() { if [ -f "$data/$1.meta.json" ]; then echo "$data/$1.meta.json"; else echo "$data/$1.jsonl"; fi; }
 captions="$(rows raw_captions_train)" entries="$(rows split_entry_train)"
 
-# A stage whose run.json says finished is not run again; one that was asked to stop ends the chain.
+is_finished() { grep -qs '"state": "finished"' "$out/stage$1/run.json"; }
+
+# Flags of stage $1 as its run.json has them that are not those of now: "then ...; now ...", or nothing.
+changed_flags() {
+  python - "$out/stage$1/run.json" "${@:2}" <<'PYTHON'
+import json, shlex, sys
+from drive_vlm.launch.secrets import hide_words
+def flags(words):
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    return {words[i]: words[i:end] for i, end in zip(starts, [*starts[1:], None])}
+run = json.load(open(sys.argv[1]))
+then, now = flags(run["words"][-int(run["environment"].get("DRIVE_VLM_USER_WORDS", 0)) :]), flags(hide_words(sys.argv[2:]))
+def only(one, other):
+    return " ".join(shlex.join(words) for name, words in one.items() if other.get(name) != words) or "without"
+if then != now:
+    print(f"then {only(then, now)}; now {only(now, then)}")
+PYTHON
+}
+
+# A finished stage must be that of these flags, and one to be run the last that is there.
+check() {
+  local changed later
+  if is_finished "$1"; then
+    changed="$(changed_flags "$@" --output_dir "$out/stage$1")"
+    [ -z "$changed" ] || _fail "stage $1 finished with other flags: $changed. Remove $out/stage$1 and the later stages, or give another OUT."
+    return
+  fi
+  for ((later = $1 + 1; later <= 3; later++)); do
+    [ ! -e "$out/stage$later" ] || _fail "stage $1 is not finished, but stage $later is there, trained from another one. Remove $out/stage$later, or give another OUT."
+  done
+}
+
+# A finished stage is not run again; one that was asked to stop ends the chain.
 stage() {
-  if grep -qs '"state": "finished"' "$out/stage$1/run.json"; then
+  local before="$out/stage$(($1 - 1))" sizes=()
+  if is_finished "$1" && [ -z "${PLAN:-}" ]; then
     echo "stage $1: finished before"
     return
   fi
-  local before="$out/stage$(($1 - 1))" sizes=()
   [ "$1" -gt 1 ] || before="$out/base"
-  if [ -n "${PLAN:-}" ] && [ ! -d "$before" ]; then # what is not there yet has the sizes of the published models
-    sizes=(--model siglip2_qwen3_4b)
+  if [ -n "${PLAN:-}" ] && [ ! -f "$before/config.json" ] && [ ! -f "$before/adapter_config.json" ]; then
+    sizes=(--model siglip2_qwen3_4b) # what is not there yet has the sizes of the published models
     [ "$1" -lt 3 ] || sizes+=(--lora_rank 32)
   fi
   bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" "${sizes[@]}" --output_dir "$out/stage$1"
-  [ -n "${DRY_RUN:-}${PLAN:-}" ] || grep -qs '"state": "finished"' "$out/stage$1/run.json" || { echo "stage $1 stopped before its end"; exit 0; }
+  [ -n "${DRY_RUN:-}${PLAN:-}" ] || is_finished "$1" || { echo "stage $1 stopped before its end"; exit 0; }
 }
 
+# $1: what to do with each stage and its flags.
+stages() {
+  local cached=(--feature_cache "$out/features" --num_frames "$frames")
+  "$1" 1 --model "$out/base" --data "$captions" "${cached[@]}" "${@:2}" --quantize none
+  "$1" 2 --model "$out/stage1" --data "$entries" "${cached[@]}" "${@:2}"
+  "$1" 3 --model "$out/stage2" --data "$entries" "${cached[@]}" --physics_detections "$out/detections.jsonl" "${@:2}"
+}
+
+case " $* " in *" --num_frames "* | *" --num_frames="*) _fail "--num_frames: give NUM_FRAMES=N in front, which the caches take as well." ;; esac
+[[ "$frames" =~ ^([1-9]|1[0-6])$ ]] || _fail "NUM_FRAMES=$frames: 1 to 16 frames, as many as the model has temporal embeddings."
+case " $*" in *" --quantize"*) _say "stage 1: the language model stays in bfloat16 (--quantize none); --quantize is for stages 2 and 3" ;; esac
+[ -n "${DRY_RUN:-}${PLAN:-}" ] || stages check "$@"
 [ -f "$out/base/config.json" ] ||
   run python "$DRIVE_VLM_ROOT/tools/build_siglip_qwen.py" --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
 run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data "$captions" "$entries" \
-  --num_frames 16 --out "$out/features"
-run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$entries" --num_frames 16 --weights yolov8x.pt --imgsz 640 --conf 0.3 \
+  --num_frames "$frames" --out "$out/features"
+run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$entries" --num_frames "$frames" --weights yolov8x.pt --imgsz 640 --conf 0.3 \
   --out "$out/detections.jsonl"
-case " $*" in *" --quantize"*) _say "stage 1: the language model stays in bfloat16 (--quantize none); --quantize is for stages 2 and 3" ;; esac
-stage 1 --model "$out/base" --data "$captions" --feature_cache "$out/features" "$@" --quantize none
-stage 2 --model "$out/stage1" --data "$entries" --feature_cache "$out/features" "$@"
-stage 3 --model "$out/stage2" --data "$entries" --feature_cache "$out/features" --physics_detections "$out/detections.jsonl" "$@"
+stages stage "$@"
