@@ -252,7 +252,13 @@ run() {
   fi
 }
 
-# For recipes that are a whole demonstration.
+# For recipes that are a whole demonstration: their header says what can be set, and their models are made on the way.
+demonstration() {
+  local name
+  name="$(basename "$0" .sh)"
+  [ $# -eq 0 ] || _fail "$name takes no words ($*): it is one whole demonstration. What can be set is in its header."
+  [ -z "${PLAN:-}" ] || _fail "$name: PLAN=1: its models are made on the way and cannot be planned before. DRY_RUN=1 prints its commands."
+}
 step() { printf '\n== %s\n' "$*"; }
 
 # Empty folder $1 of a recipe's earlier run; a folder that the recipe has not made is left alone.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Drive-VLM, stage 1: projector and temporal embeddings learn on raw captions; SigLIP2 and Qwen3 stay as they are.
 #
-# Source      Drive-VLM (BDD100K captions, 446 videos, 40 of them held out): 40 epochs; lr 1e-3, 4 videos x accumulation 4 as in its
-#             public code (rosebudtse/Drive-VLM-BDD100k)
+# Source      Drive-VLM (BDD100K captions, 446 videos, 40 of them held out): 40 epochs; lr 1e-3, 16 videos a step as in its public
+#             code (rosebudtse/Drive-VLM-BDD100k), there 4 x accumulation 4; 2 at a time here, so that up to 8 GPUs share a step
 # Hardware    one 24 GB GPU by the plan: PLAN=1 bash recipes/drive_vlm_stage1.sh --model siglip2_qwen3_4b --gpu_memory 24GB
 # Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model (recipes/drive_vlm_synthetic.sh)
 # Command     bash recipes/drive_vlm_stage1.sh --data raw_captions_train.jsonl [--feature_cache DIR] [--model DIR] [any flag]
@@ -18,7 +18,7 @@ launch sft \
   --num_frames 16 \
   --deepspeed zero2 \
   --global_batch_size 16 \
-  --per_device_train_batch_size 4 \
+  --per_device_train_batch_size 2 \
   --learning_rate 1e-3 \
   --lr_scheduler_type cosine \
   --warmup_steps 0.03 \

@@ -7,9 +7,11 @@
 # Measured    see docs/drive_vlm.md
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
 #             SIZE=small: fewer clips, a coarser tower, shorter stages; the same claims (the tests run it); SPACY: a spaCy model or its directory (default en_core_web_sm)
+#             OUT: another folder for the results
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+demonstration "$@"
 cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval,trl,reward

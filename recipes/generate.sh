@@ -8,6 +8,6 @@
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
-ensure_environment
+ensure_environment video
 
 launch generate "$@"

@@ -5,9 +5,11 @@
 # Hardware    two CPU cores, 4 GB; no GPU, no hub
 # Measured    see README, "Quickstart"
 # Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
+#             QUICKSTART_STEPS: steps of the training (default 1200)
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+demonstration "$@"
 cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval

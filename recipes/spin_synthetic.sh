@@ -7,9 +7,11 @@
 # Measured    see docs/rounds.md
 # Command     bash recipes/spin_synthetic.sh      results in runs/spin_synthetic/chain/ (table.json, table.png); a killed chain is made anew
 #             SIZE=smoke: every step for a moment, which teaches nothing
+#             OUT: another folder for the results
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+demonstration "$@"
 cd "$DRIVE_VLM_ROOT"
 started=$SECONDS
 ensure_environment eval,trl

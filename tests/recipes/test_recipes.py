@@ -22,6 +22,7 @@ OWN_TOPOLOGY = {
     "drive_vlm_4090",
     "spin_synthetic",
 }  # two processes, or one, on one machine, always
+DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic")
 STEP = {
     "SLURM_JOB_ID": "40123",
     "SLURM_STEP_ID": "0",
@@ -65,7 +66,7 @@ TOPOLOGIES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_dry_run_of_every_topology_is_the_golden_text(dry, recipe):
     topologies = {"its own topology": {}} if recipe in OWN_TOPOLOGY else TOPOLOGIES
-    flags: tuple[str, ...] = ("--data", "my rows.jsonl")
+    flags: tuple[str, ...] = () if recipe in DEMONSTRATIONS else ("--data", "my rows.jsonl")
     if recipe in ROUNDS:
         topologies, flags = {"eight GPUs": ROUNDS[recipe]}, ("DATA=my data/train.jsonl", "--seed", "3")
     texts = []
@@ -79,6 +80,55 @@ def test_dry_run_of_every_topology_is_the_golden_text(dry, recipe):
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("recipe", DEMONSTRATIONS)
+def test_a_demonstration_takes_neither_words_nor_a_plan(dry, recipe):
+    """Words that it ignored would start the whole of it; its models are not there to be planned."""
+    done = dry(f"recipes/{recipe}.sh", "--max_steps", "3")
+    assert done.returncode == 2 and f"{recipe} takes no words (--max_steps 3)" in done.stderr and not done.stdout
+    done = dry(f"recipes/{recipe}.sh", PLAN="1")
+    assert done.returncode == 2 and "made on the way and cannot be planned" in done.stderr and not done.stdout
+
+
+PLANNED = {
+    "drive_vlm_stage1": ["--model", "siglip2_qwen3_4b"],
+    "drive_vlm_stage2": ["--model", "siglip2_qwen3_4b"],
+    "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
+    "internvl3_1b_sft": [],
+    "llava_next_8b_sft": [],
+    "spin_llava_next_8b": ["DATA=rows.jsonl"],
+    "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],
+}
+
+
+@pytest.mark.parametrize("gpus", ["1", "2", "4", "8"])
+@pytest.mark.parametrize("recipe", PLANNED)
+def test_a_recipe_runs_unchanged_on_any_number_of_gpus(run, recipe, gpus):
+    """The global batch is a multiple of what all GPUs take at once, and so are the groups of a generation batch."""
+    env = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = run(["bash", f"recipes/{recipe}.sh", *PLANNED[recipe]], PLAN="1", NPROC_PER_NODE=gpus, **env)
+    assert done.returncode == 0 and f" accumulation x {gpus} GPUs" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extras"),
+    [
+        ("generate", "video"),
+        ("drive_vlm_4090", "video,yolo,trl,reward"),
+        ("drive_vlm_stage1", "video"),
+        ("drive_vlm_stage2", "video"),
+        ("drive_vlm_stage3", "video,trl,reward"),
+        ("spin_rounds", "eval,trl"),
+    ],
+)
+def test_recipes_ask_for_the_packages_that_they_use(run, tmp_path, recipe, extras):
+    """In an environment that lacks everything: what a node of a job says it was to have."""
+    (tmp_path / "python").write_text("#!/bin/bash\necho all\n")
+    (tmp_path / "python").chmod(0o755)
+    env = {"SLURM_JOB_ID": "7", "VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = run(["bash", f"recipes/{recipe}.sh"], **env)
+    assert done.returncode == 2 and done.stderr.rstrip().endswith(f"_environment.sh {extras}"), done.stderr
 
 
 @pytest.mark.parametrize(
