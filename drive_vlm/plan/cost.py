@@ -132,11 +132,11 @@ def disk(flags: Flags, weights: Sequence[Weight], weight_bytes: int) -> dict[str
     """Bytes of the checkpoints kept, the best and the one being written, against what is free at --output_dir.
 
     A checkpoint holds the trained weights for from_pretrained, and for resuming the same once more under DeepSpeed with
-    its fp32 master copy, and Adam's moments. Frozen weights are on disk once, by hard link; an adapter never writes them.
+    its fp32 master copy, and Adam's moments. Frozen weights are on disk once for all checkpoints, by hard link, and once
+    more in the final model, which is whole; an adapter never writes them.
     """
     trained = sum(weight.size for weight in weights if weight.trains)
-    adapter = flags.model.lora_rank > 0
-    frozen = 0 if adapter else sum(weight.size for weight in weights if not weight.trains)
+    frozen = 0 if flags.model.lora_rank > 0 else sum(weight.size for weight in weights if not weight.trains)
     state = 8 if flags.run.deepspeed is None else 12 + weight_bytes
     if flags.training["save_only_model"]:
         state = 0
@@ -144,15 +144,16 @@ def disk(flags: Flags, weights: Sequence[Weight], weight_bytes: int) -> dict[str
     best = bool(flags.data.eval_data or flags.training["metric_for_best_model"])
     saves = flags.training["save_strategy"] != "no"
     number = flags.run.keep + best + 1 if saves else 0
+    shared, final = frozen * weight_bytes if number else 0, (trained + frozen) * weight_bytes
     place = Path(flags.training["output_dir"]).absolute()
     while not place.exists():
         place = place.parent
     return {
         "checkpoint_bytes": one,
-        "frozen_bytes": frozen * weight_bytes,
+        "frozen_bytes": shared,
         "checkpoints": number,
-        "final_model_bytes": trained * weight_bytes,
-        "total_bytes": one * number + frozen * weight_bytes + trained * weight_bytes,
+        "final_model_bytes": final,
+        "total_bytes": one * number + shared + final,
         "free_bytes": shutil.disk_usage(place).free,
         "place": str(place),
     }

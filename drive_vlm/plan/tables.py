@@ -123,7 +123,7 @@ def _disk(plan: dict[str, Any]) -> str:
     disk = plan["disk"]
     verdict = "enough" if disk["total_bytes"] <= disk["free_bytes"] else "NOT ENOUGH"
     return (
-        f"Disk: {disk['checkpoints']} checkpoints of {gib(disk['checkpoint_bytes'])} GiB, frozen weights once {gib(disk['frozen_bytes'])}, "
+        f"Disk: {disk['checkpoints']} checkpoints of {gib(disk['checkpoint_bytes'])} GiB, their frozen weights once {gib(disk['frozen_bytes'])}, "
         f"final model {gib(disk['final_model_bytes'])}: {gib(disk['total_bytes'])} GiB; free at {disk['place']}: {gib(disk['free_bytes'])} GiB, {verdict}"
     )
 

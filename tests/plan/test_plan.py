@@ -263,3 +263,38 @@ def test_a_pair_is_two_rows_and_a_live_reference_a_second_model(plan: Callable) 
     )
     for words in (("--padding_free", "true"), ("--loss_type", "apo_zero")):
         assert "is not" in plan(*flags, *words, stage="dpo", code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True])
+def test_disk_is_what_a_run_writes(
+    run: Callable, plan: Callable, tiny_video_model: Path, synthetic_data: Path, tmp_path: Path, adapter: bool
+) -> None:
+    """Checkpoints, their frozen weights and the final model, each against its files."""
+    out = tmp_path / "run"
+    words = [
+        "--model", tiny_video_model, "--data", synthetic_data / "clips_train.jsonl", "--num_frames", 4, "--deepspeed", "zero2",
+        "--per_device_train_batch_size", 2, "--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1, "--report_to", "none",
+        *(("--lora_rank", 32, "--freeze", "vision_tower") if adapter else ("--freeze", "vision_tower", "language_model")),
+        "--output_dir", out,
+    ]  # fmt: skip
+    done = run([sys.executable, "-m", "drive_vlm", "sft", *words])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = plan(*words, "--json")["disk"]
+
+    def size(folder: Path, *patterns: str) -> int:
+        files = [path for pattern in patterns for path in folder.glob(pattern) if "tokenizer" not in path.name]
+        return sum(path.stat().st_size for path in files if "frozen" not in path.name or folder.name == ".frozen")
+
+    weights = "adapter_model.safetensors" if adapter else "model*.safetensors"
+    checkpoint, own = (
+        size(out / "checkpoint-2", weights, "global_step*/*"),
+        250_000,
+    )  # what DeepSpeed notes beside the weights
+    frozen, final = size(out / ".frozen", "*.safetensors"), size(out, weights)
+    assert 0 < checkpoint - found["checkpoint_bytes"] < own
+    assert found["frozen_bytes"] == pytest.approx(frozen, rel=0.05) and (frozen == 0) == adapter
+    assert found["final_model_bytes"] == pytest.approx(final, rel=0.05)
+    # keep 2, and the one being written, which is there no longer
+    assert found["total_bytes"] == pytest.approx(3 * found["checkpoint_bytes"] + frozen + final, rel=0.05)
+    assert plan(*words, "--save_strategy", "no", "--json")["disk"]["total_bytes"] == found["final_model_bytes"]
