@@ -48,6 +48,11 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out}: not empty. Give a new directory.")
     if not (checkpoint / "adapter_config.json").is_file() and not any(checkpoint.glob("global_step*")):
+        if (checkpoint / "config.json").is_file() and any(checkpoint.glob("*.safetensors")):
+            raise ValueError(
+                f"--checkpoint {checkpoint}: a whole model, neither a LoRA adapter nor ZeRO shards: there is nothing to merge. "
+                "from_pretrained and every --model take it as it is."
+            )
         raise ValueError(
             f"--checkpoint {checkpoint}: neither adapter_config.json nor global_step*/ shards in it. Give a checkpoint-N directory."
         )

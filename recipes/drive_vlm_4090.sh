@@ -4,7 +4,8 @@
 # that finished with other flags (a trial with --max_steps 2) stops it: those of a chain are the same from begin to end.
 #
 # Source      Drive-VLM; recipes/drive_vlm_stage{1,2,3}.sh hold the hyper-parameters of each stage
-# Hardware    one RTX 4090 (24 GB), 32 GB of memory, 40 GB of disk: what the plan says (docs/plan.md); no 24 GB card was at hand
+# Hardware    one RTX 4090 (24 GB), 32 GB of memory: what the plan says (docs/plan.md); no 24 GB card was at hand. 60 GB of disk: by the
+#             plan 24 GiB for the stages, 8 for their base, 11 for the features of 446 videos, and the two published models
 # Measured    not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is
 # Command     DATA=data/bdd bash recipes/drive_vlm_4090.sh [flags for all three stages, e.g. --report_to none]
 #             --quantize nf4 is for stages 2 and 3: stage 1 has no adapters and saves the whole model, which 4 bits would spoil

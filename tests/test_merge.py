@@ -94,3 +94,11 @@ def test_what_is_no_whole_run_is_refused(run: Callable, trained: Callable, tmp_p
     assert code == 2 and "the shards do not hold what trained" in text and "Traceback" not in text
     code, text = merge(run, other, other.parent)
     assert code == 2 and "not empty" in text
+
+
+def test_what_needs_no_merge_and_what_cannot_be_merged(run: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    """A checkpoint that was written without adapter and without DeepSpeed is a model like this one."""
+    code, text = merge(run, tiny_model, tmp_path / "out")
+    assert code == 2 and "a whole model" in text and "there is nothing to merge" in text and "Give a" not in text
+    code, text = merge(run, tmp_path, tmp_path / "out")
+    assert code == 2 and "Give a checkpoint-N directory" in text
