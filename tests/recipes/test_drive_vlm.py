@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 
-CLAIMS = 8
+CLAIMS = 9
 CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
 GOOD: dict[str, Any] = {
-    "stage1_loss": [0.2, 0.1],
+    "stage1_loss": {"start": 0.4, "end": 0.1, "end_with_other_clips": 0.3},
     "concise_to_detailed": {"value": 0.3},
     "order_accuracy": {"accuracy": 0.75},
     "order_accuracy_shuffled": {"accuracy": 0.5},
@@ -43,7 +43,8 @@ def tool(name: str) -> ModuleType:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("stage1_loss",), [0.2, 0.2]),
+        (("stage1_loss", "start"), 0.19),
+        (("stage1_loss", "end_with_other_clips"), 0.19),
         (("concise_to_detailed", "value"), 0.51),
         (("order_accuracy", "accuracy"), 0.64),
         (("stage3_change", "sampled", "reward", "low"), -0.001),
@@ -62,6 +63,29 @@ def test_each_claim_fails_on_its_own(place: tuple[str, ...], value: Any) -> None
         inner = inner[name]
     inner[place[-1]] = value
     assert [holds for _, holds in module.claims(bad)].count(False) == 1
+
+
+def test_loss_of_captions_is_a_mean_over_tokens_and_depends_on_the_video(
+    tiny_video_model: Path, synthetic_data: Path, tmp_path: Path
+) -> None:
+    module = tool("drive_vlm_summary")
+    (tmp_path / "clips").symlink_to(synthetic_data / "clips")
+    lines = (synthetic_data / "clips_train.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    long, short = ({**first, "conversations": [first["conversations"][0], {"from": "gpt", "value": words}]}
+                   for words in ("A red car ahead and a green traffic light.", "Rain."))  # fmt: skip
+    second = next(row for row in map(json.loads, lines) if row["video"] != first["video"])
+    other = {**short, "video": second["video"]}
+
+    def losses(*rows: dict[str, Any]) -> tuple[float, float]:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return module.caption_losses(tiny_video_model, tmp_path / "rows.jsonl", 4)
+
+    same, alone, brief = losses(long, short), losses(long)[0], losses(short)[0]
+    assert same[0] == same[1] and min(alone, brief) < same[0] < max(alone, brief)
+    assert abs(same[0] - alone) < abs(same[0] - brief)  # the longer text counts for more
+    own, swapped = losses(long, other)
+    assert own != swapped
 
 
 @pytest.mark.parametrize("beside", [False, True])
