@@ -252,6 +252,24 @@ run() {
   fi
 }
 
+# How a recipe's own words to the run in folder $1, as its run.json has them, differ from those of now: "then ...; now ...", or nothing.
+changed_flags() {
+  python - "$1/run.json" "${@:2}" <<'PYTHON'
+import json, shlex, sys
+from drive_vlm.launch.secrets import hide_words
+def flags(words):
+    starts = [i for i, word in enumerate(words) if word.startswith("--")]
+    return {words[i]: words[i:end] for i, end in zip(starts, [*starts[1:], None])}
+run = json.load(open(sys.argv[1]))
+own = len(run["words"]) - int(run["environment"].get("DRIVE_VLM_USER_WORDS", 0))
+then, now = flags(run["words"][own:]), flags(hide_words(sys.argv[2:]))
+def only(one, other):
+    return " ".join(shlex.join(words) for name, words in one.items() if other.get(name) != words) or "without"
+if then != now:
+    print(f"then {only(then, now)}; now {only(now, then)}")
+PYTHON
+}
+
 # For recipes that are a whole demonstration: their header says what can be set, and their models are made on the way.
 demonstration() {
   local name

@@ -24,7 +24,8 @@
 #   EVALUATE_FLAGS   for the answers to the held-out rows (--max_new_tokens 256)
 #   JUDGE            flags for tools/judge_arena.py: win rates against round 0, e.g. "--judge_model m --judge_url http://..."
 #
-# A killed chain goes on where it was: give the same command again. OUT/rounds.json tells how it stands (tools/rounds.py).
+# A killed chain goes on where it was: give the same command again; a round that was trained with other flags (a trial) stops it.
+# OUT/rounds.json tells how it stands (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
   GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE)
@@ -99,12 +100,24 @@ _evaluate() {
   _answers_and_score "$1" "$(_model_of "$1")"
 }
 
+# A trial of two steps is not the round.
+_check_flags() {
+  local changed
+  changed="$(changed_flags "$OUT/round-$1/model" "${_flags[@]}")"
+  [ -z "$changed" ] || _fail "round $1 was trained with other flags: $changed. Make it and those after it anew:" \
+    "python tools/rounds.py forget --out $OUT --round $1; or keep it: ROUND=$(($1 + 1)) and on, a round at a time."
+}
+
 _round() {
   local step
   for step in generate pairs train evaluate; do
     [ "$1" -gt 0 ] || [ "$step" = evaluate ] || continue
     [ -z "$STEP" ] || [ "$STEP" = "$step" ] || continue
-    if _have "$1" "$step"; then _say "round $1: $step is done"; continue; fi
+    if _have "$1" "$step"; then
+      [ "$step" != train ] || _check_flags "$1"
+      _say "round $1: $step is done"
+      continue
+    fi
     [ -n "${DRY_RUN:-}${PLAN:-}" ] || printf '\n== round %s: %s\n' "$1" "$step"
     "_$step" "$1"
   done

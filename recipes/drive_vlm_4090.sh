@@ -24,28 +24,11 @@ captions="$(rows raw_captions_train)" entries="$(rows split_entry_train)"
 
 is_finished() { grep -qs '"state": "finished"' "$out/stage$1/run.json"; }
 
-# Flags of stage $1 as its run.json has them that are not those of now: "then ...; now ...", or nothing.
-changed_flags() {
-  python - "$out/stage$1/run.json" "${@:2}" <<'PYTHON'
-import json, shlex, sys
-from drive_vlm.launch.secrets import hide_words
-def flags(words):
-    starts = [i for i, word in enumerate(words) if word.startswith("--")]
-    return {words[i]: words[i:end] for i, end in zip(starts, [*starts[1:], None])}
-run = json.load(open(sys.argv[1]))
-then, now = flags(run["words"][-int(run["environment"].get("DRIVE_VLM_USER_WORDS", 0)) :]), flags(hide_words(sys.argv[2:]))
-def only(one, other):
-    return " ".join(shlex.join(words) for name, words in one.items() if other.get(name) != words) or "without"
-if then != now:
-    print(f"then {only(then, now)}; now {only(now, then)}")
-PYTHON
-}
-
 # A finished stage must be that of these flags, and one to be run the last that is there.
 check() {
   local changed later
   if is_finished "$1"; then
-    changed="$(changed_flags "$@" --output_dir "$out/stage$1")"
+    changed="$(changed_flags "$out/stage$1" "${@:2}" --output_dir "$out/stage$1")"
     [ -z "$changed" ] || _fail "stage $1 finished with other flags: $changed. Remove $out/stage$1 and the later stages, or give another OUT."
     return
   fi

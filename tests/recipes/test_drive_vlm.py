@@ -110,7 +110,8 @@ def test_the_whole_recipe_reads_what_the_caption_tool_writes(dry: Callable, tmp_
 
 
 def test_the_whole_recipe_has_a_way_with_four_bits(dry: Callable, run: Callable, tmp_path: Path) -> None:
-    """Stage 1 has nothing that could train on 4-bit weights, and is not to stop the chain."""
+    """Stage 1 has nothing that could train on 4-bit weights, and is not to stop the chain; nor is a stage that has only begun."""
+    (tmp_path / "run/stage1").mkdir(parents=True)
     words = ("--gpu_memory", "24GB", "--quantize", "nf4")
     printed = dry("recipes/drive_vlm_4090.sh", *words, PLAN="1", OUT=str(tmp_path / "run"))
     assert printed.returncode == 0 and "stage 1: the language model stays in bfloat16" in printed.stderr

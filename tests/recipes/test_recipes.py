@@ -1,5 +1,6 @@
 """What every recipe would run, word for word, in each topology."""
 
+import json
 import os
 import re
 import subprocess
@@ -191,6 +192,26 @@ def test_a_launch_that_does_not_take_the_users_words_counts_none(dry, tmp_path):
     done = dry(recipe, "--output_dir", "z")
     assert "\nDRIVE_VLM_USER_WORDS=0 " in done.stdout
     assert f"\nDRIVE_VLM_RECIPE={recipe} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ((), (), ""),
+        (("--seed", "1", "--bf16"), ("--bf16", "--seed", "1"), ""),
+        ((), ("--seed", "1"), "then without; now --seed 1\n"),
+        (("--data", "a b", "c", "--bf16"), ("--data", "a b"), "then --data 'a b' c --bf16; now --data 'a b'\n"),
+        (("--seed", "1", "--seed", "2"), ("--seed", "2"), ""),
+    ],
+)
+def test_flags_of_a_finished_run_are_compared_with_those_of_now(run, tmp_path, then, now, said):
+    """The recipe's own flags (--max_steps) do not count: only what was given to it."""
+    words = {"words": ["sft", "--max_steps", "9", *then], "environment": {"DRIVE_VLM_USER_WORDS": str(len(then))}}
+    (tmp_path / "run.json").write_text(json.dumps(words))
+    script = f'source {ROOT}/recipes/_launch.sh; changed_flags "$@"'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = run(["bash", "-c", script, "recipe", tmp_path, *now], PATH=path)
+    assert (done.stdout, done.returncode) == (said, 0), done.stderr
 
 
 def test_resume_is_asked_for_before_the_users_flags_and_for_training_only(dry, tmp_path):

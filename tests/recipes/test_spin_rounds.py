@@ -79,6 +79,11 @@ def test_a_chain_that_was_killed_ends_as_one_that_was_not(chain, tmp_path):
     assert json.loads((torn / "table.json").read_text())["rows"][2]["model"] == "round 2"
     trained = state(whole)["rounds"]["2"]["train"]
     assert set(trained["pairs"]) == {"round-1/pairs.jsonl", "round-2/pairs.jsonl"} and trained["steps"] == 4
+    done = subprocess.run([*words, "--max_steps", "5"], env=env, capture_output=True, text=True, check=False)
+    assert (
+        done.returncode == 2
+        and "round 2 was trained with other flags: then --max_steps 4; now --max_steps 5" in done.stderr
+    )
 
 
 @pytest.mark.slow
