@@ -1,5 +1,6 @@
 """What a run was made of, as hashes: data files by content, models by sample, the code by its sources and its git state."""
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -124,13 +125,15 @@ def git_state() -> dict[str, Any] | None:
 
 
 def git_diff() -> str:
-    """What `git apply` needs to get from the commit to the code that ran: changes, and new text files up to 1 MiB."""
+    """What `git apply` needs to get from the commit to the code that ran: changes, and new text files up to 1 MiB. A new file
+    that is gone meanwhile, such as what another run writes in here, is no code of this one."""
     new = [ROOT / name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split("\0") if name]
     parts = [_git("diff", "HEAD", "--binary")]
     for path in new:
-        if path.stat().st_size <= _LARGEST_NEW_FILE:
-            words = ("diff", "--binary", "--no-index", "--", "/dev/null", str(path.relative_to(ROOT)))
-            parts.append(_git(*words, expected=(0, 1)))
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size <= _LARGEST_NEW_FILE:
+                words = ("diff", "--binary", "--no-index", "--", "/dev/null", str(path.relative_to(ROOT)))
+                parts.append(_git(*words, expected=(0, 1) if path.exists() else (0, 1, 128)))
     return "".join(parts)
 
 

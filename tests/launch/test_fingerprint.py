@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,23 @@ def test_the_saved_difference_leads_from_the_commit_to_the_code_that_ran(checkou
     assert code_hash() == sources
     subprocess.run(["git", "apply"], cwd=checkout, input=difference, text=True, check=True)
     assert code_hash() == changed and git_state() == dirty
+
+
+def test_a_new_file_that_is_gone_meanwhile_stops_no_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run writes and removes its parts in this checkout."""
+    (checkout / "here.txt").write_text("x\n")
+    (checkout / "gone.part0").write_text("y\n")
+    git = fingerprint._git
+
+    def with_another_run(*words: str, **options: Any) -> str:
+        listed = git(*words, **options)
+        if words[0] == "ls-files" and "--others" in words:
+            (checkout / "gone.part0").unlink()
+        return listed
+
+    monkeypatch.setattr(fingerprint, "_git", with_another_run)
+    difference = git_diff()
+    assert "here.txt" in difference and "gone.part0" not in difference
 
 
 def test_outside_a_checkout_the_sources_alone_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
