@@ -187,12 +187,13 @@ def load_frames(
 ) -> tuple[list["Image"], list[dict[str, Any]]]:
     """`count` of the frames that the detector looked at, and for each {index, changed, objects}.
 
-    `changed`: its pixels are not those of the detections. Raises ValueError for a video without detections and for one
-    that has no such frame, BadRow for one that cannot be read.
+    `changed`: its pixels are not those of the detections. Raises ValueError for a video without detections, one that
+    has no such frame, and one that cannot be read.
     """
     import hashlib
 
     from drive_vlm.config import plain
+    from drive_vlm.data.samples import BadRow
     from drive_vlm.data.vision import frame_indices, load_video, video_length
 
     try:
@@ -200,13 +201,18 @@ def load_frames(
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     path, looked = str(Path(root, video)), [frame.index for frame in entry.frames]
-    total = video_length(path, where)
+    try:
+        total = video_length(path, where)
+        pictures = load_video(path, len(looked), where)
+    except BadRow as error:
+        raise ValueError(
+            f"{where}: {error.problem}. Check the folder of videos (--videos), or choose others (--ids)"
+        ) from error
     if looked != frame_indices(total, len(looked)):
         raise ValueError(
             f"{where}: the detections are of the frames {looked} of {video!r}, which are not {len(looked)} frames spread evenly over "
             f"the {total} of {path}; frames are missing, or run tools/cache_detections.py again"
         )
-    pictures = load_video(path, len(looked), where)
     shown = frame_indices(len(looked), count)
     frames = []
     for place in shown:

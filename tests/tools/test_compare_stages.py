@@ -217,7 +217,7 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
         "s1.jsonl:1: id" in told and f"no detections for '{rows[0]['video']}'" in told and "cache_detections.py" in told
     )
     told = compare("--predictions", answers[0], "--videos", tmp_path, expect=2)
-    assert "s1.jsonl:1: id" in told and "does not exist" in told
+    assert "s1.jsonl:1: id" in told and "does not exist" in told and "(--videos)" in told and "image_root" not in told
     copy = tmp_path / "copy" / rows[0]["video"]
     copy.mkdir(parents=True)
     frames = sorted((data / rows[0]["video"]).iterdir())
