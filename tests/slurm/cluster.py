@@ -54,8 +54,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=6
-SlurmctldTimeout=6
+SlurmdTimeout=15
+SlurmctldTimeout=15
+MessageTimeout=60
 KillWait=8
 MinJobAge=86400
 {nodes}

@@ -101,11 +101,11 @@ def test_a_node_that_loses_its_power_requeues_the_job(cluster, submit, log, tmp_
     reaches(out, 10)
     cluster.power_off("node1")
     try:  # the batch script died with its node: only Slurm itself can requeue
-        requeued = poll(lambda: cluster.show("job", job)["Restarts"] == "2", 40)
+        requeued = poll(lambda: cluster.show("job", job)["Restarts"] == "2", 80)
     finally:
         cluster.power_on("node1")
     assert requeued, log(job)
-    end = cluster.wait(job, 90)
+    end = cluster.wait(job, 150)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(job)
     made, attempts = steps(out)
     assert attempts == [0, 1, 2] and sorted(set(made)) == list(range(1, 41))
