@@ -64,6 +64,7 @@ def test_it_answers(
     assert len(answers) == 5 and any(answer["prediction"] for answer in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_pack_is_the_sum_of_its_rows(kind: str, world: Any, tiny_families: Callable[[str], Path]) -> None:
     from drive_vlm.data.collate import Collator

@@ -165,6 +165,7 @@ def test_no_picture_is_opened(tiny_video_model: Path, rows: Path, fresh: Callabl
     assert "cannot be" in stopped.text
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_stops_before_training(tiny_video_model: Path, tiny_model: Path, rows: Path) -> None:
     import torch
 

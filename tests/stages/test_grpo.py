@@ -220,6 +220,7 @@ def test_user_errors(
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_adapter_takes_no_new_adapter(trainer: Callable, grpo: Callable, fresh: Callable) -> None:
     stage2 = fresh("adapter")
     grpo(stage2, "--lora_rank", 2, "--beta", 0, "--max_steps", 1)

@@ -79,6 +79,7 @@ def audit_of(data):
     return json.loads((data / "out" / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_rows_splits_and_audit(build, data, chat_server, run):
     done = build("--price_in", 1.0, "--price_out", 10.0)
     assert done.returncode == 0, done.stderr
@@ -139,6 +140,7 @@ for source in open_sources(sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 def test_unusable_answers_are_asked_again_then_left_out_by_reason(build, data, chat_server):
     def answer(body):
         number, attempt = number_of(body), body["seed"]
@@ -199,6 +201,7 @@ def test_a_slow_teacher_and_a_wrong_key_are_one_clear_error(build, chat_server):
     assert build(OPENAI_API_KEY="right").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_malformed_reply_is_asked_again_and_a_refused_request_costs_its_row_only(build, data, chat_server):
     chat_server.faults = ["<html>busy</html>", 400]
     done = build("--workers", 1, "--attempts", 1, "--max_retries", 1)

@@ -154,6 +154,7 @@ def test_shards_together_are_the_whole(build: Callable, data: Path) -> None:
     assert "--shard 2/2: write I/N" in text
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on(build: Callable, data: Path, tiny_video_model: Path) -> None:
     picture = next((data / "images").iterdir())
     row = next(row for row in read_rows(data / "rows.jsonl") if isinstance(row.get("image"), str))
@@ -327,6 +328,7 @@ def test_ranks_share_the_work(build: Callable, data: Path, run: Callable, tiny_v
     assert again["kept"] == again["entries"]
 
 
+@pytest.mark.slow
 @pytest.mark.kit
 def test_real_clips_and_videos_go_through(kit: Path, run: Callable, tiny_video_model: Path, tmp_path: Path) -> None:
     """CamVid's folders of frames and two dashcam videos: frames by the sampling of training, features of every one."""

@@ -81,6 +81,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.slow
 def test_train_clip_learns(clip, world):
     result = json.loads((world / "clip.json").read_text())
     assert result["last_loss"] < result["first_loss"]
@@ -88,6 +89,7 @@ def test_train_clip_learns(clip, world):
     assert {path.name for path in clip.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors"}
 
 
+@pytest.mark.slow
 def test_compare_two_checkpoints(world, clip, call, tmp_path):
     before = write(tmp_path / "before.jsonl", predictions(world, "before", 1))
     after = write(tmp_path / "after.jsonl", predictions(world, "after", 6)[:34])

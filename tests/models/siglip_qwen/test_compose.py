@@ -41,6 +41,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "siglip", root / "qwen"
 
 
+@pytest.mark.slow
 def test_the_parts_come_back_with_their_weights(parts: tuple[Path, Path], tmp_path: Path, run: Callable) -> None:
     import transformers
 

@@ -76,6 +76,7 @@ torch.save((logits, dict(words), family.processor.chat_template, family.tokenize
 """
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_in_a_fresh_process(
     family: Family, rows: Rows, tmp_path: Path, run: Callable, batch_of: Callable
 ) -> None:
