@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, nearest
+from drive_vlm.config import CommandParser, DataConfig, nearest
 from drive_vlm.data.instructions import MODES
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def make_parser() -> CommandParser:
     models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")
     models.add_argument("--modes", nargs="+", default=list(MODES), choices=tuple(MODES), help="instructions to follow")
     models.add_argument(
-        "--model_frames", type=int, help="frames of a video that the models see (default: as each was trained, else 8)"
+        "--model_frames",
+        type=int,
+        help=f"frames of a video that the models see (default: as each was trained, else {DataConfig.num_frames})",
     )
     models.add_argument("--max_new_tokens", type=int, default=192, help="tokens of a text, at most")
     models.add_argument("--batch_size", type=int, default=8, help="videos answered at a time")
@@ -93,7 +95,7 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
             out = folder / f"{safe_name(name)}.{mode}.jsonl"
             words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", str(out)]
             words += ["--limit", str(args.limit)]
-            words += ["--num_frames", str(args.model_frames or trained_frames(model) or 8)]
+            words += ["--num_frames", str(args.model_frames or trained_frames(model) or DataConfig.num_frames)]
             words += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
             words += ["--image_root", args.videos] if args.videos else []
             command = [sys.executable, "-m", "drive_vlm", "generate", *words]

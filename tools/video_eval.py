@@ -6,7 +6,8 @@ the physics reward and their sum, averaged over the texts (drive_vlm/rewards/phy
 against the reference; with --clip_model the cosine of text and reference and of text and frames. Where rows hold exact
 classes (--truth_column) the object scores come against these as well. The lengths of the two modes are compared where the
 ids of two texts about one video differ in their end alone, -detailed and -concise (with other ids: one pair a video).
-Intervals are 95 %, from a bootstrap over videos (the row's "group", else its video). Several --predictions are compared, each with the first, on the rows they share.
+Intervals are 95 %, from a bootstrap over videos (the row's "group", else its video). Several --predictions are
+compared, each with the first, on the rows they share.
 """
 
 import csv

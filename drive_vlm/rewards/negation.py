@@ -3,7 +3,8 @@
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
 a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be
 seen", "cars are absent", "lacks cars", "hardly any cars", "a car-free street", "a bus rather than a car", "a bus, not a car",
-"potential cars", "whether a car comes". Not negated: "not only cars", "the car does not stop", "the bus no longer waits".
+"potential cars", "whether a car comes", "there isn't a car, a bus, or a truck", "not occupied by any cars", "cars: none".
+Not negated: "not only cars", "not all cars stop", "no bus, only a truck", "the car does not stop", "the bus no longer waits".
 """
 
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def _denies(word: "Token", noun: "Token") -> bool:
 
 def _in_denied_list(noun: "Token") -> bool:
     """ "No traffic lights, stop signs or buses", whatever tree the parser makes of it: nouns, adjectives and commas around
-    an "or", behind a "no" or "without"."""
+    an "or", behind a "no", a "without" or a negated verb."""
     doc, start, end = noun.doc, noun.i, noun.i + 1
     while start > 0 and _is_list_word(doc[start - 1]):
         start -= 1
