@@ -11,14 +11,14 @@ BETWEEN_LIBRARIES = (
 )
 COMMANDS = {
     "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
-    "grpo": ("drive_vlm.stages.grpo:main", "reinforcement learning on rewards, held to the policy it began with"),
-    "dpo": ("drive_vlm.stages.preference:main_dpo", "preference training on pairs of answers"),
+    "grpo": ("drive_vlm.stages.rl.grpo:main", "reinforcement learning on rewards, held to the policy it began with"),
+    "dpo": ("drive_vlm.stages.preference.stage:main_dpo", "preference training on pairs of answers"),
     "spin": (
-        "drive_vlm.stages.preference:main_spin",
+        "drive_vlm.stages.preference.stage:main_spin",
         "self-play: the rejected answers are the model's own of the round before",
     ),
     "reference": (
-        "drive_vlm.stages.reference:main",
+        "drive_vlm.stages.preference.reference:main",
         "log-probabilities of pairs under a frozen reference, for dpo and spin",
     ),
     "generate": ("drive_vlm.generate:main", "answers of a model for the rows of a file"),

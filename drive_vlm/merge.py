@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, ModelConfig
-from drive_vlm.stages.arguments import stop_on_user_error
+from drive_vlm.launch.user_error import stop_on_user_error
 
 EXAMPLES = """
 python -m drive_vlm merge --checkpoint runs/lora/checkpoint-500 --out runs/lora/merged

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser
-from drive_vlm.launch.fingerprint import ROOT, code_hash, file_hashes, git_state, model_fingerprint
 from drive_vlm.launch.manifest import environment, machine, versions
-from drive_vlm.launch.secrets import HIDDEN
-from drive_vlm.stages.arguments import stop_on_user_error
+from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.store.fingerprint import ROOT, code_hash, file_hashes, git_state, model_fingerprint
+from drive_vlm.store.secrets import HIDDEN
 
 EXAMPLES = """
 python -m drive_vlm reproduce runs/sft/run.json

@@ -256,7 +256,7 @@ run() {
 changed_flags() {
   python - "$1/run.json" "${@:2}" <<'PYTHON'
 import json, shlex, sys
-from drive_vlm.launch.secrets import hide_words
+from drive_vlm.store.secrets import hide_words
 def flags(words):
     starts = [i for i, word in enumerate(words) if word.startswith("--")]
     return {words[i]: words[i:end] for i, end in zip(starts, [*starts[1:], None])}

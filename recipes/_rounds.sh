@@ -19,7 +19,7 @@
 #   FREEZE      parts that do not train, e.g. vision_tower (default: none)
 #   TEMPERATURE TOP_P MAX_NEW_TOKENS   sampling of the rejected answers (1, 1, 256); GENERATE_FLAGS  e.g. "--batch_size 32"
 #   BACKEND=openai BASE_URL            rejected answers from a server, which serves round t-1's model under its path
-#   PAIRS_FLAGS      for tools/make_pairs.py, e.g. "--drop_near_duplicates"
+#   PAIRS_FLAGS      for tools/build_pairs.py, e.g. "--drop_near_duplicates"
 #   SCORE METRIC     command with --predictions FILE --json FILE, and the number in that JSON that counts (tools/qa_eval.py, accuracy)
 #   EVALUATE_FLAGS   for the answers to the held-out rows (--max_new_tokens 256)
 #   JUDGE            flags for tools/judge_arena.py: win rates against round 0, e.g. "--judge_model m --judge_url http://..."
@@ -60,7 +60,7 @@ _pairs() {
   local more=()
   read -ra more <<<"$PAIRS_FLAGS"
   _state record --round "$1" --step generate
-  run python "$DRIVE_VLM_ROOT/tools/make_pairs.py" --data "$_train" --image_root "$_root" --generations "$OUT/round-$1/generated.jsonl" \
+  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$_train" --image_root "$_root" --generations "$OUT/round-$1/generated.jsonl" \
     --round "$1" --out "$OUT/round-$1/pairs.jsonl" "${more[@]}"
   _state record --round "$1" --step pairs
 }

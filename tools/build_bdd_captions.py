@@ -2,7 +2,7 @@
 concise ("Copilot") text.
 
 Reads caption rows {video, caption}, ShareGPT4Video's {video_path, captions} and published rows {video, q, a}
-(drive_vlm/data/video_captions.py). Any OpenAI-compatible server can be the teacher. Writes to OUT
+(drive_vlm/builders/video_captions.py). Any OpenAI-compatible server can be the teacher. Writes to OUT
   split_entry_{train,test}.jsonl   stage 2: a row a video and mode, asked for by the mode's instruction; new_nouns names
                                    the nouns of the rewrite that its caption does not have
   raw_captions_{train,test}.jsonl  stage 1: the captions as they came
@@ -21,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.chat_client import ChatClient, ChatError, RefusedError
+from drive_vlm.builders.rewrites import clean, fault, words
+from drive_vlm.builders.split_entry import Rewrite, audit_of, rows_of
+from drive_vlm.builders.splits import held_out_groups
+from drive_vlm.builders.video_captions import VideoCaption, read_video_captions
 from drive_vlm.config import CommandParser, output_folder, plain
-from drive_vlm.data.instructions import MODES
-from drive_vlm.data.rewrites import clean, fault, words
-from drive_vlm.data.split_entry import Rewrite, audit_of, rows_of
-from drive_vlm.data.splits import held_out_groups
 from drive_vlm.data.table import audit_bad_rows
-from drive_vlm.data.video_captions import VideoCaption, read_video_captions
-from drive_vlm.evaluation.verdicts import Turns, fill, read_prompt
-from drive_vlm.launch.cache import write_atomically
-from drive_vlm.rewards.new_nouns import NounCheck
+from drive_vlm.data.videos import MODES
+from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError
+from drive_vlm.judges.verdicts import Turns, fill, read_prompt
+from drive_vlm.rewards.text.new_nouns import NounCheck
+from drive_vlm.store.cache import write_atomically
 
 EXAMPLES = """
 python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B

@@ -243,7 +243,7 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> None:
-    from drive_vlm.launch.cache import write_atomically
+    from drive_vlm.store.cache import write_atomically
 
     parser = make_parser()
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
 Reads v1_1_train_nus.json, the challenge's test_eval.json (rows then keep `tag` and score with tools/drivelm_eval.py)
 and, with --questions_only, files without answers. Writes one JSONL a split; stitched pictures go to OUT/images and
-object coordinates become thousandths of the stitched picture (drive_vlm/data/stitching.py).
+object coordinates become thousandths of the stitched picture (drive_vlm/builders/stitching.py).
 """
 
 import json
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.builders.splits import assign_split, parse_fractions
+from drive_vlm.builders.stitching import LAYOUT, normalise_tags, stitch
 from drive_vlm.config import CommandParser, nearest
-from drive_vlm.data.splits import assign_split, parse_fractions
-from drive_vlm.data.stitching import LAYOUT, normalise_tags, stitch
 from drive_vlm.evaluation.drivelm import CATEGORIES
 
 # The order of the six pictures in a row: that of `image_paths` in the official files.

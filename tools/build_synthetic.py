@@ -29,11 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.config import CommandParser, plain
-from drive_vlm.data import synthetic
-from drive_vlm.data.splits import assign_split, parse_fractions
-from drive_vlm.data.synthetic_files import save_image, save_video, write_files, write_json
-from drive_vlm.data.synthetic_rows import (
+from drive_vlm.builders import synthetic
+from drive_vlm.builders.splits import assign_split, parse_fractions
+from drive_vlm.builders.synthetic.files import save_image, save_video, write_files, write_json
+from drive_vlm.builders.synthetic.rows import (
     caption_row,
     clip_rows,
     dialog_row,
@@ -43,6 +42,7 @@ from drive_vlm.data.synthetic_rows import (
     split_entry_rows,
     truth_of,
 )
+from drive_vlm.config import CommandParser, plain
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000

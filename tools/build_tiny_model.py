@@ -57,8 +57,8 @@ def main() -> None:
     given = {name: flags.pop(name) for own in _OWN.values() for name in own}
     try:
         from drive_vlm.data.jsonl import JsonlFile
-        from drive_vlm.models.tiny import build_tiny_internvl, build_tiny_siglip_qwen, corpus_of
-        from drive_vlm.models.tiny_pictures import build_tiny_llava_next, build_tiny_smolvlm
+        from drive_vlm.models.tiny.tiny import build_tiny_internvl, build_tiny_siglip_qwen, corpus_of
+        from drive_vlm.models.tiny.tiny_pictures import build_tiny_llava_next, build_tiny_smolvlm
 
         for name, value in given.items():
             if value is not None and name not in _OWN[family]:

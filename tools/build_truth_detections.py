@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from drive_vlm.builders.detection_items import Item
+from drive_vlm.builders.synthetic import COCO_LABELS, coco_labels
 from drive_vlm.config import CommandParser, DataConfig
-from drive_vlm.data.detection_items import Item
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.data.synthetic import COCO_LABELS, coco_labels
 from drive_vlm.data.vision import frame_indices, load_video
 from drive_vlm.rewards.detections import (
     DetectedFrame,

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from yolo_detector import Boxes, Detect, open_detector
 
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, from_namespace
-from drive_vlm.launch.lock import sole_writer
-from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
+from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
+from drive_vlm.store.lock import sole_writer
+from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
 if TYPE_CHECKING:
-    from drive_vlm.data.detection_items import Frames, Item
+    from drive_vlm.builders.detection_items import Frames, Item
 
 EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
@@ -84,7 +84,7 @@ def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> Non
 def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> dict[str, str]:
     """{name: why} of finished items that are to be made anew. Raises ValueError naming the setting that differs from that of
     finished lines."""
-    from drive_vlm.data.detection_items import outdated
+    from drive_vlm.builders.detection_items import outdated
     from drive_vlm.data.samples import BadRow
 
     files = ", ".join(map(str, cache.paths))
@@ -112,7 +112,7 @@ def detections(
     """VideoDetections of each item, in order; decoding runs ahead in threads, `known` frames are not looked at again."""
     from rich.progress import track
 
-    from drive_vlm.data.detection_items import decoded
+    from drive_vlm.builders.detection_items import decoded
     from drive_vlm.data.samples import BadRow
 
     waiting: list[Frames] = []
@@ -131,7 +131,7 @@ def detections(
 
 def look(waiting: list["Frames"], detector: Any, detect: Detect, known: dict[str, Boxes]) -> Iterator[Any]:
     """One pass over the frames of several items."""
-    from drive_vlm.data.feature_cache import TRANSFORM
+    from drive_vlm.data.caches.feature_cache import TRANSFORM
     from drive_vlm.rewards.detections import DetectedFrame, VideoDetections
 
     new = {
@@ -173,7 +173,7 @@ def parts_of(out: Path) -> list[Path]:
 
 def run(config: DetectConfig) -> dict[str, Any]:
     """Bring the cache up to date, or merge caches; what --json holds. Raises ValueError."""
-    from drive_vlm.data.detection_items import read_items
+    from drive_vlm.builders.detection_items import read_items
     from drive_vlm.rewards.detections import merge_detections
 
     check_flags(config)

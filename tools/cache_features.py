@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
-from drive_vlm.launch.shards import parse_shard, shard_of
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import gather, join_ranks, leave_ranks
+from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks
+from drive_vlm.store.shards import parse_shard, shard_of
 
 if TYPE_CHECKING:
-    from drive_vlm.data.feature_work import Work
-    from drive_vlm.data.feature_writer import FeatureWriter
+    from drive_vlm.data.caches.feature_work import Work
+    from drive_vlm.data.caches.feature_writer import FeatureWriter
     from drive_vlm.data.samples import BadRow
 
 EXAMPLES = """
@@ -92,7 +92,7 @@ class Counts:
 
 def read_work(config: FeatureConfig, counts: Counts) -> list["Work"]:
     """The distinct pictures of all rows, in the order of the rows. Raises BadRow unless bad rows are skipped."""
-    from drive_vlm.data.feature_work import Work, media_of_rows
+    from drive_vlm.data.caches.feature_work import Work, media_of_rows
     from drive_vlm.data.samples import BadRow
 
     found: dict[str, Work] = {}
@@ -129,8 +129,8 @@ def load_tower(config: FeatureConfig) -> Tower:
     import torch
 
     from drive_vlm.config import ModelConfig
+    from drive_vlm.data.caches.feature_cache import cache_settings
     from drive_vlm.data.encoder import Encoder
-    from drive_vlm.data.feature_cache import cache_settings
     from drive_vlm.models import load_family
     from drive_vlm.models.vision_features import tower_features, tower_identity, vision_tower
 
@@ -165,8 +165,8 @@ def still_to_do(
 ) -> tuple[list["Work"], list[tuple["Work", "BadRow"]]]:
     """Entries that are not in the cache, failed before, or whose files have changed, their `tiles` filled in from headers; and
     those whose headers cannot be read. Raises ValueError for a video of more frames than the model can be trained with."""
-    from drive_vlm.data.feature_cache import SETTINGS, FeatureCache
-    from drive_vlm.data.feature_work import look_up
+    from drive_vlm.data.caches.feature_cache import SETTINGS, FeatureCache
+    from drive_vlm.data.caches.feature_work import look_up
     from drive_vlm.data.samples import BadRow
 
     out = Path(config.out)
@@ -190,7 +190,7 @@ def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     """What the entries of all ranks will take, in words. Raises ValueError when the disk has less free."""
     import torch
 
-    from drive_vlm.data.feature_writer import folder_of
+    from drive_vlm.data.caches.feature_writer import folder_of
 
     width = 4 if config.stored == "float32" else 2
     each = tower.shape[0] * tower.shape[1] * width
@@ -219,8 +219,8 @@ def build(
     import torch
     from rich.progress import track
 
-    from drive_vlm.data.feature_work import decoded
-    from drive_vlm.data.feature_writer import FeatureWriter, start_cache
+    from drive_vlm.data.caches.feature_work import decoded
+    from drive_vlm.data.caches.feature_writer import FeatureWriter, start_cache
     from drive_vlm.data.samples import BadRow
 
     def flush() -> None:
@@ -272,7 +272,7 @@ def all_counts(counts: Counts) -> Counts:
 
 def run(config: FeatureConfig) -> Counts:
     """Bring the cache up to date for this process's share of the rows. Raises ValueError."""
-    from drive_vlm.data.feature_writer import folder_of
+    from drive_vlm.data.caches.feature_writer import folder_of
 
     topology, counts = read_topology(), Counts()
     shard = parse_shard(config.shard)

@@ -51,7 +51,7 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     from rich.console import Console
     from rich.progress import track
 
-    from drive_vlm.data.checks import decode_all, duplicate_ids, histogram, padding_shares
+    from drive_vlm.builders.checks import decode_all, duplicate_ids, histogram, padding_shares
     from drive_vlm.data.table import audit_bad_rows, build_table
 
     def progress(blocks: Any, total: int | None = None, what: str = "measuring rows") -> Any:
@@ -185,11 +185,11 @@ def save_plot(path: Path, tables: dict[str, Any], max_length: int) -> None:
 
 def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """(what --json holds, tables by split, encoder). Raises ValueError for files and models that cannot be read."""
+    from drive_vlm.builders.checks import leak_keys
+    from drive_vlm.builders.splits import find_leaks
     from drive_vlm.config import ModelConfig
-    from drive_vlm.data.checks import leak_keys
     from drive_vlm.data.encoder import Encoder
     from drive_vlm.data.sources import open_sources
-    from drive_vlm.data.splits import find_leaks
     from drive_vlm.models import load_processor
 
     if min(args.max_length, args.batch_size, args.num_frames, args.workers) < 1 or args.preview < 0:

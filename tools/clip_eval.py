@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.config import CommandParser
 
 if TYPE_CHECKING:
+    from drive_vlm.clip.encoder import ClipEncoder
+    from drive_vlm.clip.score import ClipScores
     from drive_vlm.data.predictions import Prediction
-    from drive_vlm.evaluation.clip_encoder import ClipEncoder
-    from drive_vlm.evaluation.clip_score import ClipScores
 
 EXAMPLES = """
 python tools/clip_eval.py --predictions results/generated.jsonl --images data/test/images/ --out results/scores.csv
@@ -72,8 +72,8 @@ def find_images(item: "Prediction", root: Path) -> list[Path]:
 
 def score_files(files: list[list["Prediction"]], images: list[list[Path]], encoder: "ClipEncoder", args: Any) -> list:
     """One ClipScores for each file. All files go through CLIP together: what they share is encoded once."""
-    from drive_vlm.evaluation.clip_encoder import ImageError
-    from drive_vlm.evaluation.clip_score import clip_scores
+    from drive_vlm.clip.encoder import ImageError
+    from drive_vlm.clip.score import clip_scores
 
     rows = [item for items in files for item in items]
     paths = [path for _ in files for path in images]
@@ -109,7 +109,7 @@ def _progress() -> Any:
 
 def data_set_summaries(items: list["Prediction"], scores: "ClipScores", seed: int) -> dict[str, Any]:
     """{data set: {metric: {n, mean, ..., shuffled_mean, above_shuffled {difference, low, high}}}}, and "all"."""
-    from drive_vlm.evaluation.clip_score import shuffled_partners
+    from drive_vlm.clip.score import shuffled_partners
     from drive_vlm.evaluation.statistics import paired_difference, summarize
 
     members: dict[str, list[int]] = {}
@@ -223,8 +223,8 @@ def _interval(entry: dict[str, Any]) -> str:
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, write the CSV and the plot; returns what --json holds."""
+    from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
-    from drive_vlm.evaluation.clip_encoder import ClipEncoder
 
     names = checkpoint_names(args.predictions)
     root = Path(args.images)
@@ -254,7 +254,7 @@ def run(args: Any) -> dict[str, Any]:
         "comparisons": compare(names, files, scores, args.seed),
     }
     if args.plot:
-        from drive_vlm.evaluation.clip_plot import plot_scores
+        from drive_vlm.report.clip_plot import plot_scores
 
         plot_scores(Path(args.plot), names, scores, result)
     return result

@@ -14,8 +14,9 @@ from typing import Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain
 from drive_vlm.evaluation.codalm import TASKS, CodaLMScore, Rated, Score, region_class, score
-from drive_vlm.evaluation.verdicts import Turns, fill, parse_rating, read_prompt
-from drive_vlm.judge import Judge, JudgeConfig, Judgement, Request, judge_all, open_judge, spent_line
+from drive_vlm.judges import open_judge
+from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
+from drive_vlm.judges.verdicts import Turns, fill, parse_rating, read_prompt
 
 PROMPTS = Path(__file__).parent / "prompts" / "codalm"
 PLACES = ("reference", "prediction")
@@ -184,8 +185,8 @@ def read_prompts(folder: str) -> dict[str, Turns]:
 
 def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all ratings in order, and how many rows of an earlier run no longer fit."""
-    from drive_vlm.data.judged_rows import JudgedRows
-    from drive_vlm.launch.cache import cache_key
+    from drive_vlm.store.cache import cache_key
+    from drive_vlm.store.judged_rows import JudgedRows
 
     described = judge.describe()
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]

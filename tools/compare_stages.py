@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, DataConfig, nearest
-from drive_vlm.data.instructions import MODES
+from drive_vlm.data.videos import MODES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,7 +111,7 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
 
 def check_detections(args: Any, cache: "DetectionCache") -> None:
     """Raises ValueError for a video without detections, before any model answers."""
-    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.config import GenerateConfig
     from drive_vlm.generate.rows import read_rows
 
     for mode in args.modes:
@@ -228,7 +228,7 @@ def compare_video(
     video: str, rows: list[tuple[Key, list["Prediction"]]], names: list[str], reward: "PhysicsReward"
 ) -> dict[str, Any]:
     """Detections, texts with their marks and terms of one video, as --json holds them (but for the frames)."""
-    from drive_vlm.rewards.mentions import find_mentions
+    from drive_vlm.rewards.text.mentions import find_mentions
 
     entry, first = reward.cache.entry(video), rows[0][1][0]
     seen = {
@@ -268,10 +268,10 @@ def run(args: Any) -> dict[str, Any]:
     from rich.progress import track
 
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.evaluation.stages_page import write_page
-    from drive_vlm.evaluation.stages_plot import plot_video
+    from drive_vlm.report.stages_page import write_page
+    from drive_vlm.report.stages_plot import plot_video
     from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
-    from drive_vlm.rewards.vocabulary import DEFAULT
+    from drive_vlm.rewards.text.vocabulary import DEFAULT
 
     check_flags(args)
     root, out = default_root(args), Path(args.out)
@@ -308,7 +308,7 @@ def run(args: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    from drive_vlm.evaluation.stages_table import print_comparison
+    from drive_vlm.report.stages_table import print_comparison
 
     parser = make_parser()
     args = parser.parse_args()

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.builders.stitching import denormalise_tags
 from drive_vlm.config import CommandParser, plain
-from drive_vlm.data.stitching import denormalise_tags
 from drive_vlm.evaluation.drivelm import (
     JUDGE_PROMPT,
     WEIGHTS,
@@ -106,7 +106,7 @@ def make_judge(args: Any) -> Judge | None:
     prompt = _read(args.judge_prompt) if args.judge_prompt else JUDGE_PROMPT
     if "{reference}" not in prompt or "{answer}" not in prompt:
         raise ValueError(f"{args.judge_prompt}: the prompt must hold {{reference}} and {{answer}}")
-    from drive_vlm.chat_client import ChatClient
+    from drive_vlm.judges.chat_client import ChatClient
 
     client = ChatClient(args.judge_url, args.judge_model, args.judge_key_env, cache_dir=args.cache)
 

@@ -14,17 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.evaluation.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
-from drive_vlm.judge import (
-    Compared,
-    Comparison,
-    Judge,
-    JudgeConfig,
-    compare_all,
-    open_judge,
-    resolve_images,
-    spent_line,
-)
+from drive_vlm.judges import open_judge
+from drive_vlm.judges.judge import Compared, Comparison, Judge, JudgeConfig, compare_all, resolve_images, spent_line
+from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
 
 if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
@@ -107,8 +99,8 @@ def question_of(item: "Prediction") -> str:
 
 def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
-    from drive_vlm.data.judged_rows import JudgedRows
-    from drive_vlm.launch.cache import cache_key
+    from drive_vlm.store.cache import cache_key
+    from drive_vlm.store.judged_rows import JudgedRows
 
     described = judge.describe()
     keys = [
@@ -241,7 +233,7 @@ def share(entry: dict[str, Any]) -> str:
 
 def plot(path: str, result: dict[str, Any]) -> None:
     from drive_vlm.evaluation.arena import Rating, WinRate
-    from drive_vlm.evaluation.arena_plot import plot_arena
+    from drive_vlm.report.arena_plot import plot_arena
 
     ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
     rates = {
@@ -257,7 +249,7 @@ def run(args: Any) -> dict[str, Any]:
     judge = open_judge(config)
     planned, left_out = plan_battles(args)
     rows, stale = judge_battles(planned, prompt, judge, args)
-    from drive_vlm.evaluation.arena_report import summarise
+    from drive_vlm.report.arena_report import summarise
 
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)

@@ -58,7 +58,7 @@ def make_parser() -> CommandParser:
 
 
 def start(args: Any) -> None:
-    from drive_vlm.launch.fingerprint import content_hash, model_fingerprint
+    from drive_vlm.store.fingerprint import content_hash, model_fingerprint
 
     for flag in ("model", "data"):
         if getattr(args, flag) is None:
@@ -89,8 +89,8 @@ def split(args: Any) -> None:
     A group (of the row's "group", else its pictures or video) is never cut. Raises ValueError where both sides share an
     id, a group or a picture.
     """
+    from drive_vlm.builders.splits import find_leaks, split_position
     from drive_vlm.data.sources import open_sources
-    from drive_vlm.data.splits import find_leaks, split_position
 
     rows = rows_of(open_sources([args.data], args.image_root))
     if args.eval_data:
@@ -133,7 +133,7 @@ def group_of(row: dict[str, Any]) -> str:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    from drive_vlm.launch.cache import write_atomically
+    from drive_vlm.store.cache import write_atomically
 
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     write_atomically(path, lambda file: file.writelines(lines))
@@ -186,8 +186,8 @@ def show(args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from drive_vlm.evaluation.rounds_plot import plot_rounds
-    from drive_vlm.launch.cache import write_atomically
+    from drive_vlm.report.rounds_plot import plot_rounds
+    from drive_vlm.store.cache import write_atomically
 
     chain = Chain(args.out)
     rows = table(chain, read_json(Path(args.arena)) if args.arena else None)

@@ -116,7 +116,7 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
     import torch
     from open_clip import ClipLoss
 
-    from drive_vlm.evaluation.clip_encoder import encode_tokens
+    from drive_vlm.clip.encoder import encode_tokens
 
     generator = torch.Generator().manual_seed(args.seed)
     batch_size = min(args.batch_size, len(pixels))
@@ -193,7 +193,7 @@ def retrieval(encoder: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[st
 def save(model: Any, config: dict[str, Any], directory: Path) -> None:
     from safetensors.torch import save_file
 
-    from drive_vlm.evaluation.clip_encoder import CONFIG_NAME, WEIGHTS_NAME
+    from drive_vlm.clip.encoder import CONFIG_NAME, WEIGHTS_NAME
 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -205,7 +205,7 @@ def run(args: Any) -> dict[str, Any]:
     """Read, train, test, save; returns what --json holds."""
     import torch
 
-    from drive_vlm.evaluation.clip_encoder import ClipEncoder
+    from drive_vlm.clip.encoder import ClipEncoder
 
     started = time.perf_counter()
     config = model_config(args.image_size, args.patch_size, args.width, args.layers)

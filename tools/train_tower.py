@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drive_vlm.builders.splits import assign_split
 from drive_vlm.config import CommandParser
-from drive_vlm.data.splits import assign_split
 
 if TYPE_CHECKING:
     import torch

@@ -21,12 +21,12 @@ from drive_vlm.config import CommandParser, output_file
 if TYPE_CHECKING:
     import numpy as np
 
+    from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.predictions import Prediction
-    from drive_vlm.evaluation.clip_encoder import ClipEncoder
     from drive_vlm.evaluation.video_scores import Scored
     from drive_vlm.rewards.detections import DetectionCache
-    from drive_vlm.rewards.driving_text import TextParser
     from drive_vlm.rewards.physics import Weights
+    from drive_vlm.rewards.text.driving_text import TextParser
 
 EXAMPLES = """
 python tools/video_eval.py --predictions stage2.jsonl stage3.jsonl --detections detections.jsonl --json scores.json
@@ -138,8 +138,8 @@ def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> froz
 
 def load_clip(items: list["Prediction"], args: Any) -> "ClipEncoder | None":
     """The encoder of --clip_model. Raises BadRow for a row whose video cannot be read below --videos."""
+    from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.videos import video_below
-    from drive_vlm.evaluation.clip_encoder import ClipEncoder
 
     if not args.clip_model:
         return None
@@ -152,7 +152,7 @@ def clip_of_files(
     encoder: "ClipEncoder | None", files: list[list["Prediction"]], args: Any
 ) -> list[dict[str, "np.ndarray"]]:
     """{text_text, text_frames: float[N]} of each file, {} without an encoder. The files go through CLIP together."""
-    from drive_vlm.evaluation.clip_video import clip_frame_scores
+    from drive_vlm.clip.video import clip_frame_scores
 
     if encoder is None:
         return [{} for _ in files]
@@ -176,9 +176,9 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.data.predictions import checkpoint_names
     from drive_vlm.evaluation.video_scores import Part, adherence, by_mode, compare_mode, score_mode
     from drive_vlm.rewards.detections import DetectionCache
-    from drive_vlm.rewards.driving_text import TextParser
     from drive_vlm.rewards.physics import Weights
-    from drive_vlm.rewards.vocabulary import DEFAULT
+    from drive_vlm.rewards.text.driving_text import TextParser
+    from drive_vlm.rewards.text.vocabulary import DEFAULT
 
     check(args)
     names = checkpoint_names(args.predictions)
@@ -215,7 +215,7 @@ def run(args: Any) -> dict[str, Any]:
     if args.csv:
         write_csv(args.csv, names, scored, clips)
     if args.plot:
-        from drive_vlm.evaluation.video_plot import plot_scores
+        from drive_vlm.report.video_plot import plot_scores
 
         plot_scores(args.plot, result)
     return result
@@ -243,7 +243,7 @@ def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips:
 
 
 def main() -> None:
-    from drive_vlm.evaluation.video_table import print_tables
+    from drive_vlm.report.video_table import print_tables
 
     parser = make_parser()
     args = parser.parse_args()

@@ -15,8 +15,8 @@ Detect = Callable[[list[Any]], list[Boxes]]
 def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch_size: int) -> tuple[Any, Detect]:
     """(what names the detector, pictures -> objects of each), of weights with this SHA-256 (None: any). `imgsz` in pixels, `conf`
     in 0..1. Raises ValueError without ultralytics or weights."""
-    from drive_vlm.launch.cache import cache_dir
     from drive_vlm.rewards.detections import Detector
+    from drive_vlm.store.cache import cache_dir
 
     if not path.is_file():
         raise ValueError(

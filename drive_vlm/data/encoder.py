@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.config import IGNORE_INDEX
+from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
-from drive_vlm.data.feature_cache import FeatureCache
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
 from drive_vlm.data.vision import Layout, VisionAdapter, checked_image_size, load_image, load_video, video_length
-from drive_vlm.launch.cache import cache_key
+from drive_vlm.store.cache import cache_key
 
 
 class Encoder:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.samples import BadRow
-from drive_vlm.launch.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, file_key, write_atomically
 
 _BLOCK = 1 << 24
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from drive_vlm.config import nearest
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.launch.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, file_key, write_atomically
 
 _META_KEYS = {"root", "annotation", "repeat_time", "max_dynamic_patch", "data_augment", "length"}
 

@@ -18,8 +18,8 @@ from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
 from drive_vlm.data.vision import Layout
-from drive_vlm.launch.cache import cache_dir, cache_key, file_key, write_atomically
-from drive_vlm.launch.fingerprint import content_hash
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
 BAD = -1

@@ -10,6 +10,13 @@ from drive_vlm.data.samples import BadRow, resolve_below
 from drive_vlm.data.vision import FRAME_SUFFIXES, video_length
 from drive_vlm.launch.topology import read_topology
 
+# What a model is asked to do with a video: Drive-VLM's two granularities (its "split entry" prompts), word for word.
+MODES: dict[str, str] = {
+    "detailed": "Describe the video in detail.",
+    "concise": "Summarize the driving scene concisely.",
+}
+RAW_CAPTION = "Describe the video."  # for captions as they were found, of neither granularity
+
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
 

@@ -1,21 +1,20 @@
 """Answers of a model for the rows of a file or about videos, as predictions JSONL: batched, sharded over ranks, restartable."""
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
-from drive_vlm.data.instructions import MODES
+from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace
 from drive_vlm.data.predictions import check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.generate.local import LocalModel
+from drive_vlm.generate.config import GenerateConfig
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
-from drive_vlm.launch.shards import parse_shard, shard_of, shard_path
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
-from drive_vlm.stages.arguments import stop_on_user_error
+from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.sampling.local import LocalModel, batches_of
+from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
 EXAMPLES = """
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl
@@ -25,55 +24,6 @@ python -m drive_vlm generate --model runs/drive_vlm --mode concise --data clips/
 python -m drive_vlm generate --model runs/stage2 --data test.jsonl --num_frames 16 --feature_cache features --out predictions.jsonl
 python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
 """
-
-
-@dataclasses.dataclass
-class GenerateConfig:
-    """What to answer, how, and where the answers go."""
-
-    data: list[str] = field(
-        help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json; with --mode also videos, folders of frames, and "
-        "folders that hold some of both"
-    )
-    out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    mode: str | None = field(
-        None,
-        help="ask about videos: detailed or concise, each with its instruction in place of the rows' own question; rows of "
-        "another mode are left out",
-        choices=tuple(MODES),
-    )
-    batch_size: int = field(16, help="rows answered at a time", least=1)
-    max_new_tokens: int = field(128, help="tokens of an answer, at most", least=1)
-    temperature: float = field(0.0, help="0 takes the likeliest token, above 0 samples", least=0)
-    top_p: float = field(
-        1.0, help="nucleus of sampling: the likeliest tokens that make this share", least=0.001, most=1
-    )
-    seed: int = field(0, help="seed of sampling")
-    num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
-    feature_cache: str | None = field(
-        None,
-        help="folder of tools/cache_features.py: answer from the vision tower's features; no picture is decoded, no tower runs",
-    )
-    limit: int | None = field(None, help="answer the first N rows only", least=1)
-    shard: str | None = field(
-        None,
-        help="I/N: answer the I-th of N equal runs of rows (from 0) into a file of its own, e.g. out.shard-02-of-08.jsonl",
-    )
-    blank_images: bool = field(False, help="replace every picture by a grey one of the same size: the blind baseline")
-    shuffle_frames: bool = field(
-        False,
-        help="show the frames of each video in a random order, fixed by the row's id: what a model knows without time",
-    )
-    on_bad_row: str = field(
-        "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")
-    )
-    backend: str = field("hf", help="hf: this process; openai: any OpenAI-compatible server", choices=("hf", "openai"))
-    base_url: str | None = field(None, help="address of the server, e.g. http://localhost:8000/v1")
-    api_key_env: str = field("OPENAI_API_KEY", help="environment variable that holds the server's key")
-    workers: int = field(8, help="requests to the server at a time", least=1)
 
 
 def main(words: Sequence[str]) -> None:
@@ -148,8 +98,8 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
 
     Raises ValueError naming what differs from the settings of the answers that are there.
     """
-    from drive_vlm.launch.cache import write_atomically
-    from drive_vlm.launch.fingerprint import model_fingerprint, same_model
+    from drive_vlm.store.cache import write_atomically
+    from drive_vlm.store.fingerprint import model_fingerprint, same_model
 
     names = (
         "backend",
@@ -211,11 +161,8 @@ def _answers_of_model(
     batches = [batch for batch in batches_of(samples, config.batch_size) if not {row.id for row in batch} <= done]
     mine = batches[topology.rank :: topology.world_size]
     if mine:
-        answers = LocalModel(model, config).answers(mine, config, bad)
+        names = ("image_root", "num_frames", "feature_cache")
+        data = DataConfig(data=config.data, **{name: getattr(config, name) for name in names})
+        local = LocalModel(model, data, config.blank_images, config.shuffle_frames)
+        answers = local.answers(mine, config.sampling(), bad)
         yield from ((sample, answer) for sample, answer in answers if sample.id not in done)
-
-
-def batches_of(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """Batches of similar length, so that little is spent on padding."""
-    ordered = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]

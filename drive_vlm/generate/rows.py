@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drive_vlm.data.instructions import MODES
 from drive_vlm.data.samples import VIDEO, BadRow, Sample, Turn
-from drive_vlm.data.videos import find_videos, is_media, told_path
+from drive_vlm.data.videos import MODES, find_videos, is_media, told_path
 from drive_vlm.launch.topology import read_topology
 
 if TYPE_CHECKING:
     from drive_vlm.data.sources import Source
-    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.config import GenerateConfig
 
 
 def read_rows(config: "GenerateConfig") -> tuple[list[Sample], list[BadRow]]:

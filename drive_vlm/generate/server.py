@@ -7,7 +7,7 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
 
 if TYPE_CHECKING:
-    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.config import GenerateConfig
 
 
 def answers_of_server(
@@ -18,7 +18,7 @@ def answers_of_server(
     A request that the server refuses, or answers with nothing in every attempt, has the answer "", as a model that says
     nothing has. Rows that cannot be asked are added to `bad` with on_bad_row skip, else raised (BadRow).
     """
-    from drive_vlm.chat_client import ChatClient
+    from drive_vlm.judges.chat_client import ChatClient
 
     if not config.base_url:
         raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
@@ -54,8 +54,8 @@ def answers_of_server(
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:
     """The prompt as OpenAI chat messages, pictures in their places as data URLs."""
-    from drive_vlm.chat_client import image_part
     from drive_vlm.data.vision import load_image
+    from drive_vlm.judges.chat_client import image_part
 
     if sample.video:
         raise BadRow(

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
-from drive_vlm.launch.cache import write_atomically
-from drive_vlm.launch.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
-from drive_vlm.launch.secrets import hide, hide_words, is_secret
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
+from drive_vlm.store.secrets import hide, hide_words, is_secret
 
 _PACKAGES = (
     "drive-vlm",

@@ -4,7 +4,7 @@ on, 2 for the weight's own gradient. Attention scores are left out; recomputed a
 import dataclasses
 from typing import Any
 
-from drive_vlm.models import Family
+from drive_vlm.models.family import Family
 from drive_vlm.models.freezing import parameter_size
 
 

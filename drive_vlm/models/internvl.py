@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family, ProcessorParts
+from drive_vlm.models.family import Family, ProcessorParts
 from drive_vlm.models.quantize import quantization_arguments
 
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
@@ -92,8 +92,6 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
     """Load model and processor. The head stays untied where the checkpoint has a head of its own."""
     from transformers import AutoModelForImageTextToText
 
-    from drive_vlm.models.compose import internvl_config
-
     hf_config = internvl_config(path)
     if has_own_head(path):
         # InternVLConfig ties by default; InternVL3-1B has its own lm_head, which tying would throw away silently.
@@ -142,3 +140,19 @@ def has_own_head(path: str) -> bool:
         with safe_open(weights, "pt") as file:
             names = list(file.keys())
     return any(name.endswith("lm_head.weight") for name in names)
+
+
+def internvl_config(path: str) -> Any:
+    """InternVLConfig of a directory or hub id, with the vision tower that it names.
+
+    InternVLConfig reads every vision_config as an InternViT, whatever its model_type says: a DINOv2 tower would come
+    back as an InternViT of the default size, with random weights.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    config = AutoConfig.from_pretrained(path)
+    stored = dict(PreTrainedConfig.get_config_dict(path)[0].get("vision_config") or {})
+    kind = stored.pop("model_type", "internvl_vision")
+    if kind != "internvl_vision":
+        config.vision_config = AutoConfig.for_model(kind, **stored)
+    return config

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family, ProcessorParts
-from drive_vlm.models.architecture import layers_read
+from drive_vlm.models.family import Family, ProcessorParts
 from drive_vlm.models.internvl import ATTENTION, has_own_head
 from drive_vlm.models.quantize import quantization_arguments
 
@@ -149,4 +148,11 @@ def build(path: str, config: ModelConfig, dtype: Any) -> Family:
         lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 + 1,
         projector_tokens=(vision.image_size // vision.patch_size) ** 2,
+    )
+
+
+def layers_read(chosen: int | Sequence[int], depth: int) -> int:
+    """Layers of a tower of `depth` layers up to the last whose output goes on (vision_feature_layer); -2 leaves out one."""
+    return max(
+        layer if layer >= 0 else depth + 1 + layer for layer in ([chosen] if isinstance(chosen, int) else chosen)
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family
+from drive_vlm.models.family import Family
 
 CONFIG, BASE = "adapter_config.json", "base_model.json"
 
@@ -108,7 +108,7 @@ def _name_base(model: Any, base: str) -> None:
 
 def _fingerprint(base: str) -> dict[str, Any]:
     """{"weights"} of a directory, {"name", "hub_commit"} of a hub id."""
-    from drive_vlm.launch.fingerprint import model_fingerprint
+    from drive_vlm.store.fingerprint import model_fingerprint
 
     found = model_fingerprint(base)
     return {"weights": found["weights"]} if "weights" in found else found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family, ProcessorParts
+from drive_vlm.models.family import Family, ProcessorParts
 from drive_vlm.models.internvl import ATTENTION, has_own_head
 from drive_vlm.models.quantize import quantization_arguments
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from drive_vlm.models import Family
+from drive_vlm.models.family import Family
 
 # What changes a tower's numbers without changing a weight's name, shape or value.
 _SEMANTIC = (

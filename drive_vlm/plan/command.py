@@ -3,46 +3,12 @@
 Reads config.json (or a shipped architecture) only: no weights, no GPU, no hub. Every flag of the planned command is accepted.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from drive_vlm.config import CommandParser, nearest, plain
-
-STAGES = ("sft", "dpo", "spin", "grpo")
-EXAMPLES = """
-python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero1 --bf16 --world_size 8
-python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --gpu_memory 24GB
-python -m drive_vlm plan spin --model llava_next_8b --deepspeed zero3 --bf16 --gradient_checkpointing --max_length 2048 --world_size 8
-python -m drive_vlm plan grpo --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --max_length 2048 --num_generations 2
-python -m drive_vlm plan systems
-PLAN=1 bash recipes/internvl3_1b_sft.sh --data train.jsonl
-"""
-_SHOWN = (
-    "per_device_train_batch_size", "global_batch_size", "deepspeed", "max_length", "packing", "dtype", "bf16", "gradient_checkpointing",
-    "attn_implementation", "optim", "keep", "output_dir", "world_size", "gpu_memory", "mfu", "num_generations",
-    "max_completion_length", "num_iterations", "beta",
-)  # fmt: skip
-ASSUMPTIONS = [
-    "memory is that of rows as long as --max_length allows;",
-    "'needed' adds 5 % fragmentation and 1 GiB of CUDA context to the peak;",
-    "FLOPs as in drive_vlm/models/flops.py (attention scores left out, recomputation not counted);",
-    "checkpoints: --keep, the best where evaluation rows are given, and the one being written.",
-]
-
-
-OF_PAIRS = [
-    "a pair is two rows, each as long as --max_length allows;",
-    "the reference is one more forward pass: of every pair once (cached), or in every step (live, with a second model in memory "
-    "unless LoRA is switched off for it).",
-]
-OF_GROUPS = [
-    "a row is a prompt as long as --max_length allows and a completion of --max_completion_length tokens;",
-    "the peak is the largest of sampling (keys and values of a generation batch), scoring (without gradients) and learning;",
-    "FLOPs count all three; sampling waits for memory more than it computes, so the hours are too few.",
-]
+from drive_vlm.plan.make import EXAMPLES, STAGES, make_plan
 
 
 def main(words: Sequence[str]) -> None:
@@ -74,75 +40,3 @@ def main(words: Sequence[str]) -> None:
     from drive_vlm.plan.tables import show
 
     show(plan)
-
-
-def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
-    """The plan as --json prints it. Raises ValueError for what the run itself would refuse."""
-    from drive_vlm.launch.topology import accumulation_steps
-    from drive_vlm.models.architecture import load_architecture
-    from drive_vlm.models.quantize import check_training
-    from drive_vlm.plan.cost import disk, time_and_tokens
-    from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
-    from drive_vlm.plan.groups import has_memo, without_tower
-    from drive_vlm.plan.memory_table import Case, layouts, memory, weight_bytes
-    from drive_vlm.plan.rows import typical_row
-
-    flags = parse(stage, EXAMPLES, words, __doc__ or "")
-    world, local = flags.plan.world_size, local_world_size(flags.plan)
-    micro = int(flags.training["per_device_train_batch_size"])
-    accumulation = accumulation_steps(flags.run.global_batch_size, micro, world)
-    architecture = load_architecture(flags.model.model).with_frames(flags.data.num_frames)
-    four_bit = flags.model.quantize == "nf4"
-    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, four_bit)
-    groups, kind = flags.groups, "prompts" if flags.groups else "rows" if flags.sides == 1 else "pairs"
-    rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model, kind)
-    if groups:
-        rows = dataclasses.replace(rows, tokens=rows.tokens + groups.length, labels=groups.length)
-    loaded = without_tower(weights) if flags.data.feature_cache else weights
-    case = Case(flags, architecture, loaded, rows, accumulation)
-    all_layouts, chosen = layouts(flags)
-    own = next(layout for layout in all_layouts if layout.name == chosen)
-    check_training(flags.model, own.stage)
-    return {
-        "as_json": flags.plan.json,
-        "stage": stage,
-        "model": {"name": architecture.name, "estimate": architecture.estimate, "note": architecture.note},
-        "configuration": {name: {"value": value, "origin": origin} for name, (value, origin) in flags.resolved.items()},
-        "shown_defaults": list(_SHOWN),
-        "batch": {
-            "unit": {"rows": "sequences", "pairs": "pairs", "prompts": "completions"}[kind],
-            "generation": dataclasses.asdict(groups) if groups else None,
-            "global": micro * accumulation * world,
-            "micro": micro,
-            "accumulation": accumulation,
-            "world_size": world,
-            "local_world_size": local,
-            "longest_row": flags.data.max_length + (groups.length if groups else 0),
-            "typical_row": rows.tokens,
-            "gradient_checkpointing": case.checkpointing(),
-        },
-        "parameters": count(weights),
-        "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
-        "cost": time_and_tokens(flags, architecture, loaded, rows, micro * accumulation * world, has_memo(loaded, own)),
-        "disk": disk(flags, weights, weight_bytes(case, own)),
-        "data": {
-            "rows": rows.count,
-            "source": rows.source,
-            "longest": rows.longest,
-            "missing": rows.missing,
-            "audit": rows.audit,
-        },
-        "assumptions": [*ASSUMPTIONS, *{"pairs": OF_PAIRS, "prompts": OF_GROUPS}.get(kind, ())],
-    }
-
-
-def count(weights: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """{part: {"total", "trainable"}} with "all" for the sum."""
-    counts: dict[str, dict[str, int]] = {}
-    for weight in weights:
-        for name in (weight.part, "all"):
-            entry = counts.setdefault(name, {"total": 0, "trainable": 0})
-            entry["total"] += weight.size
-            entry["trainable"] += weight.size if weight.trains else 0
-    counts["all"] = counts.pop("all")
-    return counts

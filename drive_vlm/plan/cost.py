@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.models.architecture import Architecture, Weight
+from drive_vlm.plan.architecture import Architecture, Weight
 from drive_vlm.plan.flags import Flags
 from drive_vlm.plan.groups import step_flops, without_tower
 from drive_vlm.plan.rows import Rows
@@ -113,7 +113,7 @@ def device_peak(flags: Flags) -> tuple[float, str]:
     """(peak FLOPS, name) of the device. Raises ValueError for a GPU that nobody knows."""
     from drive_vlm.config import nearest
     from drive_vlm.plan.flags import memory_bytes
-    from drive_vlm.stages.throughput import PEAK_FLOPS
+    from drive_vlm.stages.engine.throughput import PEAK_FLOPS
 
     if flags.run.peak_flops:
         return flags.run.peak_flops, "--peak_flops"

@@ -19,7 +19,7 @@ from drive_vlm.config import (
     from_namespace,
     nearest,
 )
-from drive_vlm.models.architecture import load_architecture
+from drive_vlm.plan.architecture import load_architecture
 
 if TYPE_CHECKING:
     from drive_vlm.plan.groups import Groups
@@ -33,7 +33,7 @@ _CLASSES = {
     "spin": "trl.DPOConfig",
     "grpo": "trl.GRPOConfig",
 }
-# Defaults of training_arguments() in stages/engine.py, which differ from transformers' own.
+# Defaults of training_arguments() in stages/engine/run.py, which differ from transformers' own.
 ENGINE_DEFAULTS = {
     "per_device_train_batch_size": 8,
     "output_dir": "runs/sft",
@@ -81,7 +81,7 @@ class Flags:
 
 def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
     """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
-    from drive_vlm.stages.arguments import _NOT_FOR_USERS, _yaml_words
+    from drive_vlm.stages.engine.arguments import _NOT_FOR_USERS, _yaml_words
 
     known = training_fields() | _own_fields(command)
     parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
@@ -116,13 +116,13 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
 def _own_classes(command: str, words: Sequence[str]) -> list[type]:
     """The dataclasses of flags that `command` has beside those of all stages."""
     if command in PAIR_STAGES:
-        from drive_vlm.stages.preference import ReferenceFlags
+        from drive_vlm.stages.preference.stage import ReferenceFlags
 
         return [ReferenceFlags]
     if command == "grpo":
-        from drive_vlm.stages.alarms import AlarmConfig
-        from drive_vlm.stages.grpo import GRPOStageConfig, reward_classes
-        from drive_vlm.stages.samples import SampleConfig
+        from drive_vlm.stages.rl.alarms import AlarmConfig
+        from drive_vlm.stages.rl.grpo import GRPOStageConfig, reward_classes
+        from drive_vlm.stages.rl.samples_file import SampleConfig
 
         return [GRPOStageConfig, SampleConfig, AlarmConfig, *filter(None, reward_classes(words).values())]
     return []
@@ -139,13 +139,13 @@ def _checked(
 ) -> tuple[dict[str, Any], str | None, "Groups | None"]:
     """(training flags with the stage's own defaults, reference, groups). Raises ValueError for what the stage refuses."""
     if command in PAIR_STAGES:
-        from drive_vlm.stages.preference import check_flags
+        from drive_vlm.stages.preference.stage import check_flags
 
         return check_flags(command, data, own[0], given), own[0].reference, None
     if command == "grpo":
         from drive_vlm.plan.groups import groups_of
-        from drive_vlm.stages.grpo import DEFAULTS, Settings
-        from drive_vlm.stages.grpo import check_flags as check_grpo
+        from drive_vlm.stages.rl.grpo import DEFAULTS, Settings
+        from drive_vlm.stages.rl.grpo import check_flags as check_grpo
 
         stage, sampling, alarms = own[:3]
         training = DEFAULTS | given

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import RunConfig
-from drive_vlm.launch.memory import CONTEXT, FRAGMENTATION, Layout, Peak, Static, peak
 from drive_vlm.launch.topology import accumulation_steps
-from drive_vlm.models.activations import (
+from drive_vlm.plan.activations import (
     Activations,
     Batch,
     decoding,
@@ -20,7 +19,8 @@ from drive_vlm.models.activations import (
     kept_features,
     key_value_cache,
 )
-from drive_vlm.models.architecture import Architecture, Weight
+from drive_vlm.plan.architecture import Architecture, Weight
+from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, Peak, Static, peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Groups:
 
 def groups_of(run: RunConfig, training: dict[str, Any], world_size: int) -> Groups:
     """The groups of the flags. Raises ValueError with all numbers when they do not divide a generation batch."""
-    from drive_vlm.stages.grpo import generation_batch
+    from drive_vlm.stages.rl.grpo import generation_batch
 
     micro = int(training["per_device_train_batch_size"])
     size = generation_batch(run, training, world_size)

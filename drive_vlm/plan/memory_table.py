@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.launch.deepspeed import load_deepspeed_config
-from drive_vlm.launch.memory import Layout, Peak, Setting, Size, Static, layout_of, peak, static
-from drive_vlm.models.activations import Batch, activations
-from drive_vlm.models.architecture import NF4_BYTES, Architecture, Weight
+from drive_vlm.plan.activations import Batch, activations
+from drive_vlm.plan.architecture import NF4_BYTES, Architecture, Weight
+from drive_vlm.plan.bytes import Layout, Peak, Setting, Size, Static, layout_of, peak, static
 from drive_vlm.plan.flags import Flags
 from drive_vlm.plan.groups import group_peak, has_memo, without_tower
 from drive_vlm.plan.rows import Rows
@@ -35,7 +35,7 @@ class Case:
 
 
 def weight_bytes(case: Case, layout: Layout) -> int:
-    """Bytes of a weight in memory, as model_dtype() in stages/engine.py chooses."""
+    """Bytes of a weight in memory, as model_dtype() in stages/engine/run.py chooses."""
     dtype = case.flags.model.dtype
     if dtype != "auto":
         return 2 if dtype == "bfloat16" else 4

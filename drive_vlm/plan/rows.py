@@ -7,7 +7,7 @@ from typing import Any
 
 from drive_vlm.config import DataConfig
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.models.architecture import Architecture, Pictures
+from drive_vlm.plan.architecture import Architecture, Pictures
 
 SAMPLE = 200
 _TURN = 5  # tokens that a chat template adds to a turn, about; counted where it is ChatML
@@ -54,7 +54,7 @@ def _sample(
     data: DataConfig, architecture: Architecture, given: int | None, max_tiles: int | None, model: str, kind: str
 ) -> Rows:
     """Rows evenly spread over all files: parsed, picture headers read, tokens counted or estimated."""
-    from drive_vlm.data.pair_encoding import sides_of
+    from drive_vlm.data.preference.pair_encoding import sides_of
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import audit_bad_rows, read_sample
 

@@ -40,7 +40,7 @@ def show_systems(words: Sequence[str]) -> None:
 
 def row(name: str, hardware: str, words: list[str]) -> str:
     """One line of the table."""
-    from drive_vlm.plan.command import make_plan
+    from drive_vlm.plan.make import make_plan
 
     plan = make_plan("sft", words)
     table: dict[str, Any] = plan["memory"]["layouts"]

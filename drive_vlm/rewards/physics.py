@@ -28,10 +28,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from drive_vlm.config import field
-from drive_vlm.rewards import completion_text
 from drive_vlm.rewards.detections import DetectionCache
-from drive_vlm.rewards.driving_text import DEFAULT_MODEL, ParsedText, TextParser
-from drive_vlm.rewards.vocabulary import DEFAULT, Term, Vocabulary
+from drive_vlm.rewards.text import completion_text
+from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, ParsedText, TextParser
+from drive_vlm.rewards.text.vocabulary import DEFAULT, Term, Vocabulary
 
 HYPERNYM_RECALL = 0.5
 TERMS = ("object", "temporal", "detail", "hallucination")

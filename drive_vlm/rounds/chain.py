@@ -1,20 +1,26 @@
 """The state of a chain of rounds: what is done, what comes next, and whether it still fits its files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.launch.fingerprint import same_model
 from drive_vlm.rounds.steps import (
     DIRECT,
     FINISHED,
-    RECORDERS,
     STEPS,
     identified,
     identity,
+    logged,
+    metric_of,
     read_json,
+    read_lines,
+    shards_of,
     short,
+    training_finished,
     write_json,
 )
+from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.fingerprint import same_model
 
 STATE = "rounds.json"
 _FORMAT = 1
@@ -156,3 +162,104 @@ def _agreed(then: Any, now: Any) -> Any:
     if "path" in now:
         return now if then.get("hash") == now["hash"] else None
     return same_model(then, now)
+
+
+def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
+    """Joins the shards of an array, where it was one."""
+    folder, name = chain.folder(number), "generated.jsonl"
+    shards, missing = shards_of(folder)
+    if not (folder / name).is_file():
+        if missing or not shards:
+            raise ValueError(
+                f"{folder}: no {name}, and of its shards {missing or 'none'} are missing. Run STEP=generate."
+            )
+        settings = [read_json(path.with_name(f"{path.name}.settings.json")) for path in shards]
+        if different := [path.name for path, item in zip(shards, settings, strict=True) if item != settings[0]]:
+            raise ValueError(
+                f"{folder}: {', '.join(different)}: other settings than {shards[0].name}. Remove them and run STEP=generate."
+            )
+        write_json(folder / f"{name}.settings.json", settings[0])
+        write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
+    rows = sum(1 for line in (folder / name).open("rb") if line.strip())
+    sampling = read_json(folder / f"{name}.settings.json")
+    _check_model(chain, number, sampling["model"], folder / name)
+    return {"file": _relative(chain, folder / name), "rows": rows, "shards": max(1, len(shards)), "settings": sampling}
+
+
+def _record_pairs(chain: Chain, number: str) -> dict[str, Any]:
+    path = chain.folder(number) / "pairs.jsonl"
+    audit = read_json(path.with_name(f"{path.name}.audit.json"))
+    words = audit["words"]
+    return {
+        "file": _relative(chain, path),
+        "pairs": audit["pairs"],
+        "rows": audit["rows"],
+        "dropped": audit["dropped"],
+        "near_duplicates": audit["near_duplicates"]["count"],
+        "mean_words": {key: round(words[key]["mean"], 2) for key in ("chosen", "rejected")},
+        "chosen_longer": words["chosen_longer"],
+    }
+
+
+def _record_training(chain: Chain, number: str) -> dict[str, Any]:
+    folder = chain.folder(number)
+    if not training_finished(folder):
+        raise ValueError(
+            f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
+        )
+    run = read_json(folder / "model" / "run.json")
+    _check_model(chain, number, run["reference"]["model"][0], folder / "model")
+    used = run["config"]["training"]
+    points = logged(folder / "model")
+    return {
+        "output_dir": _relative(chain, folder / "model"),
+        "pairs": {_relative(chain, Path(path)): count for path, count in _rows_used(run).items()},
+        "beta": used["beta"],
+        "learning_rate": used["learning_rate"],
+        "steps": int(max((line["step"] for line in read_lines(folder / "model" / "metrics.jsonl")), default=0)),
+        "margin": {"first": points[0]["margin"], "last": points[-1]["margin"]} if points else None,
+    }
+
+
+def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) -> None:
+    """Raises ValueError unless `used` is the model that the round before left; a server's model is known by its name only."""
+    before = int(number) - 1
+    expected = chain.entry(str(before))["train"]["identity"] if before else chain.settings["model"]
+    if "weights" in used and "weights" in expected:
+        if all(used[key] == expected[key] for key in ("config", "weights")):
+            return
+    elif "weights" not in used and used.get("name", "").rstrip("/").endswith(_expected_name(chain, before)):
+        return
+    raise ValueError(
+        f"{path}: made with another model than round {before}'s. Remove {path.parent} and run the round again, or take it out of the chain: "
+        f"python tools/rounds.py forget --out {chain.out} --round {number}"
+    )
+
+
+def _expected_name(chain: Chain, number: int) -> str:
+    return f"round-{number}/model" if number else chain.settings["model"]["name"].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _rows_used(run: dict[str, Any]) -> dict[str, int]:
+    return {file["path"]: file["rows"] for file in run["data"]["train"]}
+
+
+def _record_evaluation(chain: Chain, number: str) -> dict[str, Any]:
+    folder, metric = chain.folder(number), chain.settings["metric"]
+    value, interval = metric_of(folder / "scores.json", metric)
+    files = {"answers": folder / "answers.jsonl", "scores": folder / "scores.json"}
+    model = {} if number not in (DIRECT, "0") else {"model": chain.settings[DIRECT if number == DIRECT else "model"]}
+    return {**model, **{key: _relative(chain, path) for key, path in files.items()}, "metric": metric, "value": value, **interval}  # fmt: skip
+
+
+def _relative(chain: Chain, path: Path) -> str:
+    path, out = path.resolve(), chain.out.resolve()
+    return str(path.relative_to(out)) if path.is_relative_to(out) else str(path)
+
+
+RECORDERS: dict[str, Callable[[Chain, str], dict[str, Any]]] = {
+    "generate": _record_generation,
+    "pairs": _record_pairs,
+    "train": _record_training,
+    "evaluate": _record_evaluation,
+}

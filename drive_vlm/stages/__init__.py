@@ -2,7 +2,7 @@
 
 STAGES = {
     "sft": "drive_vlm.stages.sft:main",
-    "grpo": "drive_vlm.stages.grpo:main",
-    "dpo": "drive_vlm.stages.preference:main_dpo",
-    "spin": "drive_vlm.stages.preference:main_spin",
+    "grpo": "drive_vlm.stages.rl.grpo:main",
+    "dpo": "drive_vlm.stages.preference.stage:main_dpo",
+    "spin": "drive_vlm.stages.preference.stage:main_spin",
 }

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
-from drive_vlm.stages.arguments import parse_stage, stop_on_user_error
+from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.stages.engine.arguments import parse_stage
 
 EXAMPLES = """
 python -m drive_vlm sft --model OpenGVLab/InternVL3-1B-hf --data train.jsonl --freeze vision_tower --bf16 --output_dir runs/sft
@@ -39,7 +40,8 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
     from drive_vlm.models import load_family
     from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
     from drive_vlm.models.lora import apply_lora
-    from drive_vlm.stages.engine import (
+    from drive_vlm.sampling.features import open_features
+    from drive_vlm.stages.engine.run import (
         check_attention,
         evaluation_defaults,
         model_dtype,
@@ -47,7 +49,6 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
         training_arguments,
         weights_to_load,
     )
-    from drive_vlm.stages.features import open_features
 
     args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
     check_attention(model, args)
@@ -145,8 +146,8 @@ def equip(trainer: Any, family: Any, tables: dict[str, Any], data: DataConfig, r
     """Give a Trainer of rows what the mixin asks of a stage (trainer.py), and its way of showing itself."""
     from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
     from drive_vlm.models.flops import train_flops
-    from drive_vlm.stages.progress import show_progress
-    from drive_vlm.stages.throughput import Throughput, device_peak_flops
+    from drive_vlm.stages.engine.progress import show_progress
+    from drive_vlm.stages.engine.throughput import Throughput, device_peak_flops
 
     args = trainer.args
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

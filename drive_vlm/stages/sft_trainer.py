@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.order import FixedOrder, ShardedBatchSampler
-from drive_vlm.stages.trainer import DriveTrainerMixin
+from drive_vlm.stages.engine.trainer import DriveTrainerMixin
 
 
 class SFTTrainer(DriveTrainerMixin, Trainer):

@@ -2,12 +2,13 @@
 
 import pytest
 
-from drive_vlm.config import ModelConfig
+from drive_vlm.config import DataConfig, ModelConfig
 from drive_vlm.data.samples import BadRow
-from drive_vlm.generate import GenerateConfig, LocalModel
-from drive_vlm.judge import JudgeConfig, Request, open_judge
+from drive_vlm.generate import LocalModel
+from drive_vlm.judges import open_judge
+from drive_vlm.judges.judge import JudgeConfig, Request
 from drive_vlm.models import load_family
-from drive_vlm.models.tiny import CHAT_TEMPLATE, train_tokenizer
+from drive_vlm.models.tiny.tiny import CHAT_TEMPLATE, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_without_a_chat_template_it_is_refused(language_model, tmp_path):
     shutil.copytree(language_model, bare)
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
-        LocalModel(ModelConfig(model=str(bare)), GenerateConfig(data=[], out=""))
+        LocalModel(ModelConfig(model=str(bare)), DataConfig(data=[]))
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path):

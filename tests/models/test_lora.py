@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family, load_family
+from drive_vlm.models import load_family
+from drive_vlm.models.family import Family
 from drive_vlm.models.freezing import freeze
 from drive_vlm.models.lora import apply_lora, base_of, record_base
 

@@ -211,7 +211,7 @@ def test_what_trains_gets_a_gradient(kind: str, tiny_families: Callable[[str], P
 
 @pytest.mark.parametrize("kind", ["llava_next", "idefics3"])
 def test_the_plan_counts_what_trains(kind: str, tiny_families: Callable[[str], Path]) -> None:
-    from drive_vlm.models.architecture import load_architecture
+    from drive_vlm.plan.architecture import load_architecture
 
     path = str(tiny_families(kind))
     model = load_family(ModelConfig(model=path), torch.float32).model

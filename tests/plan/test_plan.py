@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from drive_vlm.models.architecture import Pictures
+from drive_vlm.plan.architecture import Pictures
 from drive_vlm.plan.flags import memory_bytes, origins, training_fields
 from drive_vlm.plan.rows import grid_tiles
 

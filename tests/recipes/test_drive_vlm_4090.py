@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from drive_vlm.launch.secrets import HIDDEN
+from drive_vlm.store.secrets import HIDDEN
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

@@ -7,10 +7,11 @@ import statistics
 import pytest
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.rewards import REWARDS, build_reward, chosen_rewards, completion_text, config_class
+from drive_vlm.rewards import REWARDS, build_reward, chosen_rewards, config_class
 from drive_vlm.rewards.detections import DetectedFrame, DetectedObject, Detector, VideoDetections, append_detections
-from drive_vlm.rewards.driving_text import TextParser
 from drive_vlm.rewards.physics import PhysicsConfig, Weights, terms
+from drive_vlm.rewards.text import completion_text
+from drive_vlm.rewards.text.driving_text import TextParser
 
 DETECTOR = Detector("yolov8x.pt", "00", 640, 0.3, "ultralytics 8.4.190")
 REFERENCE = "After stopping, a white car, a red truck and a bus finally turn."  # 13 words, 4 of time, 2 adjectives

@@ -15,7 +15,7 @@ from drive_vlm.data.predictions import prediction_row
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.generate import take_shard
-from drive_vlm.launch.fingerprint import model_fingerprint
+from drive_vlm.store.fingerprint import model_fingerprint
 
 LOG = Path(os.environ["PRETEND_LOG"])
 

@@ -123,7 +123,7 @@ def grpo_words(world: World) -> Callable[..., list[object]]:
     """`grpo_words(out, *flags)`: 8 completions of up to 8 tokens a step, 2 prompts; the reward is letter_reward.py's."""
 
     def words(out: Path, *flags: object) -> list[object]:
-        reward = f"{Path(__file__).with_name('letter_reward.py')}:build"
+        reward = f"{Path(__file__).with_name('rl') / 'letter_reward.py'}:build"
         rewards = () if "--rewards" in flags else ("--rewards", reward)
         return [
             "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower", "--max_steps", 6,

@@ -172,7 +172,7 @@ def test_what_does_not_fit_stops_before_training(tiny_video_model: Path, tiny_mo
     from drive_vlm.config import DataConfig, ModelConfig
     from drive_vlm.models import load_family
     from drive_vlm.models.freezing import freeze
-    from drive_vlm.stages.features import open_features
+    from drive_vlm.sampling.features import open_features
 
     features = cache_features(tiny_video_model, rows, rows.parent / f"features-{tiny_video_model.name}")
 

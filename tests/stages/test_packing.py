@@ -47,7 +47,7 @@ def make_trainer(tiny_model: Path, rows_file: Path, out: Path, attention: str) -
     from transformers import TrainingArguments
 
     from drive_vlm.models import load_family
-    from drive_vlm.stages.engine import training_arguments
+    from drive_vlm.stages.engine.run import training_arguments
     from drive_vlm.stages.sft import build_trainer, measure_rows
 
     run = RunConfig()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from drive_vlm.models.architecture import load_architecture
+from drive_vlm.plan.architecture import load_architecture
 
 pytestmark = pytest.mark.slow
 

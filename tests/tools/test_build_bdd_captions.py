@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from drive_vlm.data.instructions import MODES, RAW_CAPTION
+from drive_vlm.data.videos import MODES, RAW_CAPTION
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from drive_vlm.data.splits import find_leaks
+from drive_vlm.builders.splits import find_leaks
 
 CATEGORIES = (
     "vehicles",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from drive_vlm.data.splits import find_leaks
-from drive_vlm.data.stitching import LAYOUT, QUANTISATION_ERROR, denormalise_tags
+from drive_vlm.builders.splits import find_leaks
+from drive_vlm.builders.stitching import LAYOUT, QUANTISATION_ERROR, denormalise_tags
 
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / ".." / "shared" / "kit" / "noncommercial" / "drivelm"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drive_vlm.data import synthetic
-from drive_vlm.data.splits import find_leaks
+from drive_vlm.builders import synthetic
+from drive_vlm.builders.splits import find_leaks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +149,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 
 def test_the_benchmark_writes_its_json(tmp_path):
     words = ("--scenes", 40, "--size", 64, "--workers", 1, "--json", tmp_path / "b.json")
-    done = run(*words, tool="bench_synthetic.py")
+    done = run(*words, tool="bench/bench_synthetic.py")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert result["ours"] > 0

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from drive_vlm.data.splits import find_leaks
-from drive_vlm.data.synthetic import COCO_LABELS
+from drive_vlm.builders.splits import find_leaks
+from drive_vlm.builders.synthetic import COCO_LABELS
 from drive_vlm.data.vision import load_video
 from drive_vlm.rewards.detections import DetectionCache
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from drive_vlm.data.feature_cache import TRANSFORM
+from drive_vlm.data.caches.feature_cache import TRANSFORM
 from drive_vlm.data.vision import frame_indices, load_image, load_video
-from drive_vlm.launch.lock import sole_writer
 from drive_vlm.rewards.detections import DetectionCache
+from drive_vlm.store.lock import sole_writer
 
 TOOL = Path(__file__).parents[2] / "tools" / "cache_detections.py"
 TURNS = [{"from": "human", "value": "<video>What happens?"}, {"from": "gpt", "value": "A car stops."}]
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_videos_without_rows_are_called_what_generate_calls_them(detect: Callable, data: Path) -> None:
-    from drive_vlm.generate import GenerateConfig
+    from drive_vlm.generate.config import GenerateConfig
     from drive_vlm.generate.rows import read_rows as rows_to_answer
 
     os.rename(data / "clips", data / "more clips")
@@ -340,7 +340,7 @@ def test_weights_are_checked_before_they_are_loaded(
 def test_names_are_those_that_rewards_are_told(detect: Callable, data: Path) -> None:
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import read_sample
-    from drive_vlm.stages.prompts import columns_of
+    from drive_vlm.stages.rl.prompts import columns_of
 
     rows = read_rows(data / "rows.jsonl")
     rows[0]["video"] = "./" + rows[0]["video"]

@@ -94,8 +94,8 @@ def test_features_are_the_towers_and_are_made_once(build: Callable, data: Path, 
     import torch
 
     from drive_vlm.config import ModelConfig
+    from drive_vlm.data.caches.feature_cache import FeatureCache, cache_settings
     from drive_vlm.data.encoder import Encoder
-    from drive_vlm.data.feature_cache import FeatureCache, cache_settings
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import read_sample
     from drive_vlm.models import load_family
@@ -283,7 +283,7 @@ def test_the_command_that_mends_the_cache_builds_the_same(tool: ModuleType) -> N
 
 def test_the_command_that_a_training_names_is_one_for_a_shell(tool: ModuleType) -> None:
     from drive_vlm.config import DataConfig, ModelConfig
-    from drive_vlm.stages.features import build_command
+    from drive_vlm.sampling.features import build_command
 
     data = DataConfig(data=["a b.jsonl"], feature_cache="it's a cache", num_frames=4)
     words = ["--model", "m", "--data", "a b.jsonl", "--num_frames", "4", "--out", "it's a cache"]

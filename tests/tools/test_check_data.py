@@ -164,7 +164,7 @@ def test_processor_parts_are_those_of_the_family(tiny_model):
 
 
 def test_numbers_by_hand():
-    from drive_vlm.data.checks import histogram, padding_shares
+    from drive_vlm.builders.checks import histogram, padding_shares
 
     lengths = np.array([10, 10, 10, 30])
     assert histogram(np.array([5, 5, 6, 40])) == [(5 + 3 * i, 7 + 3 * i, n) for i, n in enumerate([3] + [0] * 10 + [1])]

@@ -184,7 +184,7 @@ def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, env
 
 
 def test_help_is_quick_and_loads_no_torch(environment):
-    for tool in ("clip_eval", "qa_eval", "train_clip", "bench_clip_eval"):
+    for tool in ("clip_eval", "qa_eval", "train_clip", "bench/bench_clip_eval"):
         code = (
             "import runpy, sys\n"
             f"sys.argv = ['x', '--help']\n"

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from drive_vlm.rewards.detections import DetectionCache
-from drive_vlm.rewards.driving_text import TextParser
 from drive_vlm.rewards.physics import terms
+from drive_vlm.rewards.text.driving_text import TextParser
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_stages.py"
 EVIL = "<script>alert('x')</script> & a $\\frac$ [red]truck[/red] then stops."

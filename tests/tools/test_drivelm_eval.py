@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from drive_vlm.data.stitching import normalise_tags
+from drive_vlm.builders.stitching import normalise_tags
 
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / ".." / "shared" / "kit" / "noncommercial" / "drivelm"

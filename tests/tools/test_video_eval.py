@@ -208,7 +208,7 @@ def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes,
     """A parser that cannot be asked: no row's fault may wait for it."""
     file = changed(write(tmp_path / "p.jsonl", BEFORE), **changes)
     stopped = (
-        "import runpy, sys; from drive_vlm.rewards.driving_text import TextParser; "
+        "import runpy, sys; from drive_vlm.rewards.text.driving_text import TextParser; "
         "TextParser.parse = lambda *_: sys.exit('parsed'); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     words = [

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.models import model_type
-from drive_vlm.models.compose import load_gguf
 
 
 def compose_siglip_qwen(
@@ -162,3 +161,19 @@ def _image_processor(path: str | Path, image_size: int) -> Any:
         return SiglipImageProcessor.from_pretrained(path, size=size)
     except OSError:  # a tower saved alone has no preprocessor_config.json
         return SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def load_gguf(path: str | Path) -> tuple[Any, Any]:
+    """(causal language model in float32, fast tokenizer) of a GGUF file, as plain modules that save_pretrained can write."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = str(Path(path).parent), Path(path).name
+    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
+    config = (
+        quantised.config.to_dict()
+    )  # the loaded model is marked as quantized, which can neither be saved nor trained
+    for key in ("quantization_config", "_name_or_path"):
+        config.pop(key, None)
+    model = type(quantised)(type(quantised.config)(**config))
+    model.load_state_dict(quantised.state_dict())
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=name)

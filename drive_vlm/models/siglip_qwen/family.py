@@ -3,7 +3,7 @@
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import Family, ProcessorParts
+from drive_vlm.models.family import Family, ProcessorParts
 from drive_vlm.models.internvl import ATTENTION
 from drive_vlm.models.quantize import quantization_arguments
 

@@ -12,7 +12,8 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.data.collate import Collator
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import parse_row
-from drive_vlm.models import Family, load_family
+from drive_vlm.models import load_family
+from drive_vlm.models.family import Family
 
 Rows = list[dict[str, Any]]
 

@@ -10,7 +10,7 @@ import torch
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import load_family
 from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
-from drive_vlm.models.tiny import train_tokenizer
+from drive_vlm.models.tiny.tiny import train_tokenizer
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINKS = "{% if enable_thinking %}{% endif %}"

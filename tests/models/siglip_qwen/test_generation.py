@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.generate.local import _left_padded
-from drive_vlm.models import Family, load_family
+from drive_vlm.models import load_family
+from drive_vlm.models.family import Family
+from drive_vlm.sampling.local import _left_padded
 
 Rows = list[dict[str, Any]]
 

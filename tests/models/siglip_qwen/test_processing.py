@@ -13,7 +13,7 @@ from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import build_table
-from drive_vlm.models import Family
+from drive_vlm.models.family import Family
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 
 Rows = list[dict[str, Any]]

@@ -1,0 +1,1 @@
+"""What makes rows: captions, pairs, splits, checks of finished files."""

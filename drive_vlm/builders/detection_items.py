@@ -1,0 +1,149 @@
+"""What a detector looks at: distinct videos, and pictures of rows, their frames as training samples them."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from drive_vlm.data.caches.feature_cache import TRANSFORM, Identity
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
+from drive_vlm.data.videos import find_videos, is_media, told_path
+from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One line to be: the path below the image root (`./a//b` is `a/b`, as rewards are told it) or, of a video that no row
+    names, as given; the file, where it came first."""
+
+    name: str
+    path: str
+    where: str
+    is_video: bool
+
+    @property
+    def media(self) -> Sample:
+        """A row of nothing but this video or picture, for Identity."""
+        images = () if self.is_video else (self.path,)
+        return Sample(self.name, (), images, self.path if self.is_video else None, None, {}, self.where)
+
+    def identity(self, num_frames: int) -> dict[str, Any]:
+        """Identity of the file with its content, as a cache line holds it. Raises BadRow."""
+        try:
+            return dataclasses.asdict(Identity.of(self.media, num_frames, content=True))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def changed(self, was: dict[str, Any], num_frames: int) -> bool:
+        """Whether the file is another one than `was` (identity), of which `num_frames` were taken. Raises BadRow."""
+        try:
+            return bool(Identity(**was).difference(self.media, num_frames))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> BadRow:
+        kind, reason = ("video", "video_missing") if self.is_video else ("picture", "image_missing")
+        problem = f"the {kind} {self.path} does not exist or cannot be read ({error.strerror})"
+        return BadRow(reason, self.where, problem, "Check the image root (--image_root), or use --on_bad_row skip")
+
+
+@dataclasses.dataclass
+class Frames:
+    """The sampled frames of an item: its file's identity, numbers, RGB pictures and the SHA-256 of their bytes."""
+
+    item: Item
+    identity: dict[str, Any]
+    indices: list[int]
+    pictures: list[Any]
+    hashes: list[str]
+
+
+def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[Item]:
+    """Distinct videos and pictures, in the order of files of rows, videos and folders; `note_bad` counts a bad row, or raises
+    it. Raises ValueError for a name that stands for two files."""
+    found: dict[str, Item] = {}
+    for entry in data:
+        items = _items_of_folder(entry, image_root) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
+        for item in items:
+            first = found.setdefault(item.name, item)
+            if os.path.realpath(first.path) != os.path.realpath(item.path):
+                raise ValueError(
+                    f"{item.where}: {item.name!r} is {item.path}, but {first.path} at {first.where}. Names in a cache are told "
+                    "apart by the rows' paths: give one --out for each data root."
+                )
+    return list(found.values())
+
+
+def _items_of_folder(entry: str, image_root: str | None) -> Iterator[Item]:
+    """Called what the answers of `generate` to the same entry call them."""
+    for _, path in find_videos(entry):
+        yield Item(told_path(path, image_root), path, path, is_video=True)
+
+
+def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[Item]:
+    for source in open_sources([entry], image_root):
+        for i in range(len(source.rows)):
+            try:
+                sample = read_sample(source, i, need_answer=False)
+            except BadRow as error:
+                note_bad(error)
+                continue
+            for path in [sample.video] if sample.video else sample.images:
+                yield Item(os.path.relpath(path, source.root), path, sample.where, bool(sample.video))
+
+
+def load_frames(item: Item, num_frames: int) -> Frames:
+    """Decode as training does. Raises BadRow."""
+    identity = item.identity(num_frames)  # before it is decoded: a file that changes meanwhile is noticed next time
+    if item.is_video:
+        indices = frame_indices(video_length(item.path, item.where), num_frames)
+        pictures = load_video(item.path, num_frames, item.where)
+    else:
+        indices, pictures = [0], [load_image(item.path, item.where)]
+    return Frames(
+        item, identity, indices, pictures, [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
+    )
+
+
+def decoded(items: Sequence[Item], num_frames: int, workers: int) -> Iterator[list[Frames | BadRow]]:
+    """The frames of `workers` items after the other, decoded by threads."""
+    load = partial(_frames_or_error, num_frames=num_frames)
+    with ThreadPoolExecutor(workers) as threads:
+        for start in range(0, len(items), workers):
+            yield list(threads.map(load, items[start : start + workers]))
+
+
+def _frames_or_error(item: Item, num_frames: int) -> Frames | BadRow:
+    try:
+        return load_frames(item, num_frames)
+    except BadRow as error:
+        return error
+
+
+def outdated(entry: Any, item: Item, num_frames: int, verify: bool) -> str:
+    """Why a finished item is to be made anew, '' when it is not; `verify` decodes it again. `entry` is its line
+    (rewards.detections.VideoDetections).
+
+    Raises ValueError when --num_frames takes other frames of the same file; BadRow.
+    """
+    if entry.file and item.changed(entry.file, len(entry.frames)):
+        return "changed"
+    if item.is_video:
+        now = frame_indices(video_length(item.path, item.where), num_frames)
+        was = [frame.index for frame in entry.frames]
+        if was != now:
+            raise ValueError(
+                f"frames {was} of {item.name!r} were looked at, --num_frames {num_frames} takes {now} of it. Give the old "
+                "--num_frames or another --out."
+            )
+    if not entry.file:
+        return "from an older cache that does not tell their files"
+    if entry.transform != TRANSFORM:
+        return "from a version that decodes in another way"
+    seen = [frame.sha256 for frame in entry.frames]
+    return "changed" if verify and load_frames(item, num_frames).hashes != seen else ""

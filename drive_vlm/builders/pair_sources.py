@@ -1,0 +1,135 @@
+"""Where preference pairs come from: rows with the answers that models gave to them, and pairs of earlier rounds."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drive_vlm.data.jsonl import JsonlFile
+from drive_vlm.data.preference.pairs import check_pair, pair_row
+from drive_vlm.data.samples import Sample
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row as it stands in the file, checked, and the answers that were generated for it, without repetitions."""
+
+    row: dict[str, Any]
+    sample: Sample
+    answers: tuple[str, ...]
+
+
+def read_answered(
+    data: Sequence[str], generations: Sequence[str], image_root: str | None, need_answer: bool
+) -> tuple[list[Answered], list[str], str]:
+    """All rows that have generated answers, the ids of those that have none, and the folder that pictures start from.
+
+    Raises ValueError, naming file and line, for bad rows, ids that come twice, several picture folders, and when no row
+    has an answer.
+    """
+    generated = [read_generations(path) for path in generations]
+    files = open_sources(data, image_root)
+    if len(roots := sorted({os.path.abspath(file.root) for file in files})) > 1:
+        raise ValueError(
+            f"the pictures of the data files start from {' and '.join(roots)}; give --image_root, or make pairs of each"
+        )
+    answered, missing, seen = [], [], dict[str, str]()
+    for file in files:
+        for index in range(len(file.rows)):
+            sample = read_sample(file, index, need_answer)
+            if sample.id in seen:
+                raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}; make ids unique")
+            seen[sample.id] = sample.where
+            answers = tuple(dict.fromkeys(answers[sample.id] for answers in generated if sample.id in answers))
+            if answers:
+                answered.append(Answered(file.rows[index], sample, answers))
+            else:
+                missing.append(sample.id)
+    if not answered:
+        raise ValueError(f"no id of {', '.join(data)} is in {', '.join(generations)}; generate from the same rows")
+    return answered, missing, roots[0]
+
+
+def read_generations(path: str) -> dict[str, str]:
+    """id -> prediction. An empty prediction stays: it is dropped and counted as a pair."""
+    file, found = JsonlFile(path), dict[str, str]()
+    for index in range(len(file)):
+        row, where = file[index], file.where(index)
+        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prediction"), str):
+            raise ValueError(
+                f'{where}: expected {{"id", "prediction": text}}, as python -m drive_vlm generate writes it'
+            )
+        if str(row["id"]) in found:
+            raise ValueError(
+                f"{where}: id {row['id']!r} stands twice in this file; give several answers as several files"
+            )
+        found[str(row["id"])] = row["prediction"]
+    return found
+
+
+def read_pairs(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """All pairs of some files, checked."""
+    files = [JsonlFile(path) for path in paths]
+    return [check_pair(file[i], file.where(i)) for file in files for i in range(len(file))]
+
+
+def gold_pairs(sources: list[Answered], number: int) -> list[dict[str, Any]]:
+    """Every generated answer against the row's own."""
+    return [
+        pair_row(
+            source.row,
+            source.sample.reference,
+            answer,
+            _pair_id(source, number, k),
+            row_id=source.sample.id,
+            round=number,
+        )
+        for source in sources
+        for k, answer in enumerate(source.answers)
+    ]
+
+
+def best_pairs(
+    sources: list[Answered], scores: list[list[float | None]], number: int, margin: float
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The best generated answer of each row against its worst, and how many rows have none, by reason."""
+    pairs, dropped = [], Counter[str]()
+    for source, values in zip(sources, scores, strict=True):
+        known = [
+            (value, answer)
+            for value, answer in zip(values, source.answers, strict=True)
+            if value is not None and answer.strip()
+        ]
+        if len(known) < 2:
+            dropped["fewer_than_two_answers"] += 1
+            continue
+        best, worst = max(known, key=lambda item: item[0]), min(known, key=lambda item: item[0])
+        if best[0] - worst[0] <= margin:
+            dropped["no_margin"] += 1
+            continue
+        columns = {"row_id": source.sample.id, "round": number, "scores": [best[0], worst[0]]}
+        pairs.append(pair_row(source.row, best[1], worst[1], _pair_id(source, number, 0), **columns))
+    return pairs, dropped
+
+
+def _pair_id(source: Answered, number: int, k: int) -> str:
+    return f"{source.sample.id}-r{number}" + (f"-{k}" if k else "")
+
+
+def without(pairs: list[dict[str, Any]], reasons: Sequence[str | None], dropped: Counter[str]) -> list[dict[str, Any]]:
+    dropped.update(reason for reason in reasons if reason)
+    return [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+
+
+def check_ids(pairs: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for an id that comes twice."""
+    seen: set[str] = set()
+    for pair in pairs:
+        if str(pair["id"]) in seen:
+            raise ValueError(
+                f"id {pair['id']!r} stands in --mix and among the new pairs; give the new ones another --round"
+            )
+        seen.add(str(pair["id"]))

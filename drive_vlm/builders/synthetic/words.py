@@ -1,0 +1,271 @@
+"""Words about a synthetic scene: captions, and question/answer pairs in DriveLM's four categories.
+
+Each answer follows from what is in sight, is one to four words long, and is never hinted at by its question.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from drive_vlm.builders.synthetic.scene import VEHICLES, Scene, SceneObject
+
+_DISTANCE_GAP = 1.5  # metres between the nearest and the next vehicle before we ask which is nearest
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question/answer pair. `template` is its stable name, `category` one of DriveLM's four."""
+
+    category: str  # perception | prediction | planning | behavior
+    template: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class _Template:
+    category: str
+    wordings: tuple[str, ...]
+    answer: Callable[[Scene], str | None]  # None: the question has no answer in this scene
+
+
+def short_caption(scene: Scene) -> str:
+    """One sentence: time, weather, what is ahead, the light."""
+    parts = [_ahead_phrase(scene)]
+    if scene.light != "none":
+        parts.append(f"a {scene.light} traffic light")
+    return f"A {_weather(scene)} {scene.time} scene with {' and '.join(parts)}."
+
+
+def long_caption(scene: Scene) -> str:
+    """Two to five sentences: conditions, what is ahead, the neighbouring lanes, the roadside, what ego does and why."""
+    sentences = [f"It is a {_weather(scene)} {scene.time} on a city road with {_ahead_phrase(scene)}."]
+    around = [
+        f"{_list_phrase(scene.lane_objects(side))} in the {side} lane"
+        for side in ("left", "right")
+        if scene.lane_objects(side)
+    ]
+    around += [
+        f"a pedestrian on the {o.lane} pavement" for o in scene.objects if o.name == "pedestrian" and not o.on_road
+    ]
+    if around:
+        sentences.append(f"There is {' and '.join(around)}.")
+    signals = [f"the traffic light is {scene.light}"] if scene.light != "none" else []
+    if scene.sign != "none":
+        signals.append(f"a {scene.sign} sign stands on the right")
+    if signals:
+        sentences.append(f"{' and '.join(signals).capitalize()}.")
+    turns = [side for side, allowed in zip(("left", "right"), scene.actions[2:], strict=True) if allowed]
+    if turns:
+        sentences.append(f"It may turn {' or '.join(turns)}.")
+    verb = "stops" if scene.actions[1] else "drives on"
+    sentences.append(f"The ego vehicle {verb} because of {REASON_PHRASES[main_reason(scene)]}.")
+    return " ".join(sentences)
+
+
+def questions(scene: Scene) -> list[Question]:
+    """Every question that this scene answers, one wording each, in the order of TEMPLATES."""
+    picks = np.random.default_rng([scene.seed, scene.index, 4, scene.frame]).random(len(TEMPLATES)).tolist()
+    found = []
+    for pick, (name, template) in zip(picks, TEMPLATES.items(), strict=True):
+        answer = template.answer(scene)
+        if answer is not None:
+            wording = template.wordings[int(pick * len(template.wordings))]
+            found.append(Question(template.category, name, wording, answer))
+    return found
+
+
+REASON_PHRASES = {  # index in REASONS -> the words of a caption
+    **{0: "the moving traffic ahead", 1: "the clear road", 2: "the green light", 3: "the braking vehicle ahead"},
+    **{4: "a person in the lane", 5: "a cyclist in the lane", 6: "cones in the lane", 7: "the traffic light"},
+    8: "the stop sign",
+}
+_REASON_ANSWERS = {
+    **{0: "traffic moves", 1: "road is clear", 2: "green light", 3: "vehicle brakes"},
+    **{4: "pedestrian ahead", 5: "cyclist ahead", 6: "cones ahead", 7: "traffic light", 8: "stop sign"},
+}
+
+
+def main_reason(scene: Scene) -> int:
+    """The index of the reason that decides: what is in the lane, then light and sign, then the vehicle ahead."""
+    return next(index for index in (4, 5, 6, 7, 8, 3, 2, 0, 1) if scene.reason[index])
+
+
+def _weather(scene: Scene) -> str:
+    return "rainy" if scene.weather == "rain" else "clear"
+
+
+def _list_phrase(things: list[SceneObject]) -> str:
+    nearest = min(things, key=lambda o: o.distance)
+    return "cones" if nearest.name == "cone" else f"a {nearest.color} {nearest.name}"
+
+
+def _ahead_phrase(scene: Scene) -> str:
+    if not scene.ahead:
+        return "a free lane ahead"
+    braking = " braking" if scene.ahead[0].state == "braking" else ""
+    return f"{_list_phrase(scene.ahead)}{braking} ahead"
+
+
+def _yes(value: bool | int) -> str:
+    return "yes" if value else "no"
+
+
+def _of_lead(answer: Callable[[SceneObject], str]) -> Callable[[Scene], str | None]:
+    return lambda scene: answer(scene.lead) if scene.lead else None
+
+
+def _ahead_type(scene: Scene) -> str:
+    if not scene.ahead:
+        return "nothing"
+    return "cones" if scene.ahead[0].name == "cone" else scene.ahead[0].name
+
+
+def _pedestrian_place(scene: Scene) -> str:
+    walker = next((o for o in scene.objects if o.name == "pedestrian"), None)
+    return "no pedestrian" if walker is None else {"left": "left", "ego": "ahead", "right": "right"}[walker.lane]
+
+
+def _pedestrian_crossing(scene: Scene) -> str | None:
+    walkers = [o for o in scene.objects if o.name == "pedestrian"]
+    return _yes(any(o.on_road for o in walkers)) if walkers else None
+
+
+def _nearest_lane(scene: Scene) -> str | None:
+    near = sorted((o for o in scene.objects if o.name in VEHICLES), key=lambda o: o.distance)
+    if not near or (len(near) > 1 and near[1].distance - near[0].distance < _DISTANCE_GAP):
+        return None
+    return {"left": "left lane", "ego": "own lane", "right": "right lane"}[near[0].lane]
+
+
+def _line(side: str) -> Callable[[Scene], str]:
+    return lambda scene: {"open": "dashed", "solid": "solid", "none": "no lane"}[getattr(scene, side)]
+
+
+def _behavior(scene: Scene) -> str:
+    if scene.actions[1]:
+        return "stopping"
+    return "following" if scene.reason[0] else "driving freely"
+
+
+TEMPLATES: dict[str, _Template] = {
+    "time_of_day": _Template(
+        "perception",
+        ("Is it day or night?", "What time of day is it?", "At what time of day was this taken?"),
+        lambda scene: scene.time,
+    ),
+    "weather": _Template(
+        "perception",
+        ("What is the weather like?", "How is the weather?", "What are the weather conditions?"),
+        _weather,
+    ),
+    "light_state": _Template(
+        "perception",
+        (
+            "What does the traffic light show?",
+            "What colour is the traffic light?",
+            "What is the state of the traffic light?",
+        ),
+        lambda scene: "no light" if scene.light == "none" else scene.light,
+    ),
+    "sign_type": _Template(
+        "perception",
+        ("Which traffic sign is there?", "What kind of traffic sign stands on the right?"),
+        lambda scene: "no sign" if scene.sign == "none" else scene.sign,
+    ),
+    "ahead_type": _Template(
+        "perception",
+        ("What is in the ego lane ahead?", "What is directly ahead?", "Which object is in front of the ego vehicle?"),
+        _ahead_type,
+    ),
+    "lead_type": _Template(
+        "perception",
+        ("What type of vehicle is ahead?", "Which kind of vehicle drives in front?"),
+        _of_lead(lambda lead: lead.name),
+    ),
+    "lead_color": _Template(
+        "perception",
+        ("What colour is the vehicle ahead?", "Which colour does the vehicle in front have?"),
+        _of_lead(lambda lead: lead.color),
+    ),
+    "lead_distance": _Template(
+        "perception",
+        ("How far away is the vehicle ahead?", "Is the vehicle in front near or far?"),
+        _of_lead(lambda lead: "near" if lead.distance < 10.5 else "far"),
+    ),
+    "left_lane": _Template(
+        "perception",
+        ("Is anything in the left lane?", "Is the lane to the left occupied?", "Does something occupy the left lane?"),
+        lambda scene: _yes(bool(scene.lane_objects("left"))),
+    ),
+    "right_lane": _Template(
+        "perception",
+        (
+            "Is anything in the right lane?",
+            "Is the lane to the right occupied?",
+            "Does something occupy the right lane?",
+        ),
+        lambda scene: _yes(bool(scene.lane_objects("right"))),
+    ),
+    "left_line": _Template(
+        "perception",
+        ("What marks the left side of the ego lane?", "Which line is on the left?"),
+        _line("left"),
+    ),
+    "count_vehicles": _Template(
+        "perception",
+        ("How many vehicles are there?", "How many cars, trucks and buses are in sight?"),
+        lambda scene: str(sum(o.name in VEHICLES for o in scene.objects)),
+    ),
+    "pedestrian_location": _Template(
+        "perception",
+        ("Where is the pedestrian?", "On which side is a pedestrian?"),
+        _pedestrian_place,
+    ),
+    "nearest_vehicle": _Template(
+        "perception",
+        ("In which lane is the nearest vehicle?", "Where is the closest vehicle?"),
+        _nearest_lane,
+    ),
+    "pedestrian_crossing": _Template(
+        "prediction",
+        ("Will the pedestrian be in the way of the ego vehicle?", "Is the pedestrian about to cross the ego lane?"),
+        _pedestrian_crossing,
+    ),
+    "lead_braking": _Template(
+        "prediction",
+        ("Will the vehicle ahead slow down?", "Is the vehicle in front braking?"),
+        _of_lead(lambda lead: _yes(lead.state == "braking")),
+    ),
+    "lead_turn": _Template(
+        "prediction",
+        ("Where will the vehicle ahead go?", "Which way does the vehicle in front intend to go?"),
+        _of_lead(lambda lead: "straight" if lead.signal == "none" else lead.signal),
+    ),
+    "ego_action": _Template(
+        "planning",
+        ("Should the ego vehicle go or stop?", "What should the ego vehicle do now?", "Go or stop?"),
+        lambda scene: "stop" if scene.actions[1] else "go",
+    ),
+    "turn_left": _Template(
+        "planning",
+        ("May the ego vehicle turn left?", "Is a left turn possible here?"),
+        lambda scene: _yes(scene.actions[2]),
+    ),
+    "turn_right": _Template(
+        "planning",
+        ("May the ego vehicle turn right?", "Is a right turn possible here?"),
+        lambda scene: _yes(scene.actions[3]),
+    ),
+    "ego_reason": _Template(
+        "behavior",
+        ("What decides what the ego vehicle does?", "Why does the ego vehicle act as it does?"),
+        lambda scene: _REASON_ANSWERS[main_reason(scene)],
+    ),
+    "ego_behavior": _Template(
+        "behavior",
+        ("Predict the behavior of the ego vehicle.", "How does the ego vehicle behave?"),
+        _behavior,
+    ),
+}

@@ -1,0 +1,1 @@
+"""The CLIP encoder and its scores, shared by rewards and evaluation."""

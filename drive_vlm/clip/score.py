@@ -1,0 +1,90 @@
+"""CLIP cosine scores: prediction against reference text, and prediction against picture.
+
+Scores are plain cosines in [-1, 1], without the factor 100 and the clamp at 0 of torchmetrics' `clip_score`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.clip.encoder import ClipEncoder, Progress
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """text_text, text_image float[N]: cosines; truncated bool[N]: prediction or reference was cut to the context.
+
+    predictions, references, images float[N, D] are the unit features behind them, kept for the shuffled baseline.
+    """
+
+    text_text: np.ndarray
+    text_image: np.ndarray
+    truncated: np.ndarray
+    predictions: np.ndarray
+    references: np.ndarray
+    images: np.ndarray
+
+    def part(self, index: Any) -> "ClipScores":
+        """The scores of some samples: `index` is a slice or a list of positions."""
+        return ClipScores(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def shuffled(self, partners: np.ndarray) -> dict[str, np.ndarray]:
+        """Both scores float[N] of each prediction against reference and picture of its partner, int64[N]."""
+        return {
+            "text_text": cosine(self.predictions, self.references[partners]),
+            "text_image": cosine(self.predictions, self.images[partners]),
+        }
+
+
+def clip_scores(
+    encoder: ClipEncoder,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    images: Sequence[Sequence[Path]],
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> ClipScores:
+    """Scores of N samples; `images[i]` are the pictures of sample i, at least one (several: `mean_features`)."""
+    count = len(predictions)
+    assert count == len(references) == len(images), "one prediction, reference and list of pictures a sample"
+    texts = encoder.encode_texts([*predictions, *references], batch_size, progress)
+    pictures = encoder.encode_images([path for paths in images for path in paths], batch_size, workers, progress)
+    said, expected = texts.features[:count], texts.features[count:]
+    seen = mean_features(pictures, [len(paths) for paths in images])
+    truncated = texts.truncated[:count] | texts.truncated[count:]
+    return ClipScores(cosine(said, expected), cosine(said, seen), truncated, said, expected, seen)
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise cosine float64[N] of two float[N, D] whose rows have length 1."""
+    return np.einsum("nd,nd->n", first, second, dtype=np.float64)
+
+
+def mean_features(features: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """float[N, D] of length 1 from float[sum(counts), D]: a sample with several pictures gets the mean direction of
+    their unit features. counts int[N], each at least 1."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    sums = np.add.reduceat(features, starts, axis=0)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def shuffled_partners(keys: Sequence[str], seed: int = 0) -> np.ndarray | None:
+    """int64[N]: for each sample another one with a different key (another picture), or None when all keys are equal.
+
+    The baseline of a score: what a prediction gets against the picture or reference of a sample it does not belong to.
+    Samples are laid out picture by picture in random order, and each draws evenly from all places outside its picture.
+    """
+    generator = np.random.default_rng(seed)
+    codes = np.unique(np.asarray(keys), return_inverse=True)[1]
+    codes = generator.permutation(codes.max() + 1)[codes]
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    if len(sizes) < 2:
+        return None
+    ends, own = np.cumsum(sizes)[codes], sizes[codes]
+    offsets = generator.integers(0, len(codes) - own)
+    return order[(ends + offsets) % len(codes)]

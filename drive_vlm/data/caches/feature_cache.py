@@ -1,0 +1,272 @@
+"""Features of a frozen vision tower on disk, so that training neither decodes pictures nor runs the tower.
+
+    DIR/cache.json              what all entries share: the tower, its pixel settings, frames of a video, number types
+    DIR/features-<id>.bin       float[P, L, Dv] of one entry after the other, raw; memory-mapped when read
+    DIR/features-<id>.jsonl     one line an entry, written when its bytes are in the .bin
+
+An entry belongs to the pictures of a row, however many rows ask about them. Its key is their paths, relative to DIR so
+that data and cache may move together, and the tile limit; it is valid while the files are the same: equal size and time
+of change, or, where only the time differs (a copied data set), equal content. Every process that writes has a pair of
+files of its own, so ranks, array jobs and restarts never meet, and two caches of one cache.json are joined by copying
+their files into one folder. `tools/cache_features.py` writes (feature_writer.py), `--feature_cache` reads.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.vision import frame_files, frame_indices
+from drive_vlm.store.cache import cache_key
+from drive_vlm.store.fingerprint import content_hash
+
+SETTINGS = "cache.json"
+FORMAT = 1
+# Raise it when the same files give other pixels: frames are chosen or ordered, files decoded, or pictures cut in another way.
+TRANSFORM = 3
+_STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # numpy has no bfloat16
+_HOW_STORED = {"stored", "computed"}  # training takes features of any number type
+
+
+def cache_settings(tower: dict[str, Any], pixels: dict[str, Any], num_frames: int) -> dict[str, Any]:
+    """The part of the key that all entries share. `tower`: models.vision_features.tower_identity; `pixels`:
+    VisionAdapter.fingerprint, of which the tokens of a picture are left out: they are the projector's."""
+    pixels = {name: value for name, value in pixels.items() if name != "tokens"}
+    settings = {"format": FORMAT, "transform": TRANSFORM, "num_frames": num_frames, "tower": tower, "pixels": pixels}
+    return json.loads(json.dumps(settings))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells that the files of an entry are those its features were made of."""
+
+    files: int
+    bytes: int
+    times: str
+    content: str = ""
+
+    @classmethod
+    def of(cls, sample: Sample, num_frames: int, content: bool = False, cached: bool = False) -> "Identity":
+        """Of the pictures of `sample`; with `content` the files that are decoded are read. Raises OSError."""
+        files = used = list(sample.images)
+        if sample.video is not None:
+            files = used = [sample.video]
+            if os.path.isdir(sample.video):
+                files = frame_files(sample.video)
+                used = [files[i] for i in frame_indices(len(files), num_frames)]
+        stats = [os.stat(file) for file in files]
+        times = cache_key([(os.path.basename(file), s.st_mtime_ns) for file, s in zip(files, stats, strict=True)])
+        digest = cache_key([content_hash(file, cached) for file in used]) if content else ""
+        return cls(len(files), sum(s.st_size for s in stats), times, digest)
+
+    def difference(self, sample: Sample, num_frames: int) -> str:
+        """How the files of `sample` differ from those that this was made of, in words; '' where they do not. Raises OSError."""
+        now = Identity.of(sample, num_frames)
+        if (self.files, self.bytes) != (now.files, now.bytes):
+            return f"{self.files} files of {self.bytes:,} bytes then, {now.files} of {now.bytes:,} bytes now"
+        if self.times != now.times:
+            now = Identity.of(sample, num_frames, content=True, cached=True)
+            if self.content != now.content:
+                return "other content (size the same, time and hash differ)"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the index: where `shape` (P, L, Dv) lies in which .bin, tiles of each picture, frame numbers of a video.
+
+    `bad` holds (reason, problem, way out) of pictures that could not be read when the cache was built.
+    """
+
+    saved: float
+    identity: Identity | None = None
+    shard: str = ""
+    offset: int = 0
+    shape: tuple[int, int, int] = (0, 0, 0)
+    tiles: tuple[int, ...] = ()
+    frames: tuple[int, ...] | None = None
+    bad: tuple[str, str, str] | None = None
+
+
+class FeatureCache:
+    """A cache directory for reading.
+
+    Args:
+        directory: with cache.json.
+        settings: what this run would make features with (cache_settings).
+        rebuild: the command that builds the cache, for error messages.
+
+    Raises ValueError when there is no cache, and when it was made with other settings, naming each that differs.
+    """
+
+    def __init__(self, directory: str | Path, settings: dict[str, Any], rebuild: str) -> None:
+        self.directory, self.rebuild = Path(directory), rebuild
+        self.settings = read_settings(self.directory, rebuild)
+        check_settings(self.directory, self.settings, settings, rebuild)
+        self.num_frames = int(self.settings["num_frames"])
+        self.entries: dict[str, Entry] = {}
+        for path in sorted(self.directory.glob("features-*.jsonl")):
+            for key, entry in _read_index(path):
+                if key not in self.entries or self.entries[key].saved < entry.saved:
+                    self.entries[key] = entry
+        self._checked: set[str] = set()
+        self._maps: dict[str, np.memmap] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def fingerprint(self) -> str:
+        """Changes with the settings and with every entry."""
+        newest = max((entry.saved for entry in self.entries.values()), default=0.0)
+        return cache_key(self.settings, len(self.entries), newest)
+
+    def find(self, sample: Sample, max_tiles: int | None = None) -> Entry:
+        """The valid entry of a row's pictures.
+
+        Raises BadRow for pictures that could not be read when the cache was built; ValueError for those that are not in
+        it, or have changed since.
+        """
+        key = media_key(sample, max_tiles, self.directory)
+        entry, name = self.entries.get(key), sample.video or ", ".join(sample.images)
+        if entry is None:
+            raise ValueError(
+                f"{sample.where}: {name} is not among the {len(self):,} entries of the feature cache {self.directory}. "
+                f"Add it: {self.rebuild}"
+            )
+        if entry.bad:
+            reason, problem, way_out = entry.bad
+            raise BadRow(reason, sample.where, problem, way_out)
+        if key not in self._checked:
+            try:
+                changed = self.difference(entry, sample)
+            except OSError as error:
+                raise BadRow(
+                    "video_missing" if sample.video else "image_missing",
+                    sample.where,
+                    f"{error.filename} cannot be found, though its features are in {self.directory}",
+                    "Check the image root (--image_root), or use --on_bad_row skip",
+                ) from error
+            if changed:
+                raise ValueError(
+                    f"{sample.where}: {name} has changed since its features were written to {self.directory}: {changed}. "
+                    f"Renew what has changed: {self.rebuild}"
+                )
+            self._checked.add(key)
+        return entry
+
+    def difference(self, entry: Entry, sample: Sample) -> str:
+        """`Identity.difference` of an entry that is not bad."""
+        assert entry.identity is not None
+        return entry.identity.difference(sample, self.num_frames)
+
+    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
+        """Tiles of each picture, 1 for each frame of a video; no picture is opened. Raises as `find`."""
+        return list(self.find(sample, max_tiles).tiles)
+
+    def load(self, sample: Sample, max_tiles: int | None = None) -> Any:
+        """`float[P, L, Dv]` of a row's pictures, in the cache's number type. Raises as `find`."""
+        import torch
+
+        entry = self.find(sample, max_tiles)
+        if entry.shard not in self._maps:
+            self._maps[entry.shard] = np.memmap(self.directory / f"{entry.shard}.bin", dtype=np.uint8, mode="r")
+        kind = str(self.settings["stored"])
+        count = int(np.prod(entry.shape)) * np.dtype(_STORED[kind]).itemsize
+        part = np.array(self._maps[entry.shard][entry.offset : entry.offset + count])
+        return torch.from_numpy(part).view(getattr(torch, kind)).view(entry.shape)
+
+    def check(self, samples: Iterable[tuple[Sample, int | None]]) -> None:
+        """Look at every row's entry and at the size and time of its files before a run, not in the middle of it.
+
+        Raises ValueError as `find`; a row whose files are gone is left to the loader, which counts it.
+        """
+        for sample, max_tiles in samples:
+            if sample.images or sample.video:
+                try:
+                    self.find(sample, max_tiles)
+                except BadRow:
+                    continue
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of the cache."""
+        return {
+            "directory": str(self.directory),
+            "entries": len(self),
+            "fingerprint": self.fingerprint(),
+            **self.settings,
+        }
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """(L, Dv): tokens of one tile and their width."""
+        tokens, width = self.settings["stored_shape"]
+        return tokens, width
+
+
+def read_settings(directory: Path, rebuild: str) -> dict[str, Any]:
+    """Content of cache.json. Raises ValueError when it is missing or broken."""
+    path = directory / SETTINGS
+    if not path.is_file():
+        raise ValueError(f"{directory}: no feature cache ({SETTINGS} is missing). Build it: {rebuild}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged ({error}). Remove {directory} and build it anew: {rebuild}") from error
+
+
+def check_settings(directory: Path, was: dict[str, Any], now: dict[str, Any], rebuild: str) -> None:
+    """Raises ValueError naming every setting of `now` that the cache was not made with."""
+    kept = {name: value for name, value in was.items() if name not in ("stored_shape", *(_HOW_STORED - now.keys()))}
+    different = list(_differences(kept, now))
+    if different:
+        raise ValueError(
+            f"{directory}: its features were made with other settings than this run has: {'; '.join(different)}. "
+            f"Go back to those, or build the cache anew (another --out, or remove {directory} first): {rebuild}"
+        )
+
+
+def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif was != now:
+        yield f"{name} (cache: {was}, now: {now})"
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def media_key(sample: Sample, max_tiles: int | None, directory: Path) -> str:
+    """What names a row's pictures in a cache: kind, tile limit, paths seen from the cache's directory."""
+    paths = [sample.video] if sample.video is not None else list(sample.images)
+    base = _real(str(directory))
+    seen = [os.path.relpath(os.path.join(_real(os.path.dirname(p)), os.path.basename(p)), base) for p in paths]
+    return json.dumps(["video", *seen] if sample.video is not None else ["images", max_tiles, *seen])
+
+
+def _read_index(path: Path) -> Iterator[tuple[str, Entry]]:
+    """Entries of one shard whose bytes are all there; a torn last line, left by a killed run, is no entry."""
+    data = path.with_suffix(".bin")
+    available = data.stat().st_size if data.is_file() else 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            key, end = row.pop("key"), row.pop("end")
+            identity = row.pop("identity")
+            lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+            entry = Entry(**row | lists, shard=path.stem, identity=identity and Identity(**identity))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: damaged ({error}). Remove {path.stem}.* and build again.") from error
+        if end <= available:
+            yield key, entry

@@ -1,0 +1,107 @@
+"""What a feature cache is made from: the distinct pictures and videos of rows, decoded ahead of the tower."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.data.caches.feature_cache import FeatureCache, Identity, media_key
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import read_sample
+from drive_vlm.data.videos import find_videos, is_media
+from drive_vlm.data.vision import video_length
+
+
+@dataclasses.dataclass
+class Work:
+    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say.
+
+    `recorded` is what the cache holds of pictures that could not be read (Entry.bad).
+    """
+
+    sample: Sample
+    max_tiles: int | None
+    tiles: list[int] = dataclasses.field(default_factory=list)
+    frames: int = 0
+    recorded: tuple[str, str, str] | None = None
+    identity: Any = None  # feature_cache.Identity once decoded
+
+
+def media_of_rows(
+    data: Sequence[str], image_root: str | None, directory: Path
+) -> Iterator[tuple[str, Work] | BadRow | None]:
+    """For each row, or video that no row names, the key of its pictures in the cache `directory` and the work, the BadRow, or
+    None without pictures."""
+    for entry in data:
+        if is_media(entry):
+            for name, path in find_videos(entry):
+                sample = Sample(name, (), (), path, None, {}, path)
+                yield media_key(sample, None, directory), Work(sample, None)
+            continue
+        for source in open_sources([entry], image_root):
+            for i in range(len(source.rows)):
+                try:
+                    sample = read_sample(source, i, need_answer=False)
+                except BadRow as error:
+                    yield error
+                    continue
+                if sample.images or sample.video:
+                    yield media_key(sample, source.max_tiles, directory), Work(sample, source.max_tiles)
+                else:
+                    yield None
+
+
+def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Path) -> str | BadRow:
+    """What is to be done with an item: "new" (no entry, or a bad one), "changed" (other files than the entry's) or "kept"; the
+    BadRow of headers that cannot be read. `item.tiles` and `item.recorded` are filled in; no file of a kept entry is opened.
+
+    Raises ValueError for a video of more frames than the model can be trained with.
+    """
+    entry = cache.entries.get(media_key(item.sample, item.max_tiles, directory)) if cache else None
+    state = "new"
+    if cache and entry:
+        item.recorded = entry.bad
+        try:
+            state = "new" if entry.bad else "changed" if cache.difference(entry, item.sample) else "kept"
+        except OSError:
+            state = "changed"  # the loader tells what is wrong with the file
+    try:
+        if entry and state == "kept":
+            item.tiles = list(entry.tiles)
+        else:
+            item.tiles = encoder.tile_counts(item.sample, item.max_tiles)
+    except BadRow as error:
+        return error
+    if item.sample.video:
+        encoder.vision.expand_video("", len(item.tiles))
+    return state
+
+
+def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[Work, Any]]:
+    """(work, pixel_values float[P, 3, H, W] or the BadRow) by an Encoder, decoded ahead by threads, in order."""
+
+    def load(item: Work) -> Any:
+        sample = item.sample
+        try:
+            if sample.video:
+                item.frames = video_length(sample.video, sample.where)
+            item.identity = Identity.of(sample, encoder.num_frames, content=True)
+            tensors, counts = encoder.load_vision(sample, item.max_tiles)
+        except BadRow as error:
+            return error
+        assert sum(counts) == len(tensors["pixel_values"])
+        return tensors["pixel_values"]
+
+    waiting: deque[tuple[Work, Future]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in todo:
+            waiting.append((item, threads.submit(load, item)))
+            if len(waiting) > 2 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()

@@ -1,0 +1,123 @@
+"""Writing a feature cache (feature_cache.py): each process appends to files of its own, an entry at a time."""
+
+import dataclasses
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from drive_vlm.data.caches.feature_cache import SETTINGS, Identity, check_settings, media_key, read_settings
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.vision import frame_indices
+from drive_vlm.store.cache import write_atomically
+
+_SHARD_BYTES = 4 << 30
+
+
+class FeatureWriter:
+    """Appends entries to a pair of files of its own; a new pair is begun after 4 GiB.
+
+    Args:
+        directory: the cache, with cache.json.
+        stored: number type on disk, float16, bfloat16 or float32.
+    """
+
+    def __init__(self, directory: Path, stored: str, num_frames: int) -> None:
+        self.directory, self.stored, self.num_frames = directory, stored, num_frames
+        self.shard = ""
+        self._data: IO[bytes] | None = None
+        self._index: IO[bytes] | None = None
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(
+        self, sample: Sample, max_tiles: int | None, features: Any, tiles: list[int], identity: Identity, frames: int
+    ) -> int:
+        """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
+
+        `identity` with content is that of the files before they were decoded; `frames` counts those of the whole video.
+        Raises ValueError for numbers that are not finite in the cache's type, and when the disk is full.
+        """
+        import torch
+
+        stored = features.to("cpu", getattr(torch, self.stored)).contiguous()
+        if not torch.isfinite(stored).all():
+            raise ValueError(
+                f"{sample.where}: features of {sample.video or sample.images} are not finite as {self.stored} (largest "
+                f"{features.float().abs().max().item():.3g}). Use --stored bfloat16 or float32 and another --out."
+            )
+        content = stored.view(torch.uint8).numpy().tobytes()
+        used = frame_indices(frames, self.num_frames) if sample.video else None
+        try:
+            data, index = self._files()
+            offset = data.tell()
+            data.write(content)
+            data.flush()
+            row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": tiles}
+            self._line(index, sample, max_tiles, row | {"frames": used, "identity": dataclasses.asdict(identity)})
+        except OSError as error:
+            raise ValueError(
+                f"{self.directory}: features could not be written ({error}). What is complete stays: mend the cause and run the same "
+                "command again."
+            ) from error
+        return len(content)
+
+    def write_bad(self, sample: Sample, max_tiles: int | None, error: BadRow) -> None:
+        """Record that the pictures could not be read, so that training counts the row for the same reason."""
+        bad = [error.reason, error.problem, error.way_out]
+        self._line(self._files()[1], sample, max_tiles, {"end": 0, "identity": None, "bad": bad})
+
+    def _line(self, index: IO[bytes], sample: Sample, max_tiles: int | None, row: dict[str, Any]) -> None:
+        row = {"key": media_key(sample, max_tiles, self.directory), "saved": time.time(), **row}
+        index.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        index.flush()
+
+    def _files(self) -> tuple[IO[bytes], IO[bytes]]:
+        if self._data is not None and self._data.tell() >= _SHARD_BYTES:
+            self.close()
+        if self._data is None or self._index is None:
+            self.shard = f"features-{secrets.token_hex(6)}"
+            self._data = open(self.directory / f"{self.shard}.bin", "xb")  # noqa: SIM115 - closed by close()
+            self._index = open(self.directory / f"{self.shard}.jsonl", "xb")  # noqa: SIM115
+        return self._data, self._index
+
+    def close(self) -> None:
+        for file in (self._data, self._index):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        self._data = self._index = None
+
+
+def start_cache(directory: Path, settings: dict[str, Any], shape: tuple[int, int], rebuild: str) -> None:
+    """Make the directory and cache.json, or check that one which is there has these settings.
+
+    Raises ValueError for other settings, and for a directory that cannot be made or written to.
+    """
+    path = directory / SETTINGS
+    if not path.is_file():
+        text = json.dumps(settings | {"stored_shape": list(shape)}, indent=2)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+        except OSError as error:
+            raise ValueError(
+                f"{directory}: no feature cache can be made there ({error}). Give another folder."
+            ) from error
+    check_settings(directory, read_settings(directory, rebuild), settings, rebuild)
+
+
+def folder_of(out: str) -> Path:
+    """The nearest folder of the path that is there already. Raises ValueError for a file in the place of a folder."""
+    path = Path(out).absolute()
+    nearest = next(part for part in (path, *path.parents) if part.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--out {out}: {nearest} is a file, a feature cache is a folder. Give another --out.")
+    return nearest

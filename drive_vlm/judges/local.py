@@ -1,0 +1,54 @@
+"""A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from drive_vlm.judges.judge import RETRY_TEMPERATURE, JudgeConfig, Request
+
+
+class LocalJudge:
+    """A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        from drive_vlm.models import model_type
+
+        assert config.judge_model is not None
+        self.path = config.judge_model
+        model_type(self.path)  # a directory that is no model is refused before anything is built
+        self.config, self.block = config, 8 * config.judge_batch_size
+        self.requests = 0
+        self._model: Any = None
+
+    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
+        from drive_vlm.config import DataConfig, ModelConfig
+        from drive_vlm.sampling.local import LocalModel, Sampling, batches_of
+
+        sampling = Sampling(
+            max_new_tokens=self.config.judge_max_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
+            seed=attempt,
+        )
+        if self._model is None:
+            self._model = LocalModel(ModelConfig(model=self.path), DataConfig(data=[]))
+        samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
+        batches = batches_of(samples, self.config.judge_batch_size)
+        replies = {sample.id: text for sample, text in self._model.answers(batches, sampling, [])}
+        self.requests += len(requests)
+        return [replies[sample.id] for sample in samples]
+
+    def describe(self) -> dict[str, Any]:
+        from drive_vlm.store.fingerprint import model_fingerprint
+
+        return {"judge_model": model_fingerprint(self.path), "judge_max_tokens": self.config.judge_max_tokens}
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": self.requests, "cost": None}
+
+
+def _sample(request: Request, name: str) -> Any:
+    from drive_vlm.data.samples import IMAGE, Sample, Turn
+
+    turns = [Turn(role, (text,)) for role, text in request.turns]
+    turns[-1] = Turn("user", (IMAGE,) * len(request.images) + turns[-1].parts)
+    columns = {"_max_tiles": None}
+    return Sample(name, tuple(turns), request.images, None, None, columns, f"request {name} to the judge")

@@ -1,0 +1,1 @@
+"""Random twins of the real classes, for tests and demonstrations."""

@@ -1,0 +1,282 @@
+"""What a text about a drive says: its objects as detector classes, what it denies, its words of time and its adjectives.
+
+spaCy gives lemmas, tags and the dependency tree; vocabulary.py (beside this file) the meaning of phrases, negation.py what
+is denied, lights.py which lights are traffic lights. Nothing is matched inside a word.
+"""
+
+import dataclasses
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.rewards.text.lights import is_coloured, is_lamp
+from drive_vlm.rewards.text.negation import FREE, is_negated, phrase_head
+from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc, Token
+
+DEFAULT_MODEL = "en_core_web_sm"
+REPEATS = 2  # a temporal word or adjective counts so often in a text at most: saying it again says no more
+MEMO = 1 << 16  # parsed texts that are kept
+_TEMPORAL_TAGS = {"RB", "RBR", "RBS", "IN", "WRB", "CC", "RP"}
+_ATTRIBUTES = {"amod", "acomp", "oprd", "compound"}
+_FIRST_PERSON = {"our", "my"}
+_SINGULAR_DETERMINERS = {"a", "an", "one", "this", "that", "each", "another"}
+_PARTS_OF_SPEECH = {"NN": "NOUN", "VB": "VERB", "JJ": "ADJ", "RB": "ADV"}
+_CONTRACTED = {"'s", "'re", "'m", "’s", "’re", "’m"}  # forms of be
+_ORDER = {"class": 0, "either": 1, "hypernym": 2}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParsedText:
+    """The facts that rewards and evaluators need of one text.
+
+    Attributes:
+        words: number of words, punctuation not counted.
+        classes: detector classes that the text says are there.
+        groups: terms of kind either or hypernym that say something beside `classes`, each with distinct classes, narrow
+            ones first; each stands for one object class.
+        denied: classes that the text says are not there, and does not assert elsewhere.
+        unseen: phrases about what no detector sees.
+        temporal: temporal connectives and dynamic verbs, each lemma counted at most REPEATS times.
+        details: domain adjectives, counted likewise.
+    """
+
+    words: int
+    classes: frozenset[str]
+    groups: tuple[Term, ...]
+    denied: frozenset[str]
+    unseen: tuple[str, ...]
+    temporal: int
+    details: int
+
+    @property
+    def names_objects(self) -> bool:
+        """Whether there is anything that a detector could verify."""
+        return bool(self.classes or self.groups)
+
+
+class TextParser:
+    """Texts -> ParsedText, each distinct text once: `parser.parse(texts)`. Keeps the last MEMO texts.
+
+    Attributes:
+        vocabulary: of the phrases.
+        parsed_texts: how many texts went through spaCy.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, vocabulary: str | Path = DEFAULT, processes: int = 1) -> None:
+        """`model`: name of an installed spaCy pipeline or its directory. `processes`: of spaCy, for many texts at once.
+
+        Raises ValueError when spaCy or the model is missing (with the command that installs it), when the model has no
+        tagger, parser or lemmatizer, and for a bad vocabulary file.
+        """
+        self.vocabulary = load_vocabulary(vocabulary)
+        self.parsed_texts = 0
+        self._nlp = load_spacy(model)
+        self._processes = processes
+        self._memo: OrderedDict[str, ParsedText] = OrderedDict()
+
+    def parse(self, texts: Sequence[str]) -> list[ParsedText]:
+        """One ParsedText a text. Raises ValueError for something that is no text."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"a text to parse must be a string, got {type(text).__name__}")
+        known = {text: self._memo[text] for text in texts if text in self._memo}
+        fresh = [text for text in dict.fromkeys(texts) if text not in known]
+        processes = self._processes if len(fresh) >= 64 * self._processes else 1
+        docs = self._nlp.pipe(fresh, batch_size=64, n_process=processes)
+        known |= {text: parsed_doc(doc, self.vocabulary) for text, doc in zip(fresh, docs, strict=True)}
+        self.parsed_texts += len(fresh)
+        for text, parsed in known.items():
+            self._memo[text] = parsed
+            self._memo.move_to_end(text)
+        while len(self._memo) > MEMO:
+            self._memo.popitem(last=False)
+        return [known[text] for text in texts]
+
+    def doc(self, text: str) -> "Doc":
+        """spaCy's own parse, for those who need places in the text (drive_vlm/rewards/text/mentions.py)."""
+        return self._nlp(text)
+
+
+def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
+    """The pipeline without what is not needed: entities, sentences, and the attribute ruler, which takes a fifth of the
+    time to find the parts of speech that the lemmatizer reads (`coarse_tags` reads them off the tags). `flag` names the
+    model on the command line."""
+    try:
+        import spacy
+        from spacy.language import Language
+    except ImportError as error:
+        raise ValueError("texts are read with spaCy, which is missing: pip install drive-vlm[reward]") from error  # fmt: skip
+    try:
+        nlp = spacy.load(model, exclude=["ner", "senter", "attribute_ruler"])
+    except OSError as error:
+        way = (
+            "give its directory"
+            if Path(model).exists()
+            else f"run python -m spacy download {model}, or give a directory"
+        )
+        raise ValueError(f"spaCy model {model!r} cannot be loaded; {way} ({flag})") from error
+    missing = [name for name in ("tagger", "parser", "lemmatizer") if name not in nlp.pipe_names]
+    if missing:
+        raise ValueError(f"spaCy model {model!r} has no {missing[0]}; use an English pipeline such as {DEFAULT_MODEL}")
+    Language.component("coarse_tags", func=coarse_tags)
+    nlp.add_pipe("coarse_tags", before="lemmatizer")
+    return nlp
+
+
+def coarse_tags(doc: "Doc") -> "Doc":
+    """Set each token's part of speech from its Penn Treebank tag, and the lemma of what is a base form already."""
+    for token in doc:
+        tag = token.tag_
+        token.pos_ = _PARTS_OF_SPEECH.get(tag[:2], "X")
+        if tag.startswith("VB") and token.lower_ in _CONTRACTED:
+            token.lemma_ = "be"
+        elif tag.startswith("VB") and token.lower_ in ("rides", "riding"):
+            token.lemma_ = "ride"  # the lemmatizer says "rid"
+        elif tag in ("NN", "NNP", "VB", "JJ") or (tag == "VBP" and token.lower_ not in ("am", "are")):
+            token.lemma_ = token.lower_
+    return doc
+
+
+def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
+    """Everything of one text."""
+    tokens = [token for token in doc if not token.is_space and token.text != "-"]
+    asserted: dict[Term, None] = {}
+    denied: set[str] = set()
+    unseen: list[str] = []
+    for term, noun in object_mentions(tokens, vocabulary):
+        if term.kind == "unseen":
+            unseen.append(term.phrase)
+        elif is_negated(noun):
+            denied |= term.classes
+        else:
+            asserted[term] = None
+    classes = frozenset().union(*(term.classes for term in asserted if term.kind == "class"))
+    groups = _standing_groups([term for term in asserted if term.kind != "class"], classes)
+    words = Counter(_described_words(tokens, vocabulary))
+    counts = {
+        kind: sum(min(REPEATS, count) for (found, _), count in words.items() if found == kind)
+        for kind in ("temporal", "adjective")
+    }
+    return ParsedText(
+        words=sum(any(map(str.isalnum, token.text)) for token in tokens),
+        classes=classes,
+        groups=groups,
+        denied=frozenset(denied - classes - frozenset().union(*(term.classes for term in groups))),
+        unseen=tuple(unseen),
+        temporal=counts["temporal"],
+        details=counts["adjective"],
+    )
+
+
+def object_mentions(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[Term, "Token"]]:
+    """(term, its last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun."""
+    for start, length, term in _phrases(tokens, vocabulary.table, only_nouns=True):
+        noun = tokens[start + length - 1]
+        if term.phrase in vocabulary.coloured_phrases and is_lamp(noun, vocabulary):
+            yield Term(term.phrase, "unseen"), noun
+        elif term.phrase in vocabulary.coloured_nouns and is_coloured(noun, vocabulary):
+            yield Term(term.phrase, "class", frozenset([vocabulary.coloured_class])), noun
+        elif term.kind != "unseen" and (_is_modifier(noun, vocabulary) or _is_reference(noun, term, vocabulary)):
+            yield Term(noun.text.lower(), "unseen"), noun
+        else:
+            yield term, noun
+
+
+def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = False) -> Iterator[tuple[int, int, Any]]:
+    """(start, length, value) of the longest phrase at each place, without overlap."""
+    lower = [token.lower_ for token in tokens]
+    start = 0
+    while start < len(tokens):
+        forms = dict.fromkeys((lower[start], tokens[start].lemma_.lower()))
+        candidates = [entry for form in forms for entry in table.get(form, ())]
+        found = 1
+        for words, value in sorted(candidates, key=lambda entry: -len(entry[0])):
+            end = start + len(words)
+            if end > len(tokens) or (len(words) > 1 and lower[start:end] != list(words)):
+                continue
+            if only_nouns and not (
+                tokens[end - 1].tag_.startswith("NN") and (len(words) == 1 or _is_noun(tokens[end - 1]))
+            ):
+                continue
+            found = len(words)
+            yield start, found, value
+            break
+        start += found
+
+
+def _is_modifier(noun: "Token", vocabulary: Vocabulary) -> bool:
+    """The first noun of a compound speaks of the last one: "bus driver", "car window", "bus-only lane". Not when that is a plural
+    ("pedestrians crossing") or a verb that the tagger took for a noun ("a bus waits")."""
+    if not noun.whitespace_ and noun.i + 2 < len(noun.doc) and noun.nbor().text == "-":
+        return noun.nbor(2).lower_ not in FREE
+    head = phrase_head(noun)
+    if head.i == noun.i or noun.tag_ != "NN" or not head.tag_.startswith("NN"):
+        return False
+    return head.lemma_ not in vocabulary.dynamic_verbs and _is_noun(head)
+
+
+def _is_noun(token: "Token") -> bool:
+    """False for a verb that the tagger took for a plural: "a car parks" cannot be "a" and "car parks"."""
+    first = next((word for word in token.children if word.dep_ == "det"), None)
+    return not (token.tag_ == "NNS" and first is not None and first.lower_ in _SINGULAR_DETERMINERS)
+
+
+def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:
+    """ "Our car" is the camera's own; "the vehicle", with nothing more said of it, claims nothing new."""
+    children = list(noun.children)
+    if any(word.dep_ == "poss" and word.lower_ in _FIRST_PERSON for word in children):
+        return True
+    if term.phrase not in vocabulary.back_reference or noun.tag_ != "NN":
+        return False
+    return any(word.lower_ in ("the", "this") for word in children) and all(
+        word.dep_ in ("det", "case") for word in children
+    )
+
+
+def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[Term, ...]:
+    """Groups that claim something beside the named classes and narrower groups: "a van ... the white vehicle" claims a van."""
+    kept: list[Term] = []
+    for term in sorted(groups, key=lambda term: (_ORDER[term.kind], len(term.classes), term.phrase)):
+        if not term.classes & classes and not any(other.classes <= term.classes for other in kept):
+            kept.append(term)
+    return tuple(kept)
+
+
+def _described_words(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
+    """("temporal" | "adjective", lemma or phrase) of every word of time, dynamic verb and domain adjective."""
+    objects = _phrases(tokens, vocabulary.table, only_nouns=True)
+    taken = {
+        token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]
+    }  # "stop sign"
+    for start, length, kind in _phrases(tokens, vocabulary.word_table):
+        word = tokens[start]
+        fits = length > 1 or (_is_temporal(word) if kind == "temporal" else _is_attribute(word))
+        if kind != "none" and fits:
+            taken |= {token.i for token in tokens[start : start + length]}
+            yield kind, " ".join(token.lower_ for token in tokens[start : start + length])
+    for token in tokens:
+        if token.i in taken or token.lower_ == "left" or token.lemma_ not in vocabulary.dynamic_verbs:
+            continue
+        if token.tag_.startswith("VB") or (token.tag_ == "NNS" and not _in_noun_phrase(token)):
+            yield "temporal", token.lemma_
+
+
+def _is_temporal(word: "Token") -> bool:
+    return word.tag_ in _TEMPORAL_TAGS
+
+
+def _is_attribute(word: "Token") -> bool:
+    """An adjective, a participle that stands as one ("parked cars", "is parked"), or a colour as first noun."""
+    return word.tag_ in ("JJ", "JJR", "JJS", "VBN") or (word.dep_ in _ATTRIBUTES and word.tag_ in ("VBG", "NN", "VBD"))
+
+
+def _in_noun_phrase(token: "Token") -> bool:
+    """A plural noun with a number, an owner or an adjective of its own ("two turns", "sharp turns"), unlike a verb tagged as one:
+    "a car waits", "the white car brakes"."""
+    kinds = {word.dep_ for word in token.children}
+    return bool(kinds & {"nummod", "poss"}) or ("amod" in kinds and "compound" not in kinds)

@@ -1,0 +1,62 @@
+"""Where a text names objects, and what a detector says to each: for people who read texts beside their rewards.
+
+The verdicts are those of drive_vlm/rewards/physics.py: `hit` and `false` claims are what `terms` counts as verified and as
+`false_claims`; everything else is named and claims nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from drive_vlm.rewards.text.driving_text import TextParser, object_mentions, parsed_doc
+from drive_vlm.rewards.text.negation import is_negated
+from drive_vlm.rewards.text.vocabulary import Term, phrase_words
+
+if TYPE_CHECKING:
+    from spacy.tokens import Token
+
+Verdict = Literal["hit", "false", "denied", "unseen", "again"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mention:
+    """An object phrase of a text.
+
+    Attributes:
+        start, end: characters of the text, end not included.
+        classes: detector classes that the phrase stands for, sorted.
+        verdict: hit: claimed and detected; false: claimed, and a class of it (of a general word: every class) was not
+            detected; denied: the text says that it is not there; unseen: no detector sees such a thing; again: a general
+            word beside a named class of its own, no further claim.
+    """
+
+    start: int
+    end: int
+    classes: tuple[str, ...]
+    verdict: Verdict
+
+
+def find_mentions(parser: TextParser, text: str, detected: frozenset[str]) -> list[Mention]:
+    """The object phrases of `text` in their order, judged against the `detected` classes."""
+    doc = parser.doc(text)
+    tokens = [token for token in doc if not token.is_space and token.text != "-"]
+    places = {token.i: place for place, token in enumerate(tokens)}
+    claimed = parsed_doc(doc, parser.vocabulary).groups
+    found = []
+    for term, noun in object_mentions(tokens, parser.vocabulary):
+        first = tokens[max(0, places[noun.i] + 1 - len(phrase_words(term.phrase)))]
+        verdict = _verdict(term, noun, claimed, detected)
+        found.append(Mention(first.idx, noun.idx + len(noun), tuple(sorted(term.classes)), verdict))
+    return found
+
+
+def _verdict(term: Term, noun: "Token", claimed: Sequence[Term], detected: frozenset[str]) -> Verdict:
+    if term.kind == "unseen":
+        return "unseen"
+    if is_negated(noun):
+        return "denied"
+    if term.kind == "class":
+        return "hit" if term.classes <= detected else "false"
+    if term not in claimed:
+        return "again"
+    return "hit" if term.classes & detected else "false"

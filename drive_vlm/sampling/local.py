@@ -1,0 +1,125 @@
+"""Answers of a model in this process, from pictures or from a feature cache."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from drive_vlm.config import DataConfig, ModelConfig
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.launch.topology import read_topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: temperature 0 takes the likeliest token; `on_bad_row` is "error" or "skip"."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    on_bad_row: str = "error"
+
+
+def batches_of(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """Batches of similar length, so that little is spent on padding."""
+    ordered = sorted(samples, key=lambda sample: sum(len(turn.text) for turn in sample.turns))
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def batch_seed(seed: int, batch: Sequence[Sample]) -> int:
+    """The seed of a batch's sampling: 63 bits of a hash of `seed` and the rows' ids."""
+    text = json.dumps([seed, *(sample.id for sample in batch)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class LocalModel:
+    """A model in this process that answers samples, on the rank's GPU where there is one."""
+
+    def __init__(
+        self, model: ModelConfig, data: DataConfig, blank_images: bool = False, shuffle_frames: bool = False
+    ) -> None:
+        import torch
+
+        from drive_vlm.data.encoder import Encoder
+        from drive_vlm.models import load_family
+        from drive_vlm.sampling.features import take_features
+        from drive_vlm.sampling.vision import vision_taker
+
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
+        self.dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
+        self.family = load_family(model, self.dtype)
+        features, _ = take_features(self.family, model, data, keep=False)
+        self.take_vision, _ = vision_taker(self.family, data)
+        self.network = self.family.model.to(self.device).eval()
+        self.encoder = Encoder(
+            self.family.tokenizer,
+            self.family.template,
+            self.family.vision,
+            data.num_frames,
+            blank_images=blank_images,
+            features=features,
+            shuffle_frames=shuffle_frames,
+        )
+
+    def answers(
+        self, batches: Sequence[Sequence[Sample]], sampling: Sampling, bad: list[BadRow]
+    ) -> Iterator[tuple[Sample, str]]:
+        """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised."""
+        import torch
+        from rich.progress import track
+
+        options: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            # The model's own distribution: without these transformers keeps 50 tokens, or what the model's files say.
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+            options |= {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+        for batch in track(batches, "answering", disable=not read_topology().is_main):
+            encoded = []
+            for sample in batch:
+                try:
+                    encoded.append((sample, self.encoder.encode(sample, sample.columns["_max_tiles"], prompt=True)))
+                except BadRow as error:
+                    if sampling.on_bad_row == "error":
+                        raise
+                    bad.append(error)
+            if encoded:
+                torch.manual_seed(batch_seed(sampling.seed, batch))
+                texts = self._generate([features for _, features in encoded], sampling.max_new_tokens, options)
+                yield from zip((sample for sample, _ in encoded), texts, strict=True)
+
+    def _generate(self, rows: list[dict[str, Any]], max_new_tokens: int, sampling: dict[str, Any]) -> list[str]:
+        import torch
+
+        tokenizer = self.family.tokenizer
+        inputs = {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for key, value in _left_padded(rows, tokenizer.pad_token_id, self.take_vision).items()
+        }
+        with torch.inference_mode():
+            tokens = self.network.generate(
+                **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
+            )
+        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def _left_padded(
+    rows: list[dict[str, Any]], pad_id: int, take_vision: Callable[[list[dict[str, Any]]], dict[str, Any]]
+) -> dict[str, Any]:
+    """input_ids and attention_mask int64[B, T] padded on the left, where generation needs it, and the vision tensors."""
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row["input_ids"]) :] = torch.from_numpy(row["input_ids"])
+        mask[i, width - len(row["input_ids"]) :] = 1
+    return {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        **take_vision([row["vision"] for row in rows if row["vision"]]),
+    }

@@ -1,0 +1,1 @@
+"""What every stage shares: flags, trainer, saving, faults, watchdog, progress."""

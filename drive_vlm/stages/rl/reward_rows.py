@@ -1,0 +1,98 @@
+"""Whether the rewards of a GRPO run can score every row, asked before the training and not in the middle of it."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+
+from drive_vlm.data.caches.feature_cache import Identity
+from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.table import RowTable
+from drive_vlm.data.vision import frame_indices, video_length
+from drive_vlm.stages.rl.prompts import columns_of, same_keys
+
+_THREADS = 8
+_SHOWN = 3
+Problems = list[tuple[tuple[int, int], str]]  # ((source, row), "file:line: what is wrong")
+
+
+def check_rows(
+    table: RowTable, scorers: Sequence[Any], num_frames: int, features: Any, rank: int, world_size: int
+) -> None:
+    """Ask each of `scorers` that can tell (Scorer.check) about each row: its columns, `frames`, the numbers that the run takes of
+    its video, and `difference`, a function that tells how its files differ from those that an Identity was made of (''
+    where they do not). The ranks share the rows and agree on the result; with a feature cache (`features`, else None) no
+    video is opened.
+
+    Raises ValueError with the number of rows that a reward cannot score, and file:line and problem of the first.
+    """
+    asked = [scorer for scorer in scorers if scorer.checks]
+    if not asked:
+        return
+    numbers = {place: i for i, place in enumerate(zip(table.source.tolist(), table.row.tolist(), strict=True))}
+    mine = [numbers[place] for place in sorted(numbers)[rank::world_size]]  # repeated rows once
+    told: tuple[list[Problems], str] = [], ""
+    try:
+        told = _ask(table, mine, asked, num_frames, features), ""
+    except ValueError as error:  # every rank must learn of it: only the main one speaks
+        told = [], str(error)
+    parts: list[Any] = [told]
+    if dist.is_initialized():
+        parts = [None] * world_size
+        dist.all_gather_object(parts, told)
+    for _, failure in parts:
+        if failure:
+            raise ValueError(failure)
+    for i, scorer in enumerate(asked):
+        problems = sorted(item for found, _ in parts for item in found[i])
+        if problems:
+            first = "; ".join(text for _, text in problems[:_SHOWN])
+            more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+            raise ValueError(
+                f"reward {scorer.__name__} cannot score {len(problems):,} of {len(numbers):,} rows: {first}{more}"
+            )
+
+
+def _ask(table: RowTable, rows: Sequence[int], asked: Sequence[Any], num_frames: int, features: Any) -> list[Problems]:
+    """The problems of each reward with these rows."""
+
+    def look(i: int) -> tuple[str, dict[str, Any]]:
+        sample, source = table.sample(i, need_answer=False), table.sources[table.source[i]]
+        frames = _frames(sample, num_frames, features, source.max_tiles)
+        asked = {"frames": frames, "difference": partial(_difference, sample)}
+        return sample.where, columns_of(sample, source.root) | asked
+
+    if not rows:
+        return [[] for _ in asked]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        places, told = zip(*threads.map(look, rows), strict=True)
+    filled = same_keys(told)
+    columns = {name: [row[name] for row in filled] for name in filled[0]}
+    found: list[Problems] = []
+    for scorer in asked:
+        answers = zip(rows, places, scorer.check(columns), strict=True)
+        found.append(
+            [((int(table.source[i]), int(table.row[i])), f"{where}: {text}") for i, where, text in answers if text]
+        )
+    return found
+
+
+def _difference(sample: Sample, identity: dict[str, Any], num_frames: int) -> str:
+    try:
+        return Identity(**identity).difference(sample, num_frames)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _frames(sample: Sample, num_frames: int, features: Any, max_tiles: int | None) -> list[int] | None:
+    """Numbers of the frames that are taken of the row's video; None without one, and for one that the loader cannot read."""
+    if sample.video is None:
+        return None
+    try:
+        if features is not None:
+            return list(features.find(sample, max_tiles).frames)
+        return frame_indices(video_length(sample.video, sample.where), num_frames)
+    except BadRow:
+        return None

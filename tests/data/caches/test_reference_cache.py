@@ -1,0 +1,22 @@
+"""Log-probabilities on disk belong to one reference and to one way from files to pixels."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from drive_vlm.data.caches import reference_cache
+from drive_vlm.data.encoder import Encoder
+
+
+def test_files_decoded_in_another_way_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    encoder = Encoder(tokenizer, "{{ messages }}", None)
+    model = [{"name": "m", "config": "c", "weights": "w"}]
+    reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
+    reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
+    monkeypatch.setattr(reference_cache, "TRANSFORM", reference_cache.TRANSFORM + 1)
+    with pytest.raises(ValueError, match=r"another reference \(transform differ"):
+        reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
