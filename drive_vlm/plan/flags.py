@@ -33,7 +33,7 @@ _CLASSES = {
     "spin": "trl.DPOConfig",
     "grpo": "trl.GRPOConfig",
 }
-# Defaults of training_arguments() in stages/engine/run.py, which differ from transformers' own.
+# Defaults of training_arguments() in stages/engine/training_arguments.py, which differ from transformers' own.
 ENGINE_DEFAULTS = {
     "per_device_train_batch_size": 8,
     "output_dir": "runs/sft",

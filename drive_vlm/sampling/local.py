@@ -96,7 +96,7 @@ class LocalModel:
         tokenizer = self.family.tokenizer
         inputs = {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for key, value in _left_padded(rows, tokenizer.pad_token_id, self.take_vision).items()
+            for key, value in left_padded(rows, tokenizer.pad_token_id, self.take_vision).items()
         }
         with torch.inference_mode():
             tokens = self.network.generate(
@@ -106,7 +106,7 @@ class LocalModel:
         return [text.strip() for text in texts]
 
 
-def _left_padded(
+def left_padded(
     rows: list[dict[str, Any]], pad_id: int, take_vision: Callable[[list[dict[str, Any]]], dict[str, Any]]
 ) -> dict[str, Any]:
     """input_ids and attention_mask int64[B, T] padded on the left, where generation needs it, and the vision tensors."""

@@ -1,6 +1,6 @@
 """The Trainer of supervised fine-tuning."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -9,49 +9,40 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from drive_vlm.config import IGNORE_INDEX
-from drive_vlm.data.order import FixedOrder, ShardedBatchSampler
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin
+
+if TYPE_CHECKING:
+    from drive_vlm.stages.engine.build import RunParts
 
 
 class SFTTrainer(DriveTrainerMixin, Trainer):
-    """Loss per labelled token of the whole step, whatever the number of ranks, accumulation steps or rows in a pack."""
+    """Loss per labelled token of the whole step, whatever the number of ranks, accumulation steps or rows in a pack.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # our forward divides by num_items_in_batch (training_forward.py)
+    The loss itself is computed inside `model.forward`, which models/training_forward.py replaces: the head runs on labelled
+    positions only, in chunks, and the sum is divided by `num_items_in_batch`.
+    """
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        sampler = ShardedBatchSampler(
-            FixedOrder(len(dataset)),
-            self.args.per_device_eval_batch_size,
-            1,
-            self.args.process_index,
-            self.args.world_size,
-        )
-        return self._loader(dataset, sampler)
+    def __init__(self, parts: "RunParts", **kwargs: Any) -> None:
+        super().__init__(parts, **kwargs)
+        # The Trainer looks for `**kwargs` in the model's own forward and would scale the loss itself where it finds none.
+        self.model_accepts_loss_kwargs = True
 
     def evaluation_loop(
-        self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Loss per labelled token over all rows and ranks; the Trainer's own loop averages batches of unequal size."""
-        model = self.model_wrapped
-        model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for batch in dataloader:
-            self.take_ids(batch)
-            self.heartbeat.touch(self.sample_ids)
-            batch.pop("num_tokens", None)
-            batch = self._prepare_inputs(batch)
+        for batch in self.evaluation_batches(dataloader):
             labels = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = model(**batch).loss
+                loss = self.model_wrapped(**batch).loss
             totals += torch.stack([loss.double() * labels, labels.double()])
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        self.heartbeat.beat("evaluation")  # all batches done: whoever stands before this one is waited for
         if dist.is_initialized():
             dist.all_reduce(totals)
-        metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1].clamp(min=1)).item()}
-        nothing: Any = None  # no predictions are gathered
-        rows: Any = dataloader.dataset
-        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))
+        loss_per_token = (totals[0] / totals[1].clamp(min=1)).item()
+        return self.evaluation_output(dataloader, {f"{metric_key_prefix}_loss": loss_per_token})

@@ -227,7 +227,8 @@ def test_resume_is_asked_for_before_the_users_flags_and_for_training_only(dry, t
 def test_a_stopped_training_leaves_out_the_rest_of_its_recipe(run, tmp_path):
     """Training that saved on request ends with 0: without a check the recipe would go on with a half-trained model."""
     (tmp_path / "python").write_text(
-        '#!/bin/bash\ncase "$*" in *sft*) echo "{\\"state\\": \\"saved\\", \\"step\\": 3}" > "$DRIVE_VLM_CONTROL_DIR/status.json";; *) echo "ran $*";; esac\n'
+        f'#!/bin/bash\n[ "$*" != "-m drive_vlm stages" ] || exec {sys.executable} "$@"\n'
+        'case "$*" in *sft*) echo "{\\"state\\": \\"saved\\", \\"step\\": 3}" > "$DRIVE_VLM_CONTROL_DIR/status.json";; *) echo "ran $*";; esac\n'
     )
     (tmp_path / "python").chmod(0o755)
     recipe = tmp_path / "two.sh"

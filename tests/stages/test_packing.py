@@ -44,13 +44,9 @@ def rows_file(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def make_trainer(tiny_model: Path, rows_file: Path, out: Path, attention: str) -> Any:
     """The Trainer of the SFT stage with --packing, nothing frozen; dtype float32 (flash: bfloat16)."""
-    from transformers import TrainingArguments
+    from drive_vlm.stages.engine.stage import StageFlags
+    from drive_vlm.stages.sft import prepare
 
-    from drive_vlm.models import load_family
-    from drive_vlm.stages.engine.run import training_arguments
-    from drive_vlm.stages.sft import build_trainer, measure_rows
-
-    run = RunConfig()
     extra = {
         "output_dir": str(out),
         "per_device_train_batch_size": 2,
@@ -58,14 +54,13 @@ def make_trainer(tiny_model: Path, rows_file: Path, out: Path, attention: str) -
         "disable_tqdm": True,
         "use_cpu": attention in ("sdpa", "eager") or not torch.cuda.is_available(),
     }
-    args = training_arguments(TrainingArguments, run, extra)
-    model, data = (
-        ModelConfig(model=str(tiny_model), attn_implementation=attention),
+    dtype = "bfloat16" if attention == "flash" else "float32"
+    configs = (
+        ModelConfig(model=str(tiny_model), attn_implementation=attention, dtype=dtype),
         DataConfig(data=[str(rows_file)], packing=True, max_length=800),
+        RunConfig(),
     )
-    family = load_family(model, torch.bfloat16 if attention == "flash" else torch.float32, for_training=True)
-    tables, encoder = measure_rows(family, data, args)
-    return build_trainer(family, tables, encoder, model, data, run, args)
+    return prepare(StageFlags("sft", configs, extra))[0]
 
 
 def step(
@@ -133,11 +128,8 @@ def test_each_row_keeps_its_own_loss(attention: str, tiny_model: Path, rows_file
 def test_kernels_that_need_a_gpu_are_refused_without_one(
     attention: str, tiny_model: Path, rows_file: Path, tmp_path: Path
 ) -> None:
-    from drive_vlm.stages.sft import train
-
-    model = ModelConfig(model=str(tiny_model), attn_implementation=attention)
     with pytest.raises(ValueError, match=f"--attn_implementation {attention} trains on GPUs only"):
-        train(model, DataConfig(data=[str(rows_file)]), RunConfig(), {"output_dir": str(tmp_path), "use_cpu": True})
+        make_trainer(tiny_model, rows_file, tmp_path, attention)
 
 
 def test_without_restarted_positions_rows_would_mix(tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:

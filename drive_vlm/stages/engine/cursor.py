@@ -54,5 +54,5 @@ class DataCursor:
             if getattr(self, name) != getattr(now, name):
                 raise ValueError(
                     f"The checkpoint of step {step} was saved with {name} {getattr(self, name)}, it is {getattr(now, name)} now. Resume with "
-                    "the same data, --seed, --max_length and --global_batch_size, or start anew in another --output_dir."
+                    "the same data, --seed, --max_length and --global_batch_size, or start again in another --output_dir."
                 )

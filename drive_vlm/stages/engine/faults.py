@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves first, on all ranks; a loss that is no number ends it with the ids of the batch.
+"""A run that is asked to stop saves first, on all ranks; a loss that is not finite ends it with the ids of the batch.
 
 Stop a run by a file named `stop` in its control directory (launch/status.py), by SIGTERM, or by SIGUSR1 to any of its ranks.
 Under torchrun use the file: it forwards SIGTERM but kills the ranks 30 s later, and SIGUSR1 ends torchrun itself.
@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers.trainer_callback import TrainerCallback
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 
 from drive_vlm.launch.status import STOP_FILE, RunStatus
-from drive_vlm.stages.engine.heartbeat import Heartbeats
-from drive_vlm.stages.engine.watchdog import Watchdog
 
 _SAVE, _PREEMPT = 1, 2
 _OUTCOME = {_SAVE: "saved", _PREEMPT: "preempted"}
-_MOST_IDS, _MOST_RANKS = 16, 4  # in an error message
+# In an error message.
+_MOST_IDS, _MOST_RANKS = 16, 4
 
 
 class StepLosses:
@@ -43,12 +43,15 @@ class StepLosses:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What the ranks told each other at the end of a step: `flags int32[2]`, stop request and broken loss, on the host."""
+    """What the ranks agreed on at the end of a step: `flags int32[2]`, stop request and broken loss, on the host.
+
+    `wait` returns when `flags` may be read; None where they may be read at once.
+    """
 
     number: int
     micro_batches: list[tuple[torch.Tensor, list[str]]]
     flags: torch.Tensor
-    wait: Callable[[], object] | None = None  # returns when `flags` may be read; None: they may be at once
+    wait: Callable[[], object] | None = None
 
 
 class StopOnRequest(TrainerCallback):
@@ -77,7 +80,7 @@ class StopOnRequest(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         if self._signal != "SIGTERM":
             self._signal = signal.Signals(number).name
 
@@ -91,7 +94,14 @@ class StopOnRequest(TrainerCallback):
             return _SAVE
         return 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
         step = _agree(state.global_step, self._losses.take(), self._request(), args.device)
         self._status.progress(state.global_step)
         due = [self._unread, step]
@@ -99,53 +109,69 @@ class StopOnRequest(TrainerCallback):
         self._unread = None
         if step.wait is not None and not acts:
             self._unread = due.pop()
-        for told in due:
-            if told is not None:
-                self._obey(told, control)
+        for agreed in due:
+            if agreed is not None:
+                self._obey(agreed, control)
         if control.should_save:
-            refuse_broken_weights(kwargs["model"], state.global_step, args.device)
+            assert model is not None, "the Trainer passes it to its callbacks"
+            refuse_broken_weights(model, state.global_step, args.device)
 
-    def _obey(self, step: _Step, control: Any) -> None:
+    def _obey(self, step: _Step, control: TrainerControl) -> None:
         if step.wait is not None:
             step.wait()
         request, broken = step.flags.tolist()
         if broken:
             raise ValueError(_describe_broken_loss(step))
-        if not request or self.requested or not self._may_save():  # it is asked again at the next step
+        # A request that cannot be obeyed now comes again at the next step.
+        if not request or self.requested or not self._may_save():
             return
         if self._status.rank == 0:
             self._stop_file.unlink(missing_ok=True)
-        if control.should_training_stop:  # the last step: the run finishes
+        # After the last step the run finishes anyway.
+        if control.should_training_stop:
             return
         self.requested = _OUTCOME[request]
         control.should_save = control.should_training_stop = True
-        control.should_evaluate = False  # it may take longer than the time that is left
+        # An evaluation may take longer than the time that is left.
+        control.should_evaluate = False
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
         """The Trainer passes here after a stop as well, and would save and evaluate once more."""
         if self.requested:
             control.should_save = control.should_evaluate = False
         elif control.should_save:
-            refuse_broken_weights(kwargs["model"], state.global_step, args.device)
+            assert model is not None, "the Trainer passes it to its callbacks"
+            refuse_broken_weights(model, state.global_step, args.device)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self._status.progress(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
         if self.requested:
             self._status.end(self.requested, self._why or "asked by a signal to another rank")
 
 
-def _agree(number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], request: int, device: Any) -> _Step:
-    """Largest stop request and whether any loss is no finite number, over all ranks; issued without waiting for a GPU or a rank."""
+def _agree(
+    number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], request: int, device: torch.device
+) -> _Step:
+    """Largest stop request and whether any loss is not finite, over all ranks; issued without waiting for a GPU or a rank."""
     asked = torch.full((), request, dtype=torch.int32, device=device)
     finite = torch.stack([loss for loss, _ in micro_batches]).isfinite().all()
     flags = torch.stack([asked, (~finite).int()])
     work = None
-    if dist.is_initialized() and dist.get_world_size() > 1:  # a world of one would wait for the backend's thread
+    # A world of one would only wait for the backend's thread.
+    if dist.is_initialized() and dist.get_world_size() > 1:
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
     if flags.device.type != "cuda":
         return _Step(number, micro_batches, flags, work.wait if work else None)
+    # On a GPU the stream waits, not this thread.
     if work:
-        work.wait()  # on a GPU the stream waits, not this thread
+        work.wait()
     host = torch.empty(2, dtype=torch.int32, pin_memory=True)
     host.copy_(flags, non_blocking=True)
     ready = torch.cuda.Event()
@@ -163,7 +189,7 @@ def _describe_broken_loss(step: _Step) -> str:
         dist.all_gather_object(everyone, mine)
     broken = [found for part in everyone for found in part]
     ranks = {found[0] for found in broken}
-    told = [f"{value} at rank {number}, ids {_ids(ids)}" for number, value, ids in broken[:_MOST_RANKS]]
+    named = [f"{value} on rank {number}, rows {_ids(ids)}" for number, value, ids in broken[:_MOST_RANKS]]
     more = f"; and {len(broken) - _MOST_RANKS} more batches" if len(broken) > _MOST_RANKS else ""
     if len(ranks) == len(everyone) > 1:
         way_out = (
@@ -172,7 +198,7 @@ def _describe_broken_loss(step: _Step) -> str:
     else:
         way_out = "Look at these rows, or lower --learning_rate."
     return (
-        f"The loss of step {step.number} is no number: {'; '.join(told)}{more}. {way_out} "
+        f"Loss at step {step.number} is not finite: {'; '.join(named)}{more}. {way_out} "
         "Nothing of this step was saved: go on from the last checkpoint with --resume auto."
     )
 
@@ -182,8 +208,8 @@ def _ids(ids: list[str]) -> str:
     return shown + (f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else "")
 
 
-def refuse_broken_weights(model: torch.nn.Module, step: int, device: Any) -> None:
-    """Raises ValueError on all ranks when a weight that trains is no finite number: it must not replace a good checkpoint.
+def refuse_broken_weights(model: torch.nn.Module, step: int, device: torch.device) -> None:
+    """Raises ValueError on all ranks when a weight that trains is not finite: it must not replace a good checkpoint.
 
     Looks at this rank's part of each weight under ZeRO-3.
     """
@@ -194,7 +220,7 @@ def refuse_broken_weights(model: torch.nn.Module, step: int, device: Any) -> Non
         dist.all_reduce(broken, op=dist.ReduceOp.MAX)
     if broken.item():
         raise ValueError(
-            f"The weights after step {step} hold NaN or infinity though its loss is a number. No checkpoint was written. "
+            f"The weights after step {step} hold NaN or infinity though its loss is finite. No checkpoint was written. "
             "Lower --learning_rate, and go on from the last checkpoint with --resume auto."
         )
 
@@ -215,16 +241,3 @@ def spare_loader_worker(worker_id: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait_for_parent, name="SIGTERM from the parent only", daemon=True).start()
-
-
-@contextlib.contextmanager
-def guarded(trainer: Any, status: RunStatus, hang_timeout: float) -> Iterator[StopOnRequest]:
-    """Around train() and the saving after it: stop requests, broken losses and hanging ranks of a DriveTrainerMixin trainer.
-
-    A hang ends the process with watchdog.HANG_EXIT; `hang_timeout` in seconds, 0 watches nothing.
-    """
-    stop = StopOnRequest(status, trainer.losses, trainer.may_save)
-    trainer.add_callback(Heartbeats(trainer.heartbeat))
-    trainer.add_callback(stop)
-    with stop.listening(), Watchdog(trainer.heartbeat, status, Path(trainer.args.output_dir), hang_timeout):
-        yield stop

@@ -1,11 +1,15 @@
-"""What the main thread of a rank does now, noted for the watchdog: step, phase and rows."""
+"""What the main thread of a rank does now, recorded for the watchdog: step, phase and rows."""
 
 import itertools
 from collections.abc import Callable
 from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from transformers.trainer_callback import TrainerCallback
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+
+from drive_vlm.data.order import ShardedBatchSampler
+from drive_vlm.data.table import RowTable
 
 Ids = list[str] | Callable[[], list[str]]
 
@@ -23,9 +27,11 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.now = Beat(0, "start-up", [])
-        self.step = 0  # optimizer steps done
+        # Optimizer steps done.
+        self.step = 0
         self.touches = 0
-        self.warm = False  # a step has been done: from here the limit holds
+        # Whether a step has been done: from here the limit holds.
+        self.warm = False
 
     def beat(self, phase: str, ids: Ids | None = None) -> None:
         """The main thread begins `phase`; without `ids` those of the phase before stay. Every rank must pass the same phases."""
@@ -39,26 +45,34 @@ class Heartbeat:
 
 
 class Heartbeats(TrainerCallback):
-    """The phases that a Trainer tells its callbacks; data, forward, backward, evaluation and save come from the trainer mixin."""
+    """The phases that a Trainer reports to its callbacks; data, forward, backward, evaluation and save come from the trainer mixin."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.heartbeat.step = state.global_step
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.heartbeat.beat("optimizer")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.heartbeat.step, self.heartbeat.warm = state.global_step, True
         self.heartbeat.beat("communication")
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.heartbeat.touch()
 
 
-def rows_of_step(sampler: Any, table: Any, step: int) -> list[str]:
+def rows_of_step(sampler: ShardedBatchSampler, table: RowTable, step: int) -> list[str]:
     """Ids of the rows that this rank reads for optimizer step `step` (from 0), as `sampler` deals them."""
     epoch, step = divmod(step, sampler.steps)
     sampler = copy(sampler)

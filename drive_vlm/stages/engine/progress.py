@@ -1,15 +1,24 @@
-"""How a training shows itself: a bar on a terminal, a line a log in a file, where a bar would be thousands of them."""
+"""Progress display: a bar on a terminal, one line per log step in a file, where a bar would become thousands of lines."""
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 
 def figures(logs: dict[str, float]) -> dict[str, str]:
-    """What is shown of a training log."""
+    """The figures of a training log that the display shows."""
     shown = {
         "loss": f"{logs['loss']:.4f}",
         "samples/s": f"{logs['samples_per_second']:.1f}",
@@ -28,9 +37,16 @@ def quiet_bars() -> None:
 
 
 class ProgressBar(ProgressCallback):
-    """The Trainer's bar with the figures of the last log beside it, in place of a dict a line."""
+    """The Trainer's bar with the figures of the last log next to it, in place of a dict a line."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "eval_loss" in logs:
@@ -42,10 +58,19 @@ class ProgressBar(ProgressCallback):
 class LogLines(TrainerCallback):
     """`step 20/1200: loss 0.1547, samples/s 396.7, tokens/s 13127, data wait 16%, 1:32 left`."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._start, self._first = time.monotonic(), state.global_step
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if not state.is_world_process_zero or not logs:
             return
         place = f"step {state.global_step}/{state.max_steps}"
@@ -60,7 +85,7 @@ class LogLines(TrainerCallback):
             print(f"{place}: {', '.join(words)}", file=sys.stderr, flush=True)
 
 
-def show_progress(trainer: Any) -> None:
+def show_progress(trainer: "Trainer") -> None:
     """Put our bar or our lines in the place of the Trainer's own; with --disable_tqdm its printer stays."""
     if any(isinstance(callback, PrinterCallback) for callback in trainer.callback_handler.callbacks):
         return

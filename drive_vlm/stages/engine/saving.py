@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -22,6 +23,8 @@ from transformers.trainer_callback import ExportableState
 from drive_vlm.launch import checkpoint as contract
 from drive_vlm.launch.deepspeed import zero_stage
 from drive_vlm.models.lora import record_base
+from drive_vlm.stages.engine.build import RunParts
+from drive_vlm.stages.engine.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -30,24 +33,36 @@ else:
 
 
 class CheckpointMixin(Trainer):
-    """Checkpoints by the contract of launch/checkpoint.py; stands before a transformers Trainer in the bases of every stage."""
+    """Checkpoints by the contract of launch/checkpoint.py; stands before a transformers Trainer in the bases of every stage.
 
-    keep = 2
-    detached: dict[str, torch.Tensor] = {}  # noqa: RUF012 - weights that are saved but not in the model (features.py)
+    Writing (`_save_checkpoint`), in an order that survives a kill at any point:
+
+    1. The main process checks the free space and begins `.saving/checkpoint-N`; the others wait.
+    2. All ranks write into it: weights that train, links to the frozen ones, optimizer, scheduler, random states, data.
+    3. All ranks wait for each other; then the main process writes the marker, last of all, and moves the directory in place.
+    4. Old checkpoints go, but for --keep and the best.
+
+    Reading: `_load_engine` (DeepSpeed) or `_load_from_checkpoint` (weights) and the Trainer's own for the rest. A checkpoint of
+    another number of DeepSpeed processes (`parts.resume.convert`) first becomes a universal one.
+    """
+
+    parts: RunParts
+    heartbeat: Heartbeat
+    # Any: peft, DeepSpeed and DDP wrap it, and all of them are asked for what only one has.
     model: Any
     model_wrapped: Any
-    heartbeat: Any  # of the watchdog
 
     @property
     def out(self) -> Path:
         """--output_dir."""
-        assert self.args.output_dir is not None, "engine.py gives a default"
+        assert self.args.output_dir is not None, "training_arguments gives a default"
         return Path(self.args.output_dir)
 
     # writing
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """In place of the Trainer's own, which writes where readers look and removes old ones by their time stamps."""
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        """Replaces transformers' Trainer._save_checkpoint (5.23), which writes where readers look and removes old checkpoints
+        by their time stamps."""
         self.heartbeat.beat("save")
         out, step = self.out, self.state.global_step
         saving = out / ".saving" / f"checkpoint-{step}"
@@ -58,13 +73,13 @@ class CheckpointMixin(Trainer):
         best = self.state.best_global_step
         if best and (best == step or (out / f"checkpoint-{best}").is_dir()):
             self.state.best_model_checkpoint = str(out / f"checkpoint-{best}")
-        with self.told_when_writing_fails(f"{saving}: the checkpoint of step {step}"):
+        with self.explain_write_errors(f"{saving}: the checkpoint of step {step}"):
             self._write_checkpoint(saving)
         _barrier()
         if self.args.should_save:
-            with self.told_when_writing_fails(f"{saving}: the checkpoint of step {step}"):
+            with self.explain_write_errors(f"{saving}: the checkpoint of step {step}"):
                 contract.complete(saving, self.checkpoint_facts())
-            contract.remove_old(out, self.keep, self.state.best_model_checkpoint)
+            contract.remove_old(out, self.parts.keep, self.state.best_model_checkpoint)
         _barrier()
 
     def _write_checkpoint(self, directory: Path) -> None:
@@ -102,34 +117,38 @@ class CheckpointMixin(Trainer):
             own = [path.stat() for path in found.rglob("*") if path.is_file()]
             return sum(stat.st_size for stat in own if stat.st_nlink == 1)
         parameters = [(_count(p), p.element_size(), p.requires_grad) for p in self.model.parameters()]
-        parameters += [(t.numel(), t.element_size(), False) for t in self.detached.values()]
+        parameters += [(t.numel(), t.element_size(), False) for t in self.parts.detached.values()]
         masters = 12 if self.is_deepspeed_enabled else 8
         copies = 2 if self.is_deepspeed_enabled else 1
         return sum(n * (copies * size + masters) if trains else n * size for n, size, trains in parameters)
 
     @contextlib.contextmanager
-    def told_when_writing_fails(self, what: str) -> Iterator[None]:
-        """Turns the failure of a write into a ValueError that says what is safe. `what` begins the sentence."""
+    def explain_write_errors(self, subject: str) -> Iterator[None]:
+        """Turn an I/O error into a ValueError that names the last complete checkpoint. The sentence begins with `subject`."""
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: how torch.save reports a full disk
+        # RuntimeError is how torch.save reports a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
             whole = [path for path in self.out.glob("checkpoint-*") if (path / contract.MARKER).is_file()]
             last = max(whole, key=contract.step_of, default=None)
             raise ValueError(
-                f"{what} could not be written ({str(error).splitlines()[0]}); "
+                f"{subject} could not be written ({str(error).splitlines()[0]}); "
                 f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. The last complete checkpoint is "
-                f"{last.name if last else 'none'}, untouched: mend the cause and go on with --resume auto."
+                f"{last.name if last else 'none'}, untouched: fix the cause and go on with --resume auto."
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Weights of a checkpoint: those that train are written, the frozen ones linked to their one copy."""
+        """Write the weights of a checkpoint: those that train, and links to the one copy of the frozen ones.
+
+        Replaces Trainer._save (transformers 5.23), which would write the frozen weights again into every checkpoint.
+        """
         if hasattr(self.model, "peft_config"):
             return self._save_adapter(output_dir, state_dict)
         directory = Path(output_dir) if output_dir else self.out
         frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         if isinstance(self.model, PreTrainedModel):
-            state_dict = (self.model.state_dict() if state_dict is None else state_dict) | self.detached
-            frozen |= self.detached.keys()
+            state_dict = (self.model.state_dict() if state_dict is None else state_dict) | self.parts.detached
+            frozen |= self.parts.detached.keys()
             # DeepSpeed's copies no longer show that two names are one weight, and it would be written twice.
             tied = self.model.all_tied_weights_keys
             state_dict = {name: tensor for name, tensor in state_dict.items() if tied.get(name) not in state_dict}
@@ -147,8 +166,11 @@ class CheckpointMixin(Trainer):
         _write_index(directory)
 
     def _save_adapter(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
-        """The adapter that trains, without the frozen copy ("ref") that preference training and GRPO compare with: --model has
-        that one, and under ZeRO-3 `state_dict` lacks its weights."""
+        """Write the adapter that trains, without the frozen copy ("ref") that preference training and GRPO compare with.
+
+        --model has that one, and under ZeRO-3 `state_dict` lacks its weights.
+        """
+        # A patch of PeftModel.save_pretrained (peft 0.21) for this one call: Trainer._save names no adapters.
         own = self.model.save_pretrained
         self.model.save_pretrained = functools.partial(own, selected_adapters=["default"])
         try:
@@ -177,12 +199,19 @@ class CheckpointMixin(Trainer):
 
     # reading
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """The Trainer's own, but for DeepSpeed's part: frozen weights are in no checkpoint, they come from the model."""
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Trainer._prepare_for_training (transformers 5.23), but for DeepSpeed's part of a resume.
+
+        The Trainer would load the engine strictly, but frozen weights are in no checkpoint: they come from the model. So it
+        is given no checkpoint, and `_load_engine` loads instead.
+        """
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         engine = self.model_wrapped
+        # A patch of DeepSpeedEngine.save_checkpoint (0.19), which the Trainer calls without this argument.
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         if resume_from_checkpoint is not None:
             self._load_engine(Path(resume_from_checkpoint))
@@ -190,8 +219,17 @@ class CheckpointMixin(Trainer):
         return prepared
 
     def _load_engine(self, checkpoint: Path) -> None:
+        """Load DeepSpeed's shards, on any number of processes.
+
+        1. Where the number differs, the main process converts the shards to a universal checkpoint; all wait.
+        2. The engine loads.
+        3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right.
+        4. The universal copy is removed.
+        """
         engine = self.model_wrapped
-        universal = engine.load_universal_checkpoint()
+        assert self.parts.resume is not None, "only a resumed run loads"
+        universal = self.parts.resume.convert
+        assert universal == engine.load_universal_checkpoint(), "training_arguments sets the same for DeepSpeed"
         if universal and self.args.should_save:
             convert_to_universal(checkpoint)
         _barrier()
@@ -202,8 +240,8 @@ class CheckpointMixin(Trainer):
         loaded, _ = engine.load_checkpoint(str(checkpoint), load_module_strict=False)
         assert loaded is not None, "read_complete found every file"
         if universal:
-            # DeepSpeed 0.19 gives all ZeRO-3 groups one step tensor, which then counts once a group, and the first group's
-            # settings, so that biases and norms would decay.
+            # Bug of DeepSpeed 0.19's universal loading: all ZeRO-3 groups get one step tensor, which then counts once a
+            # group, and the settings of the first group, so that biases and norms would decay.
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
             for state in optimizer.state.values():
@@ -219,17 +257,20 @@ class CheckpointMixin(Trainer):
         if saved != _digest_of_names(self.model):
             raise ValueError(
                 f"{checkpoint}: other parameters trained in that run than in this one. Resume with the same --freeze, --lora_rank, "
-                "--lora_targets and --model, or start anew in another --output_dir."
+                "--lora_targets and --model, or start again in another --output_dir."
             )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Trainer._load_from_checkpoint (transformers 5.23) for adapters only; see load_saved_weights."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel):
             load_saved_weights(model, resume_from_checkpoint)
-        else:  # peft: an adapter's names are the same on disk
+        else:
+            # A PeftModel is no PreTrainedModel. An adapter's names are the same on disk, so the Trainer's own loading works.
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        """Trainer._load_best_model (transformers 5.23) for adapters only, as _load_from_checkpoint."""
         best = self.state.best_model_checkpoint
         assert best is not None
         if self.is_deepspeed_enabled:
@@ -254,12 +295,13 @@ def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
         raise ValueError(
             f"{directory}: {len(info['missing_keys'])} tensors are missing, such as {min(info['missing_keys'])}. Resume from another checkpoint."
         )
-    own = model.state_dict().keys()  # without the tower, where features come from a cache
+    # Where features come from a cache, the model has no tower and leaves its weights out.
+    own = model.state_dict().keys()
     model.load_state_dict({name: tensor for name, tensor in saved.state_dict().items() if name in own})
 
 
 def convert_to_universal(checkpoint: Path) -> None:
-    """Write global_stepN_universal beside the shards, which a run of any world size can load. Raises ValueError when DeepSpeed cannot."""
+    """Write global_stepN_universal next to the shards, which a run of any world size can load. Raises ValueError when DeepSpeed cannot."""
     remove_universal(checkpoint)
     tag = (checkpoint / "latest").read_text().strip()
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
@@ -313,7 +355,7 @@ def _digest_of_names(model: torch.nn.Module) -> str:
     return contract.names_digest({name: _count(p) for name, p in model.named_parameters() if p.requires_grad})
 
 
-def _count(parameter: Any) -> int:
+def _count(parameter: torch.Tensor) -> int:
     """Elements of a parameter, also of one that ZeRO-3 holds elsewhere."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 

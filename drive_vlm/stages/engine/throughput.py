@@ -1,7 +1,10 @@
 """What a run does per second: samples, tokens, model FLOPs against the device's peak, and the share spent waiting for data."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense bf16 tensor peaks without sparsity, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -19,7 +22,7 @@ PEAK_FLOPS = {
 
 
 def device_peak_flops(given: float | None) -> float | None:
-    """The given peak, or that of a known GPU; None where nobody knows it, so that no made-up MFU is shown."""
+    """The given peak, or that of a known GPU; None where nobody knows it, so that no invented MFU is shown."""
     import torch
 
     if given is not None:
@@ -31,7 +34,7 @@ def device_peak_flops(given: float | None) -> float | None:
 
 
 class Throughput:
-    """Counts between two logs; `report` sums over all ranks and starts anew."""
+    """Counts between two logs; `report` sums over all ranks and starts again."""
 
     def __init__(self, peak_flops: float | None) -> None:
         self.peak_flops = peak_flops
@@ -47,7 +50,7 @@ class Throughput:
         self.tokens += tokens
         self.flops += flops
 
-    def report(self, device: Any) -> dict[str, float]:
+    def report(self, device: "torch.device") -> dict[str, float]:
         """samples/s and tokens/s (padding not counted) over all ranks, data-wait share, peak memory, MFU where the peak is known."""
         import torch
         import torch.distributed as dist

@@ -1,25 +1,27 @@
 """What every stage's Trainer shares: its share of the data, ids of the running batch, bad rows, throughput, logs."""
 
-import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import EvalLoopOutput
 
 from drive_vlm.config import IGNORE_INDEX
-from drive_vlm.data.order import ShardedBatchSampler
+from drive_vlm.data.order import FixedOrder, ShardedBatchSampler
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.table import RowTable, save_audit
+from drive_vlm.data.table import save_audit
 from drive_vlm.launch.checkpoint import cut_metrics, read_complete
+from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.cursor import DataCursor
 from drive_vlm.stages.engine.faults import StepLosses, spare_loader_worker
 from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
+from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
-from drive_vlm.stages.engine.throughput import Throughput
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -32,42 +34,63 @@ class Loader(DataLoader):
         sampler.set_epoch(epoch)
 
 
-class DriveTrainerMixin(CheckpointMixin):
-    """Stands before a transformers Trainer in the bases of every stage.
+def num_tiles(vision: Mapping[str, Any]) -> int:
+    """Tiles among the vision tensors of a row or a batch: the length of pixel_values, or of cached vision_features."""
+    pictures = next((vision[name] for name in ("pixel_values", "vision_features") if name in vision), None)
+    return 0 if pictures is None else len(pictures)
 
-    After construction a stage sets `batch_sampler` (this rank's share of the data; None where the Trainer samples for
-    itself), `throughput`, `flops` (tokens, labels, tiles -> FLOPs), `tables` and `on_bad_row`.
+
+class DriveTrainerMixin(CheckpointMixin):
+    """What every stage's Trainer does in our way; stands before a transformers or TRL Trainer in its bases.
+
+    Built from RunParts (build.py) and the Trainer's own arguments; nothing is set on it afterwards. One optimizer step:
+
+    1. `get_batch_samples` draws this rank's micro-batches from our sampler; the time it waits counts as waiting for data.
+    2. `_get_num_items_in_batch` sums labelled tokens over all ranks: here a rank that has its batches waits for the others.
+    3. `training_step` for each micro-batch: `begin_batch` takes what the model does not take (ids, bad rows, counts) from
+       it, `compute_loss` runs the model's forward, which returns the loss, then follows the backward pass.
+    4. The losses and ids of the step go to StepLosses; faults.StopOnRequest looks at them one step later, without waiting.
+    5. `log` adds throughput and writes a line of metrics.jsonl; `_save_checkpoint` (saving.py) writes a checkpoint.
+
+    The order of the bases matters: this class must stand before the Trainer, whose methods it calls through super().
     """
 
-    batch_sampler: ShardedBatchSampler | None = None
-    throughput: Throughput
-    flops: Any
-    tables: dict[str, RowTable]
-    on_bad_row = "error"
-    sample_ids: list[str]
+    sample_ids: Sequence[str]
+    # Files of a line a step, "step" in each: what lies behind a resumed checkpoint is cut off.
+    log_files: tuple[str, ...] = ("metrics.jsonl",)
+
+    def __init__(self, parts: RunParts, **kwargs: Any) -> None:
+        # Before the Trainer's own constructor: methods that it calls may ask for them.
+        self.parts = parts
+        self.heartbeat = Heartbeat()
+        self.losses = StepLosses()
+        self.bad_rows: list[BadRow] = []
+        self.sample_ids = []
+        self._step_flops = 0.0
+        super().__init__(**kwargs)
+        show_progress(self)
 
     def _send_telemetry(self) -> None:
-        """In place of TRL's, which tells its makers of each training: ours tells nobody."""
-
-    @functools.cached_property
-    def heartbeat(self) -> Heartbeat:
-        """What this rank does now, for the watchdog."""
-        return Heartbeat()
-
-    @functools.cached_property
-    def losses(self) -> StepLosses:
-        """Losses and ids of the running step, for the stop at a loss that is no number."""
-        return StepLosses()
+        """Disable TRL's usage telemetry (trl 1.16, _BaseTrainer), which reports every training to its makers."""
 
     # data
 
     def get_train_dataloader(self) -> DataLoader:
         """Our own sharding: accelerate would repeat rows to make the last batch even."""
-        if self.batch_sampler is None:
+        if self.parts.sampler is None:
             return super().get_train_dataloader()
-        return self._loader(self.train_dataset, self.batch_sampler)
+        return self._loader(self.train_dataset, self.parts.sampler)
 
-    def _loader(self, dataset: Any, sampler: ShardedBatchSampler) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All evaluation rows once, in the order of their file, dealt to the ranks."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        args = self.args
+        sampler = ShardedBatchSampler(
+            FixedOrder(len(dataset)), args.per_device_eval_batch_size, 1, args.process_index, args.world_size
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(self, dataset: "Dataset", sampler: ShardedBatchSampler) -> DataLoader:
         workers = self.args.dataloader_num_workers
         return Loader(
             dataset,
@@ -79,69 +102,108 @@ class DriveTrainerMixin(CheckpointMixin):
             worker_init_fn=spare_loader_worker,
         )
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
         self.heartbeat.beat("data", self.ids_of_this_step)
         started = time.perf_counter()
         result = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.throughput.waited += time.perf_counter() - started
+        self.parts.throughput.waited += time.perf_counter() - started
         return result
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
-        """Summed over all ranks: here a rank that has its batches waits for one that still reads."""
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """Summed over all ranks (transformers gathers): here a rank that has its batches waits for one that still reads."""
         if self.heartbeat.now.phase == "data":
             self.heartbeat.beat("communication")
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def ids_of_this_step(self) -> list[str]:
         """Rows that this rank reads for the running step; [] where the Trainer samples for itself."""
-        if self.batch_sampler is None:
+        if self.parts.sampler is None:
             return []
-        return rows_of_step(self.batch_sampler, self.tables["train"], self.state.global_step)
+        return rows_of_step(self.parts.sampler, self.parts.tables["train"], self.state.global_step)
 
     def take_ids(self, inputs: dict[str, Any]) -> None:
         """Move ids and bad rows from the batch to the trainer; with on_bad_row "error" the first bad row is raised."""
         self.sample_ids = inputs.pop("sample_ids")
-        bad = inputs.pop("bad_rows")
-        if bad and self.on_bad_row == "error":
+        bad = inputs.pop("bad_rows", [])
+        if bad and self.parts.on_bad_row == "error":
             raise bad[0]
         self.bad_rows.extend(bad)
 
-    @property
-    def bad_rows(self) -> list[BadRow]:
-        """Rows of this rank that passed the header check but could not be decoded."""
-        return self.__dict__.setdefault("_bad_rows", [])
-
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         self.begin_batch(inputs)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.add(loss, self.sample_ids)
         return loss
 
-    def begin_batch(self, inputs: Any) -> None:
-        """Take ids, throughput and FLOPs of the micro-batch that is about to be trained."""
+    def begin_batch(self, inputs: dict[str, Any]) -> None:
+        """Take from a micro-batch what the model does not take, and count it.
+
+        A batch without `sample_ids` is one whose rows are known later, such as GRPO's; its trainer calls `count_batch`
+        itself. `num_tokens` (default: the size of input_ids) and `labels` (default: none) are used where they are there.
+        """
+        if "sample_ids" not in inputs:
+            return
         self.take_ids(inputs)
-        labels = inputs["labels"]
-        tokens = inputs.pop("num_tokens")
-        pictures = next((inputs[name] for name in ("pixel_values", "vision_features") if name in inputs), None)
-        tiles = 0 if pictures is None else pictures.shape[0]
-        step_flops = self.flops(tokens, int((labels != IGNORE_INDEX).sum()), tiles)
-        self.throughput.add(len(self.sample_ids), tokens, step_flops)
-        self._step_flops = step_flops
+        tokens = inputs.pop("num_tokens", None)
+        labels = inputs.get("labels")
+        self.count_batch(
+            inputs["input_ids"].numel() if tokens is None else tokens,
+            0 if labels is None else int((labels != IGNORE_INDEX).sum()),
+            num_tiles(inputs),
+        )
+
+    def count_batch(self, tokens: int, labels: int, tiles: int) -> None:
+        """The forward pass of the rows `sample_ids` begins: throughput, FLOPs, heartbeat."""
+        self._step_flops = self.parts.flops(tokens, labels, tiles)
+        self.parts.throughput.add(len(self.sample_ids), tokens, self._step_flops)
         self.heartbeat.beat("forward", self.sample_ids)
 
     def may_save(self) -> bool:
         """Whether a checkpoint written now holds all that a resumed run needs."""
         return True
 
-    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(model, *args, **kwargs)
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self.heartbeat.beat("backward")
         return loss
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    # evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         self.heartbeat.beat("evaluation")
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_batches(self, dataloader: DataLoader) -> Iterator[dict[str, Any]]:
+        """Each batch of this rank, on its device, with the model in evaluation mode; for a stage's `evaluation_loop`."""
+        self.model_wrapped.eval()
+        for batch in dataloader:
+            self.take_ids(batch)
+            # Ranks may have unequally many batches, so this is a sign of life within the phase and not a phase.
+            self.heartbeat.touch(self.sample_ids)
+            batch.pop("num_tokens", None)
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        # All batches are done; a rank that has not reached this beat is the one that the others wait for.
+        self.heartbeat.beat("evaluation")
+
+    def evaluation_output(self, dataloader: DataLoader, metrics: dict[str, float]) -> EvalLoopOutput:
+        """What an `evaluation_loop` returns: metrics, and no predictions, which would be gathered on every rank."""
+        rows: Any = dataloader.dataset
+        nothing: Any = None
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of the micro-batch that was just trained, by our own count."""
@@ -150,25 +212,33 @@ class DriveTrainerMixin(CheckpointMixin):
     # what a checkpoint says of the data
 
     def cursor(self) -> DataCursor | None:
-        """Where the run stands now; None where the Trainer samples for itself."""
-        if self.batch_sampler is None:
+        """Where the run stands now; None where the stage draws its own batches."""
+        if self.parts.sampler is None:
             return None
-        return DataCursor.at(self.state.global_step, self.batch_sampler, self.tables["train"].content_hash)
+        return DataCursor.at(self.state.global_step, self.parts.sampler, self.parts.tables["train"].content_hash)
 
-    def prepare_start(self) -> None:
-        """Before train(): for a resumed run refuse other data, another order or other trained parameters (ValueError) and take
-        over the counted bad rows; of metrics.jsonl only what lies before the checkpoint stays."""
-        checkpoint = Path(self.args.resume_from_checkpoint) if self.args.resume_from_checkpoint else None
-        step = -1
-        if checkpoint:
-            self.check_trained(checkpoint)
+    def check_resume(self) -> None:
+        """Before train(): refuse a checkpoint of other data, another order or other trained parameters (ValueError).
+
+        Does nothing for a new run. A stage that keeps a state of its own checks and takes it over here as well.
+        """
+        if self.parts.resume is None:
+            return
+        checkpoint = self.parts.resume.checkpoint
+        self.check_trained(checkpoint)
+        if self.parts.sampler is not None:
             step = read_complete(checkpoint).step
-            if self.batch_sampler is not None:
-                DataCursor.load(checkpoint).check(step, self.batch_sampler, self.tables["train"].content_hash)
-            if self.args.should_save:
-                self.bad_rows[:] = [BadRow(*words) for words in json.loads((checkpoint / _BAD_ROWS).read_text())]
+            DataCursor.load(checkpoint).check(step, self.parts.sampler, self.parts.tables["train"].content_hash)
         if self.args.should_save:
-            cut_metrics(self.out / "metrics.jsonl", step)
+            self.bad_rows[:] = [BadRow(*words) for words in json.loads((checkpoint / _BAD_ROWS).read_text())]
+
+    def begin_files(self) -> None:
+        """Before train(), after check_resume: cut the logs behind the checkpoint off (all of them in a new run), write the
+        audit."""
+        step = read_complete(self.parts.resume.checkpoint).step if self.parts.resume else -1
+        if self.args.should_save:
+            for name in self.log_files:
+                cut_metrics(self.out / name, step)
         self.save_audit()
 
     def save_data_state(self, directory: Path) -> None:
@@ -189,16 +259,16 @@ class DriveTrainerMixin(CheckpointMixin):
             dist.all_gather_object(gathered, self.bad_rows)
         bad = list({row.where: row for part in gathered for row in part}.values())
         if self.args.should_save:
-            save_audit(self.out / "data_audit.json", self.tables, bad)
+            save_audit(self.out / "data_audit.json", self.parts.tables, bad)
         return bad
 
     # logs
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add throughput to the training logs; every log also becomes a line of metrics.jsonl."""
         if "loss" in logs:
-            logs.update(self.throughput.report(self.args.device))
-        super().log(logs, *args, **kwargs)
+            logs.update(self.parts.throughput.report(self.args.device))
+        super().log(logs, start_time)
         if self.args.should_save:
             with open(self.out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")

@@ -1,7 +1,7 @@
 """A rank that hangs is named, with its step, phase and rows, before a collective's own time limit ends the run without a word.
 
-The main thread of each rank notes what it does (Heartbeat). A daemon thread of each rank tells it to the others through the
-store that the ranks met at. The first and the last rank judge: when no rank has moved for the time limit, the one that is
+The main thread of each rank records what it does (Heartbeat). A daemon thread of each rank reports it to the others through
+the store that the ranks met at. The first and the last rank judge: when no rank has moved for the time limit, the one that is
 behind is the culprit, for the others wait for it. It writes the stacks of its threads, and all ranks end.
 """
 
@@ -27,8 +27,10 @@ from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.engine.heartbeat import Heartbeat, Ids
 
-HANG_EXIT = 14  # exit code of a process that the watchdog ended
-_SLOW = 3.0  # the first step (kernels are built), saving, evaluation and generation may take this many times the limit
+# Exit code of a process that the watchdog ended.
+HANG_EXIT = 14
+# The first step (kernels are built), saving, evaluation and generation may take this many times the limit.
+_SLOW = 3.0
 _SLOW_PHASES = ("start-up", "save", "evaluation", "generation")
 _MOST_IDS = 16
 
@@ -36,13 +38,14 @@ _MOST_IDS = 16
 def _look_up(ids: Ids) -> list[str]:
     try:
         return ids() if callable(ids) else ids
-    except (OSError, ValueError) as error:  # the rows' file may be what is gone
+    # The rows' file may be what is gone.
+    except (OSError, ValueError) as error:
         return [f"unknown ({error})"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a rank tells of itself; `tick` counts its watchdog's own turns."""
+    """What a rank reports of itself; `tick` counts its watchdog's own turns."""
 
     rank: int
     tick: int
@@ -81,7 +84,7 @@ def find_culprits(seen: list[Seen], now: float, limit: float, interval: float) -
     """The ranks that all others wait for; [] while any rank has moved within the limit.
 
     Behind in place; among equals those whose watchdog does not answer either (a stopped process, a lost node); else those
-    that moved last the longest ago, as far as a judge that looks every `interval` can tell.
+    that moved last the longest ago, as far as a judge that looks every `interval` can see.
     """
     seen = [rank for rank in seen if rank.report.phase != "done"]
     if not seen:
@@ -108,11 +111,11 @@ class _Board:
         self._rank, self._missing = rank, set(range(world_size))
         self._keys = [str(number) for number in range(world_size)]
 
-    def tell(self, report: Report) -> None:
+    def post(self, report: Report) -> None:
         self._store.set(str(self._rank), json.dumps(dataclasses.asdict(report)))
 
     def reports(self) -> list[Report]:
-        """Of all ranks; [] until each has told one."""
+        """Of all ranks; [] until each has posted one."""
         self._missing = {number for number in self._missing if not self._store.check([str(number)])}
         return [] if self._missing else [Report(**json.loads(text)) for text in self._store.multi_get(self._keys)]
 
@@ -140,14 +143,16 @@ class Watchdog:
         self._asking: threading.Thread | None = None
         self._verdict: dict[str, Any] | None = None
         self._heard = self._since = time.monotonic()
-        self._speaks = False  # whether the verdict is this rank's to print
+        # Whether the verdict is this rank's to print.
+        self._speaks = False
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
         if self._limit:
             name = [uuid.uuid4().hex]
-            if self._world_size > 1:  # a store may hold what an earlier attempt of the run wrote, its verdict above all
+            # A store may hold what an earlier attempt of the run wrote, its verdict above all: a new name for each attempt.
+            if self._world_size > 1:
                 dist.broadcast_object_list(name)
             self._name = name[0]
             self._thread.start()
@@ -156,7 +161,8 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A rank that is done is waited for by nobody; one that leaves with an error is what the others wait for."""
+        """Mark a rank that ends cleanly as done, so that judges ignore it; one that ends with an exception is reported as the
+        culprit."""
         if kind is None:
             self._heartbeat.beat("done")
         else:
@@ -174,7 +180,7 @@ class Watchdog:
                 self._end(verdict)
 
     def _turn(self, now: float) -> dict[str, Any] | None:
-        """Tell, look, judge: the verdict once there is one."""
+        """Report, look, judge: the verdict once there is one."""
         self._tick += 1
         report = self._report(now)
         if self._world_size == 1:
@@ -184,18 +190,19 @@ class Watchdog:
             self._asking = threading.Thread(target=self._ask, args=(report,), daemon=True)
             self._asking.start()
         self._asking.join(self._interval)
-        if self._asking.is_alive():  # a frozen server never answers, and never fails either
+        # A frozen server never answers, and never fails either.
+        if self._asking.is_alive():
             return self._judge_alone(report, now)
         self._asking = None
         return self._verdict or self._judge_alone(report, now)
 
     def _ask(self, report: Report) -> None:
-        """Tell the others, read the verdict; a judge looks at all reports and may announce one."""
+        """Report to the others, read the verdict; a judge looks at all reports and may announce one."""
         try:
             board = self._board = self._board or _Board(
                 self._name, self._rank, self._world_size, 2 * self._interval + 5
             )
-            board.tell(report)
+            board.post(report)
             verdict = board.verdict()
             if verdict is None and self._judging:
                 mine = self._judge(board.reports(), time.monotonic())
@@ -241,7 +248,8 @@ class Watchdog:
         }
 
     def _judge_alone(self, report: Report, now: float) -> dict[str, Any] | None:
-        """Without the store nobody can be asked: a rank that stands still itself gives up, a judge first, for it knows more."""
+        """Fallback while the TCP store does not answer: end the run if this rank is stuck too. Judges have the shorter limit,
+        since they know more."""
         allowed = self._limit * (_SLOW if report.slow else 1) + (0 if self._judging else 4 * self._interval)
         if min(now - self._heard, now - self._since) <= allowed:
             return None
@@ -261,10 +269,13 @@ class Watchdog:
             os.write(2, f"\nrank {self._rank}: {verdict['reason']}\n".encode())
         writing = threading.Thread(target=self._last_words, args=(verdict,), daemon=True)
         writing.start()
-        writing.join(10.0)  # the file system may be what hangs
+        # The file system may be what hangs.
+        writing.join(10.0)
+        # The others read the verdict from a store that may live in this process.
         if self._judging:
-            time.sleep(3 * self._interval)  # the others read the verdict from a store that may live in this process
-        for worker in multiprocessing.active_children():  # of the loader: os._exit would leave one that hangs behind
+            time.sleep(3 * self._interval)
+        # Workers of the loader: os._exit would leave one that hangs behind.
+        for worker in multiprocessing.active_children():
             worker.kill()
         os._exit(HANG_EXIT)
 

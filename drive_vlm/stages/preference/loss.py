@@ -65,7 +65,8 @@ LOSSES: dict[str, Callable[[Pairs, float], torch.Tensor]] = {
     "ipo": ipo_loss,
     "bco_pair": bco_pair_loss,
 }
-SFT = "sft"  # cross entropy of the chosen answers, a mean over tokens where the others are means over pairs
+# Cross entropy of the chosen answers: a mean over tokens, where the others are means over pairs.
+SFT = "sft"
 
 
 def loss_sums(pairs: Pairs, beta: float, kinds: Sequence[str], weights: Sequence[float]) -> torch.Tensor:

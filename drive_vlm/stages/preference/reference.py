@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
 from drive_vlm.launch.user_error import stop_on_user_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from drive_vlm.data.caches.reference_cache import ReferenceCache
+    from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator
+    from drive_vlm.models.training_forward import TokenLogProbs
+    from drive_vlm.stages.preference.trainer import PreferenceTrainer
 
 EXAMPLES = """
 python -m drive_vlm reference --model runs/sft --data pairs.jsonl --out reference
@@ -72,9 +79,10 @@ def reference(model: ModelConfig, config: ReferenceConfig) -> None:
     from drive_vlm.data.table import build_table
     from drive_vlm.launch.topology import read_topology
     from drive_vlm.models import load_family
+    from drive_vlm.store.shards import parse_shard
 
     topology = read_topology()
-    index, count = _shard(config.shard)
+    index, count = parse_shard(config.shard)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", topology.local_rank) if cuda else torch.device("cpu")
     dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
@@ -112,12 +120,12 @@ def first_rows(keys: Sequence[str]) -> dict[str, int]:
 
 
 def log_probs(
-    network: Callable[..., Any],
-    pairs: Any,
-    collate: Any,
+    network: Callable[..., "TokenLogProbs"],
+    pairs: "EncodedPairs",
+    collate: "PairCollator",
     batches: Sequence[Sequence[tuple[int, ...]]],
-    device: Any,
-    dtype: Any = None,
+    device: "torch.device",
+    dtype: "torch.dtype | None" = None,
     on_bad_row: str = "error",
 ) -> Iterator[tuple[list[int], list[list[float]]]]:
     """(rows, [chosen, rejected] of each) of every batch; an empty batch is a forward pass that gives nothing.
@@ -147,7 +155,7 @@ def log_probs(
         yield [i for i, _ in good], found.double().view(-1, 2).tolist()
 
 
-def fill_in_process(trainer: Any, cache: Any, tables: dict[str, Any], keys: dict[str, list[str]]) -> None:
+def fill_in_process(trainer: "PreferenceTrainer", cache: "ReferenceCache", keys: dict[str, list[str]]) -> None:
     """Compute the pairs that are not in `cache` with the trainer's model as it stands before its first step.
 
     All ranks run equally many batches, since ZeRO-3 gathers the weights for each.
@@ -158,7 +166,7 @@ def fill_in_process(trainer: Any, cache: Any, tables: dict[str, Any], keys: dict
 
     args = trainer.args
     network = None
-    for name, table in tables.items():
+    for name, table in trainer.parts.tables.items():
         lengths = table.length
         rows = [i for key, i in first_rows(keys[name]).items() if key not in cache.entries]
         rows.sort(key=lambda i: (-int(lengths[i]), i))
@@ -174,7 +182,7 @@ def fill_in_process(trainer: Any, cache: Any, tables: dict[str, Any], keys: dict
             trainer.data_collator, rows=dataclasses.replace(trainer.data_collator.rows, packed=False, flatten=False)
         )
         with cache.writer(f"training-rank-{args.process_index}") as writer:
-            found = log_probs(network, pairs, collate, batches, args.device, None, trainer.on_bad_row)
+            found = log_probs(network, pairs, collate, batches, args.device, None, trainer.parts.on_bad_row)
             for numbers, values in found:
                 for i, (chosen, rejected) in zip(numbers, values, strict=True):
                     writer.write(keys[name][i], chosen, rejected)
@@ -183,7 +191,7 @@ def fill_in_process(trainer: Any, cache: Any, tables: dict[str, Any], keys: dict
     cache.read()
 
 
-def _frozen_network(trainer: Any) -> Callable[..., Any]:
+def _frozen_network(trainer: "PreferenceTrainer") -> Callable[..., "TokenLogProbs"]:
     """The trainer's model for forward passes alone: under DeepSpeed in an engine that shards it as training will."""
     from trl.models import prepare_deepspeed
 
@@ -191,21 +199,11 @@ def _frozen_network(trainer: Any) -> Callable[..., Any]:
         return prepare_deepspeed(trainer.model, trainer.accelerator)
     trainer.model.to(trainer.args.device).eval()
 
-    def forward(**inputs: Any) -> Any:
+    def forward(**inputs: Any) -> "TokenLogProbs":
         with trainer.accelerator.autocast():
             return trainer.model(**inputs)
 
     return forward
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, count = (int(number) for number in match.groups()) if match else (0, 0)
-    if not 0 <= index < count:
-        raise ValueError(f"--shard {text}: write I/N with I from 0 to N-1, e.g. 0/8 for the first of eight.")
-    return index, count
 
 
 def missing(values: np.ndarray) -> int:

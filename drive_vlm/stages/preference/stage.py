@@ -4,10 +4,14 @@ the round before. TRL's DPOTrainer on DeepSpeed or DDP, with pictures. Without -
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field, nearest
+from drive_vlm.config import field, nearest
 from drive_vlm.stages.engine.stage import StageFlags
+
+if TYPE_CHECKING:
+    from drive_vlm.data.caches.reference_cache import ReferenceCache
+    from drive_vlm.stages.preference.trainer import PreferenceTrainer
 
 EXAMPLES = """
 python -m drive_vlm {stage} --model runs/sft --data pairs.jsonl --beta 0.1 --output_dir runs/{stage}
@@ -81,93 +85,65 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     return {**defaults, **(_SPIN if flags.stage == "spin" else {}), **extra}
 
 
-def prepare(flags: StageFlags) -> tuple[Any, dict[str, Any]]:
-    """The Trainer, ready to run, and what run.json says of it."""
+def prepare(flags: StageFlags) -> tuple["PreferenceTrainer", dict[str, Any]]:
+    """The Trainer, ready to run, and what run.json says of it. Raises ValueError for what a user can fix."""
     from transformers import set_seed
     from trl import DPOConfig
 
-    from drive_vlm.data.preference.pair_encoding import PairEncoder
+    from drive_vlm.data.collate import Collator
+    from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator, PairEncoder
     from drive_vlm.models import load_family
-    from drive_vlm.models.freezing import count_parameters, parameter_table
-    from drive_vlm.stages.engine.run import (
+    from drive_vlm.stages.engine.build import build_parts, show_parts
+    from drive_vlm.stages.engine.training_arguments import (
         check_attention,
         evaluation_defaults,
         model_dtype,
         training_arguments,
     )
-    from drive_vlm.stages.rl.policy import load_policy
-    from drive_vlm.stages.sft import measure_rows
+    from drive_vlm.stages.preference.trainer import PreferenceTrainer
 
     model, data, run, compared = flags.model, flags.data, flags.run, flags.of(ReferenceFlags)
-    args = training_arguments(DPOConfig, run, evaluation_defaults(flags.training, bool(data.eval_data)))
+    args, resume = training_arguments(DPOConfig, run, evaluation_defaults(flags.training, bool(data.eval_data)))
     check_attention(model, args)
+    # Before the model: a new adapter begins with random weights.
     set_seed(args.seed)
-    family = load_policy(model, run, args)
-    parameters = count_parameters(family.model, family.parts)
-    tables, encoder = measure_rows(family, data, args, encoder_class=PairEncoder)
+
+    # Model and data
+    parts = build_parts(flags, args, resume, PairEncoder)
+    family, tables, encoder = parts.family, parts.tables, parts.encoder
     second = None
     if compared.reference == "live" and not hasattr(family.model, "peft_config"):
         dtype = model_dtype(model, args)
         second = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens).model.requires_grad_(False)
-    trainer = build_trainer(family, tables, encoder, model, data, run, args, compared, second)
-    reference = use_reference(trainer, model, data, compared, encoder)
-    facts = {
-        "stage": flags.stage,
-        "config": {"model": model, "data": data, "run": run, "reference": compared, "training": args.to_dict()},
-        "parameters": parameters,
-        "data": {name: table.audit()["files"] for name, table in tables.items()},
-        "reference": reference,
-        "order_hash": trainer.batch_sampler.order.digest(0),
-    }
-    if args.should_save:
-        print(parameter_table(parameters), flush=True)
-        print(f"pairs: {len(tables['train']):,} used of {tables['train'].rows_read:,}; reference {compared.reference}")
-    return trainer, facts
 
-
-def build_trainer(
-    family: Any,
-    tables: dict[str, Any],
-    encoder: Any,
-    model: ModelConfig,
-    data: DataConfig,
-    run: RunConfig,
-    args: Any,
-    flags: ReferenceFlags,
-    second: Any,
-) -> Any:
-    """The Trainer with its share of the pairs; `second` is the reference model where one is held."""
-    from drive_vlm.data.collate import Collator
-    from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator
-    from drive_vlm.stages.preference.trainer import PreferenceTrainer
-    from drive_vlm.stages.sft import equip
-
-    trains = {name for name, parameter in family.model.named_parameters() if parameter.requires_grad}
+    # Training
     flatten = data.packing and model.attn_implementation == "flash"
     trainer = PreferenceTrainer(
-        EncodedPairs(tables["train"], encoder),
-        EncodedPairs(tables["eval"], encoder) if "eval" in tables else None,
-        PairCollator(Collator(family.tokenizer.pad_token_id, family.vision, data.packing, flatten)),
-        live=flags.reference == "live",
+        parts,
+        pairs=EncodedPairs(tables["train"], encoder),
+        eval_pairs=EncodedPairs(tables["eval"], encoder) if "eval" in tables else None,
+        collator=PairCollator(Collator(family.tokenizer.pad_token_id, family.vision, data.packing, flatten)),
+        live=compared.reference == "live",
         model=family.model,
         ref_model=second,
         args=args,
         processing_class=family.processor,
     )
-    # TRL copies every adapter as "ref". A new one is as good switched off, and a cached reference needs neither.
-    if "ref" in getattr(trainer.model, "peft_config", {}) and (flags.reference == "cached" or model.lora_rank):
-        trainer.model.delete_adapter("ref")
-    for (
-        name,
-        parameter,
-    ) in trainer.model.named_parameters():  # peft turns on what was frozen whenever adapters come or go
-        parameter.requires_grad_(name in trains)
-    equip(trainer, family, tables, data, run)
-    return trainer
+    reference = use_reference(trainer, compared)
+    pairs = f"{len(tables['train']):,} used of {tables['train'].rows_read:,}"
+    show_parts(parts, args, f"pairs: {pairs}; reference {compared.reference}")
+    facts = parts.facts(args)
+    facts["config"]["reference"] = compared
+    return trainer, facts | {"reference": reference}
 
 
-def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: ReferenceFlags, encoder: Any) -> Any:
-    """Give the pairs their reference log-probabilities; what run.json says of the reference.
+def use_reference(trainer: "PreferenceTrainer", flags: ReferenceFlags) -> dict[str, Any]:
+    """Give the pairs their reference log-probabilities; return what run.json says of the reference.
+
+    1. Open the cache, which refuses log-probabilities of another model, dtype or encoding.
+    2. Look every pair up. What lacks is computed with the trainer's model as it stands before its first step, unless the
+       cache was given or the run is resumed: then the model is no longer the reference.
+    3. Hand the log-probabilities to the data sets.
 
     Raises ValueError when a resumed run would compare with another reference than it began with, and when a given cache
     does not hold every pair (with on_bad_row skip: every pair that can be read).
@@ -175,9 +151,10 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     from drive_vlm.data.caches.reference_cache import ReferenceCache, keys_of, reference_settings
     from drive_vlm.stages.preference.reference import fill_in_process, missing, model_fingerprints
 
-    args = trainer.args
+    parts, args = trainer.parts, trainer.args
+    model, data = parts.flags.model, parts.flags.data
     kind = "bfloat16" if args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
-    settings = reference_settings(model_fingerprints(model.model), kind, encoder)
+    settings = reference_settings(model_fingerprints(model.model), kind, parts.encoder)
     directory = Path(flags.reference_cache or Path(args.output_dir) / "reference")
     if flags.reference_cache and not directory.is_dir():
         raise ValueError(
@@ -188,7 +165,7 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     facts = {"kind": flags.reference, "directory": str(directory), **settings}
     if flags.reference == "live":
         return facts
-    keys = {name: keys_of(table, data.num_frames) for name, table in trainer.tables.items()}
+    keys = {name: keys_of(table, data.num_frames) for name, table in parts.tables.items()}
     lacking = sum(missing(cache.lookup(part)) for part in keys.values())
     if lacking and (flags.reference_cache or args.resume_from_checkpoint):
         files = " ".join([*data.data, *data.eval_data])
@@ -198,7 +175,7 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
                 f"python -m drive_vlm reference --model {model.model} --data {files} --out {directory} --dtype {kind}"
             )
     elif lacking:
-        fill_in_process(trainer, cache, trainer.tables, keys)
+        fill_in_process(trainer, cache, keys)
         lacking = sum(missing(cache.lookup(part)) for part in keys.values())
         if lacking and data.on_bad_row == "error":
             raise ValueError(
@@ -210,7 +187,7 @@ def use_reference(trainer: Any, model: ModelConfig, data: DataConfig, flags: Ref
     return facts | {"pairs": len(cache)}
 
 
-def _all_bad(trainer: Any, cache: Any, keys: dict[str, list[str]]) -> bool:
+def _all_bad(trainer: "PreferenceTrainer", cache: "ReferenceCache", keys: dict[str, list[str]]) -> bool:
     """Whether none of the pairs that `cache` lacks can be read: those can never be added to it."""
     from drive_vlm.data.samples import BadRow
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from drive_vlm.config import field
 
-_BASELINE = 10  # generation batches whose mean length is the run's own measure
+# Generation batches whose mean length is the run's own measure.
+_BASELINE = 10
 
 
 @dataclasses.dataclass
@@ -90,7 +91,8 @@ class Alarms:
         bad = {
             "zero_variance": zero_variance >= config.alarm_zero_variance and not all_zero,
             "zero_reward": all_zero,
-            "kl": kl is not None and not kl <= config.alarm_kl,  # NaN is bad as well
+            # `not <=` instead of `>`: NaN is bad as well.
+            "kl": kl is not None and not kl <= config.alarm_kl,
             "short": factor < 1 / config.alarm_length,
             "long": factor > config.alarm_length,
             "truncated": truncated >= 1,

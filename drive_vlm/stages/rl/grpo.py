@@ -6,16 +6,21 @@ column `reference`.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import DataConfig, RunConfig, field, plain
-from drive_vlm.rewards import build_reward, chosen_rewards, config_class, reward_name
+from drive_vlm.config import RunConfig, field
+from drive_vlm.rewards import chosen_rewards, config_class, reward_name
 from drive_vlm.stages.engine.arguments import yaml_values
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.rl.alarms import AlarmConfig
 from drive_vlm.stages.rl.samples_file import SampleConfig
+
+if TYPE_CHECKING:
+    import trl
+
+    from drive_vlm.data.table import RowTable
+    from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
 
 EXAMPLES = """
 python -m drive_vlm grpo --model runs/stage2 --data train.jsonl --rewards physics --physics_detections detections.jsonl --bf16
@@ -30,6 +35,21 @@ DEFAULTS = {
     "gradient_checkpointing": False,
     "disable_dropout": True,
 }
+
+# What a resumed run must have as the run before had it, next to prompts, rewards and reference (Rollouts.facts).
+SAME_WHEN_RESUMED = (
+    "num_iterations",
+    "beta",
+    "reward_weights",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "max_completion_length",
+    "loss_type",
+    "scale_rewards",
+)
 
 
 @dataclasses.dataclass
@@ -101,163 +121,92 @@ def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
         size, words = micro * ranks * steps, f"{micro} x {ranks} processes x {steps} micro-batches"
     elif size % (micro * ranks):
         raise ValueError(
-            f"--generation_batch_size {size} is no multiple of --per_device_train_batch_size {micro} x {ranks} processes = "
+            f"--generation_batch_size {size} is not a multiple of --per_device_train_batch_size {micro} x {ranks} processes = "
             f"{micro * ranks}. Change one of them."
         )
     count = extra.get("num_generations", 8)
     if size % count:
         near = [str(n) for n in (size // count * count, -(-size // count) * count) if n]
         raise ValueError(
-            f"a generation batch of {size} completions ({words}) is no multiple of --num_generations {count}. Make it "
+            f"a generation batch of {size} completions ({words}) is not a multiple of --num_generations {count}. Make it "
             f"{' or '.join(near)} (--per_device_train_batch_size, --global_batch_size), or change --num_generations."
         )
     return size
 
 
-def prepare(flags: StageFlags) -> tuple[Any, dict[str, Any]]:
-    """The Trainer, ready to run, and what run.json says of it."""
+def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
+    """The Trainer, ready to run, and what run.json says of it. Raises ValueError for what a user can fix."""
     import trl
+    from datasets import Dataset
     from transformers import set_seed
 
-    from drive_vlm.models.freezing import count_parameters, parameter_table
-    from drive_vlm.sampling.features import open_features
-    from drive_vlm.stages.engine.run import check_attention, training_arguments
-    from drive_vlm.stages.rl.alarms import Alarms
-    from drive_vlm.stages.rl.policy import attach_reference, load_policy
-    from drive_vlm.stages.rl.prompts import PromptEncoder, without_undecodable
-    from drive_vlm.stages.rl.reward_rows import check_rows
-    from drive_vlm.stages.rl.scorers import Scorer
-    from drive_vlm.stages.sft import measure_rows
+    from drive_vlm.stages.engine.build import build_parts, show_parts
+    from drive_vlm.stages.engine.training_arguments import check_attention, training_arguments
+    from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
+    from drive_vlm.stages.rl.policy import load_reference, reference_facts
+    from drive_vlm.stages.rl.prompts import PromptEncoder
+    from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
 
-    model, data, run = flags.model, flags.data, flags.run
-    sampling, alarms, rewards = flags.of(SampleConfig), flags.of(AlarmConfig), rewards_of(flags)
-    args = training_arguments(trl.GRPOConfig, run, flags.training)
-    check_attention(model, args)
+    rewards = rewards_of(flags)
+    args, resume = training_arguments(trl.GRPOConfig, flags.run, flags.training)
+    check_attention(flags.model, args)
+    # Before the model: a new adapter begins with random weights.
     set_seed(args.seed)
-    scorers = [Scorer(reward_name(name), build_reward(name, config)) for name, config in rewards]
-    family = load_policy(model, run, args)
-    parameters = count_parameters(family.model, family.parts)
-    features, tower = open_features(family, model, data, args)
-    tables, encoder = measure_rows(family, data, args, features, PromptEncoder)
-    if data.on_bad_row == "skip":
-        tables["train"] = without_undecodable(tables["train"], encoder, args.process_index, args.world_size)
-    check_pictures(tables["train"], args)
-    check_rows(tables["train"], scorers, data.num_frames, features, args.process_index, args.world_size)
-    trainer = build_trainer(family, tables, encoder, scorers, data, run, args)
-    trainer.facts |= objective(rewards, args)
-    trainer.sampling, trainer.alarms = sampling, Alarms(alarms, speaks=args.should_save)
-    trainer.detached = tower
-    attach_reference(trainer, model, args, features)
-    facts = {
-        "stage": "grpo",
-        "config": {
-            "model": model,
-            "data": data,
-            "sampling": sampling,
-            "alarms": alarms,
-            "run": run,
-            "rewards": rewards,
-            "extra": flags.training,
-            "training": args.to_dict(),
-        },
-        "parameters": parameters,
-        "data": {name: table.audit()["files"] for name, table in tables.items()},
-        "features": features.facts() if features else None,
-        "order": trainer.facts,
+
+    # Rewards before the model: a reward that cannot be built is known after a second, not after the weights are loaded.
+    scorers = build_scorers(rewards)
+
+    # Model and data
+    parts = build_parts(flags, args, resume, PromptEncoder, own_batches=True)
+    check_pictures(parts.tables["train"], args)
+    check_prompts(parts, scorers, args)
+    rollouts = build_rollouts(
+        parts,
+        args,
+        scorers,
+        args.generation_batch_size,
+        args.num_generations,
+        reuse=args.steps_per_generation * args.num_iterations,
+        shuffle=args.shuffle_dataset,
+    )
+    rollouts.facts |= reward_facts(rewards) | {name: getattr(args, name) for name in SAME_WHEN_RESUMED}
+    rollouts.facts |= reference_facts(flags.model, args)
+
+    # Training
+    trainer = GRPOTrainer(
+        parts,
+        rollouts,
+        reference=load_reference(parts, args, rollouts.memo),
+        model=parts.family.model,
+        reward_funcs=list(scorers),
+        args=args,
+        train_dataset=Dataset.from_dict({"row": range(len(parts.tables["train"]))}),
+        processing_class=parts.family.processor,
+    )
+    table = parts.tables["train"]
+    show_parts(
+        parts,
+        args,
+        f"rows: {len(table):,} used of {table.rows_read:,}; a generation batch is {rollouts.batches.prompts} prompts x "
+        f"{args.num_generations} completions; rewards: {', '.join(scorer.__name__ for scorer in scorers)}",
+    )
+    facts = parts.facts(args)
+    facts["config"] |= {
+        "sampling": flags.of(SampleConfig),
+        "alarms": flags.of(AlarmConfig),
+        "rewards": rewards,
+        "extra": flags.training,
     }
-    if args.should_save:
-        print(parameter_table(parameters), flush=True)
-        print(
-            f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; a generation batch is "
-            f"{trainer.batches.prompts} prompts x {args.num_generations} completions; rewards: {', '.join(s.__name__ for s in scorers)}",
-            flush=True,
-        )
-    return trainer, facts
+    return trainer, facts | {
+        "features": parts.features.facts() if parts.features else None,
+        "order": rollouts.facts,
+    }
 
 
-def objective(rewards: Sequence[tuple[str, Any]], args: Any) -> dict[str, Any]:
-    """What a run is rewarded for and how it samples: a resumed run goes on with the same. Files count by their content."""
-    from drive_vlm.store.fingerprint import content_hash
-
-    def told(value: Any) -> Any:
-        if isinstance(value, list):
-            return [told(item) for item in value]
-        return content_hash(value) if isinstance(value, str) and os.path.isfile(value) else value
-
-    found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in rewards]}
-    found["reward_weights"] = args.reward_weights
-    for _, config in rewards:
-        found |= {name: told(value) for name, value in (plain(config) if config else {}).items()}
-    sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
-    return found | {name: getattr(args, name) for name in (*sampling, "loss_type", "scale_rewards")}
-
-
-def check_pictures(table: Any, args: Any) -> None:
+def check_pictures(table: "RowTable", args: "trl.GRPOConfig") -> None:
     """Raises ValueError for what vLLM would generate without its pictures."""
     if args.use_vllm and any(sample.images or sample.video for sample, _ in table.media()):
         raise ValueError(
             "--use_vllm takes rows without pictures only: TRL hands vLLM prompts whose image tokens it would expand a second time "
             "(huggingface/trl#6294). Leave --use_vllm out: completions are then generated in process."
         )
-
-
-def build_trainer(
-    family: Any,
-    tables: dict[str, Any],
-    encoder: Any,
-    scorers: list[Any],
-    data: DataConfig,
-    run: RunConfig,
-    args: Any,
-) -> Any:
-    """The Trainer with its prompts, rewards and tower memo; `args.beta` is put back by policy.attach_reference."""
-    from datasets import Dataset
-
-    from drive_vlm.data.order import EpochOrder, FixedOrder
-    from drive_vlm.models.flops import train_flops
-    from drive_vlm.sampling.vision import install_memo, vision_taker
-    from drive_vlm.stages.engine.progress import show_progress
-    from drive_vlm.stages.engine.throughput import Throughput, device_peak_flops
-    from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
-    from drive_vlm.stages.rl.policy import without_own_reference
-    from drive_vlm.stages.rl.prompts import PromptBatches, Prompts
-
-    table = tables["train"]
-    memo = install_memo(family, data)
-    with without_own_reference(family.model, args):
-        trainer = GRPOTrainer(
-            model=family.model,
-            reward_funcs=list(scorers),
-            args=args,
-            train_dataset=Dataset.from_dict({"row": range(len(table))}),
-            processing_class=family.processor,
-        )
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    order = EpochOrder(table.length, seed) if args.shuffle_dataset else FixedOrder(len(table))
-    trainer.batches = PromptBatches(
-        order,
-        args.generation_batch_size // args.num_generations,
-        args.num_generations,
-        args.steps_per_generation * args.num_iterations,
-        args.process_index,
-        args.world_size,
-    )
-    trainer.prompts, trainer.scorers, trainer.memo = Prompts(table, encoder), scorers, memo
-    trainer.take_vision, trainer.without_pictures = vision_taker(family, data)
-    trainer.throughput = Throughput(device_peak_flops(run.peak_flops))
-    trainer.flops = train_flops(family)
-    trainer.tables, trainer.on_bad_row, trainer.keep = tables, data.on_bad_row, run.keep
-    trainer.facts = {
-        "rows": len(table),
-        "content_hash": table.content_hash,
-        "seed": seed,
-        "shuffle_dataset": args.shuffle_dataset,
-        "global_batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "generation_batch_size": args.generation_batch_size,
-        "num_generations": args.num_generations,
-        "num_iterations": args.num_iterations,
-        "num_frames": data.num_frames,
-        "beta": args.beta,
-    }
-    show_progress(trainer)
-    return trainer

@@ -4,63 +4,92 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import trl
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import TrainerCallback
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from trl.models import prepare_deepspeed
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-from drive_vlm.launch.checkpoint import cut_metrics
-from drive_vlm.sampling.tower_memo import TowerMemo
-from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader
-from drive_vlm.stages.rl.alarms import Alarms
-from drive_vlm.stages.rl.prompts import Prompt, PromptBatches, Prompts, describe_difference, same_keys
-from drive_vlm.stages.rl.samples_file import FILE, SampleConfig, append_samples, sample_line
+from drive_vlm.stages.engine.build import RunParts
+from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
+from drive_vlm.stages.rl.policy import check_copy, without_own_reference
+from drive_vlm.stages.rl.prompts import Prompt, describe_difference, same_keys
+from drive_vlm.stages.rl.rollouts import Rollouts
+from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _STATE = "grpo_state.json"
 
 
 class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
-    """After construction a stage sets, beside what the mixin asks for, `batches`, `prompts`, `take_vision` (vision
-    tensors of rows -> those of a batch), `without_pictures` (what a pass gets in a batch without any), `scorers`, `alarms`,
-    `sampling`, `memo` and `facts` (what must be equal in a resumed run).
+    """Built from RunParts, Rollouts (rollouts.py) and the Trainer's own arguments.
 
     TRL renders prompts with the processor, which would tile pictures in its own way; here prompt tokens and vision tensors
     are those of the data path, so that GRPO reads what SFT trained. The vision tensors of a generation batch stay on the
     CPU, one copy for the generations of a prompt, and join each pass as it needs them.
+
+    A generation batch, in the order in which TRL calls our methods:
+
+    1. `_prepare_inputs` asks for a new batch when the old one is used up (`steps_per_generation * num_iterations` times).
+    2. `_generate_and_score_completions` loads prompts and pictures; `_tokenize_prompts` hands TRL tokens and tensors.
+    3. TRL generates, on all ranks alike; under ZeRO-3 the weights are gathered for it.
+    4. `_get_per_token_logps_and_entropies` computes log-probabilities under policy and reference, pictures included.
+    5. `_calculate_rewards` calls the scorers; TRL turns rewards into advantages within each group.
+    6. `_observe` (alarms) and `_write_samples` (samples.jsonl) look at the result.
+    7. For each micro-batch: `_prepare_inputs` counts it, `_compute_loss` gives TRL's loss with the batch's own pictures.
     """
 
-    args: Any  # trl.GRPOConfig
+    # Any: the Trainer's own type has none of the flags of GRPOConfig.
+    args: Any
     num_generations: int
     train_dataset: Any
-    batches: PromptBatches
-    prompts: Prompts
-    take_vision: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-    scorers: Sequence[Any]
-    alarms: Alarms
-    sampling: SampleConfig
-    memo: TowerMemo | None = None
-    without_pictures: dict[str, Any]
-    facts: dict[str, Any]
-    generations = 0
+    log_files = ("metrics.jsonl", FILE)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
+    def __init__(self, parts: RunParts, rollouts: Rollouts, reference: torch.nn.Module | None, **kwargs: Any) -> None:
+        model, args = parts.family.model, kwargs["args"]
+        self.rollouts = rollouts
+        self.generations = 0
         self._trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        super().__init__(*args, **kwargs)
-        self._keep_trained()
-        self.add_callback(SavesAtBoundaries(self.may_save))
         self._rows: list[Prompt] = []
         self._pictures: list[dict[str, Any]] = []
         self._scored: dict[str, Any] = {}
         self._kl: float | None = None
+        with without_own_reference(model, args):
+            super().__init__(parts, **kwargs)
+        self._restore_trained()
+        self.add_callback(SavesAtBoundaries(self.may_save))
+        self.beta = args.beta
+        if reference is not None:
+            self.ref_model = self._ready(reference)
+        elif self.beta:
+            check_copy(self.model)
 
-    def _keep_trained(self) -> None:
-        """What trains stays what it was: peft turns on the whole of an adapter whenever one becomes active."""
+    def _ready(self, reference: torch.nn.Module) -> torch.nn.Module:
+        """The reference as GRPOTrainer's constructor (trl 1.16) leaves one of its own: the same dropout, padding token and
+        head as the policy, then in an engine of its own, in evaluation mode."""
+        args, reference = self.args, cast("PreTrainedModel", reference)
+        if args.disable_dropout:
+            disable_dropout_in_model(reference)
+        policy_text, text = self.model.config.get_text_config(), reference.config.get_text_config()
+        text.pad_token_id = policy_text.pad_token_id
+        add_fused_lm_head(reference, temperature=args.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+        if self.is_deepspeed_enabled:
+            ready = prepare_deepspeed(reference, self.accelerator)
+        else:
+            ready = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        return ready.eval()
+
+    def _restore_trained(self) -> None:
+        """Restore requires_grad: peft (0.21) enables a whole adapter whenever it becomes active."""
         if hasattr(self.model, "peft_config"):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in self._trained)
@@ -68,30 +97,31 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     # generation batches
 
     def get_train_dataloader(self) -> DataLoader:
+        """Replaces GRPOTrainer.get_train_dataloader (trl 1.16), whose sampler drops the rows that do not fill a batch."""
         # With a generator of its own the loader draws nothing from the generator that completions are sampled with.
         return Loader(
             self.train_dataset,
-            batch_sampler=self.batches,
+            batch_sampler=self.rollouts.batches,
             collate_fn=self.data_collator,
             generator=torch.Generator(),
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """GRPOTrainer._generate_and_score_completions (trl 1.16), with our prompts before it and our records after it."""
         numbers = [one["row"] for one in inputs]
-        self.heartbeat.beat(
-            "data", lambda: [self.prompts.table.sample(row, False).id for row in dict.fromkeys(numbers)]
-        )
+        table = self.rollouts.prompts.table
+        self.heartbeat.beat("data", lambda: [table.sample(row, False).id for row in dict.fromkeys(numbers)])
         started = time.perf_counter()
-        self._rows = self.prompts.load(numbers)
+        self._rows = self.rollouts.prompts.load(numbers)
         self._pictures = [row.vision for row in self._rows]
-        self.throughput.waited += time.perf_counter() - started
-        if self.memo is not None:
-            self.memo.clear()
+        self.parts.throughput.waited += time.perf_counter() - started
+        if self.rollouts.memo is not None:
+            self.rollouts.memo.clear()
         self.heartbeat.beat("generation", list(dict.fromkeys(row.id for row in self._rows)))
         output = super()._generate_and_score_completions([{"prompt": row.messages} for row in self._rows])
-        self._keep_trained()
+        self._restore_trained()
         self._observe()
-        if self.sampling.sample_steps and self.generations % self.sampling.sample_steps == 0:
+        if self.rollouts.samples.sample_steps and self.generations % self.rollouts.samples.sample_steps == 0:
             self._write_samples(output["advantages"].tolist())
         self.generations += 1
         lengths = zip(output["prompt_mask"].sum(1).tolist(), self._scored["lengths"], strict=True)
@@ -103,7 +133,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Tokens of our own data path, and the vision tensors of all rows; TRL itself then sees no pictures."""
-        return [row.input_ids for row in self._rows], None, self.take_vision(self._pictures)
+        return [row.input_ids for row in self._rows], None, self.rollouts.take_vision(self._pictures)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
@@ -118,7 +148,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             "texts": [message[0]["content"] for message in completions],
             "lengths": [len(ids) for ids in completion_ids_list],
             "truncated": [ids[-1] not in (*self.eos_token_ids, self._tokenizer.pad_token_id) for ids in completion_ids_list],
-            "terms": [scorer.terms(len(completions)) for scorer in self.scorers],
+            "terms": [scorer.terms(len(completions)) for scorer in self.rollouts.scorers],
         }  # fmt: skip
         self._metrics["train"]["reward_seconds"].append(time.perf_counter() - started)
         return rewards
@@ -126,7 +156,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     def _observe(self) -> None:
         """Let the alarms see the generation batch that was just scored; TRL has gathered its numbers over all ranks."""
         metrics = self._metrics["train"]
-        observed = self.alarms.observe(
+        observed = self.rollouts.alarms.observe(
             zero_variance=metrics["frac_reward_zero_std"][-1],
             all_zero=not bool(self._scored["rewards"].nan_to_num().any()),
             length=metrics["completions/mean_length"][-1],
@@ -139,7 +169,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     def _write_samples(self, advantages: list[float]) -> None:
         """Gathers the lines on all ranks, writes them on the main one."""
-        limit = self.sampling.sample_limit or self.args.generation_batch_size
+        limit = self.rollouts.samples.sample_limit or self.args.generation_batch_size
         limit = max(limit // self.num_generations, 1) * self.num_generations
         first = self.args.process_index * len(self._rows)
         rewards = self._scored["rewards"][first : first + len(self._rows)].tolist()
@@ -150,8 +180,11 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
                 row.text,
                 self._scored["texts"][i],
                 row.columns["reference"],
-                {s.__name__: None if math.isnan(r) else r for s, r in zip(self.scorers, rewards[i], strict=True)},
-                {s.__name__: t[i] for s, t in zip(self.scorers, self._scored["terms"], strict=True) if t},
+                {
+                    s.__name__: None if math.isnan(r) else r
+                    for s, r in zip(self.rollouts.scorers, rewards[i], strict=True)
+                },
+                {s.__name__: t[i] for s, t in zip(self.rollouts.scorers, self._scored["terms"], strict=True) if t},
                 advantages[i],
                 self._scored["lengths"][i],
                 self._scored["truncated"][i],
@@ -165,20 +198,18 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     # micro-batches
 
-    def begin_batch(self, inputs: Any) -> None:
-        """The rows of a micro-batch are known once they are drawn from the generation batch (_prepare_inputs)."""
-
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """GRPOTrainer._prepare_inputs (trl 1.16), then the count of the micro-batch that it has drawn."""
         inputs = super()._prepare_inputs(generation_batch)
         self.sample_ids = inputs["sample_ids"]
-        tokens = sum(prompt + completion for prompt, completion in inputs["lengths"])
-        tiles = 0 if self.memo is not None else sum(map(_tiles, inputs["pictures"]))
-        self._step_flops = self.flops(tokens, sum(completion for _, completion in inputs["lengths"]), tiles)
-        self.throughput.add(len(self.sample_ids), tokens, self._step_flops)
-        self.heartbeat.beat("forward", self.sample_ids)
+        completions = sum(completion for _, completion in inputs["lengths"])
+        # With a memo the tower has run already, once for each picture of the generation batch.
+        tiles = 0 if self.rollouts.memo is not None else sum(map(num_tiles, inputs["pictures"]))
+        self.count_batch(sum(prompt for prompt, _ in inputs["lengths"]) + completions, completions, tiles)
         return inputs
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """GRPOTrainer._compute_loss (trl 1.16), with the pictures of this micro-batch."""
         self._pictures = inputs["pictures"]
         loss = super()._compute_loss(model, inputs)
         if self.beta:
@@ -187,20 +218,20 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(
         self,
-        model: Any,
+        model: torch.nn.Module,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
-        **options: Any,
+        **options: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's own, `batch_size` rows at a time, each time with the pictures of these rows."""
+        """TRL's own (1.16), `batch_size` rows at a time, each time with the pictures of these rows."""
         size = batch_size or len(input_ids)
         parts: list[Any] = []
         for start in range(0, len(input_ids), size):
             part = slice(start, start + size)
-            vision = {k: self._prepare_input(v) for k, v in self.take_vision(self._pictures[part]).items()}
-            with_pictures = functools.partial(model, **(vision or self.without_pictures))
+            vision = {k: self._prepare_input(v) for k, v in self.rollouts.take_vision(self._pictures[part]).items()}
+            with_pictures = functools.partial(model, **(vision or self.rollouts.without_pictures))
             parts.append(
                 super()._get_per_token_logps_and_entropies(
                     with_pictures, input_ids[part], attention_mask[part], logits_to_keep, **options
@@ -219,25 +250,22 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         """Whether all completions of the generation batch are used up: TRL's buffer is in no checkpoint."""
         return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
-    def prepare_start(self) -> None:
-        """Also refuses other prompts, batches or another reference policy (ValueError), and cuts samples.jsonl."""
-        super().prepare_start()
-        step = -1
-        if self.args.resume_from_checkpoint:
-            checkpoint = Path(self.args.resume_from_checkpoint)
-            state = json.loads((checkpoint / _STATE).read_text())
-            step = state["step"]
-            differs = describe_difference(state["facts"], self.facts)
-            if differs:
-                raise ValueError(
-                    f"{checkpoint} was saved with {differs}: the run would not go on where it stopped. Resume with the same data, "
-                    "--model and batch flags, or start anew in another --output_dir."
-                )
-            self.generations = state["generations"]
-            self.alarms.load(state["alarms"])
-            self._kl = state["kl"]
-        if self.args.should_save:
-            cut_metrics(self.out / FILE, step)
+    def check_resume(self) -> None:
+        """Also refuses other prompts, batches, rewards or another reference policy (ValueError), and takes over the alarms."""
+        super().check_resume()
+        if self.parts.resume is None:
+            return
+        checkpoint = self.parts.resume.checkpoint
+        state = json.loads((checkpoint / _STATE).read_text())
+        differs = describe_difference(state["facts"], self.rollouts.facts)
+        if differs:
+            raise ValueError(
+                f"{checkpoint} was saved with {differs}: the run would not go on where it stopped. Resume with the same data, "
+                "--model and batch flags, or start again in another --output_dir."
+            )
+        self.generations = state["generations"]
+        self.rollouts.alarms.load(state["alarms"])
+        self._kl = state["kl"]
 
     def save_data_state(self, directory: Path) -> None:
         super().save_data_state(directory)
@@ -246,19 +274,15 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         state = {
             "step": self.state.global_step,
             "generations": self.generations,
-            "facts": self.facts,
-            "alarms": self.alarms.state(),
+            "facts": self.rollouts.facts,
+            "alarms": self.rollouts.alarms.state(),
             "kl": self._kl,
         }
         (directory / _STATE).write_text(json.dumps(state, indent=2) + "\n")
-        if self.use_adaptive_entropy:  # where TRL looks for it
+        # TRL 1.16 looks for it in this file when it resumes.
+        if self.use_adaptive_entropy:
             entropy = {"entropy_coef": self.entropy_coef, "last_world_entropy": self._last_world_entropy}
             (directory / "entropy_ctrl_state.json").write_text(json.dumps(entropy))
-
-
-def _tiles(vision: dict[str, Any]) -> int:
-    pictures = next((vision[name] for name in ("pixel_values", "vision_features") if name in vision), None)
-    return 0 if pictures is None else len(pictures)
 
 
 class SavesAtBoundaries(TrainerCallback):
@@ -267,10 +291,13 @@ class SavesAtBoundaries(TrainerCallback):
     def __init__(self, may_save: Callable[[], bool]) -> None:
         self._may_save, self._due = may_save, False
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._due |= control.should_save
         control.should_save = self._due and self._may_save()
         if control.should_save:
             self._due = False
 
-    on_epoch_end = on_step_end  # --max_steps ends an epoch wherever it stands
+    # --max_steps ends an epoch wherever it stands.
+    on_epoch_end = on_step_end

@@ -1,51 +1,29 @@
-"""The policy of a GRPO run (its loading is that of preference training too), the frozen reference it is held to, and its vision tower."""
+"""The frozen reference that the policy of a GRPO run is held to: what the run began with."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from drive_vlm.config import ModelConfig, RunConfig
+from drive_vlm.config import ModelConfig
 from drive_vlm.models import load_family
-from drive_vlm.models.freezing import freeze
-from drive_vlm.models.lora import apply_lora
+from drive_vlm.sampling.tower_memo import TowerMemo
 from drive_vlm.sampling.vision import install_in
-from drive_vlm.stages.engine.run import model_dtype, weights_to_load
+from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.store.fingerprint import model_fingerprint
 
-
-def load_policy(model: ModelConfig, run: RunConfig, args: Any) -> Any:
-    """The family that trains: of --model, or of the checkpoint that is resumed. An adapter directory trains on from its adapter.
-
-    Raises ValueError for an adapter with --lora_rank, and for freezing what an adapter is made of.
-    """
-    source = weights_to_load(model, args.resume_from_checkpoint)
-    family = load_family(source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
-    if not hasattr(family.model, "peft_config"):
-        freeze(family.model, family.parts, model.freeze)
-        if model.lora_rank:
-            family.model = apply_lora(family, model, model.freeze)
-        return family
-    if model.lora_rank:
-        raise ValueError(
-            f"--model {model.model} is an adapter and trains on as it is: leave --lora_rank out, or merge it first "
-            "(python -m drive_vlm merge) to put a new adapter on the result."
-        )
-    if "language_model" in model.freeze:
-        raise ValueError("--freeze language_model: the adapter of --model is all that trains there. Leave it out.")
-    freeze(family.model.get_base_model(), family.parts, model.freeze)
-    return family
-
-
-# reference
+if TYPE_CHECKING:
+    import trl
 
 
 @contextlib.contextmanager
-def without_own_reference(model: Any, args: Any) -> Iterator[None]:
-    """While TRL's trainer is built: with adapters it copies the one of `model`, as it is to be; without, it would load the
-    reference from where the policy's weights came from, which is a checkpoint when a run is resumed."""
+def without_own_reference(model: torch.nn.Module, args: "trl.GRPOConfig") -> Iterator[None]:
+    """Stop trl.GRPOTrainer's constructor (1.16) from building its own reference model, inside this context.
+
+    On resume it would load the checkpoint instead of --model. With adapters TRL's copy of the adapter is right and kept.
+    """
     beta = args.beta
     if not hasattr(model, "peft_config"):
         args.beta = 0.0
@@ -55,43 +33,31 @@ def without_own_reference(model: Any, args: Any) -> Iterator[None]:
         args.beta = beta
 
 
-def attach_reference(trainer: Any, model: ModelConfig, args: Any, features: Any) -> None:
-    """Give the trainer what its KL term looks at: the copied adapter, or --model once more, frozen; nothing with --beta 0.
+def reference_facts(model: ModelConfig, args: "trl.GRPOConfig") -> dict[str, Any]:
+    """Which reference the run has, for resumed runs; {} with --beta 0."""
+    return {"reference": model_fingerprint(model.model).get("weights", model.model)} if args.beta else {}
 
-    Raises ValueError when the adapter was not copied whole.
-    """
-    trainer.beta = args.beta
-    if not args.beta:
-        return
-    trainer.facts["reference"] = model_fingerprint(model.model).get("weights", model.model)
-    policy = trainer.model
-    if hasattr(policy, "peft_config"):
-        _check_copy(policy)
-        return
-    from trl.models import prepare_deepspeed
-    from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-    family = load_family(dataclasses.replace(model, lora_rank=0), policy.dtype, for_training=True)
+def load_reference(parts: RunParts, args: "trl.GRPOConfig", memo: TowerMemo | None) -> torch.nn.Module | None:
+    """--model once more, frozen, for the KL term. None with --beta 0, and with adapters, where TRL's copy is the reference."""
+    policy = parts.family.model
+    if not args.beta or hasattr(policy, "peft_config"):
+        return None
+    family = load_family(dataclasses.replace(parts.flags.model, lora_rank=0), policy.dtype, for_training=True)
     family.model.requires_grad_(False)
-    if features is not None:
+    if parts.features is not None:
         from drive_vlm.models.vision_features import detach_tower
 
-        detach_tower(family, features.feature_shape, keep=False)
-    elif trainer.memo is not None:
-        install_in(trainer.memo, family)
-    if args.disable_dropout:
-        disable_dropout_in_model(family.model)
-    family.model.config.get_text_config().pad_token_id = policy.config.get_text_config().pad_token_id
-    add_fused_lm_head(family.model, temperature=args.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
-    if trainer.is_deepspeed_enabled:
-        trainer.ref_model = prepare_deepspeed(family.model, trainer.accelerator)
-    else:
-        trainer.ref_model = trainer.accelerator.prepare_model(family.model, evaluation_mode=True)
-    trainer.ref_model.eval()
+        detach_tower(family, parts.features.feature_shape, keep=False)
+    elif memo is not None:
+        # Both towers are frozen and equal, so that they may share what one of them has computed.
+        install_in(memo, family)
+    return family.model
 
 
-def _check_copy(policy: Any) -> None:
-    """`ref` must be `default` to the last bit: adapter, and parts that train in full beside it (modules_to_save)."""
+def check_copy(policy: torch.nn.Module) -> None:
+    """Raises ValueError unless the adapter `ref` is `default` to the last bit: adapter, and parts that train in full next
+    to it (modules_to_save)."""
     weights = dict(policy.named_parameters(remove_duplicate=False))
     own = {name: weight for name, weight in weights.items() if ".default." in name}
     for name, weight in own.items():
@@ -104,6 +70,6 @@ def _check_copy(policy: Any) -> None:
     assert own, "a PeftModel has an adapter"
 
 
-def _shard(weight: Any) -> torch.Tensor:
+def _shard(weight: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a weight: under ZeRO-3 its part."""
     return getattr(weight, "ds_tensor", weight).detach()

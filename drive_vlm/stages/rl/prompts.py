@@ -30,7 +30,7 @@ class PromptEncoder(Encoder):
 
 
 class PromptBatches(Sampler[list[int]]):
-    """Row numbers of this rank, a list for each micro-batch: every prompt `num_generations` times, a group side by side.
+    """Row numbers of this rank, a list for each micro-batch: every prompt `num_generations` times, a group next to each other.
 
     The prompts are one stream, epoch after epoch of `order`, cut into generation batches of `prompts` each. A pure function
     of (seed, number of rows, batch): any run, on any number of processes with the same generation batch, reads the same
@@ -51,7 +51,8 @@ class PromptBatches(Sampler[list[int]]):
     ) -> None:
         self.order, self.prompts, self.num_generations, self.reuse = order, prompts, num_generations, reuse
         self.rank, self.world_size, self.epoch = rank, world_size, 0
-        self.batches = -(-order.num_sequences // prompts)  # generation batches an epoch
+        # Generation batches an epoch.
+        self.batches = -(-order.num_sequences // prompts)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -126,7 +127,7 @@ class Prompts:
 
 
 def columns_of(sample: Sample, root: str) -> dict[str, Any]:
-    """What rewards are told of a row. `video` and `image` are as the row gives them, `files` where they lie.
+    """What rewards are given of a row. `video` and `image` are as the row gives them, `files` where they lie.
 
     Raises ValueError for a row's column that would hide an argument of the rewards.
     """
@@ -175,7 +176,8 @@ def without_undecodable(table: RowTable, encoder: Encoder, rank: int, world_size
     if len(bad) == len(table):
         raise ValueError(f"no row can be decoded; the first: {bad[min(bad)]}")
     kept = np.setdiff1d(np.arange(len(table)), list(bad))
-    once = {error.where: error for _, error in sorted(bad.items())}  # a repeated row counts once
+    # A repeated row counts once.
+    once = {error.where: error for _, error in sorted(bad.items())}
     return dataclasses.replace(
         table,
         source=table.source[kept],

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from drive_vlm.data.caches.feature_cache import Identity
+from drive_vlm.data.caches.feature_cache import FeatureCache, Identity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
 from drive_vlm.data.vision import frame_indices, video_length
 from drive_vlm.stages.rl.prompts import columns_of, same_keys
+from drive_vlm.stages.rl.scorers import Scorer
 
 _THREADS = 8
 _SHOWN = 3
@@ -19,10 +20,15 @@ Problems = list[tuple[tuple[int, int], str]]  # ((source, row), "file:line: what
 
 
 def check_rows(
-    table: RowTable, scorers: Sequence[Any], num_frames: int, features: Any, rank: int, world_size: int
+    table: RowTable,
+    scorers: Sequence[Scorer],
+    num_frames: int,
+    features: FeatureCache | None,
+    rank: int,
+    world_size: int,
 ) -> None:
-    """Ask each of `scorers` that can tell (Scorer.check) about each row: its columns, `frames`, the numbers that the run takes of
-    its video, and `difference`, a function that tells how its files differ from those that an Identity was made of (''
+    """Ask each of `scorers` that can check rows (Scorer.check) about each row: its columns, `frames`, the numbers that the run takes of
+    its video, and `difference`, a function that returns how its files differ from those that an Identity was made of (''
     where they do not). The ranks share the rows and agree on the result; with a feature cache (`features`, else None) no
     video is opened.
 
@@ -32,16 +38,18 @@ def check_rows(
     if not asked:
         return
     numbers = {place: i for i, place in enumerate(zip(table.source.tolist(), table.row.tolist(), strict=True))}
-    mine = [numbers[place] for place in sorted(numbers)[rank::world_size]]  # repeated rows once
-    told: tuple[list[Problems], str] = [], ""
+    # Repeated rows are asked about once.
+    mine = [numbers[place] for place in sorted(numbers)[rank::world_size]]
+    answer: tuple[list[Problems], str] = [], ""
     try:
-        told = _ask(table, mine, asked, num_frames, features), ""
-    except ValueError as error:  # every rank must learn of it: only the main one speaks
-        told = [], str(error)
-    parts: list[Any] = [told]
+        answer = _ask(table, mine, asked, num_frames, features), ""
+    except ValueError as error:
+        # Every rank must learn of it, or the others would wait for this one in the gather; only the main one prints.
+        answer = [], str(error)
+    parts: list[Any] = [answer]
     if dist.is_initialized():
         parts = [None] * world_size
-        dist.all_gather_object(parts, told)
+        dist.all_gather_object(parts, answer)
     for _, failure in parts:
         if failure:
             raise ValueError(failure)
@@ -55,7 +63,9 @@ def check_rows(
             )
 
 
-def _ask(table: RowTable, rows: Sequence[int], asked: Sequence[Any], num_frames: int, features: Any) -> list[Problems]:
+def _ask(
+    table: RowTable, rows: Sequence[int], asked: Sequence[Scorer], num_frames: int, features: FeatureCache | None
+) -> list[Problems]:
     """The problems of each reward with these rows."""
 
     def look(i: int) -> tuple[str, dict[str, Any]]:
@@ -67,8 +77,8 @@ def _ask(table: RowTable, rows: Sequence[int], asked: Sequence[Any], num_frames:
     if not rows:
         return [[] for _ in asked]
     with ThreadPoolExecutor(_THREADS) as threads:
-        places, told = zip(*threads.map(look, rows), strict=True)
-    filled = same_keys(told)
+        places, found_columns = zip(*threads.map(look, rows), strict=True)
+    filled = same_keys(found_columns)
     columns = {name: [row[name] for row in filled] for name in filled[0]}
     found: list[Problems] = []
     for scorer in asked:
@@ -86,7 +96,7 @@ def _difference(sample: Sample, identity: dict[str, Any], num_frames: int) -> st
         return f"cannot be read: {error.strerror}"
 
 
-def _frames(sample: Sample, num_frames: int, features: Any, max_tiles: int | None) -> list[int] | None:
+def _frames(sample: Sample, num_frames: int, features: FeatureCache | None, max_tiles: int | None) -> list[int] | None:
     """Numbers of the frames that are taken of the row's video; None without one, and for one that the loader cannot read."""
     if sample.video is None:
         return None

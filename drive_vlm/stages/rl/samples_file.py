@@ -9,7 +9,8 @@ from typing import Any
 from drive_vlm.config import field
 
 FILE = "samples.jsonl"
-_LONGEST_PROMPT, _LONGEST_TEXT = 300, 4000  # characters
+# Characters.
+_LONGEST_PROMPT, _LONGEST_TEXT = 300, 4000
 
 
 @dataclasses.dataclass

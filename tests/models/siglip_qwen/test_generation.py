@@ -11,7 +11,7 @@ import torch
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import load_family
 from drive_vlm.models.family import Family
-from drive_vlm.sampling.local import _left_padded
+from drive_vlm.sampling.local import left_padded
 
 Rows = list[dict[str, Any]]
 
@@ -23,7 +23,7 @@ def test_generation_with_cache_equals_greedy_without(
     """Rows of four, no, one and two frames, padded left, against each row alone and every step from the start."""
     prompts = encode(raw[:4], prompt=True)
     pad = family.tokenizer.pad_token_id
-    inputs = _left_padded(prompts, pad, family.vision.collate_vision)
+    inputs = left_padded(prompts, pad, family.vision.collate_vision)
     inputs = inputs if kind == "pixels" else with_features(inputs)
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": pad, "eos_token_id": None}
     with torch.inference_mode():
@@ -40,7 +40,7 @@ def test_generation_with_cache_equals_greedy_without(
 
 def test_several_answers_to_a_row_see_the_row_s_own_frames(family: Family, raw: Rows, encode: Callable) -> None:
     prompts = encode([raw[0], raw[3]], prompt=True)
-    inputs = _left_padded(prompts, family.tokenizer.pad_token_id, family.vision.collate_vision)
+    inputs = left_padded(prompts, family.tokenizer.pad_token_id, family.vision.collate_vision)
     ids, expanded = family.model._expand_inputs_for_generation(2, input_ids=inputs.pop("input_ids"), **inputs)
     pixels = inputs["pixel_values"]
     assert torch.equal(expanded["pixel_values"], torch.cat([pixels[:4], pixels[:4], pixels[4:], pixels[4:]]))

@@ -12,7 +12,7 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.models import load_family
 from drive_vlm.models.family import Family
 from drive_vlm.models.siglip_qwen.modeling import frame_numbers
-from drive_vlm.sampling.local import _left_padded
+from drive_vlm.sampling.local import left_padded
 
 Rows = list[dict[str, Any]]
 
@@ -103,7 +103,7 @@ def test_batch_equals_single_rows_equals_pack(family: Family, rows: Rows, batch_
         together = family.model(**batch).logits
         pack = batch_of([rows[:3], rows[3:]], packed=True)
         packed = family.model(**pack, use_cache=False).logits
-        left = _left_padded(rows, pad, family.vision.collate_vision)
+        left = left_padded(rows, pad, family.vision.collate_vision)
         width = left["input_ids"].shape[1]
         # padded on the left: positions as generate derives them
         positions = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)

@@ -6,7 +6,7 @@ import pytest
 
 from drive_vlm.stages import STAGES, run
 from drive_vlm.stages.engine.arguments import parse_stage
-from drive_vlm.stages.engine.run import evaluation_defaults
+from drive_vlm.stages.engine.training_arguments import evaluation_defaults
 
 NEEDED = ["--model", "m", "--data", "d.jsonl"]
 

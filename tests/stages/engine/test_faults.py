@@ -96,7 +96,7 @@ def test_a_broken_loss_ends_all_ranks_with_the_ids_of_the_batch(training: Callab
     assert run.wait() == 1, run.text[-3000:]
     status = run.status
     assert status["state"] == "failed" and "\n" not in status["reason"]
-    assert status["reason"].startswith("The loss of step 2 is no number: nan at rank 0, ids ")
+    assert status["reason"].startswith("Loss at step 2 is not finite: nan on rank 0, rows ")
     assert "the weights are broken, not a row" in status["reason"]
     assert f"error: {status['reason']}" in run.text
     named = {word.strip(",;.") for word in status["reason"].split()} & rows

@@ -190,7 +190,7 @@ def test_resume_with_other_data_is_refused(sft: Callable, fresh: Callable, world
     answer["id"] = answer["id"][:-1] + ("0" if answer["id"][-1] != "0" else "1")
     edited.write_text("\n".join([json.dumps(answer), *lines[1:]]) + "\n")
     refused = sft(out, "--data", fewer, "--resume", "auto", code=2)
-    assert "num_sequences 70, it is 69 now" in refused.text and "start anew in another --output_dir" in refused.text
+    assert "num_sequences 70, it is 69 now" in refused.text and "start again in another --output_dir" in refused.text
     refused = sft(out, "--seed", 7, "--resume", out / "checkpoint-1", code=2)
     assert "seed 42, it is 7 now" in refused.text
     refused = sft(out, "--data", other, "--resume", "auto", code=2)

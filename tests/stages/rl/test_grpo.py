@@ -27,7 +27,8 @@ def trainer(grpo_words: Callable, tmp_path: Path) -> Callable[..., Any]:
     def make(*flags: object) -> Any:
         words = [str(word) for word in grpo_words(tmp_path / "run", *flags)]
         made, _ = prepare(parse_stage("grpo", STAGES["grpo"], words).checked(STAGES["grpo"], 1))
-        made.prepare_start()
+        made.check_resume()
+        made.begin_files()
         return made
 
     return make
@@ -64,9 +65,9 @@ def test_the_reward_rises(grpo: Callable, fresh: Callable) -> None:
 def test_prompt_tokens_are_those_of_sft_and_generate(trainer: Callable, world: Any) -> None:
     """For every row: what GRPO generates from is the beginning of what SFT trained on, pictures and their tiles included."""
     made = trainer("--beta", 0)
-    table, encoder = made.tables["train"], made.prompts.encoder
+    table, encoder = made.parts.tables["train"], made.rollouts.prompts.encoder
     pictures = set()
-    for row, prompt in enumerate(made.prompts.load(range(len(table)))):
+    for row, prompt in enumerate(made.rollouts.prompts.load(range(len(table)))):
         made._rows = [prompt]
         made._pictures = [prompt.vision]
         ids, images, vision = made._tokenize_prompts([prompt.messages])
@@ -140,18 +141,18 @@ def test_the_tower_runs_once_for_each_picture(trainer: Callable, monkeypatch: py
         curves.append([(row["loss"], row["reward"], row["kl"]) for row in made.state.log_history if "reward" in row])
         pictures.append(sum(runs))
         if kept:
-            batches = [made.prompts.load(made.batches.prompts_of(batch)) for batch in (0, 1)]
+            batches = [made.rollouts.prompts.load(made.rollouts.batches.prompts_of(batch)) for batch in (0, 1)]
             tiles = [[tile for p in batch for tile in p.vision.get("pixel_values", ())] for batch in batches]
             distinct = sum(len({tile.numpy().tobytes() for tile in batch}) for batch in tiles)
             assert distinct <= sum(runs) <= distinct + 2  # with the dummy tile of micro-batches without a picture
-            assert made.memo.asked > 8 * made.memo.pictures
+            assert made.rollouts.memo.asked > 8 * made.rollouts.memo.pictures
     for with_memo, without in zip(*curves, strict=True):
         assert with_memo == pytest.approx(without, abs=1e-5)
     assert pictures[1] > 8 * pictures[0]
 
 
 def test_a_tower_that_trains_has_no_memo(trainer: Callable) -> None:
-    assert trainer("--freeze", "projector", "--beta", 0).memo is None
+    assert trainer("--freeze", "projector", "--beta", 0).rollouts.memo is None
 
 
 def test_the_stream_of_prompts() -> None:
@@ -196,7 +197,7 @@ def test_rows_that_cannot_be_decoded(grpo: Callable, fresh: Callable, world: Any
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--num_generations", 3), "8 completions (4 x 1 processes x 2 micro-batches) is no multiple of --num_generations 3"),
+        (("--num_generations", 3), "8 completions (4 x 1 processes x 2 micro-batches) is not a multiple of --num_generations 3"),
         (("--rewards", "physic"), "unknown reward 'physic'"),
         (("--rewards", "nowhere.py:build"), "no such file"),
         (("--rewards", "drive_vlm.config:build"), "has no function 'build'"),
@@ -250,8 +251,8 @@ def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, sy
     """Frames sampled and written as in SFT; rewards are told the video as the row gives it."""
     clips = synthetic_data / "clips_train.jsonl"
     made = trainer("--model", tiny_video_model, "--data", clips, "--num_frames", 3, "--max_steps", 2)
-    table, encoder = made.tables["train"], made.prompts.encoder
-    prompt = made.prompts.load([0])[0]
+    table, encoder = made.parts.tables["train"], made.rollouts.prompts.encoder
+    prompt = made.rollouts.prompts.load([0])[0]
     trained = encoder.encode(table.sample(0))
     assert prompt.input_ids == trained["input_ids"][: len(prompt.input_ids)].tolist()
     assert len(prompt.vision["pixel_values"]) == 3
@@ -260,7 +261,7 @@ def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, sy
     made.train()
     kl = [row["kl"] for row in made.state.log_history if "kl" in row]
     assert kl[0] == 0 and len(kl) == 2
-    assert made.memo.asked > 4 * made.memo.pictures
+    assert made.rollouts.memo.asked > 4 * made.rollouts.memo.pictures
 
 
 def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
@@ -312,11 +313,11 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
 def test_smolvlm(trainer: Callable, tiny_families: Callable[[str], Path], world: Any) -> None:
     """Prompts of rows with one picture, two and none are those of SFT; both steps have a loss, and the reference is held to."""
     made = trainer("--model", tiny_families("smolvlm"), "--max_steps", 2)
-    table, encoder = made.tables["train"], made.prompts.encoder
-    for row, prompt in enumerate(made.prompts.load(range(8))):
+    table, encoder = made.parts.tables["train"], made.rollouts.prompts.encoder
+    for row, prompt in enumerate(made.rollouts.prompts.load(range(8))):
         trained = encoder.encode(table.sample(row))
         assert prompt.input_ids == trained["input_ids"][: len(prompt.input_ids)].tolist()
     made.train()
     kl = [row["kl"] for row in made.state.log_history if "kl" in row]
     assert kl[0] == pytest.approx(0, abs=1e-6) and len(kl) == 2 and kl[1] > 0
-    assert made.memo.asked > made.memo.pictures > 0
+    assert made.rollouts.memo.asked > made.rollouts.memo.pictures > 0

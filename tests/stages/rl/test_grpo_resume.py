@@ -72,9 +72,9 @@ def test_order_does_not_depend_on_the_number_of_processes(
     grpo(out, *shards, "--max_steps", 3, launcher="torchrun")
     grpo(out, *shards, "--max_steps", 6)
     one = prepared(grpo_words(fresh("one"), "--beta", 0))
-    rows = [row for batch in range(6) for row in one.batches.prompts_of(batch)]
+    rows = [row for batch in range(6) for row in one.rollouts.batches.prompts_of(batch)]
     assert [(s["step"], s["id"]) for s in samples(out)[::4]] == [
-        (place // 2 + 1, one.tables["train"].sample(row).id) for place, row in enumerate(rows)
+        (place // 2 + 1, one.parts.tables["train"].sample(row).id) for place, row in enumerate(rows)
     ]
 
 
@@ -90,7 +90,7 @@ def test_what_would_not_go_on_where_it_stopped_is_refused(
     for flags, words in (
         (("--num_generations", 8), "num_generations 4, it is 8 now"),
         (("--seed", 7), "seed 42, it is 7 now"),
-        (("--model", other), "reference .*start anew"),
+        (("--model", other), "reference .*start again"),
         (("--temperature", 0.5), r"temperature 1.0, it is 0.5 now"),
         (("--letter_wanted", "xyz"), 'letter_wanted "aeiou", it is "xyz" now'),
         (("--reward_weights", 2.0), r"reward_weights .*, it is \[2.0\] now"),
@@ -102,7 +102,7 @@ def test_what_would_not_go_on_where_it_stopped_is_refused(
 def prepared(words: list[object]) -> Any:
     """The Trainer of these flags, in this process, after its checks of a resume."""
     trainer, _ = prepare(parse_stage("grpo", STAGES["grpo"], [str(word) for word in words]).checked(STAGES["grpo"], 1))
-    trainer.prepare_start()
+    trainer.check_resume()
     return trainer
 
 

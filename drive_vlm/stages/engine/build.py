@@ -1,0 +1,219 @@
+"""From flags to what a stage's trainer is made of: family, tables, encoder, sampler, throughput, FLOPs, as one RunParts.
+
+The order is that in which things happen: model, data, training. Every stage's `prepare` calls
+
+    args, resume = training_arguments(...)     # first of all: under ZeRO-3 it decides how weights are loaded
+    parts = build_parts(flags, args, resume)   # model and data
+    trainer = SomeTrainer(parts=parts, ...)    # training
+
+and sets nothing on the trainer afterwards.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.data.caches.feature_cache import FeatureCache
+from drive_vlm.data.encoder import Encoder
+from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
+from drive_vlm.data.sources import open_sources
+from drive_vlm.data.table import RowTable, build_table
+from drive_vlm.models import load_family
+from drive_vlm.models.family import Family
+from drive_vlm.models.flops import TrainFlops, train_flops
+from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
+from drive_vlm.models.lora import apply_lora
+from drive_vlm.sampling.features import open_features
+from drive_vlm.stages.engine.stage import StageFlags
+from drive_vlm.stages.engine.throughput import Throughput, device_peak_flops
+from drive_vlm.stages.engine.training_arguments import Resume, model_dtype
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclasses.dataclass
+class RunParts:
+    """What a DriveTrainerMixin needs next to the Trainer's own arguments.
+
+    Attributes:
+        flags: the run's flags.
+        family: the model that trains, frozen and adapted as the flags say, with its processor and picture side.
+        parameters: {part: {"total", "trainable"}} of it, counted before any trainer adds copies.
+        tables: {"train": rows of --data, "eval": rows of --eval_data where there are any}.
+        encoder: makes a row what the model sees.
+        features: the cache of --feature_cache; None without.
+        detached: weights of the tower that a feature cache replaces: saved, but not in the model.
+        sampler: this rank's share of the training rows; None where the stage draws its own batches.
+        resume: the checkpoint that the run goes on from; None for a new run.
+        throughput: counts what is done a second.
+        flops: (tokens, labels, tiles) -> FLOPs of a training step.
+    """
+
+    flags: StageFlags
+    family: Family
+    parameters: dict[str, dict[str, int]]
+    tables: dict[str, RowTable]
+    encoder: Encoder
+    features: FeatureCache | None
+    detached: dict[str, torch.Tensor]
+    sampler: ShardedBatchSampler | None
+    resume: Resume | None
+    throughput: Throughput
+    flops: TrainFlops
+
+    @property
+    def on_bad_row(self) -> str:
+        """--on_bad_row: "error" or "skip"."""
+        return self.flags.data.on_bad_row
+
+    @property
+    def keep(self) -> int:
+        """Checkpoints to keep besides the best."""
+        return self.flags.run.keep
+
+    def facts(self, args: "TrainingArguments") -> dict[str, Any]:
+        """What run.json says of every stage's run."""
+        flags = self.flags
+        found: dict[str, Any] = {
+            "stage": flags.stage,
+            "config": {"model": flags.model, "data": flags.data, "run": flags.run, "training": args.to_dict()},
+            "parameters": self.parameters,
+            "data": {name: table.audit()["files"] for name, table in self.tables.items()},
+        }
+        if self.sampler is not None:
+            found["order_hash"] = self.sampler.order.digest(0)
+        return found
+
+
+def build_parts(
+    flags: StageFlags,
+    args: "TrainingArguments",
+    resume: Resume | None,
+    encoder_class: type[Encoder] = Encoder,
+    own_batches: bool = False,
+) -> RunParts:
+    """Load the model, read the data. `own_batches`: the stage draws batches of its own, so no sampler is made.
+
+    Raises ValueError for what a user can fix, BadRow with --on_bad_row error.
+    """
+    family = load_policy(flags.model, flags.run, args)
+    parameters = count_parameters(family.model, family.parts)
+    # The tower leaves the model once it is settled what trains, and before the lengths are read, which follow the cache.
+    features, detached = open_features(family, flags.model, flags.data, args)
+    tables, encoder = build_tables(family, flags.data, args, features, encoder_class)
+    return RunParts(
+        flags=flags,
+        family=family,
+        parameters=parameters,
+        tables=tables,
+        encoder=encoder,
+        features=features,
+        detached=detached,
+        sampler=None if own_batches else build_sampler(tables["train"], flags.data, args),
+        resume=resume,
+        throughput=Throughput(device_peak_flops(flags.run.peak_flops)),
+        flops=train_flops(family),
+    )
+
+
+# model
+
+
+def load_policy(model: ModelConfig, run: RunConfig, args: "TrainingArguments") -> Family:
+    """The family that trains: of --model, or of the checkpoint that is resumed. An adapter directory trains on from its adapter.
+
+    Raises ValueError for an adapter with --lora_rank, and for freezing what an adapter is made of.
+    """
+    source = weights_to_load(model, args.resume_from_checkpoint)
+    family = load_family(source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
+    if not hasattr(family.model, "peft_config"):
+        freeze(family.model, family.parts, model.freeze)
+        if model.lora_rank:
+            family.model = apply_lora(family, model, model.freeze)
+        return family
+    if model.lora_rank:
+        raise ValueError(
+            f"--model {model.model} is an adapter and trains on as it is: leave --lora_rank out, or merge it first "
+            "(python -m drive_vlm merge) to put a new adapter on the result."
+        )
+    if "language_model" in model.freeze:
+        raise ValueError("--freeze language_model: the adapter of --model is all that trains there. Leave it out.")
+    freeze(family.model.get_base_model(), family.parts, model.freeze)
+    return family
+
+
+def weights_to_load(model: ModelConfig, checkpoint: str | None) -> ModelConfig:
+    """Where a run takes its weights from: a resumed one from its checkpoint, since DeepSpeed's shards hold what trains only and
+    --model may hold other frozen weights by now. With adapters the base is not in the checkpoint: it stays --model."""
+    if checkpoint is None or not (Path(checkpoint) / "config.json").is_file():
+        return model
+    return dataclasses.replace(model, model=checkpoint)
+
+
+# data
+
+
+def build_tables(
+    family: Family,
+    data: DataConfig,
+    args: "TrainingArguments",
+    features: FeatureCache | None = None,
+    encoder_class: type[Encoder] = Encoder,
+) -> tuple[dict[str, RowTable], Encoder]:
+    """Read, check and measure the data files; return {"train": RowTable, "eval": RowTable} and the encoder.
+
+    The first process of a node measures, the others read its cache.
+    """
+    from rich.progress import track
+
+    encoder = encoder_class(
+        family.tokenizer, family.template, family.vision, data.num_frames, data.max_length, features=features
+    )
+
+    def progress(blocks: Iterator[int], total: int) -> Iterator[int]:
+        silent = not args.should_log or bool(args.disable_tqdm)
+        return iter(track(blocks, "measuring rows", total, disable=silent, transient=True))
+
+    tables = {}
+    with args.main_process_first(local=True, desc="measuring rows"):
+        for name, paths in (("train", data.data), ("eval", data.eval_data)):
+            if paths:
+                tables[name] = build_table(
+                    open_sources(paths, data.image_root),
+                    encoder,
+                    data.on_bad_row,
+                    data.max_length,
+                    args.seed,
+                    need_answer=encoder.need_answer,
+                    progress=progress,
+                )
+                if features is not None and args.local_process_index == 0:
+                    features.check(tables[name].media())
+    return tables, encoder
+
+
+def build_sampler(table: RowTable, data: DataConfig, args: "TrainingArguments") -> ShardedBatchSampler:
+    """This rank's share of the training rows, in an order that is a function of the seed and the rows alone."""
+    accumulation = args.gradient_accumulation_steps
+    order = EpochOrder(
+        table.length,
+        args.data_seed if args.data_seed is not None else args.seed,
+        data.max_length if data.packing else None,
+        group_by_length=args.train_sampling_strategy == "group_by_length",
+        global_batch=args.per_device_train_batch_size * accumulation * args.world_size,
+    )
+    return ShardedBatchSampler(
+        order, args.per_device_train_batch_size, accumulation, args.process_index, args.world_size
+    )
+
+
+def show_parts(parts: RunParts, args: "TrainingArguments", line: str) -> None:
+    """Print the table of parameters and a `line` of the stage on the main process."""
+    if args.should_save:
+        print(parameter_table(parts.parameters), flush=True)
+        print(line, flush=True)

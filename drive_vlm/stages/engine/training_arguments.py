@@ -1,0 +1,157 @@
+"""From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from drive_vlm.config import ModelConfig, RunConfig
+from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
+from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
+from drive_vlm.launch.topology import accumulation_steps, read_topology
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
+# What this project chooses where transformers or TRL choose otherwise; the plan shows the same.
+ENGINE_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "output_dir": "runs/sft",
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a run goes on from.
+
+    Attributes:
+        checkpoint: its directory, complete.
+        convert: whether DeepSpeed's shards are of another number of processes, so that they become a universal checkpoint
+            before the engine loads them (saving.py).
+    """
+
+    checkpoint: Path
+    convert: bool = False
+
+
+def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, Any]) -> tuple[Arguments, Resume | None]:
+    """Build `cls` from the user's flags, with what this project fixes, and find the checkpoint of --resume.
+
+    Must run before the model is loaded: under ZeRO-3 it is what makes from_pretrained load shards.
+    Raises ValueError when the global batch is not divisible, the DeepSpeed configuration is wrong, or the checkpoint cannot
+    be resumed with this memory layout.
+    """
+    import torch
+
+    from drive_vlm.stages.engine.progress import quiet_bars
+
+    quiet_bars()
+    topology = read_topology()
+    cpu = bool(given.get("use_cpu", not torch.cuda.is_available()))
+    extra = ENGINE_DEFAULTS | given
+    names = {item.name for item in dataclasses.fields(cls)}
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
+    config = load_deepspeed_config(run.deepspeed, cpu) if run.deepspeed else None
+    resume = _find_resume(cls, run, extra, config, topology.world_size)
+    if resume and resume.convert and config:
+        # DeepSpeed's own key: with it the engine reads a universal checkpoint in place of its shards.
+        config["checkpoint"] = {"load_universal": True}
+    # deepspeed.comm starts before TrainingArguments, which start none with use_cpu.
+    if run.deepspeed:
+        _start_deepspeed(cpu)
+    elif topology.world_size > 1 and cpu:
+        extra.setdefault("ddp_backend", "gloo")
+    extra.setdefault("report_to", ["tensorboard"])
+    extra.setdefault("ddp_find_unused_parameters", False)
+    extra.setdefault("dataloader_pin_memory", not cpu)
+    extra.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    # transformers 5.23 renamed both and warns about the old names.
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        new = old.replace("gradient", "activation")
+        if old in extra and new in names:
+            extra.setdefault(new, extra.pop(old))
+    extra["use_cpu"] = cpu
+    args = cls(
+        **extra,
+        deepspeed=config,
+        gradient_accumulation_steps=accumulation_steps(
+            run.global_batch_size, extra["per_device_train_batch_size"], topology.world_size
+        ),
+        resume_from_checkpoint=str(resume.checkpoint) if resume else None,
+        # The Trainer would drop the columns that the model's forward does not name: ids, bad rows, token counts.
+        remove_unused_columns=False,
+        # The filter would hide a NaN loss and wait for the GPU at every micro-batch; faults.py looks for it without waiting.
+        logging_nan_inf_filter=False,
+        label_names=["labels"],
+    )
+    return args, resume
+
+
+def _find_resume(
+    cls: type, run: RunConfig, extra: dict[str, Any], config: dict[str, Any] | None, world_size: int
+) -> Resume | None:
+    found = find_checkpoint(run.resume, Path(extra["output_dir"]))
+    if not found:
+        return None
+    default = next(item.default for item in dataclasses.fields(cls) if item.name == "optim")
+    optim = str(extra.get("optim", default))
+    other_layout = check_layout(*found, zero_stage(config), bool(config), world_size, optim)
+    return Resume(found[0], convert=bool(other_layout and config))
+
+
+def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:
+    """The flags, with an evaluation where there are rows for it, unless the user says otherwise: whenever a checkpoint is
+    saved, else each epoch, and the best checkpoint is kept."""
+    if not has_eval_data:
+        return extra
+    save = extra.get("save_strategy", "epoch")
+    defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
+    if save != "no":
+        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    return {**defaults, **extra}
+
+
+def check_attention(model: ModelConfig, args: "TrainingArguments") -> None:
+    """Raises ValueError for a kernel that cannot train here: on a CPU flash has no implementation and flex no backward pass."""
+    if args.use_cpu and model.attn_implementation in ("flash", "flex"):
+        raise ValueError(
+            f"--attn_implementation {model.attn_implementation} trains on GPUs only. Use sdpa or eager on a CPU."
+        )
+
+
+def model_dtype(model: ModelConfig, args: "TrainingArguments") -> "torch.dtype":
+    """dtype of the weights in memory: DeepSpeed keeps fp32 masters of its own, plain bf16 training autocasts fp32 weights."""
+    import torch
+
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    return torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+
+
+def _start_deepspeed(cpu: bool) -> None:
+    """Start deepspeed.comm before TrainingArguments would: with use_cpu they do not, and ZeRO-3's loading needs it."""
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Plain `python` is a world of one.
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    import deepspeed
+
+    if cpu:
+        # The shared-memory collective is compiled for a minute at first use and gains nothing where gloo is at hand.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
