@@ -122,7 +122,7 @@ def install(clock: Clock) -> None:
 
     from drive_vlm.launch import checkpoint, manifest
     from drive_vlm.stages import sft
-    from drive_vlm.stages.engine import faults, heartbeat, watchdog
+    from drive_vlm.stages.engine import build, faults, heartbeat, watchdog
     from drive_vlm.stages.engine.throughput import Throughput
     from drive_vlm.stages.sft_trainer import SFTTrainer
 
@@ -137,23 +137,24 @@ def install(clock: Clock) -> None:
     clock.thread(watchdog.Watchdog, "_ask")
     clock.event(manifest, "start_manifest", "start_manifest")
     clock.event(manifest, "complete_manifest", "complete_manifest")
-    clock.event(sft, "measure_rows", "measure_rows")
+    clock.event(build, "build_tables", "measure_rows")
     clock.event(SFTTrainer, "save_audit", "save_audit")
     clock.event(SFTTrainer, "_save_checkpoint", "save")
     clock.event(checkpoint, "complete", "flush_and_rename")
-    build = sft.build_trainer
+    prepare = sft.prepare
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.begin_step(state.global_step)
 
-    def build_trainer(*args: Any) -> Any:
-        trainer = build(*args)
-        trainer.flops = clock.counted(trainer.flops, "throughput and FLOPs", off=0)
+    def prepare_counted(flags: Any) -> Any:
+        trainer: Any
+        trainer, facts = prepare(flags)
+        trainer.parts.flops = clock.counted(trainer.parts.flops, "throughput and FLOPs", off=0)
         trainer.add_callback(Steps())
-        return trainer
+        return trainer, facts
 
-    setattr(sft, "build_trainer", build_trainer)  # noqa: B010 - the type of the wrapped one is narrower
+    setattr(sft, "prepare", prepare_counted)  # noqa: B010 - the type of the wrapped one is narrower
 
 
 def main() -> None:

@@ -121,10 +121,11 @@ def measure_child(out: Path, words: list[str]) -> None:
                 found["peak"] = found["static"] + largest_sums(profiler)[""]
             found["rss"] += peak_resident_bytes()
 
-    build = sft.build_trainer
+    prepare = sft.prepare
 
-    def build_metered(*args: Any) -> Any:
-        trainer = build(*args)
+    def prepare_metered(flags: Any) -> Any:
+        trainer: Any
+        trainer, facts = prepare(flags)
         trainer.add_callback(Meter())
         step = trainer.training_step
 
@@ -136,9 +137,9 @@ def measure_child(out: Path, words: list[str]) -> None:
             return step(model, inputs, *rest, **kwargs)
 
         trainer.training_step = training_step
-        return trainer
+        return trainer, facts
 
-    setattr(sft, "build_trainer", build_metered)  # noqa: B010 - a stage has no hook for this, and needs none
+    setattr(sft, "prepare", prepare_metered)  # noqa: B010 - a stage has no hook for this, and needs none
     stages.run("sft", words)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(found))

@@ -94,10 +94,11 @@ def measure_child(out: Path, words: list[str]) -> None:
 
         return inside
 
-    build = grpo.build_trainer
+    prepare = grpo.prepare
 
-    def build_metered(*args: Any) -> Any:
-        trainer = build(*args)
+    def prepare_metered(flags: Any) -> Any:
+        trainer: Any
+        trainer, facts = prepare(flags)
         trainer.add_callback(Meter())
         trainer._generate = marked("sampling", trainer._generate)
         trainer._get_per_token_logps_and_entropies = marked("scoring", trainer._get_per_token_logps_and_entropies)
@@ -115,9 +116,9 @@ def measure_child(out: Path, words: list[str]) -> None:
             return output
 
         trainer._generate_and_score_completions = generate_and_score
-        return trainer
+        return trainer, facts
 
-    setattr(grpo, "build_trainer", build_metered)  # noqa: B010 - a stage has no hook for this, and needs none
+    setattr(grpo, "prepare", prepare_metered)  # noqa: B010 - a stage has no hook for this, and needs none
     stages.run("grpo", words)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(found))

@@ -86,6 +86,7 @@ class RunParts:
             "data": {name: table.audit()["files"] for name, table in self.tables.items()},
         }
         if self.sampler is not None:
+            assert isinstance(self.sampler.order, EpochOrder), "training has epochs"
             found["order_hash"] = self.sampler.order.digest(0)
         return found
 

@@ -151,7 +151,7 @@ class StopOnRequest(TrainerCallback):
             refuse_broken_weights(model, state.global_step, args.device)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        self._status.progress(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._status.progress(state.global_step, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         if self.requested:
             self._status.end(self.requested, self._why or "asked by a signal to another rank")
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import plain
@@ -48,7 +47,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     from drive_vlm.stages.engine.throughput import peak_memory_gib
 
     args = trainer.args
-    manifest = Path(args.output_dir) / "run.json"
+    manifest = trainer.out / "run.json"
     if args.should_save:
         layout = {
             "world_size": args.world_size,
@@ -100,5 +99,5 @@ def guarded(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float
     trainer.add_callback(Heartbeats(trainer.heartbeat))
     # Last of all callbacks: it must see what the others, such as GRPO's, have decided about saving.
     trainer.add_callback(stop)
-    with stop.listening(), Watchdog(trainer.heartbeat, status, Path(trainer.args.output_dir), hang_timeout):
+    with stop.listening(), Watchdog(trainer.heartbeat, status, trainer.out, hang_timeout):
         yield stop

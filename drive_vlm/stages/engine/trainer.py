@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ class DriveTrainerMixin(CheckpointMixin):
     The order of the bases matters: this class must stand before the Trainer, whose methods it calls through super().
     """
 
-    sample_ids: Sequence[str]
+    sample_ids: list[str]
+    # Any: each stage has its own kind of data set; transformers declares unions that none of them fits.
+    train_dataset: Any
+    eval_dataset: Any
     # Files of a line a step, "step" in each: what lies behind a resumed checkpoint is cut off.
     log_files: tuple[str, ...] = ("metrics.jsonl",)
 

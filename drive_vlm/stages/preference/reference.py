@@ -151,7 +151,9 @@ def log_probs(
         if dtype is not None:
             tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
         with torch.no_grad():
-            found = answer_log_probs(network(**tensors, token_log_probs=True).log_probs, tokens)
+            log_probs_of_tokens = network(**tensors, token_log_probs=True).log_probs
+            assert log_probs_of_tokens is not None, "asked for by token_log_probs"
+            found = answer_log_probs(log_probs_of_tokens, tokens)
         yield [i for i, _ in good], found.double().view(-1, 2).tolist()
 
 

@@ -155,7 +155,7 @@ def use_reference(trainer: "PreferenceTrainer", flags: ReferenceFlags) -> dict[s
     model, data = parts.flags.model, parts.flags.data
     kind = "bfloat16" if args.bf16 else str(trainer.model.dtype).removeprefix("torch.")
     settings = reference_settings(model_fingerprints(model.model), kind, parts.encoder)
-    directory = Path(flags.reference_cache or Path(args.output_dir) / "reference")
+    directory = Path(flags.reference_cache or trainer.out / "reference")
     if flags.reference_cache and not directory.is_dir():
         raise ValueError(
             f"--reference_cache {directory}: no such directory. Make it with `python -m drive_vlm reference`."

@@ -53,6 +53,8 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
     must be equally full on every rank. Without `live` the pairs carry the reference's log-probabilities.
     """
 
+    # As it was given: transformers declares a union of other collators.
+    data_collator: PairCollator
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -76,8 +78,8 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
         super().__init__(
             parts, train_dataset=rows, eval_dataset=rows if eval_pairs else None, data_collator=collator, **kwargs
         )
-        self.train_dataset: Any = pairs
-        self.eval_dataset: Any = eval_pairs
+        self.train_dataset = pairs
+        self.eval_dataset = eval_pairs
         self.precompute_ref_logps = not live
         assert live or self.ref_model is None, "a cached reference needs no second model"
         self.model_accepts_loss_kwargs = False

@@ -160,6 +160,7 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     parts = build_parts(flags, args, resume, PromptEncoder, own_batches=True)
     check_pictures(parts.tables["train"], args)
     check_prompts(parts, scorers, args)
+    assert args.generation_batch_size and args.num_generations and args.steps_per_generation, "GRPOConfig fills them in"
     rollouts = build_rollouts(
         parts,
         args,
@@ -167,7 +168,7 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
         args.generation_batch_size,
         args.num_generations,
         reuse=args.steps_per_generation * args.num_iterations,
-        shuffle=args.shuffle_dataset,
+        shuffle=bool(args.shuffle_dataset),
     )
     rollouts.facts |= reward_facts(rewards) | {name: getattr(args, name) for name in SAME_WHEN_RESUMED}
     rollouts.facts |= reference_facts(flags.model, args)

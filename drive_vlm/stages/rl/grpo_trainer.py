@@ -51,7 +51,6 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     # Any: the Trainer's own type has none of the flags of GRPOConfig.
     args: Any
     num_generations: int
-    train_dataset: Any
     log_files = ("metrics.jsonl", FILE)
 
     def __init__(self, parts: RunParts, rollouts: Rollouts, reference: torch.nn.Module | None, **kwargs: Any) -> None:
@@ -69,7 +68,9 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         self.add_callback(SavesAtBoundaries(self.may_save))
         self.beta = args.beta
         if reference is not None:
-            self.ref_model = self._ready(reference)
+            # Any: TRL declares a PreTrainedModel, though its own constructor puts an engine there as well.
+            ready: Any = self._ready(reference)
+            self.ref_model = ready
         elif self.beta:
             check_copy(self.model)
 

@@ -102,7 +102,9 @@ def _frames(sample: Sample, num_frames: int, features: FeatureCache | None, max_
         return None
     try:
         if features is not None:
-            return list(features.find(sample, max_tiles).frames)
+            frames = features.find(sample, max_tiles).frames
+            assert frames is not None, "the entry of a video has its frames"
+            return list(frames)
         return frame_indices(video_length(sample.video, sample.where), num_frames)
     except BadRow:
         return None
