@@ -40,8 +40,8 @@ def read_lines(
             try:
                 row = parse(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                cause = error if whole else torn
-                raise ValueError(f"{path}:{number}: {problem} ({cause}). {way_out}") from error
+                cause = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path}:{number}: {problem} ({cause if whole else torn}). {way_out}") from error
             yield number, row
 
 

@@ -42,7 +42,11 @@ def test_a_torn_last_line_is_passed_over_then_cut_and_damage_is_named(tmp_path):
     with LineWriter(path) as file:
         file.append({"key": "a", "n": 2})
     assert read_keyed(path, "damaged", "Remove it.") == {"a": {"key": "a", "n": 2}}
-    for line, cause in ((b'{"key": "b", "te\n', "Unterminated"), (b"[1]\n", "list"), (b"{}\n", "'key'")):
+    for line, cause in (
+        (b'{"key": "b", "te\n', "Invalid control character"),
+        (b"[1]\n", "list"),
+        (b"{}\n", "no 'key'"),
+    ):
         path.write_bytes(whole + line)
         with pytest.raises(ValueError, match=rf"rows\.jsonl:2: damaged \(.*{cause}.*\)\. Remove it\."):
             read_keyed(path, "damaged", "Remove it.")
