@@ -117,7 +117,7 @@ class Judged:
     ) -> list[dict[str, Any]]:
         """Rows of all `items` in order; those that no earlier run judged go through `run`, which yields blocks."""
         from drive_vlm.store.cache import cache_key
-        from drive_vlm.store.judged_rows import JudgedRows
+        from drive_vlm.store.keyed_lines import JudgedRows
 
         described = self.judge.describe()
         rows = JudgedRows(

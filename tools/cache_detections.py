@@ -194,7 +194,8 @@ def run(config: DetectConfig) -> dict[str, Any]:
 
 def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     """Write what is not finished of this rank's share to its part."""
-    from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, drop_detections
+    from drive_vlm.rewards.detections import DetectionCache, append_detections, drop_detections
+    from drive_vlm.store.keyed_lines import cut_torn_line
 
     topology, files = read_topology(), [out, *parts_of(out)]
     wait_for_ranks()  # every rank has the same list before there are new parts

@@ -186,7 +186,7 @@ def read_prompts(folder: str) -> dict[str, Turns]:
 def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all ratings in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.judged_rows import JudgedRows
+    from drive_vlm.store.keyed_lines import JudgedRows
 
     described = judge.describe()
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]

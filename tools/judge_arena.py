@@ -100,7 +100,7 @@ def question_of(item: "Prediction") -> str:
 def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.judged_rows import JudgedRows
+    from drive_vlm.store.keyed_lines import JudgedRows
 
     described = judge.describe()
     keys = [

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
+from drive_vlm.store.keyed_lines import LineWriter, read_lines
 
 COMMAND = "python tools/cache_detections.py"
 
@@ -177,17 +178,9 @@ def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:
     """("file:line", entry) of every line. Raises ValueError with file:line; blank lines are passed over."""
     if not path.is_file():
         raise ValueError(f"{path}: no such detection cache; write it with {COMMAND} --data ROWS.jsonl --out {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                torn = "" if line.endswith(b"\n") else f" (a torn last line: {COMMAND} with this --out cuts it off)"
-                raise ValueError(f"{where}: not valid JSON{torn}; mend or remove the line") from error
-            yield where, parse_detections(row, where)
+    torn = f"a torn last line: {COMMAND} with this --out cuts it off"
+    for number, row in read_lines(path, "not valid JSON", "Fix or remove the line.", torn=torn):
+        yield f"{path}:{number}", parse_detections(row, f"{path}:{number}")
 
 
 def parse_detections(row: Any, where: str) -> VideoDetections:
@@ -253,26 +246,16 @@ def _keys(item: Any, kinds: dict[str, type], where: str, name: str) -> dict[str,
 
 
 def append_detections(path: str | Path, entries: Iterable[VideoDetections]) -> None:
-    """Add lines, each in one write, on disk when the call ends. A torn last line, left by a killed run, is cut off first.
+    """Add lines, on disk when the call ends. A torn last line, left by a killed run, is cut off first.
 
     One process writes to a file; shards write files of their own and `merge_detections` joins them.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(path)
-    with path.open("ab", buffering=0) as file:
+    with LineWriter(path) as file:
         for entry in entries:
-            line = (json.dumps(plain(entry), ensure_ascii=False) + "\n").encode()
-            parse_detections(json.loads(line), f"{path}: {entry.video}")  # nothing is written that cannot be read
-            file.write(line)
-        os.fsync(file.fileno())
-
-
-def cut_torn_line(path: Path) -> None:
-    """Shorten the file to its last whole line; a file that is not there stays so."""
-    if path.is_file():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+            row = plain(entry)
+            # Nothing is written that cannot be read.
+            parse_detections(json.loads(json.dumps(row)), f"{path}: {entry.video}")
+            file.append(row)
 
 
 def drop_detections(path: Path, videos: Collection[str]) -> None:
