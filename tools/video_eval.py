@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file
+from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.report.video_table import print_tables
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,18 +244,7 @@ def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips:
 
 
 def main() -> None:
-    from drive_vlm.report.video_table import print_tables
-
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, lambda result, args: print_tables(result))
 
 
 if __name__ == "__main__":
