@@ -235,7 +235,7 @@ def share(entry: dict[str, Any]) -> str:
 
 def plot(path: str, result: dict[str, Any]) -> None:
     from drive_vlm.evaluation.arena import Rating, WinRate
-    from drive_vlm.report.arena_plot import plot_arena
+    from drive_vlm.report.arena import plot_arena
 
     ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
     rates = {
@@ -251,7 +251,7 @@ def run(args: Any) -> dict[str, Any]:
     comparer = open_comparer(config, prompt)
     planned, left_out = plan_battles(args)
     rows, stale = judge_battles(planned, prompt, comparer, args)
-    from drive_vlm.report.arena_report import summarise
+    from drive_vlm.report.arena import summarise
 
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
