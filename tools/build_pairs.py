@@ -26,7 +26,7 @@ from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_t
 from drive_vlm.data.preference.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.judges import open_judge
-from drive_vlm.judges.judge import Comparison, JudgeConfig, Request, check_images, compare_all, judge_all, spent_line
+from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Request, check_images, judge_all, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -187,7 +187,7 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
         found = [
             Comparison({"question": question}, chosen, rejected, images) for question, chosen, rejected, images in open_
         ]
-        return compare_all(judged.judge, found, judged.prompt, judged.args.judge_attempts)
+        return PromptComparer(judged.judge, judged.prompt, judged.args.judge_attempts).compare(found)
 
     names = {FIRST: "chosen", SECOND: "rejected", "tie": "tie", None: "unread"}
     rows = judged.kept(

@@ -254,7 +254,7 @@ def run(args: Any) -> dict[str, Any]:
         "comparisons": compare(names, files, scores, args.seed),
     }
     if args.plot:
-        from drive_vlm.report.clip_plot import plot_scores
+        from drive_vlm.report.clip import plot_scores
 
         plot_scores(Path(args.plot), names, scores, result)
     return result

@@ -267,8 +267,7 @@ def run(args: Any) -> dict[str, Any]:
     from rich.progress import track
 
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.report.stages_page import write_page
-    from drive_vlm.report.stages_plot import plot_video
+    from drive_vlm.report.drive_vlm_stages import plot_video, write_page
     from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
     from drive_vlm.rewards.text.vocabulary import DEFAULT
 
@@ -307,7 +306,7 @@ def run(args: Any) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    from drive_vlm.report.stages_table import print_comparison
+    from drive_vlm.report.drive_vlm_stages import print_comparison
 
     print_comparison(result)
     print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each next to it")

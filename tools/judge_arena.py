@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
-from drive_vlm.judges import open_judge
-from drive_vlm.judges.judge import Compared, Comparison, Judge, JudgeConfig, compare_all, resolve_images, spent_line
+from drive_vlm.judges import open_comparer
+from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
 
 if TYPE_CHECKING:
@@ -96,12 +96,14 @@ def question_of(item: "Prediction") -> str:
     return question
 
 
-def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
+def judge_battles(
+    planned: list[Planned], prompt: Turns, comparer: Comparer, args: Any
+) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
     from drive_vlm.store.keyed_lines import JudgedRows
 
-    described = judge.describe()
+    described = comparer.describe()
     keys = [
         cache_key(described, prompt, battle.models, battle.items[0].key, question_of(battle.items[0]), battle.items[0].reference,
                   [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
@@ -114,7 +116,7 @@ def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any
     open_ = [i for i in todo if not same(planned[i])]
     done = 0
     try:
-        for block in compare_all(judge, [comparison(planned[i]) for i in open_], prompt, args.judge_attempts):
+        for block in comparer.compare([comparison(planned[i]) for i in open_]):
             kept.add(
                 battle_row(keys[i], planned[i], compared, args.category_column)
                 for i, compared in zip(open_[done:], block, strict=False)
@@ -240,7 +242,7 @@ def share(entry: dict[str, Any]) -> str:
 
 def plot(path: str, result: dict[str, Any]) -> None:
     from drive_vlm.evaluation.arena import Rating, WinRate
-    from drive_vlm.report.arena_plot import plot_arena
+    from drive_vlm.report.arena import plot_arena
 
     ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
     rates = {
@@ -251,21 +253,21 @@ def plot(path: str, result: dict[str, Any]) -> None:
 
 def run(args: Any) -> dict[str, Any]:
     """Plan, judge, summarise, plot; returns what --json holds."""
-    from drive_vlm.report.arena_report import summarise
+    from drive_vlm.report.arena import summarise
 
     config = from_namespace(JudgeConfig, args)
     args.no_images |= config.judge_backend == "reference"
     prompt = read_prompt(args.prompt, PLACES)
-    judge = open_judge(config)
+    comparer = open_comparer(config, prompt)
     planned, left_out = plan_battles(args)
-    rows, stale = judge_battles(planned, prompt, judge, args)
+    rows, stale = judge_battles(planned, prompt, comparer, args)
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
         "name": config.judge_model or config.judge_backend,
         "prompt": args.prompt,
         "sees_images": not args.no_images,
-        **judge.spent(),
+        **comparer.spent(),
     }
     result["files"] = dict(zip(left_out, args.predictions, strict=True))
     result["ids_left_out"] = left_out

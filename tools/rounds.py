@@ -186,7 +186,7 @@ def show(args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from drive_vlm.report.rounds_plot import plot_rounds
+    from drive_vlm.report.rounds import plot_rounds
     from drive_vlm.store.cache import write_atomically
 
     chain = Chain(args.out)

@@ -20,11 +20,13 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
+from drive_vlm.data.caches.feature_cache import Identity
+from drive_vlm.data.samples import Sample
 from drive_vlm.store.keyed_lines import LineWriter, read_lines
 
 COMMAND = "python tools/cache_detections.py"
@@ -140,19 +142,19 @@ class DetectionCache:
             raise ValueError(self._missing(video))
         return self._classes[video]
 
-    def problem(
-        self, video: str, frames: Sequence[int] | None = None, difference: Callable[..., str] | None = None
-    ) -> str | None:
+    def problem(self, video: str, frames: Sequence[int] | None = None, sample: Sample | None = None) -> str | None:
         """Why the cache does not fit a row of a run that takes these `frames` of the video; None when it does.
 
-        `difference(file, number of frames)` tells how the row's files differ from the `file` of an entry, '' where they do not.
+        With `sample`, the row itself, its files are compared with those that were looked at.
         """
         if video not in self._entries:
             return self._missing(video)
         entry = self._entries[video]
         was, files = [frame.index for frame in entry.frames], ", ".join(map(str, self.paths))
-        if entry.file and difference and (told := difference(entry.file, len(was))):
-            return f"{video!r} is not what was looked at for {files}: {told}. Run {COMMAND} with the same flags again"
+        if entry.file and sample and (changed := _difference(entry.file, sample, len(was))):
+            return (
+                f"{video!r} is not what was looked at for {files}: {changed}. Run {COMMAND} with the same flags again"
+            )
         if frames is None or was == list(frames):
             return None
         return (
@@ -168,6 +170,14 @@ class DetectionCache:
             f"no detections for {video!r} in {files}, which holds {len(self)} videos{hint}; add it with "
             f"{COMMAND} --data ROWS.jsonl --out {self.paths[0] if self.paths else 'detections.jsonl'}"
         )
+
+
+def _difference(file: dict[str, Any], sample: Sample, num_frames: int) -> str:
+    """How the files of `sample` differ from those of a cache line's "file", in words; '' where they do not."""
+    try:
+        return Identity(**file).difference(sample, num_frames)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _some(numbers: Sequence[int]) -> str:
