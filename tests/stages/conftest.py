@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -172,14 +171,13 @@ def command(world: World) -> Callable[..., Run]:
 @pytest.fixture
 def inside(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`inside(command, *words)`: the command's own main function in this process, which has imported torch already."""
-    from drive_vlm.__main__ import COMMANDS
+    import drive_vlm.__main__ as commands
 
     monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
 
     def run(command: str, *words: object) -> None:
         monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-        module, main = COMMANDS[command][0].split(":")
-        getattr(importlib.import_module(module), main)([str(word) for word in words])
+        commands.run(command, [str(word) for word in words])
 
     return run
 
