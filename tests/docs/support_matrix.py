@@ -105,7 +105,8 @@ def page() -> str:
         family = "every family" if claim.family == "*" else claim.family
         tests.setdefault((claim.stage, family, names, claim.outcome), []).append(claim.test)
     for key, names in tests.items():
-        parts[-1] += f"| {' | '.join(key)} | {', '.join(f'`{name.removeprefix("tests/")}`' for name in sorted(names))} |\n"
+        cited = ", ".join(f"`{name.removeprefix('tests/')}`" for name in sorted(names))
+        parts[-1] += f"| {' | '.join(key)} | {cited} |\n"
     return "\n".join(parts)
 
 
