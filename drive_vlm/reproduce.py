@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("manifest", metavar="run.json", help="the manifest of a run, or its output directory")
     parser.add_argument("--go", action="store_true", help="run the command, not only print it")
     parser.add_argument(
-        "--output_dir", help="where the new run writes (default: beside the old one, with _reproduced added)"
+        "--output_dir", help="where the new run writes (default: next to the old one, with _reproduced added)"
     )
     parser.add_argument("--json", action="store_true", help="print command and differences as JSON")
     flags = parser.parse_args(list(words))

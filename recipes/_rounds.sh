@@ -25,7 +25,7 @@
 #   JUDGE            flags for tools/judge_arena.py: win rates against round 0, e.g. "--judge_model m --judge_url http://..."
 #
 # A killed chain goes on where it was: give the same command again; a round that was trained with other flags (a trial) stops it.
-# OUT/rounds.json tells how it stands (tools/rounds.py).
+# OUT/rounds.json has its state (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
   GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE)
@@ -104,7 +104,7 @@ _evaluate() {
 _check_flags() {
   local changed
   changed="$(changed_flags "$OUT/round-$1/model" "${_flags[@]}")"
-  [ -z "$changed" ] || _fail "round $1 was trained with other flags: $changed. Make it and those after it anew:" \
+  [ -z "$changed" ] || _fail "round $1 was trained with other flags: $changed. Make it and those after it again:" \
     "python tools/rounds.py forget --out $OUT --round $1; or keep it: ROUND=$(($1 + 1)) and on, a round at a time."
 }
 
@@ -157,7 +157,7 @@ read_settings() {
   local name
   while [[ "${1:-}" =~ ^[A-Z_]+= ]]; do
     name="${1%%=*}"
-    [[ " ${_settings[*]} " == *" $name "* ]] || _fail "rounds: $name is no setting. There are: ${_settings[*]}"
+    [[ " ${_settings[*]} " == *" $name "* ]] || _fail "rounds: $name is not a setting. There are: ${_settings[*]}"
     printf -v "$name" %s "${1#*=}"
     shift
   done

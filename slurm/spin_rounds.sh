@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Submits a whole chain of self-play rounds to Slurm: for each round an array that answers the training rows, then jobs that make the
-# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md tells of the jobs themselves.
+# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md explains the jobs themselves.
 set -euo pipefail
 # shellcheck source=../recipes/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"

@@ -53,7 +53,7 @@ def make_parser() -> CommandParser:
         "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
     )
     parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
-    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be told")
+    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be printed")
     return parser  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def forget(args: Any) -> None:
     number = number_of(args)
     for path in Chain(args.out).forget(number):
         print(f"kept as {path}")
-    print(f"rounds from {number} on are out of the state and are made anew")
+    print(f"rounds from {number} on are out of the state and are made again")
 
 
 ACTIONS: dict[str, Callable[[Any], None]] = {

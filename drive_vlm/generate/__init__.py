@@ -62,7 +62,8 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
             flush=True,
         )
     join_ranks()
-    wait_for_ranks()  # every rank has read what is finished before anybody writes
+    # Every rank must have read what is finished before one of them writes: their batches are dealt from the same list.
+    wait_for_ranks()
     answers = (
         answers_of_server(todo[topology.rank :: topology.world_size], model, config, bad)
         if config.backend == "openai"
@@ -86,7 +87,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
 
 
 def check_flags(config: GenerateConfig) -> None:
-    """Raises ValueError for a feature cache beside what needs pictures."""
+    """Reject --feature_cache with options that need the original images (ValueError)."""
     needs = {"--blank_images": config.blank_images, "--backend openai": config.backend == "openai"}
     for flag, given in needs.items():
         if config.feature_cache and given:
@@ -94,7 +95,7 @@ def check_flags(config: GenerateConfig) -> None:
 
 
 def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
-    """Model and sampling stand beside the answers, in OUT.settings.json: answers of two models must not mix in one file.
+    """Write model and sampling to OUT.settings.json, so that answers of two models do not mix in one file.
 
     Raises ValueError naming what differs from the settings of the answers that are there.
     """
@@ -116,7 +117,8 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
         "max_tiles": model.max_tiles,
-        "top_k": 0,  # of sampling: every token
+        # Sampling draws from all tokens. Versions before this key drew from the 50 likeliest.
+        "top_k": 0,
         **{name: getattr(config, name) for name in names},
     }
     path = out.with_name(f"{out.name}.settings.json")
@@ -131,7 +133,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         check_same(f"{out}: its answers were made", before, settings, way_out)
     elif answered:
         print(
-            f"{out}: {path.name} is not there, so nobody can tell which model gave the answers that are kept",
+            f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",
             flush=True,
         )
     if read_topology().is_main:

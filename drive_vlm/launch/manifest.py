@@ -91,10 +91,8 @@ def gpus() -> list[str]:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory this process ever held, in bytes.
-
-    Linux keeps getrusage's figure across exec: a child of a large process would report its parent's, so /proc is asked first.
-    """
+    """Most memory this process ever held, in bytes."""
+    # Linux keeps getrusage's figure across exec: a child of a large process would report its parent's. /proc does not.
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -132,7 +130,7 @@ def environment() -> dict[str, str]:
 def start_manifest(path: Path, **facts: Any) -> None:
     """Write the facts known at the start: command, versions, machine, code, hashes, and what the caller adds.
 
-    A resumed run writes it anew and keeps the starts before it under "earlier". With changed code, run.diff beside it
+    A resumed run writes it again and keeps the starts before it under "earlier". With changed code, run.diff next to it
     holds the difference to the commit.
     """
     facts = plain(facts)

@@ -1,4 +1,4 @@
-"""How a command ends when the user can fix the cause."""
+"""The end of a command whose user can fix the cause."""
 
 import sys
 

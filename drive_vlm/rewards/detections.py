@@ -11,7 +11,7 @@
 pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
 that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
 
-"file" tells a replaced video or picture (data.feature_cache.Identity: size, time of change, content), "transform" how files
+"file" tells a replaced video or picture (data.feature_cache.FileIdentity: size, time of change, content), "transform" how files
 became frames (data.feature_cache.TRANSFORM). Lines of an older cache lack one or both: they are read like any other here, and
 the tool makes them anew.
 """

@@ -82,7 +82,7 @@ class Chain:
             what = "is gone" if now is None else "has changed since"
             raise ValueError(
                 f"{self.path} does not fit its files: {identified(self.folder(number), step)}, recorded as round {number}'s result of "
-                f"{step}, {what}. Put it back, or make this round and those after it anew: "
+                f"{step}, {what}. Put it back, or make this round and those after it again: "
                 f"python tools/rounds.py forget --out {self.out} --round {number}"
             )
         return True
@@ -128,7 +128,7 @@ class Chain:
         return self.entry(number)["evaluate"]
 
     def forget(self, number: int) -> list[Path]:
-        """Take a round and those after it out of the state; their folders are kept beside, as round-T.forgotten-K."""
+        """Take a round and those after it out of the state; their folders are kept, renamed to round-T.forgotten-K."""
         moved = []
         for name in [name for name in self.content["rounds"] if name != DIRECT and int(name) >= number]:
             del self.content["rounds"][name]

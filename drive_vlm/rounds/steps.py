@@ -11,7 +11,8 @@ from drive_vlm.store.fingerprint import content_hash, model_fingerprint
 from drive_vlm.store.keyed_lines import short
 
 STEPS = ("generate", "pairs", "train", "evaluate")
-DIRECT = "direct"  # the model before any fine-tuning, for the table only
+# The model before any fine-tuning, for the table only.
+DIRECT = "direct"
 _SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
 
 
@@ -73,14 +74,14 @@ def logged(model: Path) -> list[dict[str, float]]:
 
 
 def metric_of(path: Path, metric: str) -> tuple[float, dict[str, float | None]]:
-    """The number at `metric` ("a.b.c") in a JSON file, and the interval that stands beside it as "low" and "high"."""
+    """The number at `metric` ("a.b.c") in a JSON file, and the interval next to it: "low" and "high"."""
     found, parts = read_json(path), metric.split(".")
     for depth, part in enumerate(parts):
-        beside = found
+        section = found
         if not isinstance(found, dict) or part not in found:
             known = f"there are {', '.join(found)}" if isinstance(found, dict) else f"it holds {short(found)}"
             raise ValueError(f"{path}: no {'.'.join(parts[: depth + 1])}: {known}. Name the metric with METRIC.")
         found = found[part]
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         raise ValueError(f"{path}: {metric} is {short(found)}, not a number. Name another metric with METRIC.")
-    return float(found), {"low": beside.get("low"), "high": beside.get("high")}
+    return float(found), {"low": section.get("low"), "high": section.get("high")}

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from drive_vlm.data.caches.feature_cache import TRANSFORM, Identity
+from drive_vlm.data.caches.feature_cache import TRANSFORM, FileIdentity
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.preference.pair_encoding import answers_of
 from drive_vlm.data.samples import BadRow, Sample
@@ -40,10 +40,11 @@ def reference_settings(model: list[dict[str, Any]], dtype: str, encoder: Encoder
 
 
 def pair_key(sample: Sample, num_frames: int, max_tiles: int | None) -> str:
-    """Raises BadRow for a row that is no pair, or whose pictures are gone."""
+    """Hash of everything that decides a pair's log-probabilities besides the settings. Raises BadRow for a row that is not a
+    pair, or whose pictures are gone."""
     words = [(turn.role, turn.parts) for turn in sample.prompt_turns()]
     try:
-        files = Identity.of(sample, num_frames)
+        files = FileIdentity.of(sample, num_frames)
     except OSError as error:
         problem = f"{error.filename} cannot be found"
         raise BadRow("image_missing", sample.where, problem, "Check the image root (--image_root)") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drive_vlm.data.caches.feature_cache import FeatureCache, Identity, cache_settings, media_key
+from drive_vlm.data.caches.feature_cache import FeatureCache, FileIdentity, cache_settings, media_key
 from drive_vlm.data.caches.feature_writer import FeatureWriter, start_cache
 from drive_vlm.data.encoder import Encoder, shuffled_order
 from drive_vlm.data.samples import BadRow, Sample, parse_row
@@ -36,7 +36,7 @@ def write(out: Path, *samples: Sample, seed: int = 0, stored: str = "float32") -
     features = [torch.randn(2, 3, 5) for _ in samples]
     with FeatureWriter(out, stored, 4) as writer:
         for sample, values in zip(samples, features, strict=True):
-            writer.write(sample, None, values, [2], Identity.of(sample, 4, content=True), 6)
+            writer.write(sample, None, values, [2], FileIdentity.of(sample, 4, content=True), 6)
     return features
 
 
@@ -195,7 +195,7 @@ def test_numbers_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> N
         FeatureWriter(tmp_path / "out", "float16", 4) as writer,
         pytest.raises(ValueError, match=r"not finite as float16 \(largest 1e\+05\)"),
     ):
-        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], Identity.of(sample, 4, content=True), 6)
+        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), 6)
 
 
 def test_the_same_pictures_have_one_key(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
