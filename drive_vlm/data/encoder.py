@@ -120,9 +120,9 @@ class Encoder:
         ids, labels = self.tokens(self.render(sample, len(tiles), prompt), tiles, sample, prompt)
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
-    def length(self, features: dict[str, Any]) -> int:
+    def length(self, encoded: dict[str, Any]) -> int:
         """Tokens of an encoded row, as the table counts them."""
-        return len(features["input_ids"])
+        return len(encoded["input_ids"])
 
     def tokens(
         self, rendered: Rendered, tiles: Sequence[Layout], sample: Sample, prompt: bool = False

@@ -63,6 +63,7 @@ class JsonlFile:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict:
+        # An open file cannot be pickled. A spawned worker opens the path again, and finds the index in the cache.
         return {"path": self.path}
 
     def __setstate__(self, state: dict) -> None:

@@ -1,4 +1,4 @@
-"""The order of training: which rows stand together, in which batch, on which rank. A pure function of
+"""Step 4 of the flow, the order of training: which rows stand together, in which batch, on which rank. A pure function of
 (row lengths, seed, epoch): any rank computes the same plan, so a run can be sharded, resumed and compared.
 
 An epoch is a list of *sequences* (one row each, or several rows packed to max_length). `global_batch` sequences make
@@ -25,6 +25,7 @@ def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
     room: list[int] = []
     open_packs: dict[int, list[int]] = defaultdict(list)
     packs: list[list[int]] = []
+    # Longest first, each into the open pack that it fills best. "stable": every rank must find the same packs.
     for i in np.argsort(-lengths, kind="stable"):
         length = int(lengths[i])
         slot = bisect.bisect_left(room, length)
@@ -85,6 +86,7 @@ class EpochOrder:
         return deal
 
     def _grouped(self, order: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """int[N]: sorted by length within spans of a shuffled order, so that a batch pads little and epochs differ."""
         size = self.global_batch * _GROUP_BATCHES
         spans = [order[i : i + size] for i in range(0, len(order), size)]
         ordered = np.concatenate([span[np.argsort(-self.lengths[span], kind="stable")] for span in spans])

@@ -1,4 +1,5 @@
-"""The files a run reads: JSONL rows, LLaVA JSON (one list), or an InternVL meta JSON that names several of them."""
+"""Step 1 of the flow: the files that a run reads. JSONL rows, LLaVA JSON (one list), or an InternVL meta JSON that names several of
+them."""
 
 import dataclasses
 import json

@@ -57,8 +57,8 @@ class PairEncoder(Encoder):
     def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
         return [self.render(side, num_pictures).text for side in sides_of(sample)]
 
-    def length(self, features: dict[str, Any]) -> int:
-        return max(len(side["input_ids"]) for side in features["sides"])
+    def length(self, encoded: dict[str, Any]) -> int:
+        return max(len(side["input_ids"]) for side in encoded["sides"])
 
     def encode(self, sample: Sample, max_tiles: int | None = None, prompt: bool = False) -> dict[str, Any]:
         """`sides`: chosen and rejected as Encoder.encode gives a row, with the same vision tensors. Raises BadRow."""
@@ -81,8 +81,8 @@ class EncodedPairs(EncodedRows):
         self.reference: np.ndarray | None = None
 
     def _row(self, i: int) -> dict[str, Any] | BadRow:
-        features = super()._row(i)
-        if self.reference is not None and not isinstance(features, BadRow):
+        encoded = super()._row(i)
+        if self.reference is not None and not isinstance(encoded, BadRow):
             if np.isnan(self.reference[i]).any():
                 return BadRow(
                     "no_reference",
@@ -90,15 +90,15 @@ class EncodedPairs(EncodedRows):
                     "the pair can be read now, but could not when the reference was computed",
                     "Start again in another --output_dir, or add the pair: python -m drive_vlm reference",
                 )
-            features["reference"] = self.reference[i]
-        return features
+            encoded["reference"] = self.reference[i]
+        return encoded
 
 
 @dataclasses.dataclass
 class PairCollator:
     """Joins pairs into the tensors of `rows`, each pair as two rows: chosen, rejected, chosen, rejected ...
 
-    Unpacked these are the rows of the batch; packed, both sides of a pair stand in the same sequence. Next to them
+    `rows` is the collator of single rows. Unpacked the sides are the rows of the batch; packed, both sides of a pair stand in the same sequence. Next to them
     `answer_tokens int64[2 n]` (labelled tokens of each side in that order) and, where the pairs have it,
     `reference float[n, 2]` (log-probabilities of chosen and rejected under the reference).
     """
