@@ -19,6 +19,8 @@ from typing import Any, Self
 
 from drive_vlm.store.cache import write_atomically
 
+_BLOCK = 1 << 16
+
 
 def read_lines(
     path: Path, problem: str, way_out: str, parse: Callable[[Any], Any] = lambda row: row, torn: str | None = None
@@ -52,10 +54,20 @@ def read_keyed(path: Path, problem: str, way_out: str, key: str = "key") -> dict
 
 def cut_torn_line(path: Path) -> None:
     """Shorten the file to its last whole line; a file that is not there stays so."""
-    content = path.read_bytes() if path.is_file() else b""
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    if not path.is_file():
+        return
+    size = end = path.stat().st_size
+    with open(path, "rb") as file:
+        # From the end on: judges open a file of many thousand rows for each few that they add.
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                end = start + found + 1
+                break
+            end = start
+    if end < size:
+        os.truncate(path, end)
 
 
 def _line(row: Any) -> bytes:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from drive_vlm.store.keyed_lines import JudgedRows, LineWriter, check_same, read_keyed, read_lines
+from drive_vlm.store.keyed_lines import JudgedRows, LineWriter, check_same, cut_torn_line, read_keyed, read_lines
 
 
 def test_rows_come_back_in_order_and_stale_ones_go(tmp_path):
@@ -58,3 +58,12 @@ def test_every_setting_that_differs_is_named_with_both_values():
     check_same("DIR: its rows were made", was, was | {"size": (3, 5)}, "Go back.")
     with pytest.raises(ValueError, match=r"made with other settings \(model\.weights: w then, v now; new: null then, "):
         check_same("DIR: its rows were made", was, was | {"model": {"name": "a", "weights": "v"}, "new": "x" * 999}, "")
+
+
+@pytest.mark.parametrize("whole", [b"", b"{}\n", b"{}\n" * 30_000])
+@pytest.mark.parametrize("torn", [b"", b"x", b"x" * 200_000])
+def test_only_the_torn_line_is_cut(tmp_path, whole, torn):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(whole + torn)
+    cut_torn_line(path)
+    assert path.read_bytes() == whole

@@ -42,7 +42,7 @@ class FeatureWriter:
         max_tiles: int | None,
         features: Any,
         tiles: list[int],
-        identity: FileIdentity,
+        identity: FileIdentity | None,
         frames: int,
     ) -> int:
         """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
@@ -52,6 +52,7 @@ class FeatureWriter:
         """
         import torch
 
+        assert identity is not None and identity.content, "features are written of files that were read"
         stored = features.to("cpu", getattr(torch, self.stored)).contiguous()
         if not torch.isfinite(stored).all():
             raise ValueError(
