@@ -73,7 +73,12 @@ def environment(work: Path, threads: int | None = None) -> dict[str, str]:
         if name not in _LAUNCHER and not name.startswith(("SLURM_", "TORCHELASTIC_", "DRIVE_VLM_"))
     }
     cache = str(work / "cache")
-    env |= {"DRIVE_VLM_CACHE": cache, "HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= {
+        "DRIVE_VLM_CACHE": cache,
+        "HF_DATASETS_CACHE": cache,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     env["PYTHONPATH"] = f"{TOOLS.parent}{os.pathsep}{env.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
@@ -87,9 +92,11 @@ def start(command: Sequence[Any], log: Path, env: Mapping[str, str], first: Path
     started, found = time.perf_counter(), {}
     with open(log, "wb") as file:
         process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT, env=env)
-        while first is not None and "seconds_to_first" not in found and os.waitid(
-            os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ) is None:
+        while (
+            first is not None
+            and "seconds_to_first" not in found
+            and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             if first.exists():
                 found["seconds_to_first"] = time.perf_counter() - started
             time.sleep(0.005)
