@@ -48,7 +48,7 @@ def make_parser() -> CommandParser:
         required=True,
         help="predictions of the previous round's model; several files are several answers a row",
     )
-    parser.add_argument("--out", required=True, help="pairs JSONL; OUT.audit.json stands beside it")
+    parser.add_argument("--out", required=True, help="pairs JSONL; OUT.audit.json is written next to it")
     parser.add_argument("--round", type=int, default=1, help="number of the round, kept in every pair and its id")
     parser.add_argument(
         "--positives",
@@ -133,7 +133,7 @@ class Judged:
                 done += len(block)
         except ValueError as error:
             raise ValueError(
-                f"{error}\n{len(rows.rows):,} of {len(items):,} judgements are kept in {self.path}; mend the cause and give the same "
+                f"{error}\n{len(rows.rows):,} of {len(items):,} judgements are kept in {self.path}; fix the cause and give the same "
                 "command again to go on"
             ) from error
         return rows.finish()
@@ -199,7 +199,7 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
 
 
 def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The pairs, and the audit that tells what became of every row."""
+    """The pairs, and the audit, which says what became of every row."""
     by_judge = args.positives == "best" and args.score == "judge"
     if by_judge and args.judge_filter:
         raise ValueError("--judge_filter and --score judge are two ways to ask the same judge; use one of them")

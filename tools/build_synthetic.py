@@ -79,7 +79,7 @@ def make_parser() -> CommandParser:
     parser.add_argument("--scenes", type=int, default=1000, help="number of pictures")
     parser.add_argument("--clips", type=int, default=0, help="number of clips")
     parser.add_argument(
-        "--order_clips", type=int, default=0, help="clips that only the order of their frames tells apart"
+        "--order_clips", type=int, default=0, help="clips that differ only in the order of their frames"
     )
     parser.add_argument(
         "--split_entry", action="store_true", help="write a detailed, a concise and a raw text of each clip"

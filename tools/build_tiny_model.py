@@ -60,7 +60,7 @@ def run(args: Any) -> dict[str, Any]:
     given = {name: getattr(args, name) for own in _OWN.values() for name in own}
     for name, value in given.items():
         if value is not None and name not in _OWN[args.family]:
-            raise ValueError(f"--{name} is no flag of --family {args.family}.")
+            raise ValueError(f"--{name} is not a flag of --family {args.family}.")
     own = {name: default if given[name] is None else given[name] for name, default in _OWN[args.family].items()}
     builders: dict[str, Callable[..., Path]] = {
         "internvl": build_tiny_internvl,

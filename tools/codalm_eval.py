@@ -206,7 +206,7 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
     except ValueError as error:
         raise ValueError(
             f"{error}\n{len(kept.rows):,} of {len(keys):,} ratings are kept in {args.out}, and every reply in the cache; "
-            "mend the cause and give the same command again to go on"
+            "fix the cause and give the same command again to go on"
         ) from error
     return kept.finish(), kept.stale
 

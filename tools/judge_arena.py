@@ -77,7 +77,8 @@ def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
     places = [(row, pair) for row in range(len(files[0])) for pair in pairs]
     if args.battles is not None and not 0 < args.battles <= len(places):
         raise ValueError(f"--battles {args.battles}: there are {len(places):,} pairs of answers to choose from")
-    if args.battles is not None:  # the first N of one shuffled order: a larger sample holds the smaller one
+    if args.battles is not None:
+        # The first N of one shuffled order: a larger sample holds the smaller one.
         random.Random(args.seed).shuffle(places)
         places = sorted(places[: args.battles])
     root = args.image_root or str(Path(args.predictions[0]).resolve().parent)
@@ -125,7 +126,7 @@ def judge_battles(
     except ValueError as error:
         raise ValueError(
             f"{error}\n{len(kept.rows):,} of {len(keys):,} battles are kept in {args.out}, and every reply in "
-            "the cache; mend the cause and give the same command again to go on"
+            "the cache; fix the cause and give the same command again to go on"
         ) from error
     return kept.finish(), kept.stale
 

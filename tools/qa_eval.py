@@ -1,4 +1,4 @@
-"""Answer accuracy: exact match after normalisation, with what a blind model and a guess would get beside it.
+"""Answer accuracy: exact match after normalisation, with what a blind model and a guess would get next to it.
 
 Normalised: lower case, no punctuation, no articles, single spaces (drive_vlm/evaluation/answer_accuracy.py). Accuracy
 comes overall, for each category and for each template, with 95 % bootstrap intervals that resample whole scenes.
@@ -60,7 +60,7 @@ def training_answers(path: str, template_column: str) -> "TrainingAnswers":
 def column(row: dict[str, Any], name: str, where: str) -> str:
     if row.get(name) in (None, ""):
         raise ValueError(
-            f'{where}: the row has no "{name}", which tells like questions apart; '
+            f'{where}: the row has no "{name}", which says which questions are alike; '
             "name another column (--template_column, --category_column)"
         )
     return str(row[name])

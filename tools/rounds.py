@@ -1,4 +1,4 @@
-"""The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and people.
+"""The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and for people.
 
 start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
 done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
@@ -53,7 +53,7 @@ def make_parser() -> CommandParser:
         "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
     )
     parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
-    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be told")
+    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be printed")
     return parser  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def split(args: Any) -> None:
 
 
 def rows_of(sources: list["Source"]) -> list[dict[str, Any]]:
-    """All rows as they stand in the files. Raises ValueError for a row that is none."""
+    """All rows as they stand in the files. Raises ValueError for a row that cannot be read."""
     from drive_vlm.data.table import read_sample
 
     rows = []
@@ -244,7 +244,7 @@ def forget(args: Any) -> None:
     number = number_of(args)
     for path in Chain(args.out).forget(number):
         print(f"kept as {path}")
-    print(f"rounds from {number} on are out of the state and are made anew")
+    print(f"rounds from {number} on are out of the state and are made again")
 
 
 ACTIONS: dict[str, Callable[[Any], None]] = {

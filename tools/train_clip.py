@@ -1,9 +1,9 @@
 """Train a small open_clip model on one's own pictures and captions, for machines where no CLIP weights can be had.
 
 Reads rows {"image", "caption_short", "caption_long"} (pictures relative to the file's folder), trains both towers from
-scratch with open_clip's contrastive loss, prints the retrieval on held-out pictures beside chance, and writes a
+scratch with open_clip's contrastive loss, prints the retrieval on held-out pictures next to chance, and writes a
 directory for `tools/clip_eval.py --clip_model DIR`. Such a model knows the pictures it was trained on and nothing
-else: its scores compare checkpoints on the same kind of data, and must not be set beside published CLIP scores.
+else: its scores compare checkpoints on the same kind of data, and must not be compared with published CLIP scores.
 """
 
 import json
@@ -151,7 +151,8 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
             optimizer.step()
             schedule.step()
             with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))  # as in the CLIP paper, section 2.5
+                # As in the CLIP paper, section 2.5.
+                model.logit_scale.clamp_(0, math.log(100))
             losses.append(loss.item())
             progress.update(task, advance=1, loss=losses[-1])
     return losses

@@ -208,7 +208,7 @@ def test_what_was_replaced_is_made_anew(detect: Callable, data: Path) -> None:
     shutil.copy(data / rows[-2]["image"], picture)
     os.utime(other, (1, 1))
     _, text = detect("--conf", "1e-6")
-    assert "5 videos and pictures, 3 finished before; 2 made anew: changed" in text
+    assert "5 videos and pictures, 3 finished before; 2 made again: changed" in text
     after = DetectionCache.load(data / "out.jsonl")
     assert len(after) == 5
     for made, like in ((rows[0]["video"], rows[2]["video"]), (rows[-1]["image"], rows[-2]["image"])):
@@ -227,7 +227,7 @@ def test_verify_looks_at_what_size_and_time_do_not_tell(detect: Callable, data: 
     _, text = detect()
     assert "5 finished before" in text
     _, text = detect("--verify")
-    assert "4 finished before; 1 made anew: changed" in text
+    assert "4 finished before; 1 made again: changed" in text
     assert DetectionCache.load(data / "out.jsonl").entry(rows[0]["video"]).frames[0].sha256 == told
 
 
@@ -239,7 +239,7 @@ def test_lines_of_an_older_cache_are_read_and_made_anew(detect: Callable, data: 
     )
     assert len(DetectionCache.load(data / "out.jsonl")) == 5
     _, text = detect()
-    assert "0 finished before; 5 made anew: from an older cache" in text
+    assert "0 finished before; 5 made again: from an older cache" in text
     assert (data / "out.jsonl").read_text() == whole
 
 
@@ -253,7 +253,7 @@ def test_lines_decoded_by_another_version_are_made_anew(detect: Callable, data: 
         write_rows(data / "out.jsonl", lines)
         assert len(DetectionCache.load(data / "out.jsonl")) == 5
         _, text = detect()
-        assert "0 finished before; 5 made anew: from a version that decodes in another way" in text
+        assert "0 finished before; 5 made again: from a version that decodes in another way" in text
         assert (data / "out.jsonl").read_text() == whole
 
 
@@ -290,7 +290,7 @@ def test_another_data_root_is_seen_in_what_is_made_anew(detect: Callable, data: 
         shutil.copy(data / video, data / root / "clips" / "x.mp4")
         write_rows(data / root / "rows.jsonl", [rows[0] | {"video": "clips/x.mp4"}])
         _, text = detect(rows=f"{root}/rows.jsonl")
-    assert f"1 made anew: changed (first 'clips/x.mp4', {data / 'b' / 'clips' / 'x.mp4'})" in text
+    assert f"1 made again: changed (first 'clips/x.mp4', {data / 'b' / 'clips' / 'x.mp4'})" in text
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_another_data_root_is_seen_in_what_is_made_anew(detect: Callable, data: 
         (("--conf", "nan"), "--conf nan"),
         (("--out", "{data}"), "is a folder. Give the path of a file"),
         (("--out", "{data}/rows.jsonl/out.jsonl"), "rows.jsonl/out.jsonl: cannot be written to"),
-        (("--weights", "{data}/cut.pt"), "cut.pt: no YOLO weights, or not the whole file"),
+        (("--weights", "{data}/cut.pt"), "cut.pt: not YOLO weights, or not the whole file"),
     ],
 )
 def test_what_cannot_work_is_refused(

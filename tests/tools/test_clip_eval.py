@@ -185,7 +185,7 @@ def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, env
 
 @pytest.mark.fresh("what it imports is looked at")
 def test_help_is_quick_and_loads_no_torch(environment):
-    for tool in ("clip_eval", "qa_eval", "train_clip", "bench/bench_clip_eval"):
+    for tool in ("clip_eval", "qa_eval", "train_clip"):
         code = (
             "import runpy, sys\n"
             f"sys.argv = ['x', '--help']\n"
