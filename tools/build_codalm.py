@@ -30,23 +30,20 @@ python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Te
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
-        "--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows"
-    )
-    parser.add_argument("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
-    parser.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
-    parser.add_argument("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
-    parser.add_argument(
-        "--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
+    add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
+    add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
+    add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
+    add("--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese")
+    add(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
         help="error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that draw boxes")
-    parser.add_argument("--json", help="write the counts here")
+    add("--workers", type=int, default=4, help="threads that draw boxes")
+    add("--json", help="write the counts here")
     return parser
 
 

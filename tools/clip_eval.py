@@ -29,21 +29,18 @@ METRICS = {"text_text": "prediction - reference", "text_image": "prediction - pi
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    parser.add_argument("--images", required=True, help="folder that the rows' pictures are relative to")
-    parser.add_argument("--out", required=True, help="CSV with one line for each sample and checkpoint")
-    parser.add_argument(
-        "--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py"
-    )
-    parser.add_argument(
-        "--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
-    parser.add_argument("--plot", help="write the distributions and differences to this PNG")
-    parser.add_argument("--json", help="write every number to this file")
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    add("--images", required=True, help="folder that the rows' pictures are relative to")
+    add("--out", required=True, help="CSV with one line for each sample and checkpoint")
+    add("--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py")
+    add("--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)")
+    add("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
+    add("--workers", type=int, default=2, help="threads that decode pictures")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
+    add("--plot", help="write the distributions and differences to this PNG")
+    add("--json", help="write every number to this file")
     return parser
 
 

@@ -42,26 +42,27 @@ class Answer:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/codalm_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--predictions",
         nargs="+",
         required=True,
         help="predictions JSONL, or published answer files or their folder; together one model's answers",
     )
-    parser.add_argument(
+    add(
         "--rows",
         help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
     )
-    parser.add_argument("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
-    parser.add_argument("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
-    parser.add_argument(
+    add("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
+    add("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
+    add(
         "--on_missing",
         choices=("error", "skip"),
         default="error",
         help="rows without an answer: stop, or count them and leave them out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--json", help="write every number to this file")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--json", help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 

@@ -41,22 +41,23 @@ class Planned:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
-    parser.add_argument("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
+    add("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
+    add(
         "--pairs",
         choices=("all", "vs-first"),
         default="all",
         help="all: every pair of models; vs-first: each against the first file's",
     )
-    parser.add_argument("--battles", type=int, help="judge a random sample of N battles (default: every question)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and the bootstrap")
-    parser.add_argument("--image_root", help="folder that picture paths start from (default: the first file's folder)")
-    parser.add_argument("--no_images", action="store_true", help="the judge reads the texts alone")
-    parser.add_argument("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
-    parser.add_argument("--category_column", default="category", help="column of the table by category")
-    parser.add_argument("--json", help="write every number to this file")
-    parser.add_argument("--plot", help="PNG with the ratings and the matrix of win rates")
+    add("--battles", type=int, help="judge a random sample of N battles (default: every question)")
+    add("--seed", type=int, default=0, help="of the sample and the bootstrap")
+    add("--image_root", help="folder that picture paths start from (default: the first file's folder)")
+    add("--no_images", action="store_true", help="the judge reads the texts alone")
+    add("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
+    add("--category_column", default="category", help="column of the table by category")
+    add("--json", help="write every number to this file")
+    add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 

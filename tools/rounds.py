@@ -31,29 +31,26 @@ python tools/rounds.py start --out runs/spin --model runs/sft --data train.jsonl
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/rounds.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("action", choices=tuple(ACTIONS), help="see above")
-    parser.add_argument("--out", required=True, help="folder of the chain; rounds.json lies in it")
-    parser.add_argument(
-        "--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}"
-    )
-    parser.add_argument("--step", choices=STEPS, help="step of the round")
-    parser.add_argument("--model", help="start: model of round 0")
-    parser.add_argument("--direct", help="start: model before any fine-tuning, for the table")
-    parser.add_argument("--data", help="start: training rows")
-    parser.add_argument("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
-    parser.add_argument("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
-    parser.add_argument("--image_root", help="start: folder that picture paths start from (default: the file's own)")
-    parser.add_argument("--sampling", default="", help="start: how answers are generated, as words to be kept")
-    parser.add_argument(
+    add = parser.add_argument
+    add("action", choices=tuple(ACTIONS), help="see above")
+    add("--out", required=True, help="folder of the chain; rounds.json lies in it")
+    add("--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}")
+    add("--step", choices=STEPS, help="step of the round")
+    add("--model", help="start: model of round 0")
+    add("--direct", help="start: model before any fine-tuning, for the table")
+    add("--data", help="start: training rows")
+    add("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
+    add("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
+    add("--image_root", help="start: folder that picture paths start from (default: the file's own)")
+    add("--sampling", default="", help="start: how answers are generated, as words to be kept")
+    add(
         "--metric",
         default="checkpoints.answers.accuracy",
         help="start: the number in scores.json that counts; higher is better",
     )
-    parser.add_argument(
-        "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
-    )
-    parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
-    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be printed")
+    add("--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next")
+    add("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
+    add("--seconds", type=float, help="check: how long the rounds took, to be printed")
     return parser  # fmt: skip
 
 

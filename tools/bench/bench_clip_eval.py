@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import at_least, bench_parser, in_turns, run_bench, table
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -50,12 +50,12 @@ NUMBERS = {
 
 
 def make_parser() -> CommandParser:
-    return bench_parser("bench_clip_eval", __doc__, EXAMPLES, NUMBERS)
+    return measure.bench_parser("bench_clip_eval", __doc__, EXAMPLES, NUMBERS)
 
 
 def check(args: Any) -> None:
     """Raises ValueError."""
-    at_least(args, **dict.fromkeys(NUMBERS, 1))
+    measure.at_least(args, **dict.fromkeys(NUMBERS, 1))
     if args.questions > len(QUESTIONS):
         raise ValueError(f"--questions {args.questions}: 1 to {len(QUESTIONS)}")
 
@@ -170,7 +170,7 @@ def max_difference(pairs: list[tuple[Path, str]], ours: list[float], peer: list[
     return max(abs(max(0.0, mine) - theirs) for mine, theirs in compared)
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     """Both sides in turns, after one short run each that does not count."""
     import torch
 
@@ -195,7 +195,7 @@ def measure(args: Any, work: Path) -> dict[str, Any]:
 
     for side in sides.values():
         side(pairs[: args.questions], args.batch_size)
-    runs = in_turns({"ours": lambda _: timed("ours"), "peer": lambda _: timed("peer")}, args.repeats)
+    runs = measure.in_turns({"ours": lambda _: timed("ours"), "peer": lambda _: timed("peer")}, args.repeats)
     seconds = {side: [run["seconds"] for run in found] for side, found in runs.items()}
     rates = {side: len(pairs) / statistics.median(times) for side, times in seconds.items()}
     return {
@@ -229,7 +229,7 @@ def show(result: dict[str, Any], args: Any) -> str | None:
     for side, name in (("ours", "drive-vlm on open_clip"), ("peer", "torchmetrics clip_score")):
         rows.append([name, f"{result[side]:.1f}", " ".join(f"{value:.2f}" for value in result["seconds"][side])])
     title = f"{result['pairs']} pairs, batches of {args.batch_size}, {args.threads} threads"
-    table(title, ("", "pairs/s", "seconds (all runs)"), rows)
+    measure.table(title, ("", "pairs/s", "seconds (all runs)"), rows)
     difference, distinct = result["max_abs_difference"], result["distinct"]
     print(
         f"ratio {result['ratio']:.2f}, largest difference of scores {difference:.1e} (scores spread by {result['score_sd']:.1e})"
@@ -242,7 +242,7 @@ def show(result: dict[str, Any], args: Any) -> str | None:
 
 
 def main() -> None:
-    run_bench(make_parser(), measure, show, check=check, peers=("torchmetrics", "open_clip_torch"))
+    measure.run_bench(make_parser(), run, show, check=check, peers=("torchmetrics", "open_clip_torch"))
 
 
 if __name__ == "__main__":

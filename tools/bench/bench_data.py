@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import at_least, bench_parser, environment, json_lines, run_bench, start, table
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -54,7 +54,7 @@ _COLOURS = ("red", "white", "black", "silver", "blue", "yellow", "dark")
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_data", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_data", __doc__, EXAMPLES, NUMBERS)
     add = parser.add_argument
     add("case", choices=tuple(CASES), help="what to measure")
     add("--row", type=int, help="jsonl: row to read, from 0 (default: the last)")
@@ -66,7 +66,7 @@ def make_parser() -> CommandParser:
 
 def check(args: Any) -> None:
     """Raises ValueError."""
-    at_least(args, **dict.fromkeys((*NUMBERS, "processes"), 1))
+    measure.at_least(args, **dict.fromkeys((*NUMBERS, "processes"), 1))
     if args.row is not None and not 0 <= args.row < args.rows:
         raise ValueError(f"--row {args.row} is not in a file of --rows {args.rows}")
 
@@ -105,12 +105,12 @@ def measure_jsonl(args: Any, work: Path) -> dict[str, Any]:
     results = []
     for part in ("ours", "ours", "peer"):
         log = work / "part.json"
-        start(
+        measure.start(
             [sys.executable, __file__, "jsonl", "--part", part, "--work", work, "--row", row, "--rows", args.rows],
             log,
-            environment(work),
+            measure.environment(work),
         )
-        results.append(json_lines(log)[0])
+        results.append(measure.json_lines(log)[0])
         assert results[-1].pop("id") == make_row(row)["id"], f"{part} read another row"
     indexing, ours, peer = results
     ratio = {name: peer[name] / ours[name] for name in ("seconds", "peak_rss_mb")}
@@ -126,7 +126,7 @@ def show_jsonl(result: dict[str, Any]) -> None:
         "json.loads of every line": result["peer"],
     }
     rows = [[name, f"{part['seconds']:.4f}", f"{part['peak_rss_mb']:.0f}"] for name, part in parts.items()]
-    table(title, ("", "seconds", "peak RSS MB"), rows)
+    measure.table(title, ("", "seconds", "peak RSS MB"), rows)
 
 
 # ---- synthetic
@@ -223,7 +223,7 @@ def show_reward(result: dict[str, Any]) -> None:
     ]
     rows.append(["score parsed texts", f"{result['score_texts_per_s']:,.0f}", ""])
     title = f"physics reward, {result['texts']:,} texts of {result['words_per_text']:.0f} words"
-    table(title, ("", "texts/s", "texts/s of processor time"), rows)
+    measure.table(title, ("", "texts/s", "texts/s of processor time"), rows)
 
 
 CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
@@ -239,7 +239,7 @@ def main() -> None:
         args = parser.parse_args()
         print(json.dumps(read_row(args.part, args.work / "rows.jsonl", args.row)))
         return
-    run_bench(
+    measure.run_bench(
         parser,
         lambda args, work: CASES[args.case][0](args, work),
         lambda result, args: CASES[args.case][1](result),

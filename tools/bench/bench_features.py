@@ -12,20 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import (
-    TOOLS,
-    at_least,
-    bench_parser,
-    build_synthetic,
-    environment,
-    flags,
-    in_turns,
-    json_lines,
-    logged,
-    run_bench,
-    start,
-    table,
-)
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -53,7 +40,7 @@ NUMBERS = {
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_features", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_features", __doc__, EXAMPLES, NUMBERS)
     types = ("float16", "bfloat16", "float32")
     parser.add_argument("--stored", default=types[0], choices=types, help="number type on disk")
     return parser
@@ -61,7 +48,7 @@ def make_parser() -> CommandParser:
 
 def check(args: Any) -> None:
     """Raises ValueError."""
-    at_least(args, steps=2, clips=1, num_frames=1, batch_size=1, repeats=1, threads=1)
+    measure.at_least(args, steps=2, clips=1, num_frames=1, batch_size=1, repeats=1, threads=1)
 
 
 def prepare(args: Any, work: Path) -> dict[str, int]:
@@ -74,7 +61,7 @@ def prepare(args: Any, work: Path) -> dict[str, int]:
     from drive_vlm.models.tiny.tiny import SPECIAL, corpus_of, train_tokenizer
 
     frames = {"clips": args.clips, "num_frames": args.num_frames, "size": args.image_size}
-    rows = json_lines(build_synthetic(work, scenes=8, workers=1, **frames) / "clips_train.jsonl")
+    rows = measure.json_lines(measure.build_synthetic(work, scenes=8, workers=1, **frames) / "clips_train.jsonl")
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus_of(rows), 2000, (*SPECIAL[:3], *PICTURES), {})
     tower = SiglipVisionModel(
@@ -128,8 +115,8 @@ def train(args: Any, work: Path, env: dict[str, str], side: str, repeat: int) ->
         "freeze": ["vision_tower", "language_model"],
         **({"feature_cache": work / "features"} if side == "cache" else {}),
     }
-    start([sys.executable, "-m", "drive_vlm", "sft", *flags(values)], out.with_suffix(".log"), env)
-    steps = logged(out)
+    measure.start([sys.executable, "-m", "drive_vlm", "sft", *measure.flags(values)], out.with_suffix(".log"), env)
+    steps = measure.logged(out)
     assert len(steps) == args.steps
     timed = steps[1:]
     seconds = sum(args.batch_size / row["samples_per_second"] for row in timed)
@@ -140,18 +127,20 @@ def train(args: Any, work: Path, env: dict[str, str], side: str, repeat: int) ->
     }
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     """Prepare, build the cache, run both sides in turns. Raises ValueError."""
     sizes = prepare(args, work)
     if sizes["rows"] < args.steps * args.batch_size:
         raise ValueError(
             f"{sizes['rows']} rows for {args.steps} steps of {args.batch_size}: raise --clips, so that no row comes twice."
         )
-    env = environment(work, args.threads) | {"CUDA_VISIBLE_DEVICES": ""}
+    env = measure.environment(work, args.threads) | {"CUDA_VISIBLE_DEVICES": ""}
     values = {"model": work / "model", "data": work / "data" / "clips_train.jsonl", "num_frames": args.num_frames}
-    words = flags(values | {"out": work / "features", "stored": args.stored})
-    built = start([sys.executable, TOOLS / "cache_features.py", *words], work / "features.log", env)["seconds"]
-    runs = in_turns({side: partial(train, args, work, env, side) for side in ("pixels", "cache")}, args.repeats)
+    words = measure.flags(values | {"out": work / "features", "stored": args.stored})
+    built = measure.start([sys.executable, measure.TOOLS / "cache_features.py", *words], work / "features.log", env)[
+        "seconds"
+    ]
+    runs = measure.in_turns({side: partial(train, args, work, env, side) for side in ("pixels", "cache")}, args.repeats)
     apart = max(
         abs(a - b)
         for ours, theirs in zip(runs["pixels"], runs["cache"], strict=True)
@@ -177,7 +166,7 @@ def show(result: dict[str, Any], args: Any) -> None:
     for side, rate in result["samples_per_second"].items():
         waits = statistics.median(run["data_wait_share"] for run in result["runs"][side])
         rows.append([side, f"{rate:.3g}", f"{waits:.0%}"])
-    table(None, ("training from", "samples/s", "waiting for data"), rows)
+    measure.table(None, ("training from", "samples/s", "waiting for data"), rows)
     patches = (args.image_size // args.patch_size) ** 2
     print(
         f"ratio {result['ratio']:.1f}; losses differ by {result['largest_loss_difference']:.2g} at most ({args.stored} features)"
@@ -194,7 +183,7 @@ def show(result: dict[str, Any], args: Any) -> None:
 
 
 def main() -> None:
-    run_bench(make_parser(), measure, show, check=check)
+    measure.run_bench(make_parser(), run, show, check=check)
 
 
 if __name__ == "__main__":

@@ -17,23 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from measure import (
-    BENCH,
-    TOOLS,
-    at_least,
-    bench_parser,
-    build_synthetic,
-    environment,
-    flags,
-    in_turns,
-    json_lines,
-    medians,
-    run_bench,
-    start,
-    table,
-    torchrun,
-    write_json_lines,
-)
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -65,7 +49,7 @@ NAMES = {
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_launch", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_launch", __doc__, EXAMPLES, NUMBERS)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
     add("--processes", nargs="+", type=int, default=[1, 2], help="numbers of processes (default: 1 2)")
@@ -75,7 +59,7 @@ def make_parser() -> CommandParser:
 
 def check(args: Any) -> None:
     """Raises ValueError for settings that measure nothing."""
-    at_least(args, **dict.fromkeys(NUMBERS, 1) | {"processes": 1, "rows": 6, "steps": 4, "large_steps": 4})
+    measure.at_least(args, **dict.fromkeys(NUMBERS, 1) | {"processes": 1, "rows": 6, "steps": 4, "large_steps": 4})
     if 0 < gpu_count() < max(args.processes):
         raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
     if args.deepspeed != "none":
@@ -96,9 +80,9 @@ def prepare(args: Any, work: Path) -> None:
     """Rows with one picture each, and the two models."""
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
 
-    data = build_synthetic(work, scenes=max(4, -(-args.rows // 6)), size=112)
-    rows = json_lines(data / "train.jsonl")[: args.rows]
-    write_json_lines(data / "rows.jsonl", rows)
+    data = measure.build_synthetic(work, scenes=max(4, -(-args.rows // 6)), size=112)
+    rows = measure.json_lines(data / "train.jsonl")[: args.rows]
+    measure.write_json_lines(data / "rows.jsonl", rows)
     for name, width, layers, tower in (
         ("small", args.hidden_size, args.layers, args.layers),
         ("large", args.save_hidden_size, args.save_layers, max(1, args.save_layers // 2)),
@@ -125,9 +109,9 @@ class Sides:
         self.deepspeed = None if args.deepspeed == "none" else args.deepspeed
         self.recipe = work / "bench_recipe.sh"
         self.recipe.write_text(
-            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
+            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{measure.TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
         )
-        self.env = environment(work, args.threads) | ({"DS_ACCELERATOR": "cpu"} if self.cpu else {})
+        self.env = measure.environment(work, args.threads) | ({"DS_ACCELERATOR": "cpu"} if self.cpu else {})
 
     def arguments(self, steps: int, out: Path, **more: Any) -> dict[str, Any]:
         """TrainingArguments of both sides."""
@@ -157,7 +141,7 @@ class Sides:
             **({"deepspeed": self.deepspeed} if self.deepspeed else {}),
             **({"resume": resume} if resume else {}),
         }
-        return flags(ours | arguments)
+        return measure.flags(ours | arguments)
 
     def ours(
         self, model: str, processes: int, arguments: dict[str, Any], cache: str = "warm", resume: Path | None = None
@@ -169,7 +153,7 @@ class Sides:
     def probe(self, model: str, processes: int, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """What the probe of each rank saw."""
         out = Path(arguments["output_dir"])
-        words = [*torchrun(processes), BENCH / "bench_launch_probe.py"]
+        words = [*measure.torchrun(processes), measure.BENCH / "bench_launch_probe.py"]
         self._start([*words, *self._our_words(model, processes, arguments, None)], out, {})
         return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -200,12 +184,12 @@ class Sides:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings))
         env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
-        return self._start([*torchrun(processes), BENCH / "bench_launch_peer.py", file], out, env)
+        return self._start([*measure.torchrun(processes), measure.BENCH / "bench_launch_peer.py", file], out, env)
 
     def _start(self, words: list[Any], out: Path, env: dict[str, str]) -> dict[str, float]:
         """Seconds until the first log, and to the end."""
         out.mkdir(parents=True)
-        found = start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
+        found = measure.start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
         return {"seconds": found["seconds_to_first"], "seconds_to_the_end": found["seconds"]}
 
 
@@ -226,7 +210,9 @@ def measure_start(sides: Sides, processes: int) -> dict[str, Any]:
         return run
 
     names = ("cold", "warm", "peer")
-    return summary(in_turns({n: lambda repeat, n=n: side(n, repeat) for n in names}, sides.args.repeats, warm_up=1))  # type: ignore[misc]
+    return summary(
+        measure.in_turns({n: lambda repeat, n=n: side(n, repeat) for n in names}, sides.args.repeats, warm_up=1)
+    )  # type: ignore[misc]
 
 
 def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
@@ -235,7 +221,10 @@ def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
     saving = {"save_strategy": "steps", "save_steps": 1}
     clock = sides.probe("large", processes, sides.arguments(count, root / "ours", **saving))[0]["once"]
     sides.peer("large", processes, sides.arguments(count, root / "peer", **saving))
-    seconds = {"ours": clock["save"], "peer": [line["seconds"] for line in json_lines(root / "peer" / "saves.jsonl")]}
+    seconds = {
+        "ours": clock["save"],
+        "peer": [line["seconds"] for line in measure.json_lines(root / "peer" / "saves.jsonl")],
+    }
     last = {side: root / side / f"checkpoint-{count}" for side in seconds}
     save: dict[str, Any] = {
         side: {"seconds": statistics.median(found), "runs": found, "bytes_on_disk": bytes_of(last[side])}
@@ -251,7 +240,7 @@ def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
     def peer(repeat: int) -> dict[str, float]:
         return sides.peer("large", processes, sides.arguments(count + 1, root / f"resume-peer{repeat}"), last["peer"])
 
-    resume = summary(in_turns({"ours": ours, "peer": peer}, sides.args.repeats, warm_up=1))
+    resume = summary(measure.in_turns({"ours": ours, "peer": peer}, sides.args.repeats, warm_up=1))
     shutil.rmtree(root)
     return {"save": save, "resume": resume}
 
@@ -289,7 +278,7 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for side, found in runs.items():
         seconds = [run["seconds"] for run in found]
-        result[side] = medians(found) | {"spread": [min(seconds), max(seconds)], "runs": found}
+        result[side] = measure.medians(found) | {"spread": [min(seconds), max(seconds)], "runs": found}
     result["ratio"] = {
         side: {
             "seconds": result[side]["seconds"] / result["peer"]["seconds"],
@@ -301,7 +290,7 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return result
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     """Run all parts."""
     sides = Sides(args, work)
     result: dict[str, Any] = {name: {} for name in ("start", "save", "resume", "overhead")}
@@ -328,7 +317,7 @@ def show(result: dict[str, Any], args: Any) -> None:
                 low, high = sides[side]["spread"]
                 ratio = "" if side == "peer" else f"{sides['ratio'][side]['seconds']:.2f}"
                 rows.append([NAMES[side], f"{sides[side]['seconds']:.2f}", f"{low:.2f} - {high:.2f}", ratio])
-            table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
+            measure.table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
     for processes, save in result["save"].items():
         for side in ("ours", "peer"):
             size = save[side]["bytes_on_disk"]
@@ -350,14 +339,14 @@ def show(result: dict[str, Any], args: Any) -> None:
             ]
             rows.append(["all", f"{found['total_us']:.0f}", f"{found['share']:.3%}", ""])
             title = f"our part of a step of {found['step_ms']:.2f} ms, {processes} process(es), {model} model"
-            table(title, ("", "us a step", "share of a step", "mean us"), rows)
+            measure.table(title, ("", "us a step", "share of a step", "mean us"), rows)
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
     load = result["load_average"]
     print(f"parameters: {sizes}; load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
 
 
 def main() -> None:
-    run_bench(make_parser(), measure, show, prepare, check)
+    measure.run_bench(make_parser(), run, show, prepare, check)
 
 
 if __name__ == "__main__":

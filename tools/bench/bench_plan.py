@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import measure
 from bench_plan_probe import measure_stage
-from measure import bench_parser, build_synthetic, build_tiny, environment, flags, run_bench, start, torchrun
 
 from drive_vlm.config import CommandParser
 
@@ -70,7 +70,7 @@ NUMBERS = {"hidden_size": (512, "width of the CPU model"), "micro_batch": (2, "p
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_plan", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_plan", __doc__, EXAMPLES, NUMBERS)
     parser.add_argument("--cases", nargs="+", help="cases to run (default: all of this device)")
     parser.add_argument("--max_length", type=int, help="tokens of a pack (default: 512 on a CPU, 4096 on a GPU)")
     return parser
@@ -117,14 +117,14 @@ def _resident() -> int:
 
 def prepare_models(work: Path, hidden_size: int, cuda: bool) -> dict[str, Path]:
     """Data, layouts and models in `work`; {model name: directory}."""
-    corpus = build_synthetic(work, scenes=60, size=112, workers=1) / "train.jsonl"
+    corpus = measure.build_synthetic(work, scenes=60, size=112, workers=1) / "train.jsonl"
     for stage in (1, 2, 3):
         zero = {"zero_optimization": {"stage": stage, **_ZERO, **(_ZERO3 if stage == 3 else {})}}
         (work / f"zero{stage}.json").write_text(json.dumps(zero))
     if cuda:
         return {name: random_model(work / name, corpus, name) for name in ("internvl3_1b", "qwen3_4b")}
     sizes = {"image_size": 112, "patch_size": 14, "hidden_size": hidden_size, "vision_layers": 6, "text_layers": 8}
-    return {"small": build_tiny(work, "small", corpus, **sizes)}
+    return {"small": measure.build_tiny(work, "small", corpus, **sizes)}
 
 
 def random_model(out: Path, corpus: Path, name: str) -> Path:
@@ -174,7 +174,7 @@ def sft_words(work: Path, model: Path, args: Any, layout: str, more: list[str], 
         **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
         **({} if "--freeze" in more else {"freeze": "vision_tower"}),
     }
-    return [*flags(values), *more]
+    return [*measure.flags(values), *more]
 
 
 def run_case(
@@ -191,9 +191,9 @@ def run_case(
     Raises ValueError when the run fails.
     """
     out = work / f"{name}.json"
-    ranked = torchrun(ranks) if ranks > 1 else [sys.executable]
+    ranked = measure.torchrun(ranks) if ranks > 1 else [sys.executable]
     command = [*ranked, script, "--child", out, *words, "--output_dir", work / name]
-    start(command, work / f"{name}.log", environment(work))
+    measure.start(command, work / f"{name}.log", measure.environment(work))
     found = json.loads(out.read_text())
     measured = {"static": found["static"], **{name or rest_is: size for name, size in found["peak"].items()}}
     predicted = predict([*words, "--world_size", str(ranks)], found["batch"])
@@ -252,7 +252,7 @@ def print_errors(cases: list[dict[str, Any]], columns: Sequence[str]) -> None:
     print("MiB of one process; error = predicted / measured - 1")
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
@@ -286,4 +286,4 @@ def main(child: Callable[[Path, list[str]], None], tool: Callable[[], None]) -> 
 
 
 if __name__ == "__main__":
-    main(measure_child, lambda: run_bench(make_parser(), measure, show))
+    main(measure_child, lambda: measure.run_bench(make_parser(), run, show))

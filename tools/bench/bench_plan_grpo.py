@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measure
 from bench_plan import RUN, main, planned, prepare_models, print_errors, run_case
 from bench_plan_probe import measure_stage
-from measure import bench_parser, flags, run_bench
 
 from drive_vlm.config import CommandParser
 
@@ -47,7 +47,7 @@ def build():
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_plan_grpo", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_plan_grpo", __doc__, EXAMPLES, NUMBERS)
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="cases to run")
     return parser
 
@@ -106,7 +106,7 @@ def grpo_words(work: Path, model: Path, args: Any, layout: str, more: list[str])
         **RUN,
         **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
     }
-    return [*flags(values), *more]
+    return [*measure.flags(values), *more]
 
 
 def predict(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
@@ -122,7 +122,7 @@ def predict(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
     return {"static": peak.between_steps, **{phase: getattr(peak, phase) for phase in PHASES}}
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     (work / "reward.py").write_text(_REWARD)
     model = prepare_models(work, args.hidden_size, cuda=False)["small"]
     results = []
@@ -138,4 +138,4 @@ def show(result: dict[str, Any], args: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(measure_child, lambda: run_bench(make_parser(), measure, show))
+    main(measure_child, lambda: measure.run_bench(make_parser(), run, show))

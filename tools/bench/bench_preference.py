@@ -12,22 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import (
-    at_least,
-    bench_parser,
-    build_synthetic,
-    build_tiny,
-    environment,
-    flags,
-    in_turns,
-    json_lines,
-    logged,
-    medians,
-    run_bench,
-    start,
-    table,
-    write_json_lines,
-)
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -52,10 +37,11 @@ SIZES = ("hidden_size", "vision_layers", "text_layers", "image_size", "patch_siz
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_preference", __doc__, EXAMPLES, NUMBERS)
-    parser.add_argument("--model", type=Path, help="model directory (default: a tiny random InternVL is built)")
-    parser.add_argument("--data", type=Path, help="pairs of that model (default: built from synthetic scenes)")
-    parser.add_argument("--flags", nargs="...", default=[], help="further flags of `dpo` for all sides; stands last")
+    parser = measure.bench_parser("bench_preference", __doc__, EXAMPLES, NUMBERS)
+    add = parser.add_argument
+    add("--model", type=Path, help="model directory (default: a tiny random InternVL is built)")
+    add("--data", type=Path, help="pairs of that model (default: built from synthetic scenes)")
+    add("--flags", nargs="...", default=[], help="further flags of `dpo` for all sides; stands last")
     return parser
 
 
@@ -63,15 +49,15 @@ def check(args: Any) -> None:
     """Raises ValueError."""
     if bool(args.model) != bool(args.data):
         raise ValueError("--model and --data belong together: give both, or neither to have them built.")
-    at_least(args, repeats=1, batch_size=1, steps=2, pairs=8)
+    measure.at_least(args, repeats=1, batch_size=1, steps=2, pairs=8)
 
 
 def build(args: Any, work: Path) -> tuple[Path, Path]:
     """(model, pairs): captions and short answers as chosen, another row's as rejected."""
     if args.model and args.data:
         return args.model, args.data
-    data = build_synthetic(work, scenes=max(8, -(-args.pairs // 4)), size=args.image_size)
-    short, long = (json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
+    data = measure.build_synthetic(work, scenes=max(8, -(-args.pairs // 4)), size=args.image_size)
+    short, long = (measure.json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
     rows = []
     for i in range(args.pairs):
         kind = long if i % 4 == 0 else short
@@ -82,8 +68,8 @@ def build(args: Any, work: Path) -> tuple[Path, Path]:
             if answer.split() != chosen.split():
                 break
         rows.append(row | {"id": f"pair-{i}", "rejected": answer})
-    pairs = write_json_lines(data / "pairs.jsonl", rows)
-    return build_tiny(work, "model", pairs, **{name: getattr(args, name) for name in SIZES}), pairs
+    pairs = measure.write_json_lines(data / "pairs.jsonl", rows)
+    return measure.build_tiny(work, "model", pairs, **{name: getattr(args, name) for name in SIZES}), pairs
 
 
 def train(args: Any, work: Path, model: Path, data: Path, side: str, repeat: int) -> dict[str, float]:
@@ -109,9 +95,9 @@ def train(args: Any, work: Path, model: Path, data: Path, side: str, repeat: int
         "disable_tqdm": True,
         **reference,
     }
-    words = [sys.executable, "-m", "drive_vlm", "dpo", *flags(values), *args.flags]
-    start(words, work / f"{out.name}.log", environment(work))
-    last = logged(out)[-1]
+    words = [sys.executable, "-m", "drive_vlm", "dpo", *measure.flags(values), *args.flags]
+    measure.start(words, work / f"{out.name}.log", measure.environment(work))
+    last = measure.logged(out)[-1]
     facts = json.loads((out / "run.json").read_text())
     return {
         "pairs_per_second": last["samples_per_second"],
@@ -120,15 +106,15 @@ def train(args: Any, work: Path, model: Path, data: Path, side: str, repeat: int
     }
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     """Build, compute the cache, run all sides in turns."""
     model, data = build(args, work)
     values = {"model": model, "data": data, "out": work / "reference", "batch_size": args.batch_size}
-    words = [sys.executable, "-m", "drive_vlm", "reference", *flags(values | {"max_length": args.max_length})]
-    start(words, work / "reference.log", environment(work))
+    words = [sys.executable, "-m", "drive_vlm", "reference", *measure.flags(values | {"max_length": args.max_length})]
+    measure.start(words, work / "reference.log", measure.environment(work))
     cache = json.loads((work / "reference.log").read_text().splitlines()[-1])
-    runs = in_turns({side: partial(train, args, work, model, data, side) for side in SIDES}, args.repeats)
-    found = {side: medians(runs[side]) for side in SIDES}
+    runs = measure.in_turns({side: partial(train, args, work, model, data, side) for side in SIDES}, args.repeats)
+    found = {side: measure.medians(runs[side]) for side in SIDES}
     return {
         **{side: found[side] | {"runs": runs[side]} for side in SIDES},
         "speed_up": {side: found[side]["pairs_per_second"] / found["live"]["pairs_per_second"] for side in SIDES},
@@ -143,12 +129,12 @@ def show(result: dict[str, Any], args: Any) -> None:
         row = result[side]
         cells = (f"{row['pairs_per_second']:.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['peak_memory_gib']:.2f}")
         rows.append([name, *cells, f"{result['speed_up'][side]:.2f}x"])
-    table(None, ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"), rows)
+    measure.table(None, ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"), rows)
     print(f"the cache: {result['reference']['pairs_per_second']:.2f} pairs/s, once for all epochs")
 
 
 def main() -> None:
-    run_bench(make_parser(), measure, show, check=check)
+    measure.run_bench(make_parser(), run, show, check=check)
 
 
 if __name__ == "__main__":

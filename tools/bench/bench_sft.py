@@ -15,21 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measure import (
-    at_least,
-    bench_parser,
-    build_synthetic,
-    environment,
-    flags,
-    in_turns,
-    json_lines,
-    logged,
-    medians,
-    run_bench,
-    start,
-    table,
-    write_json_lines,
-)
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -69,7 +55,7 @@ NUMBERS = {
 
 
 def make_parser() -> CommandParser:
-    parser = bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
+    parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
     forms = ("prompt_completion", "messages")
     parser.add_argument(
         "--peer_rows", choices=forms, default=forms[0], help="form of TRL's rows; of messages it learns every token"
@@ -79,7 +65,7 @@ def make_parser() -> CommandParser:
 
 def check(args: Any) -> None:
     """Raises ValueError."""
-    at_least(args, repeats=1, threads=1, batch_size=1, rows=16, workers=0)
+    measure.at_least(args, repeats=1, threads=1, batch_size=1, rows=16, workers=0)
 
 
 # ---- prepare: rows, model, plan
@@ -113,9 +99,11 @@ def prepare(args: Any, work: Path) -> None:
     from drive_vlm.models import load_processor
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
 
-    data = build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
-    rows = mixed_rows(json_lines(data / "train.jsonl"), json_lines(data / "captions_train.jsonl"), args.rows)
-    write_json_lines(data / "mixed.jsonl", rows)
+    data = measure.build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
+    rows = mixed_rows(
+        measure.json_lines(data / "train.jsonl"), measure.json_lines(data / "captions_train.jsonl"), args.rows
+    )
+    measure.write_json_lines(data / "mixed.jsonl", rows)
     build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **{name: getattr(args, name) for name in SIZES})
     parts = load_processor(ModelConfig(model=str(work / "model")))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
@@ -170,16 +158,16 @@ def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[
         "logging_steps": plan["steps"]["ours"],
         "dataloader_num_workers": args.workers,
     }
-    return [sys.executable, "-m", "drive_vlm", "sft", *flags(values)]
+    return [sys.executable, "-m", "drive_vlm", "sft", *measure.flags(values)]
 
 
 def peer_command(args: Any, work: Path, out: Path) -> list[Any]:
-    return [*PEER, *flags({"work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows})]
+    return [*PEER, *measure.flags({"work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows})]
 
 
 def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     """Rates of the window from step 1 to the last step, from metrics.jsonl."""
-    first, last = logged(out)
+    first, last = measure.logged(out)
     assert (first["step"], last["step"]) == (1, plan["steps"]["ours"]), "not the logs of the first and the last step"
     seconds = plan["timed"]["samples"] / last["samples_per_second"]
     counted = last["tokens_per_second"] * seconds
@@ -195,15 +183,15 @@ def peer_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     return rates | {"seconds": timed["seconds"]}
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
+def run(args: Any, work: Path) -> dict[str, Any]:
     """Both sides in turns. This process loads no torch: a child begins with the peak RSS of the process that forks it."""
-    env = environment(work, args.threads)
-    start([*PEER, "--check", "--work", work, "--peer_rows", args.peer_rows], work / "check.log", env)
+    env = measure.environment(work, args.threads)
+    measure.start([*PEER, "--check", "--work", work, "--peer_rows", args.peer_rows], work / "check.log", env)
     plan = json.loads((work / "plan.json").read_text())
 
     def peak(command: list[Any], out: Path) -> dict[str, float]:
         out.mkdir()
-        return {"peak_rss_mb": start(command, out.with_suffix(".log"), env)["peak_rss_mb"]}
+        return {"peak_rss_mb": measure.start(command, out.with_suffix(".log"), env)["peak_rss_mb"]}
 
     def ours(repeat: int) -> dict[str, float]:
         out = work / f"ours{repeat}"
@@ -213,8 +201,8 @@ def measure(args: Any, work: Path) -> dict[str, Any]:
         out = work / f"peer{repeat}"
         return peak(peer_command(args, work, out), out) | peer_rates(out, plan)
 
-    runs = in_turns({"ours": ours, "peer": peer}, args.repeats)
-    found = {name: medians(side) for name, side in runs.items()}
+    runs = measure.in_turns({"ours": ours, "peer": peer}, args.repeats)
+    found = {name: measure.medians(side) for name, side in runs.items()}
     names = {"samples": "samples_per_second", "tokens": "tokens_per_second", "peak_rss": "peak_rss_mb"}
     facts = {
         name: {key: plan[key][name] for key in ("tokens_per_step", "steps", "batch")} | {"runs": runs[name]}
@@ -235,14 +223,14 @@ def show(result: dict[str, Any], args: Any) -> None:
         row = result[side]
         columns = ("tokens_per_second", "peak_rss_mb", "tokens_per_step", "steps")
         rows.append([name, f"{row['samples_per_second']:.1f}", *(f"{row[column]:.0f}" for column in columns)])
-    table(title, ("", "samples/s", "tokens/s", "peak RSS MB", "tokens a step", "steps"), rows)
+    measure.table(title, ("", "samples/s", "tokens/s", "peak RSS MB", "tokens a step", "steps"), rows)
     print("model:", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
     print(f"{args.threads} threads, {args.workers} loader workers, float32; padding is not counted as tokens")
     print(f"ratio: {result['ratio']['samples']:.2f} in samples/s, {result['ratio']['tokens']:.2f} in tokens/s")
 
 
 def main() -> None:
-    run_bench(make_parser(), measure, show, prepare, check)
+    measure.run_bench(make_parser(), run, show, prepare, check)
 
 
 if __name__ == "__main__":
