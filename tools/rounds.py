@@ -86,6 +86,7 @@ def split(args: Any) -> None:
     A group (of the row's "group", else its pictures or video) is never cut. Raises ValueError where both sides share an
     id, a group or a picture.
     """
+    from drive_vlm.builders.row_writer import write_rows
     from drive_vlm.builders.splits import find_leaks, split_position
     from drive_vlm.data.sources import open_sources
 
@@ -105,7 +106,6 @@ def split(args: Any) -> None:
         )
     if not args.eval_data:
         folder = Path(args.out) / "data"
-        folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
             write_rows(folder / f"{name}.jsonl", part)
         print(f"{folder}: {len(parts['train']):,} rows to train on, {len(parts['eval']):,} held out")
@@ -127,13 +127,6 @@ def group_of(row: dict[str, Any]) -> str:
     """The row's group, else its pictures or its video, else its id."""
     media = row.get("image") or row.get("images") or row.get("video")
     return str(row.get("group") or (media if isinstance(media, str) else " ".join(media or ())) or row.get("id"))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    from drive_vlm.store.cache import write_atomically
-
-    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
-    write_atomically(path, lambda file: file.writelines(lines))
 
 
 def done(args: Any) -> None:

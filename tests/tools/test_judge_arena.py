@@ -185,7 +185,7 @@ def test_timeouts_and_malformed_replies_on_the_way(arena, chat_server, tmp_path)
     assert result_of(tmp_path)["pairs"]["b"]["a"]["wins"] == 12
 
 
-def test_changed_answers_are_judged_anew(arena, chat_server, tmp_path):
+def test_changed_answers_are_judged_again(arena, chat_server, tmp_path):
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
     assert arena(paths).returncode == 0
     paths[1].write_text(paths[1].read_text().replace("quality 2 of b", "quality 0 of b", 1))
