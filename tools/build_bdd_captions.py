@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.rewrites import clean, fault, words
-from drive_vlm.builders.row_writer import RowWriter, meta_entry, write_json
+from drive_vlm.builders.row_writer import RowWriter, meta_entry
 from drive_vlm.builders.split_entry import Rewrite, audit_of, rows_of
 from drive_vlm.builders.splits import held_out_groups
 from drive_vlm.builders.video_captions import VideoCaption, read_video_captions
@@ -31,6 +31,7 @@ from drive_vlm.data.videos import MODES
 from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
 from drive_vlm.rewards.text.new_nouns import NounCheck
+from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
 python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B

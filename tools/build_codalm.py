@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.builders.row_writer import Row, RowWriter, write_json
+from drive_vlm.builders.row_writer import Row, RowWriter
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
+from drive_vlm.store.cache import write_json
 
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}

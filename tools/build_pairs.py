@@ -21,13 +21,14 @@ from drive_vlm.builders.pair_sources import (
     read_pairs,
     without,
 )
-from drive_vlm.builders.row_writer import write_json, write_rows
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
 from drive_vlm.data.preference.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Request, check_images, judge_all, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
+from drive_vlm.store.cache import write_json
+from drive_vlm.store.keyed_lines import write_lines
 
 PROMPTS = Path(__file__).parent / "prompts"
 EXAMPLES = """
@@ -259,7 +260,7 @@ def run(args: Any) -> dict[str, Any]:
     pairs, audit = make(args)
     # The audit first: pairs without one would look like a finished file.
     write_json(out.with_name(f"{out.name}.audit.json"), audit)
-    write_rows(out, pairs)
+    write_lines(out, pairs)
     return audit
 
 

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.builders import synthetic
-from drive_vlm.builders.row_writer import write_json
 from drive_vlm.builders.splits import assign_split, parse_fractions
 from drive_vlm.builders.synthetic.files import Summary, save_image, save_video, write_files
 from drive_vlm.builders.synthetic.rows import (
@@ -44,6 +43,7 @@ from drive_vlm.builders.synthetic.rows import (
     truth_of,
 )
 from drive_vlm.config import CommandParser, plain, run_tool
+from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000

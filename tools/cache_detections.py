@@ -24,6 +24,7 @@ from yolo_detector import Boxes, Detect, open_detector
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
+from drive_vlm.store.keyed_lines import check_same
 from drive_vlm.store.lock import sole_writer
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
@@ -92,13 +93,10 @@ def check_finished(cache: Any, detector: Any, items: list["Item"], config: Detec
     from drive_vlm.builders.detection_items import outdated
     from drive_vlm.data.samples import BadRow
 
-    files = ", ".join(map(str, cache.paths))
-    if cache.detector is not None and cache.detector != detector:
+    if cache.detector is not None:
+        made = f"{', '.join(map(str, cache.paths))}: made"
         was, now = dataclasses.asdict(cache.detector), dataclasses.asdict(detector)
-        moved = ", ".join(f"{name} (file: {was[name]}, now: {now[name]})" for name in was if was[name] != now[name])
-        raise ValueError(
-            f"{files}: made with another detector or setting: {moved}. Give another --out, or the old setting."
-        )
+        check_same(made, was, now, "Give another --out, or the old setting.")
     found: dict[str, str] = {}
     for item in items:
         if item.name in cache:

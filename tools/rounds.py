@@ -86,9 +86,9 @@ def split(args: Any) -> None:
     A group (of the row's "group", else its pictures or video) is never cut. Raises ValueError where both sides share an
     id, a group or a picture.
     """
-    from drive_vlm.builders.row_writer import write_rows
     from drive_vlm.builders.splits import find_leaks, split_position
     from drive_vlm.data.sources import open_sources
+    from drive_vlm.store.keyed_lines import write_lines
 
     rows = rows_of(open_sources([args.data], args.image_root))
     if args.eval_data:
@@ -106,8 +106,9 @@ def split(args: Any) -> None:
         )
     if not args.eval_data:
         folder = Path(args.out) / "data"
+        folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
-            write_rows(folder / f"{name}.jsonl", part)
+            write_lines(folder / f"{name}.jsonl", part)
         print(f"{folder}: {len(parts['train']):,} rows to train on, {len(parts['eval']):,} held out")
 
 

@@ -189,8 +189,8 @@ def test_other_settings_are_named(detect: Callable, data: Path, weights: Path) -
     other = data / "other.pt"
     other.write_bytes(weights.read_bytes() + b"\0")
     for flags, named in (
-        (("--conf", 0.5), "conf (file: 0.3, now: 0.5)"),
-        (("--imgsz", 96), "imgsz (file: 64, now: 96)"),
+        (("--conf", 0.5), "conf: 0.3 then, 0.5 now"),
+        (("--imgsz", 96), "imgsz: 64 then, 96 now"),
         (("--num_frames", 2), "--num_frames 2 takes [1, 3] of it"),
     ):
         _, text = detect(*flags, code=2)
