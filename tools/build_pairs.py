@@ -119,20 +119,9 @@ class Judged:
         rows = JudgedRows(
             self.path, [cache_key(described, self.prompt, item) for item in items], self.args.judge_attempts
         )
-        todo, done = rows.missing(), 0
-        try:
-            for block in run([items[i] for i in todo]):
-                rows.add(
-                    {"key": rows.keys[i]} | row(result) | result.unread_after()
-                    for i, result in zip(todo[done:], block, strict=False)
-                )
-                done += len(block)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}\n{len(rows.rows):,} of {len(items):,} judgements are kept in {self.path}; fix the cause and give the same "
-                "command again to go on"
-            ) from error
-        return rows.finish()
+        todo = rows.missing()
+        blocks = run([items[i] for i in todo])
+        return rows.add_blocks(todo, blocks, lambda _, result: row(result) | result.unread_after())
 
     def images(self, sample: Sample) -> tuple[str, ...]:
         return () if self.args.no_images else check_images(sample.images, sample.where)

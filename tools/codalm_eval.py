@@ -199,22 +199,12 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
         )
         for i in todo
     ]
-    done = 0
-    try:
-        for block in judge_all(judge, requests, parse_rating, args.judge_attempts):
-            kept.add(rating_row(keys[i], answers[i], judged) for i, judged in zip(todo[done:], block, strict=False))
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} ratings are kept in {args.out}, and every reply in the cache; "
-            "fix the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = judge_all(judge, requests, parse_rating, args.judge_attempts)
+    return kept.add_blocks(todo, blocks, lambda i, judged: rating_row(answers[i], judged)), kept.stale
 
 
-def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
+def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
     return {
-        "key": key,
         "id": answer.id,
         "task": answer.task,
         "category": answer.category,

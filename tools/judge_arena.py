@@ -114,22 +114,11 @@ def judge_battles(
     kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
     equal = [i for i in todo if same(planned[i])]
-    kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
+    kept.add({"key": keys[i]} | battle_row(planned[i], None, args.category_column) for i in equal)
     open_ = [i for i in todo if not same(planned[i])]
-    done = 0
-    try:
-        for block in comparer.compare([comparison(planned[i]) for i in open_]):
-            kept.add(
-                battle_row(keys[i], planned[i], compared, args.category_column)
-                for i, compared in zip(open_[done:], block, strict=False)
-            )
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} battles are kept in {args.out}, and every reply in "
-            "the cache; fix the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = comparer.compare([comparison(planned[i]) for i in open_])
+    rows = kept.add_blocks(open_, blocks, lambda i, result: battle_row(planned[i], result, args.category_column))
+    return rows, kept.stale
 
 
 def same(battle: Planned) -> bool:
@@ -144,11 +133,10 @@ def comparison(battle: Planned) -> Comparison:
     return Comparison(values, first.prediction, second.prediction, battle.images)
 
 
-def battle_row(key: str, battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
+def battle_row(battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
     """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
     item = battle.items[0]
     row: dict[str, Any] = {
-        "key": key,
         "id": item.id,
         "dataset": item.dataset,
         "category": str(item.row.get(category_column) or "(none)"),

@@ -115,21 +115,9 @@ class Sides:
 
     def arguments(self, steps: int, out: Path, **more: Any) -> dict[str, Any]:
         """TrainingArguments of both sides."""
-        return {
-            "output_dir": str(out),
-            "max_steps": steps,
-            "per_device_train_batch_size": self.args.batch_size,
-            "learning_rate": 1e-4,
-            "lr_scheduler_type": "constant",
-            "optim": "adamw_torch",
-            "gradient_checkpointing": False,
-            "seed": 0,
-            "logging_steps": 1,
-            "report_to": "tensorboard",
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            **more,
-        }
+        own = {"output_dir": str(out), "max_steps": steps, "per_device_train_batch_size": self.args.batch_size}
+        logs = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": False}
+        return measure.TRAINING | own | logs | {"learning_rate": 1e-4} | more
 
     def _our_words(self, model: str, processes: int, arguments: dict[str, Any], resume: Path | None) -> list[str]:
         ours = {

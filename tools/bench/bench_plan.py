@@ -38,8 +38,6 @@ _ZERO3 = {
 }
 _LORA = ["--lora_rank", "16"]
 _CKPT = ["--gradient_checkpointing", "true"]
-# Flags of every run.
-RUN = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "optim": "adamw_torch"}
 # name -> (ranks, layout, flags)
 CPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "one_process": (1, "ddp", []),
@@ -169,7 +167,7 @@ def sft_words(work: Path, model: Path, args: Any, layout: str, more: list[str], 
         "max_length": args.max_length,
         "per_device_train_batch_size": args.micro_batch,
         "max_steps": 3,
-        **RUN,
+        **measure.TRAINING,
         **({} if cuda else {"use_cpu": True}),
         **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
         **({} if "--freeze" in more else {"freeze": "vision_tower"}),

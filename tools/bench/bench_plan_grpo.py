@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from bench_plan import RUN, main, planned, prepare_models, print_errors, run_case
+from bench_plan import main, planned, prepare_models, print_errors, run_case
 from bench_plan_probe import measure_stage
 
 from drive_vlm.config import CommandParser
@@ -103,7 +103,7 @@ def grpo_words(work: Path, model: Path, args: Any, layout: str, more: list[str])
         "max_steps": 2,
         "use_cpu": True,
         "sample_steps": 0,
-        **RUN,
+        **measure.TRAINING,
         **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
     }
     return [*measure.flags(values), *more]

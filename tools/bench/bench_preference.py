@@ -90,9 +90,7 @@ def train(args: Any, work: Path, model: Path, data: Path, side: str, repeat: int
         "max_steps": args.steps,
         "logging_steps": args.steps,
         "logging_first_step": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
+        **measure.TRAINING,
         **reference,
     }
     words = [sys.executable, "-m", "drive_vlm", "dpo", *measure.flags(values), *args.flags]

@@ -23,18 +23,11 @@ EXAMPLES = """
 python tools/bench/bench_sft.py --json runs/bench_sft.json
 python tools/bench/bench_sft.py --rows 2000 --hidden_size 256 --max_length 1024 --batch_size 4 --threads 2
 """
-SHARED: dict[str, Any] = {
+SHARED: dict[str, Any] = measure.TRAINING | {
     "num_train_epochs": 1,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "optim": "adamw_torch",
     "gradient_checkpointing": False,
     "bf16": False,
-    "seed": 0,
-    "save_strategy": "no",
-    "report_to": "none",
     "logging_first_step": True,
-    "disable_tqdm": True,
 }
 PEER = (sys.executable, str(Path(__file__).with_name("bench_sft_trl.py")))
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")

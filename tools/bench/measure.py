@@ -21,6 +21,16 @@ from drive_vlm.config import CommandParser, run_tool
 
 BENCH = Path(__file__).resolve().parent
 TOOLS = BENCH.parent
+# TrainingArguments of every run: nothing is saved or tracked, and the learning rate does not move.
+TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch",
+    "seed": 0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NNODES", "RESUME", "PLAN")
 
 
