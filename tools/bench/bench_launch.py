@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,8 @@ def measure_start(sides: Sides, processes: int) -> dict[str, Any]:
         shutil.rmtree(out)
         return run
 
-    names = ("cold", "warm", "peer")
-    return summary(
-        measure.in_turns({n: lambda repeat, n=n: side(n, repeat) for n in names}, sides.args.repeats, warm_up=1)
-    )  # type: ignore[misc]
+    runs = {name: partial(side, name) for name in ("cold", "warm", "peer")}
+    return summary(measure.in_turns(runs, sides.args.repeats, warm_up=1))
 
 
 def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
