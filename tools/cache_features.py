@@ -1,7 +1,7 @@
 """Run the frozen vision tower once over every picture and video of the rows, for training with --feature_cache.
 
 What is written is the tower's output, before temporal embeddings and projector: both may train from it. Videos that
-several rows name are done once. Finished ones are kept when the command is run again, changed files are done anew, and
+several rows name are done once. Finished ones are kept when the command is run again, changed files are done again, and
 ranks (torchrun) and job arrays (--shard) write into the same folder at the same time.
 """
 
