@@ -97,7 +97,7 @@ def _cell(found: list[Claim], family: str, column: str) -> str:
 
 def page() -> str:
     """The text of docs/support.md."""
-    found = sorted(set(claims()), key=lambda claim: (STAGES.index(claim.stage), claim.family, claim.traits))
+    found = sorted(set(claims()), key=lambda claim: (STAGES.index(claim.stage), dataclasses.astuple(claim)))
     every = {"one": "one process"} | LAYOUTS | FEATURES
     parts = [HEAD]
     for stage in STAGES:

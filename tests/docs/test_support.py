@@ -18,5 +18,5 @@ def test_a_claim_in_words() -> None:
     "text", ["", "internvl", "internvl tsf", "intervl sft", "internvl sft zero4", "internvl sft refused lora"]
 )
 def test_unknown_words_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="some_test: .* is not FAMILY STAGE"):
+    with pytest.raises(ValueError, match=r"some_test: .* is not FAMILY STAGE"):
         parse(text, "some_test")
