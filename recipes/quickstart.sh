@@ -3,7 +3,7 @@
 # -> answers before and after -> accuracy against blind baselines and CLIP scores with pictures.
 #
 # Hardware    two CPU cores, 4 GB; no GPU, no hub
-# Measured    see README, "Quickstart"
+# Measured    see docs/results.md
 # Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
 #             QUICKSTART_STEPS: steps of the training (default 1200)
 set -euo pipefail
