@@ -4,19 +4,18 @@ import importlib
 import sys
 import warnings
 
-# What peft 0.21 and TRL 1.16 call in transformers, and DeepSpeed 0.19 in torch: told on every rank, and nothing that a user could mend.
+from drive_vlm import stages
+
+# Deprecation warnings raised inside other libraries: peft 0.21 and TRL 1.16 call the first in transformers 5.23, DeepSpeed
+# 0.19 the second in torch. Every rank would print them, and users cannot act on them.
 BETWEEN_LIBRARIES = (
     "`(is_gradient_checkpointing|gradient_checkpointing_(en|dis)able)` is deprecated",
     "`torch.distributed.all_gather_into_tensor` is deprecated",
 )
+# Next to the training stages (drive_vlm/stages/__init__.py): name -> ("module:function", which takes the words after the
+# name; one line of help).
 COMMANDS = {
-    "sft": ("drive_vlm.stages.sft:main", "supervised fine-tuning of a driving VLM"),
-    "grpo": ("drive_vlm.stages.rl.grpo:main", "reinforcement learning on rewards, held to the policy it began with"),
-    "dpo": ("drive_vlm.stages.preference.stage:main_dpo", "preference training on pairs of answers"),
-    "spin": (
-        "drive_vlm.stages.preference.stage:main_spin",
-        "self-play: the rejected answers are the model's own of the round before",
-    ),
+    "stages": ("drive_vlm.stages:main", "the names of the training commands above, one a line"),
     "reference": (
         "drive_vlm.stages.preference.reference:main",
         "log-probabilities of pairs under a frozen reference, for dpo and spin",
@@ -30,7 +29,11 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    """The list of commands."""
+    helps = {name: stage.help for name, stage in stages.STAGES.items()} | {
+        name: text for name, (_, text) in COMMANDS.items()
+    }
+    lines = [f"  {name:<10} {text}" for name, text in helps.items()]
     return (
         "usage: python -m drive_vlm COMMAND [flags]\n\ncommands:\n"
         + "\n".join(lines)
@@ -38,7 +41,17 @@ def usage() -> str:
     )
 
 
+def run(name: str, words: list[str]) -> None:
+    """Run one command, a stage or another one, in this process."""
+    if name in stages.STAGES:
+        stages.run(name, words)
+        return
+    module, _, function = COMMANDS[name][0].partition(":")
+    getattr(importlib.import_module(module), function)(words)
+
+
 def main() -> None:
+    """Read the command line of this process and run its command."""
     # The deepspeed launcher puts --local_rank=N before everything; LOCAL_RANK in the environment says the same.
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank=")]
     if not words or words[0] in ("-h", "--help"):
@@ -49,14 +62,14 @@ def main() -> None:
 
         print(__version__)
         return
-    if words[0] not in COMMANDS:
+    known = [*stages.STAGES, *COMMANDS]
+    if words[0] not in known:
         from drive_vlm.config import nearest
 
-        sys.exit(f"drive_vlm: unknown command {words[0]!r}.{nearest(words[0], COMMANDS)}\n\n{usage()}")
+        sys.exit(f"drive_vlm: unknown command {words[0]!r}.{nearest(words[0], known)}\n\n{usage()}")
     for text in BETWEEN_LIBRARIES:
         warnings.filterwarnings("ignore", text, FutureWarning)
-    module, function = COMMANDS[words[0]][0].split(":")
-    getattr(importlib.import_module(module), function)(words[1:])
+    run(words[0], words[1:])
 
 
 if __name__ == "__main__":

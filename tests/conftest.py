@@ -32,6 +32,23 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="drive_vlm_cache_")
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
         os.environ["DRIVE_VLM_CACHE"] = cache
+    _load("fork_server").install(config)  # last: its servers read this environment
+
+
+def _load(name: str) -> Any:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _fresh_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("fresh"):
+        monkeypatch.setenv("DRIVE_VLM_TESTS_FRESH", "1")
 
 
 def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> Path:
@@ -146,11 +163,7 @@ def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
 def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A ChatServer (tests/chat_server.py) that answers "OK" until the test gives it another `answer` or `faults`."""
     monkeypatch.setenv("NO_PROXY", "*")
-    spec = importlib.util.spec_from_file_location("tests_chat_server", Path(__file__).with_name("chat_server.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.ChatServer(lambda body: "OK")
+    server = _load("chat_server").ChatServer(lambda body: "OK")
     yield server
     server.stop()
 
@@ -165,7 +178,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run([sys.executable, "tools/x.py", ...], timeout=120, **env)`: a finished process with its text; any exit code."""
+    """`run([sys.executable, "tools/x.py", ...], timeout=120, **env)`: a finished process with its text; any exit code.
+
+    Python is forked with its imports done (tests/fork_server.py), but for tests with the mark `fresh`.
+    """
 
     def start(
         words: list[object], timeout: float = 120, cwd: Path = ROOT, **env: str

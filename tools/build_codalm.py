@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.builders.row_writer import Row, RowWriter, write_json
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
 
@@ -25,7 +26,6 @@ EXAMPLES = """
 python tools/build_codalm.py --root data/CODA --out data/codalm --splits Train Val
 python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Test --language chinese --on_bad_row skip
 """
-Row = dict[str, Any]
 
 
 def make_parser() -> CommandParser:
@@ -177,43 +177,44 @@ def draw_box(row: Row, root: Path) -> bool:
     return True
 
 
-def build_split(split: str, args: Any, questions: dict[str, str]) -> tuple[list[Row], dict[str, Any]]:
-    """The usable rows of a split, its pictures with boxes written, and its audit."""
+def build_split(split: str, args: Any, questions: dict[str, str]) -> dict[str, Any]:
+    """Write the usable rows of a split and its pictures with boxes; its audit, which is written as well."""
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.console import Console
     from rich.progress import track
 
-    root = Path(args.root)
+    root, name = Path(args.root), split.lower()
     rows: list[Row] = []
-    bad: list[BadRow] = []
     images: set[str] = set()
-    for row, found in split_rows(root / FOLDERS[args.language] / split, split, questions):
-        images.add(row["group"])
-        problem = found or check_picture(row, root, f"{split}: {row['id']}")
-        if problem is None:
-            rows.append(row)
-        elif args.on_bad_row == "error":
-            raise problem
-        else:
-            bad.append(problem)
-    regions = [row for row in rows if row["task"] == REGION]
-    with ThreadPoolExecutor(max_workers=max(1, args.workers)) as pool:
-        drawn = pool.map(lambda row: draw_box(row, root), regions)
-        written = sum(track(drawn, f"boxes of {split}", total=len(regions), console=Console(stderr=True)))
+    with RowWriter(Path(args.out), args.on_bad_row) as writer:
+        for row, found in split_rows(root / FOLDERS[args.language] / split, split, questions):
+            images.add(row["group"])
+            if problem := found or check_picture(row, root, f"{split}: {row['id']}"):
+                writer.reject(problem)
+            else:
+                rows.append(row)
+        writer.add(f"{name}.jsonl", rows)
+        regions = [row for row in rows if row["task"] == REGION]
+        with ThreadPoolExecutor(max_workers=max(1, args.workers)) as pool:
+            drawn = pool.map(lambda row: draw_box(row, root), regions)
+            written = sum(track(drawn, f"boxes of {split}", total=len(regions), console=Console(stderr=True)))
     audit = {
         "images": len(images),
         "images_published": SPLITS[split],
         "rows": dict(Counter(row["task"] for row in rows)),
         "without_answer": sum(len(row["conversations"]) == 1 and "reference" not in row for row in rows),
         "boxes_drawn": written,
-        "bad_rows": {
-            "total": len(bad),
-            "by_reason": dict(Counter(row.reason for row in bad)),
-            "rows": [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad],
-        },
+        "bad_rows": writer.audit()["bad_rows"],
     }
-    return rows, audit
+    write_json(Path(args.out) / f"{name}.audit.json", audit)
+    return audit
+
+
+def run(args: Any) -> dict[str, dict[str, Any]]:
+    """The audit of each split."""
+    questions = read_questions(args.questions)
+    return {split: build_split(split, args, questions) for split in dict.fromkeys(args.splits)}
 
 
 def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
@@ -243,28 +244,7 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> None:
-    from drive_vlm.store.cache import write_atomically
-
-    parser = make_parser()
-    args = parser.parse_args()
-    out = Path(args.out)
-    audits: dict[str, dict[str, Any]] = {}
-    try:
-        questions = read_questions(args.questions)
-        for split in dict.fromkeys(args.splits):
-            rows, audits[split] = build_split(split, args, questions)
-            out.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomically(out / f"{split.lower()}.jsonl", lambda file, text=text: file.write(text.encode()))
-            (out / f"{split.lower()}.audit.json").write_text(
-                json.dumps(audits[split], indent=2) + "\n", encoding="utf-8"
-            )
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(audits, indent=2) + "\n", encoding="utf-8")
-    show(audits, args)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

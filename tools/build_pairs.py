@@ -7,7 +7,6 @@ of both sides are reported, since a length bias is learned before anything else.
 chosen answer a judge prefers in both orders. Nothing is written until all is done; what a judge said is kept.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +21,12 @@ from drive_vlm.builders.pair_sources import (
     read_pairs,
     without,
 )
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace
+from drive_vlm.builders.row_writer import write_json, write_rows
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
 from drive_vlm.data.preference.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.judges import open_judge
-from drive_vlm.judges.judge import Comparison, JudgeConfig, Request, check_images, compare_all, judge_all, spent_line
+from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Request, check_images, judge_all, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -117,7 +117,7 @@ class Judged:
     ) -> list[dict[str, Any]]:
         """Rows of all `items` in order; those that no earlier run judged go through `run`, which yields blocks."""
         from drive_vlm.store.cache import cache_key
-        from drive_vlm.store.judged_rows import JudgedRows
+        from drive_vlm.store.keyed_lines import JudgedRows
 
         described = self.judge.describe()
         rows = JudgedRows(
@@ -187,7 +187,7 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
         found = [
             Comparison({"question": question}, chosen, rejected, images) for question, chosen, rejected, images in open_
         ]
-        return compare_all(judged.judge, found, judged.prompt, judged.args.judge_attempts)
+        return PromptComparer(judged.judge, judged.prompt, judged.args.judge_attempts).compare(found)
 
     names = {FIRST: "chosen", SECOND: "rejected", "tie": "tie", None: "unread"}
     rows = judged.kept(
@@ -257,10 +257,21 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     }
 
 
-def show(audit: dict[str, Any], out: str) -> None:
+def run(args: Any) -> dict[str, Any]:
+    """Make the pairs, write them and then their audit, which is returned."""
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pairs, audit = make(args)
+    # The audit first: pairs without one would look like a finished file.
+    write_json(out.with_name(f"{out.name}.audit.json"), audit)
+    write_rows(out, pairs)
+    return audit
+
+
+def show(audit: dict[str, Any], args: Any) -> None:
     words = audit["words"]
     print(
-        f"{out}: {audit['pairs']:,} pairs ({audit['new_pairs']:,} new, {audit['mixed_pairs']:,} of earlier rounds) from {audit['rows']:,} rows"
+        f"{args.out}: {audit['pairs']:,} pairs ({audit['new_pairs']:,} new, {audit['mixed_pairs']:,} of earlier rounds) from {audit['rows']:,} rows"
     )
     print(f"image root: {audit['image_root']}")
     for reason, count in audit["dropped"].items():
@@ -282,22 +293,7 @@ def show(audit: dict[str, Any], out: str) -> None:
 
 
 def main() -> None:
-    from drive_vlm.store.cache import write_atomically
-
-    parser = make_parser()
-    args = parser.parse_args()
-    out = Path(args.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pairs, audit = make(args)
-    except ValueError as error:
-        parser.error(str(error))
-    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-    write_atomically(
-        out.with_name(f"{out.name}.audit.json"), lambda file: file.write(json.dumps(audit, indent=2).encode())
-    )
-    write_atomically(out, lambda file: file.write(text.encode()))
-    show(audit, args.out)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Tokens of a video of 16 frames, SigLIP2-SO400M/14-384 (27 x 27 patches a frame):
 
 import json
 from pathlib import Path
+from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = """
 python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B --out models/siglip2_qwen3_4b
@@ -16,8 +17,8 @@ python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl 
 """
 
 
-def parse() -> CommandParser:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/build_siglip_qwen.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--out", required=True, help="directory to write; it must not exist or be empty")
     parser.add_argument(
         "--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id"
@@ -47,28 +48,36 @@ def parse() -> CommandParser:
     return parser
 
 
-def main() -> None:
-    parser = parse()
-    flags = vars(parser.parse_args())
-    out = Path(flags["out"])
+def run(args: Any) -> dict[str, Any]:
+    """Write the model; returns its config.json, and the tokens of a frame as "image_seq_length"."""
+    out = Path(args.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
+    from transformers.utils import logging
+
+    from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
+
+    # The text half of a SigLIP checkpoint is left out on purpose: transformers need not warn of it.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        if out.is_dir() and any(out.iterdir()):
-            raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
-        from transformers.utils import logging
+        compose_siglip_qwen(**vars(args))
+    except OSError as error:
+        # How transformers refuses a checkpoint that is neither on disk nor reachable.
+        raise ValueError(str(error)) from error
+    return json.loads((out / "config.json").read_text()) | json.loads((out / "processor_config.json").read_text())
 
-        from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
 
-        logging.set_verbosity_error()  # the text half of a SigLIP checkpoint is left out on purpose
-        logging.disable_progress_bar()
-        compose_siglip_qwen(**flags)
-    except (ValueError, OSError) as error:  # OSError: a checkpoint that is neither on disk nor reachable
-        parser.error(str(error))
-    config = json.loads((out / "config.json").read_text())
-    tokens = json.loads((out / "processor_config.json").read_text())["image_seq_length"]
+def show(config: dict[str, Any], args: Any) -> None:
+    tokens = config["image_seq_length"]
     print(
-        f"{out}: {config['architectures'][0]}, {config['projector_type']} projector, {tokens} tokens a frame, "
+        f"{args.out}: {config['architectures'][0]}, {config['projector_type']} projector, {tokens} tokens a frame, "
         f"{tokens * config['max_frames']:,} for {config['max_frames']} frames"
     )
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.builders import synthetic
+from drive_vlm.builders.row_writer import write_json
 from drive_vlm.builders.splits import assign_split, parse_fractions
-from drive_vlm.builders.synthetic.files import save_image, save_video, write_files, write_json
+from drive_vlm.builders.synthetic.files import Summary, save_image, save_video, write_files
 from drive_vlm.builders.synthetic.rows import (
     caption_row,
     clip_rows,
@@ -42,7 +43,7 @@ from drive_vlm.builders.synthetic.rows import (
     split_entry_rows,
     truth_of,
 )
-from drive_vlm.config import CommandParser, plain
+from drive_vlm.config import CommandParser, plain, run_tool
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000
@@ -71,7 +72,9 @@ class Build:
 
 def make_parser() -> CommandParser:
     """The command line of this tool."""
-    parser = CommandParser(description="Build a synthetic driving data set.", examples=EXAMPLES)
+    parser = CommandParser(
+        prog="python tools/build_synthetic.py", description="Build a synthetic driving data set.", examples=EXAMPLES
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; an earlier build there is replaced")
     parser.add_argument("--scenes", type=int, default=1000, help="number of pictures")
     parser.add_argument("--clips", type=int, default=0, help="number of clips")
@@ -227,16 +230,16 @@ def prepare(build: Build, counts: dict[str, int]) -> None:
     write_json(build.out / "build.json", {name: value for name, value in arguments.items() if name != "out"})
 
 
+def run(args: Any) -> Summary:
+    """Render, write and count everything; raises ValueError for what cannot be built."""
+    build = check(args)
+    counts = {name: getattr(args, name) for name in ("scenes", "clips", "order_clips")}
+    prepare(build, counts)
+    return write_files(build.out, results(build, counts, args.workers))
+
+
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        build = check(args)
-        counts = {name: getattr(args, name) for name in ("scenes", "clips", "order_clips")}
-        prepare(build, counts)
-    except ValueError as error:
-        parser.error(str(error))
-    write_files(build.out, results(build, counts, args.workers)).show()
+    run_tool(make_parser(), run, lambda summary, args: summary.show())
 
 
 if __name__ == "__main__":

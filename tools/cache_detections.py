@@ -12,7 +12,6 @@ project imports it. Weights are a pickle: load only files you trust, --sha256 re
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_detector import Boxes, Detect, open_detector
 
-from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, from_namespace
+from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
 from drive_vlm.store.lock import sole_writer
@@ -73,6 +72,12 @@ class DetectConfig:
         "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
     )
     json: str | None = field(None, help="write class counts, videos without objects and bad rows to this file")
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/cache_detections.py", description=__doc__, examples=EXAMPLES)
+    add_dataclass(parser, DetectConfig)
+    return parser
 
 
 def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
@@ -171,8 +176,8 @@ def parts_of(out: Path) -> list[Path]:
     return sorted(path for path in out.parent.iterdir() if re.fullmatch(re.escape(out.name) + r"\.part\d+", path.name))
 
 
-def run(config: DetectConfig) -> dict[str, Any]:
-    """Bring the cache up to date, or merge caches; what --json holds. Raises ValueError."""
+def run(config: DetectConfig) -> dict[str, Any] | None:
+    """Bring the cache up to date, or merge caches; what --json holds, None on other ranks. Raises ValueError."""
     from drive_vlm.builders.detection_items import read_items
     from drive_vlm.rewards.detections import merge_detections
 
@@ -189,12 +194,13 @@ def run(config: DetectConfig) -> dict[str, Any]:
         look_at_all(items, out, config, bad)
         bad = list({tuple(row.values()): row for part in gather(bad) for row in part}.values())
         leave_ranks()
-        return summary(join_parts(items, out, bad), bad) if read_topology().is_main else {}
+        return summary(join_parts(items, out, bad), bad) if read_topology().is_main else None
 
 
 def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     """Write what is not finished of this rank's share to its part."""
-    from drive_vlm.rewards.detections import DetectionCache, append_detections, cut_torn_line, drop_detections
+    from drive_vlm.rewards.detections import DetectionCache, append_detections, drop_detections
+    from drive_vlm.store.keyed_lines import cut_torn_line
 
     topology, files = read_topology(), [out, *parts_of(out)]
     wait_for_ranks()  # every rank has the same list before there are new parts
@@ -280,19 +286,7 @@ def show(result: dict[str, Any], config: DetectConfig) -> None:
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    add_dataclass(parser, DetectConfig)
-    config = from_namespace(DetectConfig, parser.parse_args())
-    try:
-        result = run(config)
-    except ValueError as error:
-        parser.error(str(error))
-    if not read_topology().is_main:
-        return
-    show(result, config)
-    if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, show, DetectConfig)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ long as only one of data/images/images/x.jpg and data/images/x.jpg exists.
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     from drive_vlm.clip.encoder import ClipEncoder
@@ -28,7 +27,7 @@ python tools/clip_eval.py --predictions p.jsonl --images data/images --out score
 METRICS = {"text_text": "prediction - reference", "text_image": "prediction - picture"}
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
     parser.add_argument("--images", required=True, help="folder that the rows' pictures are relative to")
@@ -164,7 +163,7 @@ def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], sco
                 writer.writerow([item.id, item.dataset, name, *cosines, int(part.truncated[i])])
 
 
-def print_tables(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -207,6 +206,7 @@ def print_tables(result: dict[str, Any]) -> None:
     console.print(
         f"{result['clip']}: encoded {encoded['texts']} texts and {encoded['images']} pictures", highlight=False
     )
+    print(f"scores: {args.out}" + (f", plot: {args.plot}" if args.plot else ""))
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
@@ -254,24 +254,14 @@ def run(args: Any) -> dict[str, Any]:
         "comparisons": compare(names, files, scores, args.seed),
     }
     if args.plot:
-        from drive_vlm.report.clip_plot import plot_scores
+        from drive_vlm.report.clip import plot_scores
 
         plot_scores(Path(args.plot), names, scores, result)
     return result
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    print(f"scores: {args.out}" + (f", plot: {args.plot}" if args.plot else ""))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ drive_vlm generate), where files with the same name in --names are one checkpoin
 generate into OUT/predictions; what is answered there already is kept.
 """
 
-import json
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, DataConfig, nearest
+from drive_vlm.config import CommandParser, DataConfig, nearest, run_tool
 from drive_vlm.data.videos import MODES
 
 if TYPE_CHECKING:
@@ -268,8 +267,7 @@ def run(args: Any) -> dict[str, Any]:
     from rich.progress import track
 
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.report.stages_page import write_page
-    from drive_vlm.report.stages_plot import plot_video
+    from drive_vlm.report.drive_vlm_stages import plot_video, write_page
     from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
     from drive_vlm.rewards.text.vocabulary import DEFAULT
 
@@ -307,20 +305,15 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    from drive_vlm.report.stages_table import print_comparison
+def show(result: dict[str, Any], args: Any) -> None:
+    from drive_vlm.report.drive_vlm_stages import print_comparison
 
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
     print_comparison(result)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each beside it")
+    print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each next to it")
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

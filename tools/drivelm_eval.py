@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.stitching import denormalise_tags
-from drive_vlm.config import CommandParser, plain
+from drive_vlm.config import CommandParser, plain, run_tool
 from drive_vlm.evaluation.drivelm import (
     JUDGE_PROMPT,
     WEIGHTS,
-    DriveLMScore,
     Judge,
     Pair,
     Question,
@@ -33,7 +32,7 @@ python tools/drivelm_eval.py --predictions output.json --reference test_eval.jso
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
+    parser = CommandParser(prog="python tools/drivelm_eval.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--predictions", required=True, help="output.json or predictions.jsonl")
     parser.add_argument("--reference", required=True, help="test_eval.json of the challenge")
     parser.add_argument(
@@ -119,7 +118,7 @@ def make_judge(args: Any) -> Judge | None:
     return rate
 
 
-def show(result: DriveLMScore) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     """A table of the parts and one line for everything that was counted on the way."""
     from rich.console import Console
     from rich.table import Table
@@ -128,32 +127,32 @@ def show(result: DriveLMScore) -> None:
     for column in ("part", "score", "of", "questions", "weight"):
         table.add_column(column, justify="left" if column == "part" else "right")
     rows = [
-        ("GPT", result.gpt, "100", result.n["gpt"], WEIGHTS["gpt"]),
-        ("language", result.language, "1", result.n["language"], WEIGHTS["language"]),
+        ("GPT", result["gpt"], "100", result["n"]["gpt"], WEIGHTS["gpt"]),
+        ("language", result["language"], "1", result["n"]["language"], WEIGHTS["language"]),
         *(
             (f"  {name}", value, "10" if name == "CIDEr" else "1", "", "")
-            for name, value in result.language_parts.items()
+            for name, value in result["language_parts"].items()
         ),
-        ("match", result.match, "100", result.n["match"], WEIGHTS["match"]),
-        ("  F1", result.match_f1, "100", "", ""),
-        ("  GPT", result.match_gpt, "100", "", ""),
-        ("accuracy", result.accuracy, "1", result.n["accuracy"], WEIGHTS["accuracy"]),
+        ("match", result["match"], "100", result["n"]["match"], WEIGHTS["match"]),
+        ("  F1", result["match_f1"], "100", "", ""),
+        ("  GPT", result["match_gpt"], "100", "", ""),
+        ("accuracy", result["accuracy"], "1", result["n"]["accuracy"], WEIGHTS["accuracy"]),
     ]
     for part, value, scale, count, weight in rows:
         table.add_row(part, "-" if value is None else f"{value:.4f}", scale, str(count), str(weight))
     console = Console()
     console.print(table)
-    if result.final is None:
-        print(f"no final score: {result.note}")
-        print(f"parts at hand: {result.covered_score:.4f} of the weights' {result.covered_weight:.1f}")
+    if result["final"] is None:
+        print(f"no final score: {result['note']}")
+        print(f"parts at hand: {result['covered_score']:.4f} of the weights' {result['covered_weight']:.1f}")
     else:
-        print(f"final score: {result.final:.4f}")
-    print(f"{result.questions} questions: {result.counted} counted, {result.gated} gated out by the graph")
+        print(f"final score: {result['final']:.4f}")
+    print(f"{result['questions']} questions: {result['counted']} counted, {result['gated']} gated out by the graph")
     warnings = {
-        "answers missing (scored as empty)": result.missing,
-        "answers with an odd number of decimals": result.odd_decimals,
-        "coordinates without decimals, which the official rule ignores": result.ignored_coordinates,
-        "replies of the judge without a rating (left out of the mean)": result.unrated,
+        "answers missing (scored as empty)": result["missing"],
+        "answers with an odd number of decimals": result["odd_decimals"],
+        "coordinates without decimals, which the official rule ignores": result["ignored_coordinates"],
+        "replies of the judge without a rating (left out of the mean)": result["unrated"],
     }
     for text, count in warnings.items():
         if count:
@@ -204,20 +203,17 @@ def _words(question: str) -> str:
     return re.sub(r"<image>|[\d.,\[\]\s]+", "", question)
 
 
+def run(args: Any) -> dict[str, Any]:
+    """Read and score; returns what --json holds."""
+    questions = load_reference(args.reference)
+    answers = load_answers(args.predictions, questions, args.stitched)
+    result = score(questions, answers, make_judge(args))
+    record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
+    return record | plain(result)
+
+
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        questions = load_reference(args.reference)
-        answers = load_answers(args.predictions, questions, args.stitched)
-        result = score(questions, answers, make_judge(args))
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
-            Path(args.json).write_text(json.dumps(record | plain(result), indent=2) + "\n", encoding="utf-8")
-    except ValueError as error:
-        parser.error(str(error))
-    show(result)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

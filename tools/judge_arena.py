@@ -7,15 +7,14 @@ where the last one ended and a second run asks nothing.
 """
 
 import itertools
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.judges import open_judge
-from drive_vlm.judges.judge import Compared, Comparison, Judge, JudgeConfig, compare_all, resolve_images, spent_line
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
+from drive_vlm.judges import open_comparer
+from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Planned:
     images: tuple[str, ...]
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
     parser.add_argument("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
@@ -97,12 +96,14 @@ def question_of(item: "Prediction") -> str:
     return question
 
 
-def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
+def judge_battles(
+    planned: list[Planned], prompt: Turns, comparer: Comparer, args: Any
+) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.judged_rows import JudgedRows
+    from drive_vlm.store.keyed_lines import JudgedRows
 
-    described = judge.describe()
+    described = comparer.describe()
     keys = [
         cache_key(described, prompt, battle.models, battle.items[0].key, question_of(battle.items[0]), battle.items[0].reference,
                   [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
@@ -115,7 +116,7 @@ def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any
     open_ = [i for i in todo if not same(planned[i])]
     done = 0
     try:
-        for block in compare_all(judge, [comparison(planned[i]) for i in open_], prompt, args.judge_attempts):
+        for block in comparer.compare([comparison(planned[i]) for i in open_]):
             kept.add(
                 battle_row(keys[i], planned[i], compared, args.category_column)
                 for i, compared in zip(open_[done:], block, strict=False)
@@ -168,7 +169,7 @@ def battle_row(key: str, battle: Planned, compared: Compared | None, category_co
     )
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -200,6 +201,14 @@ def show(result: dict[str, Any]) -> None:
         console.print(table)
     for line in remarks(result):
         console.print(line, highlight=False)
+    for name, count in result["ids_left_out"].items():
+        if name not in models:
+            print(f"{name}: none of its battles could be read, so it has no rating")
+        if count:
+            print(f"{name}: {count} ids left out, missing in another file")
+    if dropped := result["battles_of_other_settings_dropped"]:
+        print(f"{dropped} battles of another judge, prompt or answer were dropped from {args.out}")
+    print(spent_line(result["judge"]))
 
 
 def percent(rate: dict[str, Any]) -> str:
@@ -233,7 +242,7 @@ def share(entry: dict[str, Any]) -> str:
 
 def plot(path: str, result: dict[str, Any]) -> None:
     from drive_vlm.evaluation.arena import Rating, WinRate
-    from drive_vlm.report.arena_plot import plot_arena
+    from drive_vlm.report.arena import plot_arena
 
     ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
     rates = {
@@ -243,51 +252,33 @@ def plot(path: str, result: dict[str, Any]) -> None:
 
 
 def run(args: Any) -> dict[str, Any]:
+    """Plan, judge, summarise, plot; returns what --json holds."""
+    from drive_vlm.report.arena import summarise
+
     config = from_namespace(JudgeConfig, args)
     args.no_images |= config.judge_backend == "reference"
     prompt = read_prompt(args.prompt, PLACES)
-    judge = open_judge(config)
+    comparer = open_comparer(config, prompt)
     planned, left_out = plan_battles(args)
-    rows, stale = judge_battles(planned, prompt, judge, args)
-    from drive_vlm.report.arena_report import summarise
-
+    rows, stale = judge_battles(planned, prompt, comparer, args)
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
         "name": config.judge_model or config.judge_backend,
         "prompt": args.prompt,
         "sees_images": not args.no_images,
-        **judge.spent(),
+        **comparer.spent(),
     }
     result["files"] = dict(zip(left_out, args.predictions, strict=True))
     result["ids_left_out"] = left_out
     result["battles_of_other_settings_dropped"] = stale
+    if args.plot:
+        plot(args.plot, result)
     return result
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        if args.plot:
-            plot(args.plot, result)
-    except ValueError as error:
-        parser.error(str(error))
-    show(result)
-    for name, count in result["ids_left_out"].items():
-        if name not in result["models"]:
-            print(f"{name}: none of its battles could be read, so it has no rating")
-        if count:
-            print(f"{name}: {count} ids left out, missing in another file")
-    if result["battles_of_other_settings_dropped"]:
-        print(
-            f"{result['battles_of_other_settings_dropped']} battles of another judge, prompt or answer were dropped from {args.out}"
-        )
-    print(spent_line(result["judge"]))
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ Several --predictions compare checkpoints on the questions they have in common.
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +25,7 @@ python tools/qa_eval.py --predictions p.jsonl --train data/train.jsonl --blind_p
 """
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/qa_eval.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
     parser.add_argument("--train", help="training rows, for the majority baseline and chance")
@@ -159,7 +158,7 @@ def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], cor
                 writer.writerow([item.id, item.dataset, name, *kinds, int(value), item.prediction, item.reference])
 
 
-def print_tables(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -217,16 +216,7 @@ def _points(entry: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.rounds.chain import Chain
 from drive_vlm.rounds.steps import DIRECT, STEPS, read_json
 from drive_vlm.rounds.table import held_out_rows, table, training_curves
@@ -186,7 +186,7 @@ def show(args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from drive_vlm.report.rounds_plot import plot_rounds
+    from drive_vlm.report.rounds import plot_rounds
     from drive_vlm.store.cache import write_atomically
 
     chain = Chain(args.out)
@@ -259,12 +259,7 @@ ACTIONS: dict[str, Callable[[Any], None]] = {
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        ACTIONS[args.action](args)
-    except ValueError as error:
-        parser.error(str(error))
+    run_tool(make_parser(), lambda args: ACTIONS[args.action](args))
 
 
 if __name__ == "__main__":

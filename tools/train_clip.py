@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ python tools/train_clip.py --captions data/captions_train.jsonl --out runs/clip 
 """
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_clip.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--captions", required=True, help="JSONL rows {image, caption_short, caption_long}")
     parser.add_argument("--out", required=True, help="directory for configuration and weights")
@@ -237,13 +237,7 @@ def run(args: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
+def show(result: dict[str, Any], args: Any) -> None:
     found = result["retrieval"]
     print(
         f"CLIP with {result['parameters'] / 1e6:.1f} M parameters, {result['steps']} steps on "
@@ -256,8 +250,10 @@ def main() -> None:
             f"{found['distinct_captions']} different captions)"
         )
     print(f"saved to {args.out}: python tools/clip_eval.py --clip_model {args.out} ...")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Prediction rows `{"id", "dataset", "prediction", "reference", "image", ...}` as every evaluator takes them."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import Sample
+from drive_vlm.store.keyed_lines import cut_torn_line, read_keyed, write_lines
 
 
 @dataclass(frozen=True)
@@ -135,20 +135,8 @@ def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
     """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
     rows: dict[str, dict[str, Any]] = {}
     for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
-        if not path.is_file():
-            continue
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows[row["id"]] = row
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not a prediction row. Remove the line or give another --out."
-                ) from error
+        cut_torn_line(path)
+        rows |= read_keyed(path, "not a prediction row", "Remove the line or give another --out.", key="id")
     return rows
 
 
@@ -170,11 +158,7 @@ def join_parts(out: Path, samples: Sequence[Sample]) -> None:
     """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
     rows = finished_rows(out)
     ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
-    beside = out.with_name(f".{out.name}.joined")
-    beside.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ordered, *rows.values()]), encoding="utf-8"
-    )
-    os.replace(beside, out)
+    write_lines(out, [*ordered, *rows.values()])
     for part in out.parent.glob(f"{out.name}.part*"):
         part.unlink()
 

@@ -5,7 +5,6 @@ on the same data reads one array.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
 from drive_vlm.data.vision import Layout
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
@@ -203,4 +202,4 @@ def save_audit(path: Path, tables: dict[str, RowTable], runtime: Sequence[BadRow
     """Write data_audit.json: each table's audit, and the rows that failed to decode during the run."""
     content = {name: table.audit() for name, table in tables.items()}
     content["bad_during_run"] = audit_bad_rows(runtime)
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_json(path, content)

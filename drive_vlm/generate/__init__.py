@@ -14,6 +14,7 @@ from drive_vlm.launch.topology import read_topology
 from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.sampling.local import LocalModel, batches_of
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.store.keyed_lines import LineWriter, check_same
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
 EXAMPLES = """
@@ -67,10 +68,9 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         if config.backend == "openai"
         else _answers_of_model(samples, set(done), model, config, bad)
     )
-    with open(part_of_rank(out, topology.rank), "a", encoding="utf-8") as file:
+    with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
-            file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
-            file.flush()
+            file.append(prediction_row(sample, answer))
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
     if topology.is_main:
@@ -98,7 +98,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
 
     Raises ValueError naming what differs from the settings of the answers that are there.
     """
-    from drive_vlm.store.cache import write_atomically
+    from drive_vlm.store.cache import write_json
     from drive_vlm.store.fingerprint import model_fingerprint, same_model
 
     names = (
@@ -123,23 +123,19 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     if answered and path.is_file():
         before = json.loads(path.read_text())
         sampled = before.get("temperature", 0) > 0 and not remote
-        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before  # what older files do not say
-        moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
-        if (agreed := same_model(before["model"], settings["model"])) is None:
-            moved.add("model")
-        if moved:
-            raise ValueError(
-                f"{out}: its answers were made with other settings ({', '.join(sorted(moved))}; see {path.name}). Give another --out, or "
-                "remove both files to answer anew."
-            )
-        settings["model"] = agreed
+        # What files of earlier versions do not say.
+        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before
+        if agreed := same_model(before["model"], settings["model"]):
+            before["model"] = settings["model"] = agreed
+        way_out = f"Give another --out, or remove it and {path.name} to answer again."
+        check_same(f"{out}: its answers were made", before, settings, way_out)
     elif answered:
         print(
             f"{out}: {path.name} is not there, so nobody can tell which model gave the answers that are kept",
             flush=True,
         )
     if read_topology().is_main:
-        write_atomically(path, lambda file: file.write(json.dumps(settings, indent=2).encode()))
+        write_json(path, settings)
 
 
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:

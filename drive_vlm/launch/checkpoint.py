@@ -13,7 +13,8 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from drive_vlm.store.keyed_lines import read_lines, write_lines
 
 MARKER = "complete.json"
 
@@ -188,23 +189,9 @@ def link_or_copy(files: Iterable[Path], directory: Path) -> None:
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`: the resumed run will write them again."""
-    if not path.is_file():
-        return
-    lines = path.read_text().split(
-        "\n"
-    )  # not splitlines: JSON texts may hold other characters that it takes for line ends
-    kept = [line for line in lines if line and _json_step(line) <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
-
-
-def _json_step(line: str) -> float:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError:  # the half line of a killed run
-        return float("inf")
-    return row["step"]
+    if path.is_file():
+        lines = read_lines(path, "not a line of metrics", "Remove the line to resume.")
+        write_lines(path, [row for _, row in lines if row["step"] <= step])
 
 
 def _layout(deepspeed: bool, stage: int) -> str:

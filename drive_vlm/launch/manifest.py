@@ -19,7 +19,7 @@ from typing import Any
 
 from drive_vlm.config import plain
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_json
 from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
 from drive_vlm.store.secrets import hide, hide_words, is_secret
 
@@ -166,14 +166,14 @@ def start_manifest(path: Path, **facts: Any) -> None:
     else:
         diff.unlink(missing_ok=True)
     content["earlier"] = _earlier(path)
-    _write(path, content)
+    write_json(path, hide(content))
 
 
 def complete_manifest(path: Path, **facts: Any) -> None:
     """Add facts known at the end, such as peaks and final metrics."""
     content = json.loads(path.read_text())
     content.update(plain(facts), ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    _write(path, content)
+    write_json(path, hide(content))
 
 
 def trained_frames(model: str) -> int | None:
@@ -191,11 +191,6 @@ def frames_note(model: str, num_frames: int) -> str:
     if trained in (None, num_frames):
         return ""
     return f"note: {model} was trained on {trained} frames of a video, this takes {num_frames}: --num_frames {trained} takes as many\n"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(hide(content), indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:

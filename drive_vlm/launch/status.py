@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-STATES = ("running", "saved", "preempted", "finished", "failed")
 STOP_FILE = "stop"
 _EVERY = 10.0  # seconds between two writes while training goes on
 _HEAD_START = 1.0  # seconds: an error that all ranks meet is told by the main one

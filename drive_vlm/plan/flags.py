@@ -81,7 +81,8 @@ class Flags:
 
 def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
     """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
-    from drive_vlm.stages.engine.arguments import _NOT_FOR_USERS, _yaml_words
+    from drive_vlm.stages import STAGES
+    from drive_vlm.stages.engine.arguments import NOT_FOR_USERS, _yaml_words
 
     known = training_fields() | _own_fields(command)
     parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
@@ -89,7 +90,8 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
         "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
     )
     try:
-        classes = (ModelConfig, DataConfig, RunConfig, PlanConfig, *_own_classes(command, words))
+        classes: tuple[Any, ...] = (ModelConfig, DataConfig, RunConfig, PlanConfig)
+        classes += tuple(cls for cls in STAGES[command].config_classes(words) if cls not in classes)
         for cls in classes:
             add_dataclass(parser, cls)
         for (
@@ -99,7 +101,7 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
                 action.required, action.default = False, []
         from_file = _yaml_words(parser, words, _CLASSES[command])
         namespace, rest = parser.parse_known_args([*from_file, *words])
-        given = _training_flags(rest, known, _NOT_FOR_USERS, {action.dest for action in parser._actions})
+        given = _training_flags(rest, known, NOT_FOR_USERS, {action.dest for action in parser._actions})
         model, data, run, plan, *own = (from_namespace(cls, namespace) for cls in classes)
         given_model, model = model, trained_adapter(model)
         checked, reference, groups = _checked(command, model, data, run, plan, own, given)
@@ -113,21 +115,6 @@ def parse(command: str, examples: str, words: Sequence[str], description: str) -
     return Flags(model, data, run, plan, training, resolved, reference, 1 + (command in PAIR_STAGES), groups)
 
 
-def _own_classes(command: str, words: Sequence[str]) -> list[type]:
-    """The dataclasses of flags that `command` has beside those of all stages."""
-    if command in PAIR_STAGES:
-        from drive_vlm.stages.preference.stage import ReferenceFlags
-
-        return [ReferenceFlags]
-    if command == "grpo":
-        from drive_vlm.stages.rl.alarms import AlarmConfig
-        from drive_vlm.stages.rl.grpo import GRPOStageConfig, reward_classes
-        from drive_vlm.stages.rl.samples_file import SampleConfig
-
-        return [GRPOStageConfig, SampleConfig, AlarmConfig, *filter(None, reward_classes(words).values())]
-    return []
-
-
 def _checked(
     command: str,
     model: ModelConfig,
@@ -138,21 +125,19 @@ def _checked(
     given: dict[str, Any],
 ) -> tuple[dict[str, Any], str | None, "Groups | None"]:
     """(training flags with the stage's own defaults, reference, groups). Raises ValueError for what the stage refuses."""
-    if command in PAIR_STAGES:
-        from drive_vlm.stages.preference.stage import check_flags
+    from drive_vlm.stages import STAGES
+    from drive_vlm.stages.engine.stage import StageFlags
 
-        return check_flags(command, data, own[0], given), own[0].reference, None
-    if command == "grpo":
+    stage = STAGES[command]
+    training = StageFlags(command, (model, data, run, *own), given).checked(stage, plan.world_size).training
+    if stage.kind == "pairs":
+        return training, own[0].reference, None
+    if stage.kind == "prompts":
         from drive_vlm.plan.groups import groups_of
-        from drive_vlm.stages.rl.grpo import DEFAULTS, Settings
-        from drive_vlm.stages.rl.grpo import check_flags as check_grpo
 
-        stage, sampling, alarms = own[:3]
-        training = DEFAULTS | given
-        check_grpo(Settings(model, data, sampling, alarms, run, [(name, None) for name in stage.rewards], training))
         groups = groups_of(run, training_fields() | _own_fields(command) | ENGINE_DEFAULTS | training, plan.world_size)
         return training, "live" if training["beta"] else None, groups
-    return given, None, None
+    return training, None, None
 
 
 def trained_adapter(model: ModelConfig) -> ModelConfig:

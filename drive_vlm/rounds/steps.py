@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.store.cache import write_atomically
 from drive_vlm.store.fingerprint import content_hash, model_fingerprint
+from drive_vlm.store.keyed_lines import short
 
 STEPS = ("generate", "pairs", "train", "evaluate")
 DIRECT = "direct"  # the model before any fine-tuning, for the table only
@@ -24,16 +24,6 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def identified(folder: Path, step: str) -> Path:

@@ -1,11 +1,9 @@
 """Supervised fine-tuning: next-token loss on the assistant's words, through a transformers Trainer on DeepSpeed or DDP."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
-from drive_vlm.launch.user_error import stop_on_user_error
-from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.engine.stage import StageFlags
 
 EXAMPLES = """
 python -m drive_vlm sft --model OpenGVLab/InternVL3-1B-hf --data train.jsonl --freeze vision_tower --bf16 --output_dir runs/sft
@@ -14,27 +12,8 @@ python -m drive_vlm sft --config sft.yaml --learning_rate 2e-5
 """
 
 
-def main(words: Sequence[str]) -> None:
-    """`python -m drive_vlm sft`."""
-    (model, data, run), extra = parse_stage(
-        "sft", __doc__ or "", EXAMPLES, (ModelConfig, DataConfig, RunConfig), words, "transformers.TrainingArguments"
-    )
-    try:
-        train(model, data, run, extra)
-    except ValueError as error:
-        stop_on_user_error("sft", error)
-
-
-def train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str, Any]) -> None:
-    """One SFT run from flags to a saved model. Raises ValueError for what the user can mend."""
-    from drive_vlm.launch.status import RunStatus
-    from drive_vlm.launch.topology import read_topology
-
-    with RunStatus(extra.get("output_dir", "runs/sft"), read_topology().rank) as status:
-        _train(model, data, run, extra, status)
-
-
-def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str, Any], status: Any) -> None:
+def prepare(flags: StageFlags) -> tuple[Any, dict[str, Any]]:
+    """The Trainer, ready to run, and what run.json says of it."""
     from transformers import TrainingArguments, set_seed
 
     from drive_vlm.models import load_family
@@ -45,12 +24,12 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
         check_attention,
         evaluation_defaults,
         model_dtype,
-        run_training,
         training_arguments,
         weights_to_load,
     )
 
-    args = training_arguments(TrainingArguments, run, evaluation_defaults(extra, bool(data.eval_data)))
+    model, data, run = flags.model, flags.data, flags.run
+    args = training_arguments(TrainingArguments, run, evaluation_defaults(flags.training, bool(data.eval_data)))
     check_attention(model, args)
     set_seed(args.seed)
     source = weights_to_load(model, args.resume_from_checkpoint)
@@ -76,7 +55,7 @@ def _train(model: ModelConfig, data: DataConfig, run: RunConfig, extra: dict[str
         print(
             f"rows: {len(tables['train']):,} used of {tables['train'].rows_read:,}; {trainer.batch_sampler.order.num_sequences:,} sequences an epoch"
         )
-    run_training(trainer, status, run.hang_timeout, facts)
+    return trainer, facts
 
 
 def measure_rows(

@@ -23,6 +23,12 @@ def write_atomically(path: Path, write: Any) -> None:
     os.replace(beside, path)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Replace `path` by the content as indented JSON, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def cache_key(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 

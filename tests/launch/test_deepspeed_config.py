@@ -163,6 +163,7 @@ def test_committed_configurations_are_read_by_the_installed_deepspeed(path: Path
     assert config.zero_config.gather_16bit_weights_on_model_save == (config.zero_config.stage == 3)
 
 
+@pytest.mark.fresh("its imports are timed")
 def test_the_command_line_tells_at_once_in_one_line(tmp_path: Path, run: Callable) -> None:
     path = tmp_path / "bad.json"
     path.write_text('{"zero_optimization": {"stage": 2, "offload_parm": {"device": "cpu"}}}')

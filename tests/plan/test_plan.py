@@ -100,6 +100,7 @@ def test_an_unknown_stage_is_named(plan: Callable) -> None:
     assert "sfd cannot be planned (known: sft" in plan(stage="sfd", code=2)
 
 
+@pytest.mark.fresh("what it imports is looked at")
 def test_neither_torch_nor_transformers_is_loaded(run: Callable) -> None:
     code = "import sys; from drive_vlm.plan.command import main; main(sys.argv[1:]); print('LOADED', *sys.modules)"
     done = run([sys.executable, "-c", code, "sft", *RECIPE])

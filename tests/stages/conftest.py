@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -172,14 +171,13 @@ def command(world: World) -> Callable[..., Run]:
 @pytest.fixture
 def inside(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`inside(command, *words)`: the command's own main function in this process, which has imported torch already."""
-    from drive_vlm.__main__ import COMMANDS
+    import drive_vlm.__main__ as commands
 
     monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
 
     def run(command: str, *words: object) -> None:
         monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-        module, main = COMMANDS[command][0].split(":")
-        getattr(importlib.import_module(module), main)([str(word) for word in words])
+        commands.run(command, [str(word) for word in words])
 
     return run
 
@@ -266,6 +264,7 @@ class Training:
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
                 parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        parents |= sys.modules["tests_fork_server"].parents()
         found = [self.process.pid]
         for pid in found:
             found += [child for child, parent in parents.items() if parent == pid]

@@ -294,9 +294,9 @@ def test_other_settings_never_mix(build: Callable, data: Path, tiny_model: Path)
     build()
     before = entries(data / "out")
     for flags, named in (
-        (("--num_frames", 4), "num_frames (cache: 3, now: 4)"),
-        (("--stored", "bfloat16"), "stored (cache: float32, now: bfloat16)"),
-        (("--dtype", "bfloat16"), "computed (cache: float32, now: bfloat16)"),
+        (("--num_frames", 4), "num_frames: 3 then, 4 now"),
+        (("--stored", "bfloat16"), "stored: float32 then, bfloat16 now"),
+        (("--dtype", "bfloat16"), "computed: float32 then, bfloat16 now"),
         (("--model", tiny_model), "tower.weights"),
     ):
         _, text = build(*flags, code=2)

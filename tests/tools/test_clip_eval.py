@@ -183,6 +183,7 @@ def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, env
     assert "--clip_pretrained FILE" in done.stderr and "train_clip.py" in done.stderr
 
 
+@pytest.mark.fresh("what it imports is looked at")
 def test_help_is_quick_and_loads_no_torch(environment):
     for tool in ("clip_eval", "qa_eval", "train_clip", "bench/bench_clip_eval"):
         code = (

@@ -161,11 +161,11 @@ def main() -> None:
     parser.add_argument("--switch_every", type=int, default=0, help="steps of a block with, then without our parts")
     parser.add_argument("--output_dir", type=Path, required=True, help="as in sft")
     args, words = parser.parse_known_args()
-    from drive_vlm.stages import sft
+    from drive_vlm import stages
 
     clock = Clock(args.switch_every)
     install(clock)
-    sft.main([*words, "--output_dir", str(args.output_dir)])
+    stages.run("sft", [*words, "--output_dir", str(args.output_dir)])
     rank = os.environ.get("RANK", "0")
     (args.output_dir / f"probe-{rank}.json").write_text(json.dumps(clock.result()) + "\n")
 

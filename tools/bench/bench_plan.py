@@ -85,7 +85,7 @@ def measure_child(out: Path, words: list[str]) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from drive_vlm import models
+    from drive_vlm import models, stages
     from drive_vlm.launch.manifest import peak_resident_bytes
     from drive_vlm.stages import sft
 
@@ -139,7 +139,7 @@ def measure_child(out: Path, words: list[str]) -> None:
         return trainer
 
     setattr(sft, "build_trainer", build_metered)  # noqa: B010 - a stage has no hook for this, and needs none
-    sft.main(words)
+    stages.run("sft", words)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(found))
 

@@ -64,6 +64,7 @@ def measure_child(out: Path, words: list[str]) -> None:
     import torch
     from transformers import TrainerCallback
 
+    from drive_vlm import stages
     from drive_vlm.stages.rl import grpo
 
     found: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def measure_child(out: Path, words: list[str]) -> None:
         return trainer
 
     setattr(grpo, "build_trainer", build_metered)  # noqa: B010 - a stage has no hook for this, and needs none
-    grpo.main(words)
+    stages.run("grpo", words)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(found))
 

@@ -25,6 +25,7 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import frame_files, frame_indices
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
+from drive_vlm.store.keyed_lines import check_same, read_lines
 
 SETTINGS = "cache.json"
 FORMAT = 1
@@ -226,20 +227,8 @@ def read_settings(directory: Path, rebuild: str) -> dict[str, Any]:
 def check_settings(directory: Path, was: dict[str, Any], now: dict[str, Any], rebuild: str) -> None:
     """Raises ValueError naming every setting of `now` that the cache was not made with."""
     kept = {name: value for name, value in was.items() if name not in ("stored_shape", *(_HOW_STORED - now.keys()))}
-    different = list(_differences(kept, now))
-    if different:
-        raise ValueError(
-            f"{directory}: its features were made with other settings than this run has: {'; '.join(different)}. "
-            f"Go back to those, or build the cache anew (another --out, or remove {directory} first): {rebuild}"
-        )
-
-
-def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in sorted(was.keys() | now.keys()):
-            yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif was != now:
-        yield f"{name} (cache: {was}, now: {now})"
+    way_out = f"Go back to those, or build the cache again (another --out, or remove {directory} first): {rebuild}"
+    check_same(f"{directory}: its features were made", kept, now, way_out)
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -259,14 +248,12 @@ def _read_index(path: Path) -> Iterator[tuple[str, Entry]]:
     """Entries of one shard whose bytes are all there; a torn last line, left by a killed run, is no entry."""
     data = path.with_suffix(".bin")
     available = data.stat().st_size if data.is_file() else 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            key, end = row.pop("key"), row.pop("end")
-            identity = row.pop("identity")
-            lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
-            entry = Entry(**row | lists, shard=path.stem, identity=identity and Identity(**identity))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: damaged ({error}). Remove {path.stem}.* and build again.") from error
+
+    def parse(row: dict[str, Any]) -> tuple[str, int, Entry]:
+        key, end, identity = row.pop("key"), row.pop("end"), row.pop("identity")
+        lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        return key, end, Entry(**row | lists, shard=path.stem, identity=identity and Identity(**identity))
+
+    for _, (key, end, entry) in read_lines(path, "damaged", f"Remove {path.stem}.* and build again.", parse):
         if end <= available:
             yield key, entry

@@ -11,7 +11,7 @@ from typing import IO, Any
 from drive_vlm.data.caches.feature_cache import SETTINGS, Identity, check_settings, media_key, read_settings
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import frame_indices
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_json
 
 _SHARD_BYTES = 4 << 30
 
@@ -103,10 +103,9 @@ def start_cache(directory: Path, settings: dict[str, Any], shape: tuple[int, int
     """
     path = directory / SETTINGS
     if not path.is_file():
-        text = json.dumps(settings | {"stored_shape": list(shape)}, indent=2)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+            write_json(path, settings | {"stored_shape": list(shape)})
         except OSError as error:
             raise ValueError(
                 f"{directory}: no feature cache can be made there ({error}). Give another folder."

@@ -1,15 +1,19 @@
-"""The command line of a stage: its dataclasses, a YAML file beside flags, and every flag of TrainingArguments."""
+"""The command line of a stage: its dataclasses, a YAML file next to flags, and every flag of TrainingArguments."""
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, nearest
-from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.launch.deepspeed import load_deepspeed_config
+from drive_vlm.stages.engine.stage import Stage, StageFlags
 
-_NOT_FOR_USERS = {
+# (parser of our own flags, name of the TrainingArguments class, words that the parser does not know) -> {flag: value}
+ParseTraining = Callable[[CommandParser, str, list[str]], dict[str, Any]]
+
+NOT_FOR_USERS = {
     "gradient_accumulation_steps": "It follows from --global_batch_size, --per_device_train_batch_size and the number of processes.",
     "save_total_limit": "Use --keep.",
     "resume_from_checkpoint": "Use --resume.",
@@ -23,56 +27,69 @@ _NOT_FOR_USERS = {
 
 
 def parse_stage(
-    command: str,
-    description: str,
-    examples: str,
-    dataclasses_: Sequence[type],
+    name: str,
+    stage: Stage,
     words: Sequence[str],
-    training_class: str,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Parse `words` into one instance of each dataclass, and the remaining flags for the TrainingArguments class.
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    examples: str | None = None,
+    more_configs: Sequence[type] = (),
+    needed: Collection[str] | None = None,
+    parse_training: ParseTraining | None = None,
+) -> StageFlags:
+    """Parse `words` into an instance of each of the stage's dataclasses, and the rest for its TrainingArguments class.
 
-    `training_class` ("transformers.TrainingArguments", "trl.DPOConfig") is imported only when a flag needs it, so that
-    `--help` is instant. Exits with 2 and the nearest known name for a flag that neither side knows.
+    That class is imported only when a flag needs it, so that `--help` is instant. The stage's own refusals come later, from
+    `StageFlags.checked`. Exits with 2 and the nearest known name for a flag that neither side knows. Raises ValueError where
+    the stage's `more_configs` does, and for a wrong memory layout.
+
+    The plan parses with these as well: `prog`, `description` and `examples` of its own help, `more_configs` behind those of
+    the stage, `needed`, the only flags that stay required, and `parse_training`, which reads the flags of
+    TrainingArguments without importing transformers.
     """
+    parse_training = parse_training or parse_training_flags
     parser = CommandParser(
-        prog=f"python -m drive_vlm {command}",
-        description=f"{description}\n\nEvery flag of {training_class} is accepted as well (--learning_rate, --num_train_epochs, --bf16 ...).",
-        examples=examples,
+        prog=prog or f"python -m drive_vlm {name}",
+        description=(stage.description if description is None else description)
+        + f"\n\nEvery flag of {stage.training_arguments} is accepted as well (--learning_rate, --num_train_epochs, --bf16 ...).",
+        examples=stage.examples(name) if examples is None else examples,
     )
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
     )
-    for cls in dataclasses_:
-        add_dataclass(parser, cls)
+    classes = [*stage.config_classes(words), *more_configs]
+    for cls in classes:
+        try:
+            add_dataclass(parser, cls)
+        except argparse.ArgumentError as error:
+            raise ValueError(
+                f"{cls.__module__}.{cls.__name__}: one of its flags is taken already ({error})."
+            ) from error
+    for action in parser._actions:
+        if needed is not None and action.required and action.dest not in needed:
+            action.required, action.default = False, []
     try:
-        words = [*_yaml_words(parser, words, training_class), *words]
-        namespace, rest = parser.parse_known_args(words)
-        if getattr(namespace, "deepspeed", None):
-            _check_deepspeed(command, namespace.deepspeed)
-        extra = _parse_training_flags(parser, training_class, rest) if rest else {}
-        return [from_namespace(cls, namespace) for cls in dataclasses_], extra
+        from_file = _yaml_words(parser, words, stage.training_arguments)
+        namespace, rest = parser.parse_known_args([*from_file, *words])
     except ValueError as error:
         parser.error(str(error))
-
-
-def _check_deepspeed(command: str, name: str) -> None:
-    """A mistake in the memory layout is told before torch is imported, not after the model is loaded."""
-    from drive_vlm.launch.deepspeed import load_deepspeed_config
-
+    # Before the training flags, which import torch, and long before the model is loaded.
+    if getattr(namespace, "deepspeed", None):
+        load_deepspeed_config(namespace.deepspeed, cpu=False)
     try:
-        load_deepspeed_config(name, cpu=False)
+        training = parse_training(parser, stage.training_arguments, rest) if rest else {}
+        configs = tuple(from_namespace(cls, namespace) for cls in classes)
     except ValueError as error:
-        stop_on_user_error(command, error)
+        parser.error(str(error))
+    return StageFlags(name, configs, training, tuple(from_file))
 
 
-def _yaml_words(
-    parser: CommandParser, words: Sequence[str], training_class: str = "transformers.TrainingArguments"
-) -> list[str]:
+def _yaml_words(parser: CommandParser, words: Sequence[str], training_class: str) -> list[str]:
     """The YAML file's content as flags, to stand before those of the command line."""
     path, values = yaml_values(words)
     known = {action.dest for action in parser._actions}
-    training = None
+    training: set[str] | None = None
     flags: list[str] = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -113,7 +130,7 @@ def _training_fields(path: str) -> set[str]:
     return {item.name for item in dataclasses.fields(_training_class(path)) if item.init}
 
 
-def _parse_training_flags(parser: CommandParser, training_class: str, words: list[str]) -> dict[str, Any]:
+def parse_training_flags(parser: CommandParser, training_class: str, words: list[str]) -> dict[str, Any]:
     """Flags of the TrainingArguments class as a dict of those that were given."""
     from transformers import HfArgumentParser
     from transformers.hf_argparser import string_to_bool
@@ -122,17 +139,19 @@ def _parse_training_flags(parser: CommandParser, training_class: str, words: lis
     ours = {action.dest for action in parser._actions}
     for word in words:
         name = word[2:].split("=")[0]
-        if word.startswith("--") and name in _NOT_FOR_USERS:
-            raise ValueError(f"--{name} is not taken. {_NOT_FOR_USERS[name]}")
+        if word.startswith("--") and name in NOT_FOR_USERS:
+            raise ValueError(f"--{name} is not taken. {NOT_FOR_USERS[name]}")
         if word.startswith("--") and name not in fields:
             raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *fields])}")
     if not words[0].startswith("--"):
         raise ValueError(f"unexpected word {words[0]!r}; flags begin with --")
     given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
     hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False)
-    for action in hf_parser._actions:  # only what was given is wanted, without building the dataclass
+    for action in hf_parser._actions:
+        # Only the given flags are wanted. The dataclass itself is built later (engine/run.py), with what the project fixes.
         action.required = False
-        if action.type is string_to_bool and action.nargs is None:  # `bool | None`, as TRL's --bf16
+        # HfArgumentParser (transformers 5.23) gives `bool` an optional word but not `bool | None`, such as TRL's --bf16.
+        if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True
     namespace, left = hf_parser.parse_known_args([*words])
     if left:

@@ -3,13 +3,33 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig, RunConfig, plain
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
+from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.topology import accumulation_steps, read_topology
+from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.engine.stage import Stage, load
+
+
+def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
+    """One run of a stage, from the words of the command line to a saved model.
+
+    Exits with 2 and one line on stderr for what a user can fix.
+    """
+    topology = read_topology()
+    try:
+        flags = parse_stage(name, stage, words).checked(stage, topology.world_size)
+        with RunStatus(flags.training["output_dir"], topology.rank) as status:
+            trainer, facts = load(stage.prepare)(flags)
+            run_training(trainer, status, flags.run.hang_timeout, facts)
+    except ValueError as error:
+        stop_on_user_error(name, error)
 
 
 def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:

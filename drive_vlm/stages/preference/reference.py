@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
 from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.store.shards import parse_shard
 
 EXAMPLES = """
 python -m drive_vlm reference --model runs/sft --data pairs.jsonl --out reference
@@ -74,7 +74,7 @@ def reference(model: ModelConfig, config: ReferenceConfig) -> None:
     from drive_vlm.models import load_family
 
     topology = read_topology()
-    index, count = _shard(config.shard)
+    index, count = parse_shard(config.shard)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", topology.local_rank) if cuda else torch.device("cpu")
     dtype = getattr(torch, model.dtype) if model.dtype != "auto" else torch.bfloat16 if cuda else torch.float32
@@ -196,16 +196,6 @@ def _frozen_network(trainer: Any) -> Callable[..., Any]:
             return trainer.model(**inputs)
 
     return forward
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, count = (int(number) for number in match.groups()) if match else (0, 0)
-    if not 0 <= index < count:
-        raise ValueError(f"--shard {text}: write I/N with I from 0 to N-1, e.g. 0/8 for the first of eight.")
-    return index, count
 
 
 def missing(values: np.ndarray) -> int:

@@ -3,19 +3,17 @@ the round before. TRL's DPOTrainer on DeepSpeed or DDP, with pictures. Without -
 5e-7, as its paper does."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field, nearest
-from drive_vlm.launch.user_error import stop_on_user_error
-from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.engine.stage import StageFlags
 
 EXAMPLES = """
-python -m drive_vlm {0} --model runs/sft --data pairs.jsonl --beta 0.1 --output_dir runs/{0}
-torchrun --nproc_per_node 8 -m drive_vlm {0} --model runs/sft --data round1.jsonl round0.jsonl --deepspeed zero3 --bf16 --output_dir runs/{0}
-python -m drive_vlm {0} --model runs/sft --data pairs.jsonl --lora_rank 64 --freeze vision_tower --loss_type sigmoid sft --loss_weights 1 0.1
-python -m drive_vlm {0} --model runs/sft --data pairs.jsonl --reference_cache reference --optim rmsprop
+python -m drive_vlm {stage} --model runs/sft --data pairs.jsonl --beta 0.1 --output_dir runs/{stage}
+torchrun --nproc_per_node 8 -m drive_vlm {stage} --model runs/sft --data round1.jsonl round0.jsonl --deepspeed zero3 --bf16 --output_dir runs/{stage}
+python -m drive_vlm {stage} --model runs/sft --data pairs.jsonl --lora_rank 64 --freeze vision_tower --loss_type sigmoid sft --loss_weights 1 0.1
+python -m drive_vlm {stage} --model runs/sft --data pairs.jsonl --reference_cache reference --optim rmsprop
 """
 
 # Flags of TRL's DPOConfig that would not do here what they do there.
@@ -60,49 +58,17 @@ class ReferenceFlags:
     )
 
 
-def main_dpo(words: Sequence[str]) -> None:
-    """`python -m drive_vlm dpo`."""
-    _main("dpo", words)
-
-
-def main_spin(words: Sequence[str]) -> None:
-    """`python -m drive_vlm spin`."""
-    _main("spin", words)
-
-
-def _main(command: str, words: Sequence[str]) -> None:
-    classes = (ModelConfig, DataConfig, RunConfig, ReferenceFlags)
-    (model, data, run, flags), extra = parse_stage(
-        command, __doc__ or "", EXAMPLES.format(command), classes, words, "trl.DPOConfig"
-    )
-    try:
-        train(command, model, data, run, flags, extra)
-    except ValueError as error:
-        stop_on_user_error(command, error)
-
-
-def train(
-    command: str, model: ModelConfig, data: DataConfig, run: RunConfig, flags: ReferenceFlags, extra: dict[str, Any]
-) -> None:
-    """One run from flags to a saved model. Raises ValueError for what the user can mend."""
-    from drive_vlm.launch.status import RunStatus
-    from drive_vlm.launch.topology import read_topology
-
-    extra = check_flags(command, data, flags, extra)
-    with RunStatus(extra["output_dir"], read_topology().rank) as status:
-        _train(command, model, data, run, flags, extra, status)
-
-
-def check_flags(command: str, data: DataConfig, flags: ReferenceFlags, extra: dict[str, Any]) -> dict[str, Any]:
+def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     """The flags for DPOConfig with this project's defaults. Raises ValueError for those that are not offered."""
+    data, reference, extra = flags.data, flags.of(ReferenceFlags), flags.training
     for name in extra:
         if name in _NOT_OFFERED:
             raise ValueError(f"--{name} is not taken. {_NOT_OFFERED[name]}")
     if data.feature_cache is not None:
         raise ValueError("--feature_cache: preference training takes pictures. Leave it out.")
-    if flags.reference == "live" and flags.reference_cache is not None:
+    if reference.reference == "live" and reference.reference_cache is not None:
         raise ValueError("--reference_cache with --reference live: the cache would not be used. Leave one of them out.")
-    known = ("sigmoid", "sft") if command == "spin" else ("sigmoid", "hinge", "ipo", "bco_pair", "sft")
+    known = ("sigmoid", "sft") if flags.stage == "spin" else ("sigmoid", "hinge", "ipo", "bco_pair", "sft")
     kinds = extra.get("loss_type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     for kind in kinds:
@@ -111,19 +77,12 @@ def check_flags(command: str, data: DataConfig, flags: ReferenceFlags, extra: di
     if kinds == ["sft"]:
         raise ValueError("--loss_type sft alone compares nothing: `python -m drive_vlm sft` trains on answers.")
     # TRL's own defaults are bf16 and checkpointing; here, as in every stage, both are asked for.
-    defaults = {"output_dir": f"runs/{command}", "bf16": False, "gradient_checkpointing": False, "max_length": None}
-    return {**defaults, **(_SPIN if command == "spin" else {}), **extra}
+    defaults = {"bf16": False, "gradient_checkpointing": False, "max_length": None}
+    return {**defaults, **(_SPIN if flags.stage == "spin" else {}), **extra}
 
 
-def _train(
-    command: str,
-    model: ModelConfig,
-    data: DataConfig,
-    run: RunConfig,
-    flags: ReferenceFlags,
-    extra: dict[str, Any],
-    status: Any,
-) -> None:
+def prepare(flags: StageFlags) -> tuple[Any, dict[str, Any]]:
+    """The Trainer, ready to run, and what run.json says of it."""
     from transformers import set_seed
     from trl import DPOConfig
 
@@ -134,27 +93,27 @@ def _train(
         check_attention,
         evaluation_defaults,
         model_dtype,
-        run_training,
         training_arguments,
     )
     from drive_vlm.stages.rl.policy import load_policy
     from drive_vlm.stages.sft import measure_rows
 
-    args = training_arguments(DPOConfig, run, evaluation_defaults(extra, bool(data.eval_data)))
+    model, data, run, compared = flags.model, flags.data, flags.run, flags.of(ReferenceFlags)
+    args = training_arguments(DPOConfig, run, evaluation_defaults(flags.training, bool(data.eval_data)))
     check_attention(model, args)
     set_seed(args.seed)
     family = load_policy(model, run, args)
     parameters = count_parameters(family.model, family.parts)
     tables, encoder = measure_rows(family, data, args, encoder_class=PairEncoder)
     second = None
-    if flags.reference == "live" and not hasattr(family.model, "peft_config"):
+    if compared.reference == "live" and not hasattr(family.model, "peft_config"):
         dtype = model_dtype(model, args)
         second = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens).model.requires_grad_(False)
-    trainer = build_trainer(family, tables, encoder, model, data, run, args, flags, second)
-    reference = use_reference(trainer, model, data, flags, encoder)
+    trainer = build_trainer(family, tables, encoder, model, data, run, args, compared, second)
+    reference = use_reference(trainer, model, data, compared, encoder)
     facts = {
-        "stage": command,
-        "config": {"model": model, "data": data, "run": run, "reference": flags, "training": args.to_dict()},
+        "stage": flags.stage,
+        "config": {"model": model, "data": data, "run": run, "reference": compared, "training": args.to_dict()},
         "parameters": parameters,
         "data": {name: table.audit()["files"] for name, table in tables.items()},
         "reference": reference,
@@ -162,8 +121,8 @@ def _train(
     }
     if args.should_save:
         print(parameter_table(parameters), flush=True)
-        print(f"pairs: {len(tables['train']):,} used of {tables['train'].rows_read:,}; reference {flags.reference}")
-    run_training(trainer, status, run.hang_timeout, facts)
+        print(f"pairs: {len(tables['train']):,} used of {tables['train'].rows_read:,}; reference {compared.reference}")
+    return trainer, facts
 
 
 def build_trainer(

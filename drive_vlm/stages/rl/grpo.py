@@ -5,16 +5,15 @@ it is, with its adapter where it is one. Prompts are all turns of a row but the 
 column `reference`.
 """
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field, plain
-from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.config import DataConfig, RunConfig, field, plain
 from drive_vlm.rewards import build_reward, chosen_rewards, config_class, reward_name
-from drive_vlm.stages.engine.arguments import parse_stage, yaml_values
+from drive_vlm.stages.engine.arguments import yaml_values
+from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.rl.alarms import AlarmConfig
 from drive_vlm.stages.rl.samples_file import SampleConfig
 
@@ -26,7 +25,6 @@ torchrun --nproc_per_node 8 -m drive_vlm grpo --config grpo.yaml --deepspeed zer
 # TRL's defaults that differ from those of the other stages, or from the paper's code (beta). With dropout the policy would be
 # away from its own reference (KL) and from what it has sampled (ratio) before it has learned anything.
 DEFAULTS = {
-    "output_dir": "runs/grpo",
     "beta": 0.04,
     "bf16": False,
     "gradient_checkpointing": False,
@@ -43,71 +41,30 @@ class GRPOStageConfig:
     )
 
 
-@dataclasses.dataclass
-class Settings:
-    """All flags of a run."""
-
-    model: ModelConfig
-    data: DataConfig
-    sampling: SampleConfig
-    alarms: AlarmConfig
-    run: RunConfig
-    rewards: list[tuple[str, Any]]  # name, and its own flags (None where it has none)
-    extra: dict[str, Any]  # flags of trl.GRPOConfig
+def reward_configs(words: Sequence[str]) -> list[type]:
+    """The dataclasses of the flags that the rewards of --rewards bring. Raises ValueError for a reward that is not there."""
+    return [cls for cls in map(config_class, reward_names(words)) if cls is not None]
 
 
-def main(words: Sequence[str]) -> None:
-    """`python -m drive_vlm grpo`."""
-    try:
-        train(parse(words))
-    except ValueError as error:
-        stop_on_user_error("grpo", error)
-
-
-def parse(words: Sequence[str]) -> Settings:
-    """The flags, those of the chosen rewards among them. Raises ValueError for a reward that is not there, and for what
-    `check_flags` and `check_groups` refuse; exits with 2 for an unknown flag."""
-    classes = reward_classes(words)
-    names = list(classes)
-    shared = (ModelConfig, DataConfig, GRPOStageConfig, SampleConfig, AlarmConfig, RunConfig)
-    all_classes = (*shared, *(cls for cls in classes.values() if cls is not None))
-    try:
-        parsed, extra = parse_stage("grpo", __doc__ or "", EXAMPLES, all_classes, words, "trl.GRPOConfig")
-    except argparse.ArgumentError as error:
-        raise ValueError(f"--rewards {' '.join(names)}: a flag of theirs is taken already ({error}).") from error
-    model, data, _, sampling, alarms, run = parsed[: len(shared)]
-    configs = dict(zip(all_classes, parsed, strict=True))
-    rewards = [(name, configs[cls] if cls else None) for name, cls in classes.items()]
-    settings = Settings(model, data, sampling, alarms, run, rewards, DEFAULTS | extra)
-    check_flags(settings)
-    check_groups(settings)
-    return settings
-
-
-def reward_classes(words: Sequence[str]) -> dict[str, type | None]:
-    """{reward of --rewards: the dataclass of its flags, or None}, from the words or the --config file among them."""
+def reward_names(words: Sequence[str]) -> list[str]:
+    """The rewards of --rewards, from the words or the --config file among them, before anything else is parsed."""
     named = yaml_values(words)[1].get("rewards", [])
-    names = chosen_rewards(words, default=named if isinstance(named, list) else [named])
-    return {name: config_class(name) for name in names}
+    return chosen_rewards(words, default=named if isinstance(named, list) else [named])
 
 
-def train(settings: Settings) -> None:
-    """One GRPO run from flags to a saved model. Raises ValueError for what the user can mend."""
-    from drive_vlm.launch.status import RunStatus
-    from drive_vlm.launch.topology import read_topology
-    from drive_vlm.stages.engine.run import run_training
-
-    with RunStatus(settings.extra["output_dir"], read_topology().rank) as status:
-        trainer, facts = prepare(settings)
-        run_training(trainer, status, settings.run.hang_timeout, facts)
+def rewards_of(flags: StageFlags) -> list[tuple[str, Any]]:
+    """(name, its own flags; None where it has none) of each reward."""
+    classes = [(name, config_class(name)) for name in flags.of(GRPOStageConfig).rewards]
+    return [(name, flags.of(cls) if cls else None) for name, cls in classes]
 
 
-def check_flags(settings: Settings) -> None:
-    """Raises ValueError for flags that GRPO cannot obey, before anything is loaded."""
-    data, rewards, extra = settings.data, settings.rewards, settings.extra
+def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
+    """The flags for GRPOConfig with this project's defaults. Raises ValueError for flags that GRPO cannot obey, before
+    anything is loaded, and as `generation_batch` does."""
+    data, rewards, extra = flags.data, flags.of(GRPOStageConfig).rewards, DEFAULTS | flags.training
     weights = extra.get("reward_weights")
     if weights is not None and len(weights) != len(rewards):
-        names = " ".join(reward_name(name) for name, _ in rewards)
+        names = " ".join(map(reward_name, rewards))
         raise ValueError(
             f"--reward_weights has {len(weights)} numbers, --rewards {len(rewards)} ({names}). Give one for each."
         )
@@ -128,13 +85,8 @@ def check_flags(settings: Settings) -> None:
     for flag, (given, why) in refused.items():
         if given:
             raise ValueError(f"{flag} has no place in grpo: {why}. Leave it out.")
-
-
-def check_groups(settings: Settings) -> None:
-    """Raises ValueError as `generation_batch` does."""
-    from drive_vlm.launch.topology import read_topology
-
-    generation_batch(settings.run, settings.extra, read_topology().world_size)
+    generation_batch(flags.run, extra, world_size)
+    return extra
 
 
 def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
@@ -162,7 +114,7 @@ def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
     return size
 
 
-def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
+def prepare(flags: StageFlags) -> tuple[Any, dict[str, Any]]:
     """The Trainer, ready to run, and what run.json says of it."""
     import trl
     from transformers import set_seed
@@ -177,11 +129,12 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     from drive_vlm.stages.rl.scorers import Scorer
     from drive_vlm.stages.sft import measure_rows
 
-    model, data, run = settings.model, settings.data, settings.run
-    args = training_arguments(trl.GRPOConfig, run, settings.extra)
+    model, data, run = flags.model, flags.data, flags.run
+    sampling, alarms, rewards = flags.of(SampleConfig), flags.of(AlarmConfig), rewards_of(flags)
+    args = training_arguments(trl.GRPOConfig, run, flags.training)
     check_attention(model, args)
     set_seed(args.seed)
-    scorers = [Scorer(reward_name(name), build_reward(name, config)) for name, config in settings.rewards]
+    scorers = [Scorer(reward_name(name), build_reward(name, config)) for name, config in rewards]
     family = load_policy(model, run, args)
     parameters = count_parameters(family.model, family.parts)
     features, tower = open_features(family, model, data, args)
@@ -191,13 +144,22 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     check_pictures(tables["train"], args)
     check_rows(tables["train"], scorers, data.num_frames, features, args.process_index, args.world_size)
     trainer = build_trainer(family, tables, encoder, scorers, data, run, args)
-    trainer.facts |= objective(settings, args)
-    trainer.sampling, trainer.alarms = settings.sampling, Alarms(settings.alarms, speaks=args.should_save)
+    trainer.facts |= objective(rewards, args)
+    trainer.sampling, trainer.alarms = sampling, Alarms(alarms, speaks=args.should_save)
     trainer.detached = tower
     attach_reference(trainer, model, args, features)
     facts = {
         "stage": "grpo",
-        "config": {**dataclasses.asdict(settings), "training": args.to_dict()},
+        "config": {
+            "model": model,
+            "data": data,
+            "sampling": sampling,
+            "alarms": alarms,
+            "run": run,
+            "rewards": rewards,
+            "extra": flags.training,
+            "training": args.to_dict(),
+        },
         "parameters": parameters,
         "data": {name: table.audit()["files"] for name, table in tables.items()},
         "features": features.facts() if features else None,
@@ -213,7 +175,7 @@ def prepare(settings: Settings) -> tuple[Any, dict[str, Any]]:
     return trainer, facts
 
 
-def objective(settings: Settings, args: Any) -> dict[str, Any]:
+def objective(rewards: Sequence[tuple[str, Any]], args: Any) -> dict[str, Any]:
     """What a run is rewarded for and how it samples: a resumed run goes on with the same. Files count by their content."""
     from drive_vlm.store.fingerprint import content_hash
 
@@ -222,9 +184,9 @@ def objective(settings: Settings, args: Any) -> dict[str, Any]:
             return [told(item) for item in value]
         return content_hash(value) if isinstance(value, str) and os.path.isfile(value) else value
 
-    found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in settings.rewards]}
+    found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in rewards]}
     found["reward_weights"] = args.reward_weights
-    for _, config in settings.rewards:
+    for _, config in rewards:
         found |= {name: told(value) for name, value in (plain(config) if config else {}).items()}
     sampling = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length")
     return found | {name: getattr(args, name) for name in (*sampling, "loss_type", "scale_rewards")}

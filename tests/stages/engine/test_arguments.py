@@ -4,24 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.stages import STAGES, run
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.run import evaluation_defaults
-from drive_vlm.stages.sft import main
 
 NEEDED = ["--model", "m", "--data", "d.jsonl"]
 
 
 def parse(*words: str) -> tuple:
-    (model, data, run), extra = parse_stage(
-        "sft", "", "", (ModelConfig, DataConfig, RunConfig), words, "transformers.TrainingArguments"
-    )
-    return model, data, run, extra
+    flags = parse_stage("sft", STAGES["sft"], words)
+    return flags.model, flags.data, flags.run, flags.training
 
 
 def refused(capsys: pytest.CaptureFixture, *words: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(words)
+        run("sft", words)
     assert stop.value.code == 2
     return capsys.readouterr().err
 
@@ -57,11 +54,11 @@ def test_flags_with_another_owner_are_refused(capsys: pytest.CaptureFixture, fla
 
 
 def test_training_flags_reach_the_trainer() -> None:
-    _, data, run, extra = parse(
+    _, data, layout, extra = parse(
         *NEEDED, "--learning-rate", "3e-4", "--bf16", "--packing", "--global_batch_size=32", "--warmup_steps=5"
     )
     assert extra == {"learning_rate": 3e-4, "bf16": True, "warmup_steps": 5}
-    assert data.packing and run.global_batch_size == 32
+    assert data.packing and layout.global_batch_size == 32
 
 
 def test_yaml_beside_flags(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

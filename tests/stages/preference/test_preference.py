@@ -313,7 +313,7 @@ def test_what_stops_a_run(
     assert "9 of 53 pairs are not in the reference cache" in lacking
     assert "no such directory" in refused("--reference_cache", cache / "nowhere")
     other = refused("--reference_cache", cache, "--max_tiles", 2)
-    assert "log-probabilities are of another reference (encoding differ" in other
+    assert "log-probabilities were made with other settings (encoding: " in other
     assert "--precompute_ref_log_probs is not taken. Use --reference cached" in refused(
         "--precompute_ref_log_probs", "true"
     )

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from drive_vlm.data.order import EpochOrder
-from drive_vlm.stages.rl.grpo import parse, prepare
+from drive_vlm.stages import STAGES, run
+from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.rl.grpo import prepare
 from drive_vlm.stages.rl.prompts import PromptBatches
 
 HERE = Path(__file__).parent
@@ -24,7 +26,7 @@ def trainer(grpo_words: Callable, tmp_path: Path) -> Callable[..., Any]:
 
     def make(*flags: object) -> Any:
         words = [str(word) for word in grpo_words(tmp_path / "run", *flags)]
-        made, _ = prepare(parse(words))
+        made, _ = prepare(parse_stage("grpo", STAGES["grpo"], words).checked(STAGES["grpo"], 1))
         made.prepare_start()
         return made
 
@@ -130,7 +132,7 @@ def test_the_tower_runs_once_for_each_picture(trainer: Callable, monkeypatch: py
     curves, pictures = [], []
     for kept in (True, False):
         if not kept:
-            monkeypatch.setattr("drive_vlm.stages.rl.policy.TowerMemo.install", lambda memo, tower: None)
+            monkeypatch.setattr("drive_vlm.sampling.tower_memo.TowerMemo.install", lambda memo, tower: None)
         made = trainer(*flags)
         runs: list[int] = []
         for model in (made.model, made.ref_model):
@@ -215,11 +217,9 @@ def test_user_errors(
     grpo_words: Callable, tmp_path: Path, flags: tuple, words: str, capsys: pytest.CaptureFixture
 ) -> None:
     """One line, exit 2, before any model is loaded."""
-    from drive_vlm.stages.rl.grpo import main
-
     given = [str(word) for word in grpo_words(tmp_path / "run", *flags)]
     with pytest.raises(SystemExit) as stopped:
-        main(given)
+        run("grpo", given)
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 

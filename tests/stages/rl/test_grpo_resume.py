@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from drive_vlm.stages.rl.grpo import parse, prepare
+from drive_vlm.stages import STAGES
+from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.rl.grpo import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +103,7 @@ def test_what_would_not_go_on_where_it_stopped_is_refused(
 
 def prepared(words: list[object]) -> Any:
     """The Trainer of these flags, in this process, after its checks of a resume."""
-    trainer, _ = prepare(parse([str(word) for word in words]))
+    trainer, _ = prepare(parse_stage("grpo", STAGES["grpo"], [str(word) for word in words]).checked(STAGES["grpo"], 1))
     trainer.prepare_start()
     return trainer
 

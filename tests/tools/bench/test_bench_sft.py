@@ -26,6 +26,7 @@ def bench() -> ModuleType:
     return load(TOOL)
 
 
+@pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 def test_both_sides_run(run, tmp_path):
     out = tmp_path / "bench.json"

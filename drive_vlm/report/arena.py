@@ -1,12 +1,15 @@
-"""Rows of judged battles (tools/judge_arena.py) -> every number of an arena, as JSON holds it."""
+"""The report of an arena (tools/judge_arena.py): every number of its battles as JSON holds it, and the picture of them."""
 
 import statistics
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from drive_vlm.evaluation import arena
-from drive_vlm.evaluation.arena import Battle
+from drive_vlm.evaluation.arena import Battle, Rating, WinRate
 from drive_vlm.judges.verdicts import TIE
+from drive_vlm.report.figures import bare, errors_of, new_figure, save
 
 
 def to_battle(row: dict[str, Any]) -> Battle:
@@ -80,3 +83,50 @@ def by_category(rows: list[dict[str, Any]], seed: int) -> dict[str, dict[str, An
             name: arena.win_rate(*scores_of(battles, name), seed).to_dict() for name in arena.models_of(battles)
         }
     return result
+
+
+def plot_arena(
+    path: Path, ratings: Mapping[str, Rating], rates: Mapping[str, Mapping[str, WinRate]], title: str
+) -> None:
+    """Write a PNG. `rates[model][other]` as win_rates gives it; pairs that never met stay white."""
+    names = sorted(ratings, key=lambda name: -ratings[name].rating)
+    size = max(3.4, 1.2 + 0.55 * len(names))
+    figure = new_figure(2.6 * size, size)
+    left, right = figure.subplots(1, 2)
+    _draw_ratings(left, names, ratings)
+    _draw_matrix(figure, right, names, rates)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def _draw_ratings(axes: Any, names: Sequence[str], ratings: Mapping[str, Rating]) -> None:
+    for place, name in enumerate(names):
+        entry = ratings[name]
+        errors = errors_of(entry.rating, entry.low, entry.high)
+        axes.errorbar(entry.rating, place, xerr=errors, fmt="o", color="#4477aa", markersize=5, capsize=4)
+        axes.annotate(
+            f"{entry.rating:.0f}", (entry.rating, place), (0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.margins(x=0.15)
+    axes.set_xlabel("Bradley-Terry rating, 95 % interval (400 points: odds 10 to 1)")
+    bare(axes, "x")
+
+
+def _draw_matrix(figure: Any, axes: Any, names: Sequence[str], rates: Mapping[str, Mapping[str, WinRate]]) -> None:
+    import numpy as np
+
+    table = np.full((len(names), len(names)), np.nan)
+    for i, name in enumerate(names):
+        for j, other in enumerate(names):
+            if other in rates.get(name, {}):
+                table[i, j] = rates[name][other].rate
+                dark = abs(table[i, j] - 0.5) > 0.3
+                text = f"{100 * table[i, j]:.0f}\nn {rates[name][other].n}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    image = axes.imshow(table, cmap="RdBu", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("win rate of the row against the column, %", fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8)

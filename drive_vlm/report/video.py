@@ -1,6 +1,9 @@
-"""The tables of tools/video_eval.py: one row a checkpoint and mode, what was counted beside, and the changes."""
+"""The report of tools/video_eval.py: tables with a row for each checkpoint and mode, the changes, and the picture."""
 
+from pathlib import Path
 from typing import Any
+
+from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 
 OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
 TERMS = {
@@ -81,18 +84,18 @@ def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
     if obeyed:
         text = f"{name}: concise / detailed words, median {_cell(obeyed['ratio'], 'value')}; concise is shorter in "
         text += f"{_cell(obeyed['shorter'], 'value')}, at most half in {_cell(obeyed['half'], 'value')} of {obeyed['pairs']} pairs"
-        told = [f"{obeyed[key]} {key}" for key in ("unpaired", "silent") if obeyed[key]]
-        console.print(text + (f" ({', '.join(told)})" if told else ""), highlight=False)
+        counted = [f"{obeyed[key]} {key}" for key in ("unpaired", "silent") if obeyed[key]]
+        console.print(text + (f" ({', '.join(counted)})" if counted else ""), highlight=False)
     every = list(checkpoint["modes"].values())[-1]
     words = {"unverified": "texts claim no object", "empty": "texts are empty"}
     words["no_reference"] = "references have no word of time or no adjective: nothing to earn there"
-    told = [f"{every[key]} of {every['n']} {word}" for key, word in words.items() if every[key]]
+    lines = [f"{every[key]} of {every['n']} {word}" for key, word in words.items() if every[key]]
     words = {
         "ids_left_out": "ids left out, missing in another file",
         "rows_without_detections": "rows left out, no detections",
     }
-    told += [f"{checkpoint[key]} {word}" for key, word in words.items() if checkpoint[key]]
-    for line in told:
+    lines += [f"{checkpoint[key]} {word}" for key, word in words.items() if checkpoint[key]]
+    for line in lines:
         console.print(f"{name}: {line}", highlight=False)
 
 
@@ -127,3 +130,42 @@ def _change(entry: dict[str, Any], value: str) -> str:
         return "-" if number is None else f"{number:+.3f}"
     text = rf"{number:+.3f} \[{low:+.3f}, {high:+.3f}]"
     return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text
+
+
+def plot_scores(path: Path, result: dict[str, Any]) -> None:
+    """Write a PNG from what tools/video_eval.py writes with --json: one row of panels a mode."""
+    checkpoints = result["checkpoints"]
+    first = next(iter(checkpoints.values()))["modes"]
+    scores = [("objects", OBJECTS, "value")]
+    if any(checkpoint["modes"][mode]["truth"] for checkpoint in checkpoints.values() for mode in first):
+        scores.append(("truth", OBJECTS, "value"))
+    scores.append(("terms", {key: name for key, name in TERMS.items() if key != "words"}, "mean"))
+    titles = {"objects": "objects, detector", "truth": "objects, exact classes", "terms": "reward and terms"}
+    figure = new_figure(4.6 * len(scores), 2.6 * len(first) + 0.8)
+    panels = figure.subplots(len(first), len(scores), squeeze=False)
+    for row, mode in zip(panels, first, strict=True):
+        for axes, (part, names, value) in zip(row, scores, strict=True):
+            for place, (label, checkpoint) in enumerate(checkpoints.items()):
+                # Rows without exact classes have no "truth".
+                if not checkpoint["modes"][mode][part]:
+                    continue
+                shift = 0.7 * ((place + 0.5) / len(checkpoints) - 0.5)
+                entries = [checkpoint["modes"][mode][part][name] for name in names]
+                _draw(axes, entries, value, shift, label, COLOURS[place % len(COLOURS)])
+            axes.set_xticks(range(len(names)), names.values(), fontsize=8)
+            axes.set_ylim(-0.03, 1.05)
+            axes.set_title(f"{titles[part]}: {mode}", fontsize=9)
+            bare(axes, "y")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(labels), loc="outside lower center")
+    save(figure, path)
+
+
+def _draw(axes: Any, entries: list[dict[str, Any]], value: str, shift: float, label: str, colour: str) -> None:
+    """Points with error bars; an undefined score leaves its place empty."""
+    places = [place for place, entry in enumerate(entries) if entry[value] is not None]
+    values = [entries[place][value] for place in places]
+    bars = [errors_of(entries[place][value], entries[place]["low"], entries[place]["high"]) for place in places]
+    errors = [[low for (low,), _ in bars], [high for _, (high,) in bars]]
+    shifted = [place + shift for place in places]
+    axes.errorbar(shifted, values, errors, fmt="o", color=colour, markersize=4, capsize=3, label=label)

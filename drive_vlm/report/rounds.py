@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.report.figures import bare, errors_of, new_figure, save
+
 BLUE = "#4477aa"
-ROUNDS = ("#66ccee", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#bbbbbb")  # Paul Tol's bright scheme without its blue
+# Paul Tol's bright scheme without its blue, which is the models' colour.
+ROUNDS = ("#66ccee", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#bbbbbb")
 
 
 def plot_rounds(
@@ -16,14 +19,10 @@ def plot_rounds(
 
     `rows` and `curves` as table and training_curves of drive_vlm/rounds/table.py give them.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     values = {row["model"]: {"mean": row["value"], "low": row["low"], "high": row["high"]} for row in rows}
     rates = {row["model"]: rate | {"mean": rate["rate"]} for row in rows if (rate := row["win_rate"])}
     trained = bool(curves)
-    figure = Figure(figsize=(10.0, 6.4 if trained else 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.0, 6.4 if trained else 3.4)
     grid = figure.add_gridspec(2 if trained else 1, 2)
     if rates:
         _draw_models(figure.add_subplot(grid[0, 0]), values, f"{name} on held-out rows, 95 % interval")
@@ -33,22 +32,15 @@ def plot_rounds(
     else:
         _draw_models(figure.add_subplot(grid[0, :]), values, f"{name} on held-out rows, 95 % interval")
     if trained:
-        _draw_curves(
-            figure.add_subplot(grid[1, 0]),
-            curves,
-            "margin",
-            "reward margin, chosen - rejected (beta x log-ratio)",
-        )
+        title = "reward margin, chosen - rejected (beta x log-ratio)"
+        _draw_curves(figure.add_subplot(grid[1, 0]), curves, "margin", title)
         _draw_curves(figure.add_subplot(grid[1, 1]), curves, "accuracy", "share of pairs with a positive margin")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _draw_models(axes: Any, entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
     for place, entry in enumerate(entries.values()):
-        mean = entry["mean"]
-        low, high = (mean if entry[key] is None else entry[key] for key in ("low", "high"))
-        errors = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+        mean, errors = entry["mean"], errors_of(entry["mean"], entry["low"], entry["high"])
         axes.errorbar(place, mean, errors, fmt="o", color=BLUE, markersize=5, capsize=5)
         axes.annotate(f"{mean:.3f}", (place, mean), (9, 0), textcoords="offset points", va="center")
     axes.set_xticks(range(len(entries)), list(entries))
@@ -64,11 +56,11 @@ def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Mapping[str, float]]],
     axes.set_xlabel("step of the round")
     _finish(axes, title)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.02))
-    axes.set_ylim(top=axes.get_ylim()[1] + 0.1 * (axes.get_ylim()[1] - axes.get_ylim()[0]))  # room for the legend
+    # Room for the legend above the curves.
+    axes.set_ylim(top=axes.get_ylim()[1] + 0.1 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
 
 
 def _finish(axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.margins(y=0.12)
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes, "y")
