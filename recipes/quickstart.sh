@@ -6,7 +6,7 @@
 # Hardware    two CPU cores; no GPU, no hub
 # Memory      4 GB
 # Time        4 min 19 s on two quiet cores, environment included, with a warm pip cache
-# Result      accuracy 0.0 % before, 75.6 % [73.1, 77.8] after; better blind baseline 51.1 % (README, "Quickstart")
+# Result      accuracy 0.0 % before, 75.6 % [73.1, 77.8] after; better blind baseline 51.1 % (docs/results.md)
 # Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
 #             QUICKSTART_STEPS: steps of the training (default 1200)
 set -euo pipefail

@@ -228,6 +228,7 @@ def test_drive_vlm_on_a_24_gb_card(plan: Callable, model: str, length: int, toke
     assert saved == pytest.approx((4 - 0.5 - 1 / 64) * (3_633_511_936 - 36 * (2 * 2560 + 2 * 128) - 2560), rel=1e-3)
 
 
+@pytest.mark.supports("siglip_qwen sft zero3 lora nf4 refused")
 def test_a_video_plan_counts_frames_and_refuses_what_the_run_would(
     plan: Callable, tiny_video_model: Path, synthetic_data: Path
 ) -> None:
