@@ -45,8 +45,8 @@ def _load(name: str) -> Any:
     return module
 
 
-# Files whose slow tests take longest: begun last, one of them would keep one worker busy while the others have nothing left.
-LONGEST = ("test_drive_vlm", "test_bench_launch", "test_resume", "test_spin_synthetic", "test_spin_rounds", "test_types")
+# Files whose slow tests take longest: one that began last would keep one worker busy while the other has nothing left.
+LONGEST = ("test_drive_vlm", "test_bench_launch", "test_resume", "test_spin_synthetic", "test_spin_rounds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,10 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """How the time divides between quick and slow tests, for the table of tests/_parts.sh as well."""
-    seconds, reports = {"quick": 0.0, "slow": 0.0}, sum(terminalreporter.stats.values(), [])
-    for report in reports:
-        if isinstance(report, pytest.TestReport):
-            seconds["slow" if "slow" in report.keywords else "quick"] += report.duration
+    seconds = {"quick": 0.0, "slow": 0.0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["slow" if "slow" in report.keywords else "quick"] += report.duration
     workers = getattr(config.option, "numprocesses", None) or 1
     for name, value in seconds.items():
         terminalreporter.write_line(f"{name} tests: {value / workers:.0f} s on each of {workers} workers")
