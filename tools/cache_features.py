@@ -147,6 +147,7 @@ def load_tower(config: FeatureConfig) -> Tower:
     )
     family = load_family(model, getattr(torch, kind))
     tower = vision_tower(family).to(device).eval()
+    assert family.vision is not None, "a family with a tower has a picture side"
     dtype = next(tower.parameters()).dtype
 
     def run(pixel_values: Any) -> Any:
