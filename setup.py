@@ -59,6 +59,17 @@ setup(
     description="A distributed training launcher for driving vision-language models, built on DeepSpeed",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    # PEP 639, setuptools >= 77. `license=` would write the legacy field; a "License ::" classifier next to it is refused.
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["drive_vlm", "drive_vlm.*"]),
     package_data={"drive_vlm.models": ["architectures/*.json"], "drive_vlm.rewards.text": ["*.yaml"]},

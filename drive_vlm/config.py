@@ -1,20 +1,24 @@
-"""What every command line of the project shares: one parser, flags derived from dataclass fields, YAML beside flags.
+"""What every command line of the project shares: one parser, flags derived from dataclass fields, one tail of all tools.
 
 No torch here: `--help` of any command must come at once.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import enum
+import json
 import os
+import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
+# The label of a token that is not learned: the default of torch's cross entropy.
+IGNORE_INDEX = -100
 
 
 def field(
@@ -66,8 +70,6 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        import sys
-
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([_underscored(word) for word in words], namespace)
 
@@ -88,6 +90,49 @@ def _underscored(word: str) -> str:
         return word
     flag, equals, value = word.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+@contextlib.contextmanager
+def user_errors(prog: str) -> Iterator[None]:
+    """Inside, a ValueError ends the process: one line on stderr, exit code 2. Under several ranks only the main one speaks."""
+    try:
+        yield
+    except ValueError as error:
+        # RANK without WORLD_SIZE is a mistake that read_topology refuses: it must not be silent on any rank.
+        if os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ:
+            print(f"{prog}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_tool(
+    parser: CommandParser,
+    run: Callable[[Any], Any],
+    show: Callable[[Any, Any], Any] | None = None,
+    config: type | None = None,
+) -> None:
+    """The tail of every tool.
+
+    1. Parse the flags; into the dataclass `config` where the tool has one.
+    2. Call `run(args)`. A ValueError is the user's to fix (`user_errors`).
+    3. Write what `run` returned to the file of --json, where the tool has that flag.
+    4. Call `show(result, args)`, which prints. What it returns is the exit status, as sys.exit takes it: None for 0, a code,
+       or a text for stderr and code 1.
+    `run` returns None on ranks other than the main one, and where nothing is to be shown: steps 3 and 4 are left out.
+    """
+    args = parser.parse_args()
+    if config is not None:
+        args = from_namespace(config, args)
+    with user_errors(parser.prog):
+        result = run(args)
+    if result is None:
+        return
+    if getattr(args, "json", None):
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    status = show(result, args) if show else None
+    if status:
+        sys.exit(status)
 
 
 def output_folder(text: str) -> Path:

@@ -32,6 +32,50 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.mkdtemp(prefix="drive_vlm_cache_")
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
         os.environ["DRIVE_VLM_CACHE"] = cache
+    _load("fork_server").install(config)  # last: its servers read this environment
+
+
+def _load(name: str) -> Any:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Files whose slow tests take longest: one that began last would keep one worker busy while the other has nothing left.
+LONGEST = ("test_drive_vlm", "test_bench_launch", "test_resume", "test_spin_synthetic", "test_spin_rounds")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first; a file's own order stays, so that what it shares is made once."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    last = len(LONGEST)
+    place = {path: LONGEST.index(path.stem) if path.stem in LONGEST else last for path in slow}
+    items.sort(key=lambda item: place.get(item.path, last + 1))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How the time divides between quick and slow tests, for the table of tests/_parts.sh as well."""
+    seconds = {"quick": 0.0, "slow": 0.0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["slow" if "slow" in report.keywords else "quick"] += report.duration
+    workers = getattr(config.option, "numprocesses", None) or 1
+    for name, value in seconds.items():
+        terminalreporter.write_line(f"{name} tests: {value / workers:.0f} s on each of {workers} workers")
+        if parts := os.environ.get("TEST_PARTS"):
+            with open(parts, "a") as file:
+                file.write(f"tests, {name}\t{value / workers:.0f}\n")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("fresh"):
+        monkeypatch.setenv("DRIVE_VLM_TESTS_FRESH", "1")
 
 
 def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> Path:
@@ -146,11 +190,7 @@ def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
 def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A ChatServer (tests/chat_server.py) that answers "OK" until the test gives it another `answer` or `faults`."""
     monkeypatch.setenv("NO_PROXY", "*")
-    spec = importlib.util.spec_from_file_location("tests_chat_server", Path(__file__).with_name("chat_server.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.ChatServer(lambda body: "OK")
+    server = _load("chat_server").ChatServer(lambda body: "OK")
     yield server
     server.stop()
 
@@ -165,7 +205,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run([sys.executable, "tools/x.py", ...], timeout=120, **env)`: a finished process with its text; any exit code."""
+    """`run([sys.executable, "tools/x.py", ...], timeout=120, **env)`: a finished process with its text; any exit code.
+
+    Python is forked with its imports done (tests/fork_server.py), but for tests with the mark `fresh`.
+    """
 
     def start(
         words: list[object], timeout: float = 120, cwd: Path = ROOT, **env: str

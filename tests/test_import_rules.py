@@ -160,20 +160,24 @@ def loaded_by(run: Callable, words: list[object]) -> set[str]:
     return set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 
+@pytest.mark.fresh("what it imports is looked at")
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
 def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
     assert not loaded_by(run, [path]) & HEAVY
 
 
+@pytest.mark.fresh("what it imports is looked at")
 @pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor", "plan"])
 def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
 
 
+@pytest.mark.fresh("what it imports is looked at")
 def test_the_list_of_commands_needs_neither_torch_nor_yaml(run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm"]) & (HEAVY | {"yaml", "numpy", "rich"})
 
 
+@pytest.mark.fresh("what it imports is looked at")
 def test_import_drive_vlm_is_light(run: Callable) -> None:
     done = run([sys.executable, "-c", "import drive_vlm, sys; print(*sys.modules)"])
     assert not {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | {"yaml", "numpy"})

@@ -14,7 +14,6 @@ another seed, --attempts times in all; then the row is left out and counted. Tes
 """
 
 import hashlib
-import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.rewrites import clean, fault, words
+from drive_vlm.builders.row_writer import RowWriter, meta_entry
 from drive_vlm.builders.split_entry import Rewrite, audit_of, rows_of
 from drive_vlm.builders.splits import held_out_groups
 from drive_vlm.builders.video_captions import VideoCaption, read_video_captions
-from drive_vlm.config import CommandParser, output_folder, plain
+from drive_vlm.config import CommandParser, output_folder, plain, run_tool
 from drive_vlm.data.table import audit_bad_rows
 from drive_vlm.data.videos import MODES
 from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
 from drive_vlm.rewards.text.new_nouns import NounCheck
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
 python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
@@ -167,21 +167,16 @@ def ask_all(teacher: Teacher, captions: list[VideoCaption], workers: int) -> lis
 def write_files(out: Path, videos: str, files: dict[str, list[dict[str, Any]]]) -> None:
     """Each file whole or not at all, its meta file after it: one for each, so that none brings the rows of another stage or
     the test videos along. Empty files are not written, and nothing is left from an earlier run."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        stem = name.removesuffix(".jsonl")
-        meta = out / f"{stem}.meta.json"
-        for path in (meta, out / name):
-            path.unlink(missing_ok=True)
-        if rows:
-            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-            write_atomically(out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
-            entry = {"root": str(Path(videos).resolve()), "annotation": name, "repeat_time": 1, "length": len(rows)}
-            write_json(meta, {stem: entry})
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"))
+    metas = {name: out / f"{name.removesuffix('.jsonl')}.meta.json" for name in files}
+    with RowWriter(out) as writer:
+        for name, rows in files.items():
+            for path in (metas[name], out / name):
+                path.unlink(missing_ok=True)
+            if rows:
+                writer.add(name, rows)
+    for name, count in writer.counts.items():
+        entry = meta_entry(str(Path(videos).resolve()), name, count)
+        write_json(metas[name], {name.removesuffix(".jsonl"): entry})
 
 
 def teacher_audit(client: ChatClient, rewrites: list[dict[str, Rewrite]], args: Any) -> dict[str, Any]:
@@ -216,8 +211,8 @@ def show_plan(client: ChatClient, prompts: dict[str, Turns], captions: list[Vide
     )
 
 
-def build(args: Any) -> int:
-    """Exit code: 0, or 1 when no row could be written or the splits leak. Raises ValueError for what a user can mend."""
+def build(args: Any) -> dict[str, Any] | None:
+    """Ask, write, audit; returns the audit, None after --dry_run. Raises ValueError for what a user can fix."""
     check(args)
     prompts = {mode: read_prompt(args.prompts / name, ["caption"]) for mode, name in PROMPTS.items()}
     cache = args.cache or args.out / "teacher_cache"
@@ -236,7 +231,7 @@ def build(args: Any) -> int:
         raise ValueError(f"--held_out: {error}") from error
     if args.dry_run:
         show_plan(client, prompts, captions, args)
-        return 0
+        return None
     nouns = NounCheck(args.spacy_model)
     try:
         rewrites = ask_all(Teacher(client, prompts, nouns, args), captions, args.workers)
@@ -250,19 +245,20 @@ def build(args: Any) -> int:
     audit["bad_rows"] = audit_bad_rows(bad)
     audit["teacher"] = teacher_audit(client, rewrites, args)
     write_json(args.out / "audit.json", audit)
-    return report(args.out, audit, rewrites)
+    problems = (rewrite.problem for found in rewrites for rewrite in found.values() if rewrite.problem)
+    return audit | {"problem": next(problems, "")}
 
 
-def report(out: Path, audit: dict[str, Any], rewrites: list[dict[str, Rewrite]]) -> int:
-    """Print what was written, left out and spent; return the exit code."""
+def show(audit: dict[str, Any], args: Any) -> str | int:
+    """Print what was written, left out and spent; return the exit status: 1 when no row was written or the splits leak."""
     for name, count in audit["rows"].items():
-        print(f"{out / name}: {count:,} rows")
-    for mode, told in audit["modes"].items():
-        lost = ", ".join(f"{entry['count']} {reason}" for reason, entry in told["left_out"].items())
-        again = ", ".join(f"{count} {reason}" for reason, count in told["asked_again"].items())
-        nouns = told["new_nouns"]
+        print(f"{args.out / name}: {count:,} rows")
+    for mode, entry in audit["modes"].items():
+        left_out = ", ".join(f"{lost['count']} {reason}" for reason, lost in entry["left_out"].items())
+        again = ", ".join(f"{count} {reason}" for reason, count in entry["asked_again"].items())
+        nouns = entry["new_nouns"]
         print(
-            f"{mode}: {told['written']:,} written, left out: {lost or 'none'}, asked again: {again or 'none'}; "
+            f"{mode}: {entry['written']:,} written, left out: {left_out or 'none'}, asked again: {again or 'none'}; "
             f"{nouns['total']} new nouns in {nouns['rows']} rows"
         )
     usage, cost = audit["teacher"]["usage"], audit["teacher"]["cost"]
@@ -274,10 +270,8 @@ def report(out: Path, audit: dict[str, Any], rewrites: list[dict[str, Rewrite]])
         print(f"{audit['bad_rows']['total']:,} caption rows left out: {audit['bad_rows']['by_reason']}")
     for leak in audit["leaks"]:
         print(f"leak: {leak}", file=sys.stderr)
-    if not any(told["written"] for told in audit["modes"].values()):
-        problem = next((rewrite.problem for found in rewrites for rewrite in found.values() if rewrite.problem), "")
-        print(f"no usable text among all replies; see {out / 'audit.json'}. {problem}", file=sys.stderr)
-        return 1
+    if not any(entry["written"] for entry in audit["modes"].values()):
+        return f"no usable text among all replies; see {args.out / 'audit.json'}. {audit['problem']}"
     return 1 if audit["leaks"] else 0
 
 
@@ -304,13 +298,7 @@ def check(args: Any) -> None:
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        code = build(args)
-    except ValueError as error:
-        parser.error(str(error))
-    sys.exit(code)
+    run_tool(make_parser(), build, show)
 
 
 if __name__ == "__main__":

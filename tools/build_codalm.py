@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.builders.row_writer import Row, RowWriter
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
+from drive_vlm.store.cache import write_json
 
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}
@@ -25,28 +27,24 @@ EXAMPLES = """
 python tools/build_codalm.py --root data/CODA --out data/codalm --splits Train Val
 python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Test --language chinese --on_bad_row skip
 """
-Row = dict[str, Any]
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
-        "--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows"
-    )
-    parser.add_argument("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
-    parser.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
-    parser.add_argument("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
-    parser.add_argument(
-        "--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
+    add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
+    add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
+    add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
+    add("--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese")
+    add(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
-        help="error: stop at a missing picture, an empty answer or a box that is none; skip: leave the row out and count it",
+        help="error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that draw boxes")
-    parser.add_argument("--json", help="write the counts here")
+    add("--workers", type=int, default=4, help="threads that draw boxes")
+    add("--json", help="write the counts here")
     return parser
 
 
@@ -76,7 +74,7 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
     for file in files:
         match = re.fullmatch(r"(val|test)_(\w+)", file.stem)
         if match is None:
-            raise ValueError(f"{file}: expected a name such as val_0001.json, which tells the picture")
+            raise ValueError(f"{file}: expected a name such as val_0001.json, which names the picture")
         source, number = match.groups()
         content = _read_json(file)
         for task, category, box, answer, name in _entries(content, file):
@@ -115,7 +113,7 @@ def _entries(content: Any, file: Path) -> Iterator[tuple[str, str, list[float] |
 
 
 def _with_answer(row: Row, answer: str, split: str) -> Row:
-    """Test rows are prompts; their answer, where there is one, stands beside the conversation."""
+    """Test rows are prompts; their answer, where there is one, stands next to the conversation."""
     if split != "Test":
         row["conversations"].append({"from": "gpt", "value": answer})
     elif answer:
@@ -164,56 +162,58 @@ def draw_box(row: Row, root: Path) -> bool:
     if target.is_file():
         return False
     x, y, width, height = row["box"]
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(root / plain_image(row)) as picture:
             boxed = picture.convert("RGB")
         ImageDraw.Draw(boxed).rectangle([x, y, x + width, y + height], outline="red", width=2)
-        boxed.save(beside, format="JPEG")  # at Pillow's default quality, as published
-        os.replace(beside, target)
+        # At Pillow's default quality, as published.
+        boxed.save(part, format="JPEG")
+        os.replace(part, target)
     except OSError as error:
         raise ValueError(f"{target}: cannot be made from {root / plain_image(row)} ({error})") from error
     return True
 
 
-def build_split(split: str, args: Any, questions: dict[str, str]) -> tuple[list[Row], dict[str, Any]]:
-    """The usable rows of a split, its pictures with boxes written, and its audit."""
+def build_split(split: str, args: Any, questions: dict[str, str]) -> dict[str, Any]:
+    """Write the usable rows of a split and its pictures with boxes; its audit, which is written as well."""
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.console import Console
     from rich.progress import track
 
-    root = Path(args.root)
+    root, name = Path(args.root), split.lower()
     rows: list[Row] = []
-    bad: list[BadRow] = []
     images: set[str] = set()
-    for row, found in split_rows(root / FOLDERS[args.language] / split, split, questions):
-        images.add(row["group"])
-        problem = found or check_picture(row, root, f"{split}: {row['id']}")
-        if problem is None:
-            rows.append(row)
-        elif args.on_bad_row == "error":
-            raise problem
-        else:
-            bad.append(problem)
-    regions = [row for row in rows if row["task"] == REGION]
-    with ThreadPoolExecutor(max_workers=max(1, args.workers)) as pool:
-        drawn = pool.map(lambda row: draw_box(row, root), regions)
-        written = sum(track(drawn, f"boxes of {split}", total=len(regions), console=Console(stderr=True)))
+    with RowWriter(Path(args.out), args.on_bad_row) as writer:
+        for row, found in split_rows(root / FOLDERS[args.language] / split, split, questions):
+            images.add(row["group"])
+            if problem := found or check_picture(row, root, f"{split}: {row['id']}"):
+                writer.reject(problem)
+            else:
+                rows.append(row)
+        writer.add(f"{name}.jsonl", rows)
+        regions = [row for row in rows if row["task"] == REGION]
+        with ThreadPoolExecutor(max_workers=max(1, args.workers)) as pool:
+            drawn = pool.map(lambda row: draw_box(row, root), regions)
+            written = sum(track(drawn, f"boxes of {split}", total=len(regions), console=Console(stderr=True)))
     audit = {
         "images": len(images),
         "images_published": SPLITS[split],
         "rows": dict(Counter(row["task"] for row in rows)),
         "without_answer": sum(len(row["conversations"]) == 1 and "reference" not in row for row in rows),
         "boxes_drawn": written,
-        "bad_rows": {
-            "total": len(bad),
-            "by_reason": dict(Counter(row.reason for row in bad)),
-            "rows": [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad],
-        },
+        "bad_rows": writer.audit()["bad_rows"],
     }
-    return rows, audit
+    write_json(Path(args.out) / f"{name}.audit.json", audit)
+    return audit
+
+
+def run(args: Any) -> dict[str, dict[str, Any]]:
+    """The audit of each split."""
+    questions = read_questions(args.questions)
+    return {split: build_split(split, args, questions) for split in dict.fromkeys(args.splits)}
 
 
 def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
@@ -243,28 +243,7 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> None:
-    from drive_vlm.store.cache import write_atomically
-
-    parser = make_parser()
-    args = parser.parse_args()
-    out = Path(args.out)
-    audits: dict[str, dict[str, Any]] = {}
-    try:
-        questions = read_questions(args.questions)
-        for split in dict.fromkeys(args.splits):
-            rows, audits[split] = build_split(split, args, questions)
-            out.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomically(out / f"{split.lower()}.jsonl", lambda file, text=text: file.write(text.encode()))
-            (out / f"{split.lower()}.audit.json").write_text(
-                json.dumps(audits[split], indent=2) + "\n", encoding="utf-8"
-            )
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(audits, indent=2) + "\n", encoding="utf-8")
-    show(audits, args)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

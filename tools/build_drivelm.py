@@ -5,6 +5,7 @@ and, with --questions_only, files without answers. Writes one JSONL a split; sti
 object coordinates become thousandths of the stitched picture (drive_vlm/builders/stitching.py).
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.builders.row_writer import RowWriter
 from drive_vlm.builders.splits import assign_split, parse_fractions
 from drive_vlm.builders.stitching import LAYOUT, normalise_tags, stitch
-from drive_vlm.config import CommandParser, nearest
+from drive_vlm.config import CommandParser, nearest, run_tool
+from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.drivelm import CATEGORIES
 
 # The order of the six pictures in a row: that of `image_paths` in the official files.
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+SKIP = "--on_bad_row skip leaves it out and counts it"
 EXAMPLES = """
 python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --out data/drivelm
 python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --views stitched --out data/3x2
@@ -41,34 +45,37 @@ class Frame:
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
-    parser.add_argument("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
-    parser.add_argument("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
-    parser.add_argument(
-        "--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture"
-    )
-    parser.add_argument(
+    parser = CommandParser(prog="python tools/build_drivelm.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
+    add("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
+    add("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
+    add("--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture")
+    add(
         "--split",
         nargs="+",
         default=["train:0.9", "val:0.1"],
         metavar="NAME:SHARE",
         help="shares of the scenes; they sum to 1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
-    parser.add_argument("--max_frames", type=int, help="take the first N key frames only")
-    parser.add_argument(
-        "--questions_only", action="store_true", help="write rows without answers, for files that have none"
+    add("--seed", type=int, default=0, help="seed of the split")
+    add("--max_frames", type=int, help="take the first N key frames only")
+    add("--questions_only", action="store_true", help="write rows without answers, for files that have none")
+    add(
+        "--on_bad_row",
+        choices=("error", "skip"),
+        default="error",
+        help="error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that stitch pictures")
-    parser.add_argument("--json", help="write the counts here")
+    add("--workers", type=int, default=4, help="threads that stitch pictures")
+    add("--json", help="write the counts here")
     return parser
 
 
-def read_frames(annotations: Path, images: Path) -> Iterator[Frame]:
-    """The key frames of an official JSON in its order.
+def read_frames(annotations: Path, images: Path) -> Iterator[Frame | BadRow]:
+    """The key frames of an official JSON in its order; a BadRow for one that lacks a camera or a picture.
 
-    Raises ValueError, naming file, scene and frame, for an unknown or absent camera and a picture that is not there.
+    Raises ValueError, naming file, scene and frame, for what is not in the official form.
     """
     try:
         content = json.loads(annotations.read_text(encoding="utf-8"))
@@ -83,11 +90,11 @@ def read_frames(annotations: Path, images: Path) -> Iterator[Frame]:
         for frame, parts in frames.items():
             where = f"{annotations}: scene {scene} frame {frame}"
             views = {camera: _below(path) for camera, path in parts.get("image_paths", {}).items()}
-            _check_views(views, images, where)
+            problem = _problem_of_views(views, images, where)
             unknown = set(parts.get("QA", {})) - set(CATEGORIES)
             if unknown:
                 raise ValueError(f"{where}: unknown categories {sorted(unknown)}; expected {', '.join(CATEGORIES)}")
-            yield Frame(scene, frame, views, parts.get("QA", {}))
+            yield problem or Frame(scene, frame, views, parts.get("QA", {}))
 
 
 def _below(path: str) -> str:
@@ -96,56 +103,55 @@ def _below(path: str) -> str:
     return f"samples/{rest}" if found else path
 
 
-def _check_views(views: dict[str, str], images: Path, where: str) -> None:
+def _problem_of_views(views: dict[str, str], images: Path, where: str) -> BadRow | None:
+    """Raises ValueError for an unknown camera and for a path that leaves the image root."""
     for camera in views:
         if camera not in LAYOUT:
             raise ValueError(f"{where}: unknown camera {camera!r}.{nearest(camera, CAMERAS)}")
     for camera in CAMERAS:
         if camera not in views:
-            raise ValueError(f"{where}: no picture of {camera} in image_paths")
+            return BadRow("camera_missing", where, f"no picture of {camera} in image_paths", SKIP)
         if Path(views[camera]).is_absolute() or ".." in Path(views[camera]).parts:
             raise ValueError(
                 f"{where}: {camera}: {views[camera]} leaves the image root; expected .../samples/CAMERA/x.jpg"
             )
         if not (images / views[camera]).is_file():
-            raise ValueError(
-                f"{where}: {camera}: {images / views[camera]} does not exist; is --images the right folder?"
-            )
+            problem = f"{camera}: {images / views[camera]} does not exist; is --images the right folder?"
+            return BadRow("image_missing", where, problem, SKIP)
+    return None
 
 
-def frame_rows(frame: Frame, stitched: bool, questions_only: bool, source: str) -> Iterator[dict[str, Any]]:
-    """The rows of one frame.
+def frame_rows(frame: Frame, stitched: bool, questions_only: bool, source: str) -> Iterator[dict[str, Any] | BadRow]:
+    """The rows of one frame; a BadRow for an empty question or answer.
 
     `drivelm_id` is the official number of a question within this annotation file (scene_frame_i), `id` names its
-    category. Raises ValueError, naming the id, for an empty question or answer and for a tag with an unknown camera.
+    category. Raises ValueError, naming the id, for a tag with an unknown camera.
     """
-    number = 0
     images = [f"images/{frame.name}.jpg"] if stitched else [frame.views[camera] for camera in CAMERAS]
-    for category in CATEGORIES:
-        for index, qa in enumerate(frame.questions.get(category, [])):
-            row_id = f"{frame.name}_{category}_{index}"
-            question, answer = (str(qa.get(key) or "").strip() for key in ("Q", "A"))
-            if not question or not (answer or questions_only):
-                raise ValueError(
-                    f"{source}: {row_id}: empty question or answer (--questions_only takes rows without one)"
-                )
-            if stitched:
-                question, answer = (_normalised(text, f"{source}: {row_id}") for text in (question, answer))
-            turns = [{"from": "human", "value": "<image>\n" * len(images) + question}]
-            if not questions_only:
-                turns.append({"from": "gpt", "value": answer})
-            row = {
-                "id": row_id,
-                "drivelm_id": f"{frame.name}_{number}",
-                "group": frame.scene,
-                "scene": frame.scene,
-                "frame": frame.id,
-                "category": category,
-                "image": images[0] if stitched else images,
-                "conversations": turns,
-            }
-            yield row | ({"tag": qa["tag"]} if "tag" in qa else {})
-            number += 1
+    asked = [(name, index, qa) for name in CATEGORIES for index, qa in enumerate(frame.questions.get(name, []))]
+    for number, (category, index, qa) in enumerate(asked):
+        row_id = f"{frame.name}_{category}_{index}"
+        question, answer = (str(qa.get(key) or "").strip() for key in ("Q", "A"))
+        if not question or not (answer or questions_only):
+            problem = "empty question or answer (--questions_only takes rows without one)"
+            yield BadRow("empty_text", f"{source}: {row_id}", problem, SKIP)
+            continue
+        if stitched:
+            question, answer = (_normalised(text, f"{source}: {row_id}") for text in (question, answer))
+        turns = [{"from": "human", "value": "<image>\n" * len(images) + question}]
+        if not questions_only:
+            turns.append({"from": "gpt", "value": answer})
+        row = {
+            "id": row_id,
+            "drivelm_id": f"{frame.name}_{number}",
+            "group": frame.scene,
+            "scene": frame.scene,
+            "frame": frame.id,
+            "category": category,
+            "image": images[0] if stitched else images,
+            "conversations": turns,
+        }
+        yield row | ({"tag": qa["tag"]} if "tag" in qa else {})
 
 
 def _normalised(text: str, where: str) -> str:
@@ -183,29 +189,57 @@ def stitch_frames(frames: list[Frame], images: Path, out: Path, workers: int) ->
             pass
 
 
-def collect_rows(
-    frames: list[Frame], shares: dict[str, float], args: Any
-) -> tuple[dict[str, list[str]], dict[str, Counter]]:
-    """JSONL lines by split, and for each split its rows by category, frames and scenes."""
+def write_split_rows(
+    writer: RowWriter, frames: list[Frame], shares: dict[str, float], args: Any
+) -> dict[str, Counter[str]]:
+    """Every row into the file of its split; for each split its rows by category, frames and scenes."""
     counts: dict[str, Counter[str]] = {split: Counter() for split in shares}
     scenes: dict[str, set[str]] = {split: set() for split in shares}
-    lines: dict[str, list[str]] = {split: [] for split in shares}
+    for split in shares:
+        writer.add(f"{split}.jsonl", ())
     for frame in frames:
         split = assign_split(frame.scene, shares, args.seed)
         counts[split]["frames"] += 1
         scenes[split].add(frame.scene)
         for row in frame_rows(frame, args.views == "stitched", args.questions_only, args.annotations):
-            lines[split].append(json.dumps(row, ensure_ascii=False) + "\n")
-            counts[split][row["category"]] += 1
+            if isinstance(row, BadRow):
+                writer.reject(row)
+            else:
+                writer.add(f"{split}.jsonl", [row], split)
+                counts[split][row["category"]] += 1
     for split in shares:
         counts[split]["scenes"] = len(scenes[split])
-    return lines, counts
+    return counts
 
 
-def show(counts: dict[str, Counter[str]], out: Path, image_root: Path) -> None:
+def run(args: Any) -> dict[str, Any]:
+    """Read, split, stitch, write; the counts of each split, with the bad rows and the leaks where there are any."""
+    images, out = Path(args.images), Path(args.out)
+    shares = parse_fractions(args.split, "--split")
+    with RowWriter(out, args.on_bad_row) as writer:
+        frames = []
+        for frame in itertools.islice(read_frames(Path(args.annotations), images), args.max_frames):
+            if isinstance(frame, BadRow):
+                writer.reject(frame)
+            else:
+                frames.append(frame)
+        if not frames:
+            raise ValueError(
+                f"{args.annotations}: no key frames" + (f" that can be used; {writer.bad[0]}" if writer.bad else "")
+            )
+        counts = write_split_rows(writer, frames, shares, args)
+        if args.views == "stitched":
+            stitch_frames(frames, images, out, args.workers)
+    audit = {name: part for name, part in writer.audit().items() if name != "rows"}
+    return counts | (audit if audit["leaks"] or audit["bad_rows"]["total"] else {})
+
+
+def show(result: dict[str, Any], args: Any) -> str | None:
+    """Print the counts; the exit status, which says when splits leak."""
     from rich.console import Console
     from rich.table import Table
 
+    counts = {name: result[name] for name in parse_fractions(args.split, "--split")}
     table = Table(title="DriveLM rows by split")
     table.add_column("")
     for split in counts:
@@ -214,30 +248,16 @@ def show(counts: dict[str, Counter[str]], out: Path, image_root: Path) -> None:
         table.add_row(name, *(str(count[name]) for count in counts.values()))
     table.add_row("rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values()))
     Console().print(table)
-    print(f"wrote {', '.join(f'{out}/{split}.jsonl' for split in counts)}; image root: {image_root}")
+    root = args.out if args.views == "stitched" else args.images
+    print(f"wrote {', '.join(f'{args.out}/{split}.jsonl' for split in counts)}; image root: {root}")
+    for reason, count in result.get("bad_rows", {"by_reason": {}})["by_reason"].items():
+        print(f"left out: {count:,} {reason}")
+    leaks = result.get("leaks")
+    return f"{len(leaks):,} leaks between the splits, e.g. {leaks[0]}" if leaks else None
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    images, out = Path(args.images), Path(args.out)
-    try:
-        shares = parse_fractions(args.split, "--split")
-        frames = list(read_frames(Path(args.annotations), images))[: args.max_frames]
-        if not frames:
-            raise ValueError(f"{args.annotations}: no key frames")
-        lines, counts = collect_rows(frames, shares, args)
-        if args.views == "stitched":
-            stitch_frames(frames, images, out, args.workers)
-        out.mkdir(parents=True, exist_ok=True)
-        for split, rows in lines.items():  # last: rows never name pictures that are not there
-            (out / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    show(counts, out, out if args.views == "stitched" else images)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

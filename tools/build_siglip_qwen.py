@@ -6,8 +6,9 @@ Tokens of a video of 16 frames, SigLIP2-SO400M/14-384 (27 x 27 patches a frame):
 
 import json
 from pathlib import Path
+from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = """
 python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B --out models/siglip2_qwen3_4b
@@ -16,59 +17,66 @@ python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl 
 """
 
 
-def parse() -> CommandParser:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--out", required=True, help="directory to write; it must not exist or be empty")
-    parser.add_argument(
-        "--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id"
-    )
-    parser.add_argument(
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/build_siglip_qwen.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--out", required=True, help="directory to write; it must not exist or be empty")
+    add("--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id")
+    add(
         "--language",
         required=True,
         help="causal language model with a ChatML tokenizer: directory, hub id or .gguf; or a siglip_qwen directory, to take its language model",
     )
-    parser.add_argument(
+    add(
         "--projector_type",
         default="mlp",
         choices=("mlp", "resampler"),
         help="mlp: average pooling and two layers; resampler: learned queries that attend to a frame",
     )
-    parser.add_argument("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
-    parser.add_argument("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
-    parser.add_argument("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
-    parser.add_argument("--max_frames", type=int, default=16, help="frames of a video at most")
-    parser.add_argument(
+    add("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
+    add("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
+    add("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
+    add("--max_frames", type=int, default=16, help="frames of a video at most")
+    add(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
         help="of the weights; auto: the language model's",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights")
+    add("--seed", type=int, default=0, help="seed of the new weights")
     return parser
 
 
-def main() -> None:
-    parser = parse()
-    flags = vars(parser.parse_args())
-    out = Path(flags["out"])
+def run(args: Any) -> dict[str, Any]:
+    """Write the model; returns its config.json, and the tokens of a frame as "image_seq_length"."""
+    out = Path(args.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
+    from transformers.utils import logging
+
+    from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
+
+    # The text half of a SigLIP checkpoint is left out on purpose: transformers need not warn of it.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        if out.is_dir() and any(out.iterdir()):
-            raise ValueError(f"--out {out}: the directory is not empty. Give a new one.")
-        from transformers.utils import logging
+        compose_siglip_qwen(**vars(args))
+    except OSError as error:
+        # How transformers refuses a checkpoint that is neither on disk nor reachable.
+        raise ValueError(str(error)) from error
+    return json.loads((out / "config.json").read_text()) | json.loads((out / "processor_config.json").read_text())
 
-        from drive_vlm.models.siglip_qwen.compose import compose_siglip_qwen
 
-        logging.set_verbosity_error()  # the text half of a SigLIP checkpoint is left out on purpose
-        logging.disable_progress_bar()
-        compose_siglip_qwen(**flags)
-    except (ValueError, OSError) as error:  # OSError: a checkpoint that is neither on disk nor reachable
-        parser.error(str(error))
-    config = json.loads((out / "config.json").read_text())
-    tokens = json.loads((out / "processor_config.json").read_text())["image_seq_length"]
+def show(config: dict[str, Any], args: Any) -> None:
+    tokens = config["image_seq_length"]
     print(
-        f"{out}: {config['architectures'][0]}, {config['projector_type']} projector, {tokens} tokens a frame, "
+        f"{args.out}: {config['architectures'][0]}, {config['projector_type']} projector, {tokens} tokens a frame, "
         f"{tokens * config['max_frames']:,} for {config['max_frames']} frames"
     )
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ read the union over frames: with --misses 0.1 one of ten classes that are there 
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from drive_vlm.builders.detection_items import Item
 from drive_vlm.builders.synthetic import COCO_LABELS, coco_labels
-from drive_vlm.config import CommandParser, DataConfig
+from drive_vlm.config import CommandParser, DataConfig, run_tool
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.vision import frame_indices, load_video
 from drive_vlm.rewards.detections import (
@@ -121,10 +120,10 @@ def build(args: Any) -> Counter[str]:
     version = f"misses {args.misses:g}, false hits {args.false_hits:g}, seed {args.seed}"
     detector = Detector("scene truth", hashlib.sha256(truth.read_bytes()).hexdigest(), size, 0.0, version)
     counts: Counter[str] = Counter()
-    beside = args.out.with_name(f".{args.out.name}.part")
-    beside.unlink(missing_ok=True)
-    append_detections(beside, track_videos(args, videos, detector, counts))
-    beside.replace(args.out)
+    part = args.out.with_name(f".{args.out.name}.part")
+    part.unlink(missing_ok=True)
+    append_detections(part, track_videos(args, videos, detector, counts))
+    part.replace(args.out)
     counts["videos"] = len(DetectionCache.load(args.out))
     return counts
 
@@ -139,19 +138,15 @@ def track_videos(
         yield detect(args.data, video, scenes, detector, args, counts)
 
 
-def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        counts = build(args)
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        args.json.write_text(json.dumps(counts, indent=1) + "\n")
+def show(counts: Counter[str], args: Any) -> None:
     print(
         f"{args.out}: {counts['videos']:,} videos; {counts['missed']:,} of {counts['there']:,} classes missed, "
         f"{counts['invented']:,} of {counts['absent']:,} absent classes reported"
     )
+
+
+def main() -> None:
+    run_tool(make_parser(), build, show)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Run the frozen vision tower once over every picture and video of the rows, for training with --feature_cache.
 
 What is written is the tower's output, before temporal embeddings and projector: both may train from it. Videos that
-several rows name are done once. Finished ones are kept when the command is run again, changed files are done anew, and
+several rows name are done once. Finished ones are kept when the command is run again, changed files are done again, and
 ranks (torchrun) and job arrays (--shard) write into the same folder at the same time.
 """
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, field, from_namespace
+from drive_vlm.config import CommandParser, add_dataclass, field, run_tool
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks
 from drive_vlm.store.shards import parse_shard, shard_of
@@ -73,6 +72,12 @@ class FeatureConfig:
             if getattr(self, name) != getattr(FeatureConfig, name):
                 words += [f"--{name}", str(getattr(self, name))]
         return shlex.join(["python", "tools/cache_features.py", *words])
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/cache_features.py", description=__doc__, examples=EXAMPLES)
+    add_dataclass(parser, FeatureConfig)
+    return parser
 
 
 @dataclasses.dataclass
@@ -142,6 +147,7 @@ def load_tower(config: FeatureConfig) -> Tower:
     )
     family = load_family(model, getattr(torch, kind))
     tower = vision_tower(family).to(device).eval()
+    assert family.vision is not None, "a family with a tower has a picture side"
     dtype = next(tower.parameters()).dtype
 
     def run(pixel_values: Any) -> Any:
@@ -270,8 +276,9 @@ def all_counts(counts: Counts) -> Counts:
     return counts
 
 
-def run(config: FeatureConfig) -> Counts:
-    """Bring the cache up to date for this process's share of the rows. Raises ValueError."""
+def run(config: FeatureConfig) -> Counts | None:
+    """Bring the cache up to date for this process's share of the rows; None on other ranks. Raises ValueError."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from drive_vlm.data.caches.feature_writer import folder_of
 
     topology, counts = read_topology(), Counts()
@@ -290,29 +297,20 @@ def run(config: FeatureConfig) -> Counts:
         build(todo, unreadable, tower, config, counts)
     counts = all_counts(counts)
     leave_ranks()
-    return counts
+    return counts if topology.is_main else None
 
 
-def main() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    add_dataclass(parser, FeatureConfig)
-    config = from_namespace(FeatureConfig, parser.parse_args())
-    try:
-        counts = run(config)
-    except ValueError as error:
-        parser.error(str(error))
-    if not read_topology().is_main:
-        return
+def show(counts: Counts, config: FeatureConfig) -> None:
     print(
         f"{config.out}: {counts.written:,} entries written ({counts.pictures:,} pictures, {counts.bytes / _GIB:.3f} GiB; {counts.renewed} of "
         f"changed files), {counts.kept:,} kept, {len(counts.bad)} bad; {counts.rows:,} rows, {counts.rows_without_picture:,} without a picture"
     )
     for bad in counts.bad[:10]:
         print(f"  {bad['where']}: {bad['reason']}: {bad['problem']}")
-    if config.json:
-        Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.json).write_text(json.dumps(dataclasses.asdict(counts), indent=2) + "\n")
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show, FeatureConfig)
 
 
 if __name__ == "__main__":

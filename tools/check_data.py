@@ -7,7 +7,6 @@ picture stands in --data and in --eval_data, and when no row can be used.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig
+from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
 
 EXAMPLES = """
 python tools/check_data.py --data train.jsonl --model OpenGVLab/InternVL3-1B-hf
@@ -207,15 +206,11 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
     return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
 
 
-def main() -> None:
+def run(args: Any) -> dict[str, Any]:
+    """Check, print and plot; returns what --json holds."""
     from rich.console import Console
 
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result, tables, encoder = check(args)
-    except ValueError as error:
-        parser.error(str(error))
+    result, tables, encoder = check(args)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for name, split in result["splits"].items():
         show_split(console, name, split)
@@ -223,23 +218,26 @@ def main() -> None:
         show_preview(console, tables["train"], encoder, args.preview)
     if args.plot:
         save_plot(args.plot, tables, args.max_length)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    empty = [name for name, table in tables.items() if not len(table)]
+    return result
+
+
+def verdict(result: dict[str, Any], args: Any) -> str | None:
+    """Why the data cannot be trained on as it is, for exit code 1."""
+    empty = [name for name, split in result["splits"].items() if not split["rows_used"]]
     if empty:
-        sys.exit(f"no usable row in {' and '.join(empty)}: see the reasons above")
+        return f"no usable row in {' and '.join(empty)}: see the reasons above"
+    counts = Counter(leak["kind"] for leak in result["leaks"])
+    for kind in counts:
+        values = [leak["value"] for leak in result["leaks"] if leak["kind"] == kind][:EXAMPLES_SHOWN]
+        text = f"leak: {counts[kind]:,} values of {kind} are in train and in eval, such as {', '.join(values)}"
+        print(text, file=sys.stderr)
     if result["leaks"]:
-        counts = Counter(leak["kind"] for leak in result["leaks"])
-        for kind in counts:
-            values = [leak["value"] for leak in result["leaks"] if leak["kind"] == kind][:EXAMPLES_SHOWN]
-            print(
-                f"leak: {counts[kind]:,} values of {kind} are in train and in eval, such as {', '.join(values)}",
-                file=sys.stderr,
-            )
-        sys.exit(
-            "the splits share rows, scenes or pictures: split by group (tools/build_*.py do), or take the shared rows out of one file"
-        )
+        return "the splits share rows, scenes or pictures: split by group (tools/build_*.py do), or take the shared rows out of one file"
+    return None
+
+
+def main() -> None:
+    run_tool(make_parser(), run, verdict)
 
 
 if __name__ == "__main__":

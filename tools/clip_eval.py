@@ -4,16 +4,15 @@ Per sample a CSV row; per data set mean, spread, quantiles, a 95 % bootstrap int
 pictures), and the same scores against the reference and picture of another sample: only the distance to that shuffled
 baseline says something. Several --predictions compare checkpoints on the samples they have in common.
 
-`image` of a row is relative to --images. A row that says "images/x.jpg" beside --images data/images is also found, as
+`image` of a row is relative to --images. A row that says "images/x.jpg" with --images data/images is also found, as
 long as only one of data/images/images/x.jpg and data/images/x.jpg exists.
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     from drive_vlm.clip.encoder import ClipEncoder
@@ -28,23 +27,20 @@ python tools/clip_eval.py --predictions p.jsonl --images data/images --out score
 METRICS = {"text_text": "prediction - reference", "text_image": "prediction - picture"}
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    parser.add_argument("--images", required=True, help="folder that the rows' pictures are relative to")
-    parser.add_argument("--out", required=True, help="CSV with one line for each sample and checkpoint")
-    parser.add_argument(
-        "--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py"
-    )
-    parser.add_argument(
-        "--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
-    parser.add_argument("--plot", help="write the distributions and differences to this PNG")
-    parser.add_argument("--json", help="write every number to this file")
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    add("--images", required=True, help="folder that the rows' pictures are relative to")
+    add("--out", required=True, help="CSV with one line for each sample and checkpoint")
+    add("--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py")
+    add("--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)")
+    add("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
+    add("--workers", type=int, default=2, help="threads that decode pictures")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
+    add("--plot", help="write the distributions and differences to this PNG")
+    add("--json", help="write every number to this file")
     return parser
 
 
@@ -59,12 +55,12 @@ def find_images(item: "Prediction", root: Path) -> list[Path]:
     for image in item.images:
         direct = Path(resolve_below(str(root), image, name))
         first, *rest = Path(image).parts
-        beside = [root.joinpath(*rest)] if rest and first == root.resolve().name else []
-        there = [path for path in (direct, *beside) if path.is_file()]
+        without_root = [root.joinpath(*rest)] if rest and first == root.resolve().name else []
+        there = [path for path in (direct, *without_root) if path.is_file()]
         if len(there) == 2:
             raise ValueError(f"{name}: {image!r} may be {there[0]} or {there[1]}; rename one, or give {root.parent}")
         if not there:
-            tried = " and ".join(str(path) for path in (direct, *beside))
+            tried = " and ".join(str(path) for path in (direct, *without_root))
             raise ValueError(f"{name}: no picture {tried}; --images must be the folder that {image!r} is relative to")
         found += there
     return found
@@ -91,7 +87,8 @@ def score_files(files: list[list["Prediction"]], images: list[list[Path]], encod
                 workers=args.workers,
                 progress=lambda count: progress.advance(task, count),
             )
-            progress.update(task, completed=total)  # equal pictures under two names were counted twice
+            # Equal pictures under two names were counted twice.
+            progress.update(task, completed=total)
     except ImageError as error:
         by_file = {path.resolve(): item for path, item in where.items()}
         item = by_file[error.path]
@@ -164,7 +161,7 @@ def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], sco
                 writer.writerow([item.id, item.dataset, name, *cosines, int(part.truncated[i])])
 
 
-def print_tables(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -200,13 +197,14 @@ def print_tables(result: dict[str, Any]) -> None:
                 highlight=False,
             )
     for name, checkpoint in result["checkpoints"].items():
-        told = [f"{count} {word}" for word, count in checkpoint["counts"].items() if count]
-        if told:
-            console.print(f"{name}: {', '.join(told)}", highlight=False)
+        counts = [f"{count} {word}" for word, count in checkpoint["counts"].items() if count]
+        if counts:
+            console.print(f"{name}: {', '.join(counts)}", highlight=False)
     encoded = result["encoded"]
     console.print(
         f"{result['clip']}: encoded {encoded['texts']} texts and {encoded['images']} pictures", highlight=False
     )
+    print(f"scores: {args.out}" + (f", plot: {args.plot}" if args.plot else ""))
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
@@ -254,24 +252,14 @@ def run(args: Any) -> dict[str, Any]:
         "comparisons": compare(names, files, scores, args.seed),
     }
     if args.plot:
-        from drive_vlm.report.clip_plot import plot_scores
+        from drive_vlm.report.clip import plot_scores
 
         plot_scores(Path(args.plot), names, scores, result)
     return result
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    print(f"scores: {args.out}" + (f", plot: {args.plot}" if args.plot else ""))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

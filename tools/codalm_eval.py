@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain
-from drive_vlm.evaluation.codalm import TASKS, CodaLMScore, Rated, Score, region_class, score
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain, run_tool
+from drive_vlm.evaluation.codalm import TASKS, Rated, region_class, score
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
 from drive_vlm.judges.verdicts import Turns, fill, parse_rating, read_prompt
@@ -42,26 +42,27 @@ class Answer:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/codalm_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--predictions",
         nargs="+",
         required=True,
         help="predictions JSONL, or published answer files or their folder; together one model's answers",
     )
-    parser.add_argument(
+    add(
         "--rows",
         help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
     )
-    parser.add_argument("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
-    parser.add_argument("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
-    parser.add_argument(
+    add("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
+    add("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
+    add(
         "--on_missing",
         choices=("error", "skip"),
         default="error",
         help="rows without an answer: stop, or count them and leave them out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--json", help="write every number to this file")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--json", help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -186,7 +187,7 @@ def read_prompts(folder: str) -> dict[str, Turns]:
 def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all ratings in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.judged_rows import JudgedRows
+    from drive_vlm.store.keyed_lines import JudgedRows
 
     described = judge.describe()
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]
@@ -198,22 +199,12 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
         )
         for i in todo
     ]
-    done = 0
-    try:
-        for block in judge_all(judge, requests, parse_rating, args.judge_attempts):
-            kept.add(rating_row(keys[i], answers[i], judged) for i, judged in zip(todo[done:], block, strict=False))
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} ratings are kept in {args.out}, and every reply in the cache; "
-            "mend the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = judge_all(judge, requests, parse_rating, args.judge_attempts)
+    return kept.add_blocks(todo, blocks, lambda i, judged: rating_row(answers[i], judged)), kept.stale
 
 
-def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
+def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
     return {
-        "key": key,
         "id": answer.id,
         "task": answer.task,
         "category": answer.category,
@@ -224,40 +215,51 @@ def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, 
     } | judged.unread_after()
 
 
-def show(result: CodaLMScore) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="CODA-LM, mean rating x 10, 95 % interval over images", title_justify="left")
     for column in ("task", "answers", "score", "unread"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for task, entry in result.tasks.items():
-        table.add_row(task, f"{entry.rated + entry.unread:,}", points(entry), f"{entry.unread:,}")
-    table.add_section()
-    for name, entry in result.region_classes.items():
-        table.add_row(f"  region: {name}", f"{entry.rated + entry.unread:,}", points(entry), f"{entry.unread:,}")
-    table.add_section()
-    table.add_row("final (mean of the tasks)", "", points(result.final), "")
+    classes = {f"  region: {name}": entry for name, entry in result["region_classes"].items()}
+    for part in (result["tasks"], classes):
+        for name, entry in part.items():
+            table.add_row(name, f"{entry['rated'] + entry['unread']:,}", points(entry), f"{entry['unread']:,}")
+        table.add_section()
+    table.add_row("final (mean of the tasks)", "", points(result["final"]), "")
     Console().print(table)
-    if result.note:
-        print(result.note)
+    if result["note"]:
+        print(result["note"])
+    for text, count in (
+        ("rows without an answer, left out", len(result["missing"])),
+        ("answers were asked for again", result["asked_again"]),
+        ("ratings of another judge, prompt or answer, dropped", result["ratings_of_other_settings_dropped"]),
+    ):
+        if count:
+            print(f"{count:,} {text}")
+    if result["judge"]["own_prompts"]:
+        print(
+            "rated with this project's prompts, not the published ones: compare with published scores only by --prompts"
+        )
+    print(spent_line(result["judge"]))
 
 
-def points(entry: Score) -> str:
-    if entry.score is None:
+def points(entry: dict[str, Any]) -> str:
+    if entry["score"] is None:
         return "-"
-    return f"{entry.score:.2f}" + ("" if entry.low is None else f" \\[{entry.low:.2f}, {entry.high:.2f}]")
+    return f"{entry['score']:.2f}" + ("" if entry["low"] is None else f" \\[{entry['low']:.2f}, {entry['high']:.2f}]")
 
 
-def run(args: Any) -> tuple[CodaLMScore, dict[str, Any]]:
-    """The score, and everything that --json holds."""
+def run(args: Any) -> dict[str, Any]:
+    """Read, rate, score; returns what --json holds."""
     config = from_namespace(JudgeConfig, args)
     prompts = read_prompts(args.prompts)
     judge = open_judge(config)
     answers, missing = read_answers(args)
     rows, stale = rate(answers, prompts, judge, args)
     result = score([Rated(row["task"], row["group"], row["category"], row["rating"]) for row in rows], args.seed)
-    return result, plain(result) | {
+    return plain(result) | {
         "predictions": args.predictions,
         "missing": missing,
         "asked_again": sum(row["attempts"] > 1 for row in rows),
@@ -275,28 +277,7 @@ def run(args: Any) -> tuple[CodaLMScore, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result, record = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    show(result)
-    for text, count in (
-        ("rows without an answer, left out", len(record["missing"])),
-        ("answers were asked for again", record["asked_again"]),
-        ("ratings of another judge, prompt or answer, dropped", record["ratings_of_other_settings_dropped"]),
-    ):
-        if count:
-            print(f"{count:,} {text}")
-    if record["judge"]["own_prompts"]:
-        print(
-            "rated with this project's prompts, not the published ones: compare with published scores only by --prompts"
-        )
-    print(spent_line(record["judge"]))
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ drive_vlm generate), where files with the same name in --names are one checkpoin
 generate into OUT/predictions; what is answered there already is kept.
 """
 
-import json
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, DataConfig, nearest
+from drive_vlm.config import CommandParser, DataConfig, nearest, run_tool
 from drive_vlm.data.videos import MODES
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ python tools/compare_stages.py --predictions s2.jsonl s3.jsonl --names "stage 2"
 python tools/compare_stages.py --predictions s2.detailed.jsonl s2.concise.jsonl s3.detailed.jsonl s3.concise.jsonl --names s2 s2 s3 s3 --detections d.jsonl --out compare
 python tools/compare_stages.py --models runs/stage1 runs/stage2 runs/stage3 --data data/split_entry_test.jsonl --detections d.jsonl --limit 4 --out compare
 """
-Key = tuple[str, str, str]  # video, mode, question
+# (video, mode, question)
+Key = tuple[str, str, str]
 
 
 def make_parser() -> CommandParser:
@@ -136,16 +136,16 @@ def read_checkpoints(files: list[str], names: list[str]) -> dict[str, dict[Key, 
     references: dict[Key, Prediction] = {}
     for name, path in zip(names, files, strict=True):
         for item in read_predictions(path, need_reference=False):
-            video, told = item.row.get("video"), f"{item.where}: id {item.id!r}"
+            video, where = item.row.get("video"), f"{item.where}: id {item.id!r}"
             if not isinstance(video, str) or not video:
-                raise ValueError(f'{told} has no "video"; generate the file from rows with videos, or add it')
+                raise ValueError(f'{where} has no "video"; generate the file from rows with videos, or add it')
             key = (video, str(item.row.get("mode") or ""), str(item.row.get("question") or ""))
             if before := checkpoints[name].get(key):
-                raise ValueError(f"{told}: a second answer of {name} about {video!r}, the first is at {before.where}")
+                raise ValueError(f"{where}: a second answer of {name} about {video!r}, the first is at {before.where}")
             first = references.setdefault(key, item)
             if first.reference != item.reference:
                 raise ValueError(
-                    f"{told} has another reference than at {first.where}; compare answers to the same rows"
+                    f"{where} has another reference than at {first.where}; compare answers to the same rows"
                 )
             checkpoints[name][key] = item
     return checkpoints
@@ -268,8 +268,7 @@ def run(args: Any) -> dict[str, Any]:
     from rich.progress import track
 
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.report.stages_page import write_page
-    from drive_vlm.report.stages_plot import plot_video
+    from drive_vlm.report.drive_vlm_stages import plot_video, write_page
     from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
     from drive_vlm.rewards.text.vocabulary import DEFAULT
 
@@ -307,20 +306,15 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    from drive_vlm.report.stages_table import print_comparison
+def show(result: dict[str, Any], args: Any) -> None:
+    from drive_vlm.report.drive_vlm_stages import print_comparison
 
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
     print_comparison(result)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each beside it")
+    print(f"{Path(args.out) / 'index.html'}: {len(result['videos'])} videos, a PNG of each next to it")
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

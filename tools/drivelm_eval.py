@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.stitching import denormalise_tags
-from drive_vlm.config import CommandParser, plain
+from drive_vlm.config import CommandParser, plain, run_tool
 from drive_vlm.evaluation.drivelm import (
     JUDGE_PROMPT,
     WEIGHTS,
-    DriveLMScore,
     Judge,
     Pair,
     Question,
@@ -33,29 +32,22 @@ python tools/drivelm_eval.py --predictions output.json --reference test_eval.jso
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", required=True, help="output.json or predictions.jsonl")
-    parser.add_argument("--reference", required=True, help="test_eval.json of the challenge")
-    parser.add_argument(
-        "--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back"
-    )
-    parser.add_argument(
-        "--judge_model", help="model that rates answers for the GPT part; without it the part is left out"
-    )
-    parser.add_argument(
-        "--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge"
-    )
-    parser.add_argument("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
-    parser.add_argument(
-        "--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt"
-    )
-    parser.add_argument("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
-    parser.add_argument(
+    parser = CommandParser(prog="python tools/drivelm_eval.py", description=__doc__, examples=EXAMPLES)
+    add = parser.add_argument
+    add("--predictions", required=True, help="output.json or predictions.jsonl")
+    add("--reference", required=True, help="test_eval.json of the challenge")
+    add("--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back")
+    add("--judge_model", help="model that rates answers for the GPT part; without it the part is left out")
+    add("--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
+    add("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
+    add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
+    add("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
+    add(
         "--cache",
         help="directory that keeps the judge's replies by its name; a second run asks nothing (another model of the same name: "
         "another directory)",
     )
-    parser.add_argument("--json", "--out", dest="json", help="write the score with all its parts and counts here")
+    add("--json", "--out", dest="json", help="write the score with all its parts and counts here")
     return parser
 
 
@@ -119,7 +111,7 @@ def make_judge(args: Any) -> Judge | None:
     return rate
 
 
-def show(result: DriveLMScore) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     """A table of the parts and one line for everything that was counted on the way."""
     from rich.console import Console
     from rich.table import Table
@@ -128,32 +120,32 @@ def show(result: DriveLMScore) -> None:
     for column in ("part", "score", "of", "questions", "weight"):
         table.add_column(column, justify="left" if column == "part" else "right")
     rows = [
-        ("GPT", result.gpt, "100", result.n["gpt"], WEIGHTS["gpt"]),
-        ("language", result.language, "1", result.n["language"], WEIGHTS["language"]),
+        ("GPT", result["gpt"], "100", result["n"]["gpt"], WEIGHTS["gpt"]),
+        ("language", result["language"], "1", result["n"]["language"], WEIGHTS["language"]),
         *(
             (f"  {name}", value, "10" if name == "CIDEr" else "1", "", "")
-            for name, value in result.language_parts.items()
+            for name, value in result["language_parts"].items()
         ),
-        ("match", result.match, "100", result.n["match"], WEIGHTS["match"]),
-        ("  F1", result.match_f1, "100", "", ""),
-        ("  GPT", result.match_gpt, "100", "", ""),
-        ("accuracy", result.accuracy, "1", result.n["accuracy"], WEIGHTS["accuracy"]),
+        ("match", result["match"], "100", result["n"]["match"], WEIGHTS["match"]),
+        ("  F1", result["match_f1"], "100", "", ""),
+        ("  GPT", result["match_gpt"], "100", "", ""),
+        ("accuracy", result["accuracy"], "1", result["n"]["accuracy"], WEIGHTS["accuracy"]),
     ]
     for part, value, scale, count, weight in rows:
         table.add_row(part, "-" if value is None else f"{value:.4f}", scale, str(count), str(weight))
     console = Console()
     console.print(table)
-    if result.final is None:
-        print(f"no final score: {result.note}")
-        print(f"parts at hand: {result.covered_score:.4f} of the weights' {result.covered_weight:.1f}")
+    if result["final"] is None:
+        print(f"no final score: {result['note']}")
+        print(f"parts at hand: {result['covered_score']:.4f} of the weights' {result['covered_weight']:.1f}")
     else:
-        print(f"final score: {result.final:.4f}")
-    print(f"{result.questions} questions: {result.counted} counted, {result.gated} gated out by the graph")
+        print(f"final score: {result['final']:.4f}")
+    print(f"{result['questions']} questions: {result['counted']} counted, {result['gated']} gated out by the graph")
     warnings = {
-        "answers missing (scored as empty)": result.missing,
-        "answers with an odd number of decimals": result.odd_decimals,
-        "coordinates without decimals, which the official rule ignores": result.ignored_coordinates,
-        "replies of the judge without a rating (left out of the mean)": result.unrated,
+        "answers missing (scored as empty)": result["missing"],
+        "answers with an odd number of decimals": result["odd_decimals"],
+        "coordinates without decimals, which the official rule ignores": result["ignored_coordinates"],
+        "replies of the judge without a rating (left out of the mean)": result["unrated"],
     }
     for text, count in warnings.items():
         if count:
@@ -204,20 +196,17 @@ def _words(question: str) -> str:
     return re.sub(r"<image>|[\d.,\[\]\s]+", "", question)
 
 
+def run(args: Any) -> dict[str, Any]:
+    """Read and score; returns what --json holds."""
+    questions = load_reference(args.reference)
+    answers = load_answers(args.predictions, questions, args.stitched)
+    result = score(questions, answers, make_judge(args))
+    record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
+    return record | plain(result)
+
+
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        questions = load_reference(args.reference)
-        answers = load_answers(args.predictions, questions, args.stitched)
-        result = score(questions, answers, make_judge(args))
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
-            Path(args.json).write_text(json.dumps(record | plain(result), indent=2) + "\n", encoding="utf-8")
-    except ValueError as error:
-        parser.error(str(error))
-    show(result)
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

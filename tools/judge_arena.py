@@ -7,15 +7,14 @@ where the last one ended and a second run asks nothing.
 """
 
 import itertools
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.judges import open_judge
-from drive_vlm.judges.judge import Compared, Comparison, Judge, JudgeConfig, compare_all, resolve_images, spent_line
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
+from drive_vlm.judges import open_comparer
+from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
 
 if TYPE_CHECKING:
@@ -40,24 +39,25 @@ class Planned:
     images: tuple[str, ...]
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
-    parser.add_argument("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
+    add("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
+    add(
         "--pairs",
         choices=("all", "vs-first"),
         default="all",
         help="all: every pair of models; vs-first: each against the first file's",
     )
-    parser.add_argument("--battles", type=int, help="judge a random sample of N battles (default: every question)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and the bootstrap")
-    parser.add_argument("--image_root", help="folder that picture paths start from (default: the first file's folder)")
-    parser.add_argument("--no_images", action="store_true", help="the judge reads the texts alone")
-    parser.add_argument("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
-    parser.add_argument("--category_column", default="category", help="column of the table by category")
-    parser.add_argument("--json", help="write every number to this file")
-    parser.add_argument("--plot", help="PNG with the ratings and the matrix of win rates")
+    add("--battles", type=int, help="judge a random sample of N battles (default: every question)")
+    add("--seed", type=int, default=0, help="of the sample and the bootstrap")
+    add("--image_root", help="folder that picture paths start from (default: the first file's folder)")
+    add("--no_images", action="store_true", help="the judge reads the texts alone")
+    add("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
+    add("--category_column", default="category", help="column of the table by category")
+    add("--json", help="write every number to this file")
+    add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -78,7 +78,8 @@ def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
     places = [(row, pair) for row in range(len(files[0])) for pair in pairs]
     if args.battles is not None and not 0 < args.battles <= len(places):
         raise ValueError(f"--battles {args.battles}: there are {len(places):,} pairs of answers to choose from")
-    if args.battles is not None:  # the first N of one shuffled order: a larger sample holds the smaller one
+    if args.battles is not None:
+        # The first N of one shuffled order: a larger sample holds the smaller one.
         random.Random(args.seed).shuffle(places)
         places = sorted(places[: args.battles])
     root = args.image_root or str(Path(args.predictions[0]).resolve().parent)
@@ -97,12 +98,14 @@ def question_of(item: "Prediction") -> str:
     return question
 
 
-def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
+def judge_battles(
+    planned: list[Planned], prompt: Turns, comparer: Comparer, args: Any
+) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.judged_rows import JudgedRows
+    from drive_vlm.store.keyed_lines import JudgedRows
 
-    described = judge.describe()
+    described = comparer.describe()
     keys = [
         cache_key(described, prompt, battle.models, battle.items[0].key, question_of(battle.items[0]), battle.items[0].reference,
                   [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
@@ -111,22 +114,11 @@ def judge_battles(planned: list[Planned], prompt: Turns, judge: Judge, args: Any
     kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
     equal = [i for i in todo if same(planned[i])]
-    kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
+    kept.add({"key": keys[i]} | battle_row(planned[i], None, args.category_column) for i in equal)
     open_ = [i for i in todo if not same(planned[i])]
-    done = 0
-    try:
-        for block in compare_all(judge, [comparison(planned[i]) for i in open_], prompt, args.judge_attempts):
-            kept.add(
-                battle_row(keys[i], planned[i], compared, args.category_column)
-                for i, compared in zip(open_[done:], block, strict=False)
-            )
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} battles are kept in {args.out}, and every reply in "
-            "the cache; mend the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = comparer.compare([comparison(planned[i]) for i in open_])
+    rows = kept.add_blocks(open_, blocks, lambda i, result: battle_row(planned[i], result, args.category_column))
+    return rows, kept.stale
 
 
 def same(battle: Planned) -> bool:
@@ -141,11 +133,10 @@ def comparison(battle: Planned) -> Comparison:
     return Comparison(values, first.prediction, second.prediction, battle.images)
 
 
-def battle_row(key: str, battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
+def battle_row(battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
     """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
     item = battle.items[0]
     row: dict[str, Any] = {
-        "key": key,
         "id": item.id,
         "dataset": item.dataset,
         "category": str(item.row.get(category_column) or "(none)"),
@@ -168,7 +159,7 @@ def battle_row(key: str, battle: Planned, compared: Compared | None, category_co
     )
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -200,6 +191,14 @@ def show(result: dict[str, Any]) -> None:
         console.print(table)
     for line in remarks(result):
         console.print(line, highlight=False)
+    for name, count in result["ids_left_out"].items():
+        if name not in models:
+            print(f"{name}: none of its battles could be read, so it has no rating")
+        if count:
+            print(f"{name}: {count} ids left out, missing in another file")
+    if dropped := result["battles_of_other_settings_dropped"]:
+        print(f"{dropped} battles of another judge, prompt or answer were dropped from {args.out}")
+    print(spent_line(result["judge"]))
 
 
 def percent(rate: dict[str, Any]) -> str:
@@ -233,7 +232,7 @@ def share(entry: dict[str, Any]) -> str:
 
 def plot(path: str, result: dict[str, Any]) -> None:
     from drive_vlm.evaluation.arena import Rating, WinRate
-    from drive_vlm.report.arena_plot import plot_arena
+    from drive_vlm.report.arena import plot_arena
 
     ratings = {name: Rating(**entry["bradley_terry"]) for name, entry in result["models"].items()}
     rates = {
@@ -243,51 +242,33 @@ def plot(path: str, result: dict[str, Any]) -> None:
 
 
 def run(args: Any) -> dict[str, Any]:
+    """Plan, judge, summarise, plot; returns what --json holds."""
+    from drive_vlm.report.arena import summarise
+
     config = from_namespace(JudgeConfig, args)
     args.no_images |= config.judge_backend == "reference"
     prompt = read_prompt(args.prompt, PLACES)
-    judge = open_judge(config)
+    comparer = open_comparer(config, prompt)
     planned, left_out = plan_battles(args)
-    rows, stale = judge_battles(planned, prompt, judge, args)
-    from drive_vlm.report.arena_report import summarise
-
+    rows, stale = judge_battles(planned, prompt, comparer, args)
     result = summarise(rows, args.seed)
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
         "name": config.judge_model or config.judge_backend,
         "prompt": args.prompt,
         "sees_images": not args.no_images,
-        **judge.spent(),
+        **comparer.spent(),
     }
     result["files"] = dict(zip(left_out, args.predictions, strict=True))
     result["ids_left_out"] = left_out
     result["battles_of_other_settings_dropped"] = stale
+    if args.plot:
+        plot(args.plot, result)
     return result
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        if args.plot:
-            plot(args.plot, result)
-    except ValueError as error:
-        parser.error(str(error))
-    show(result)
-    for name, count in result["ids_left_out"].items():
-        if name not in result["models"]:
-            print(f"{name}: none of its battles could be read, so it has no rating")
-        if count:
-            print(f"{name}: {count} ids left out, missing in another file")
-    if result["battles_of_other_settings_dropped"]:
-        print(
-            f"{result['battles_of_other_settings_dropped']} battles of another judge, prompt or answer were dropped from {args.out}"
-        )
-    print(spent_line(result["judge"]))
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drive_vlm.builders.splits import assign_split
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +22,11 @@ EXAMPLES = """
 python tools/train_tower.py --data data/synthetic --out runs/tower
 python tools/train_tower.py --data data/synthetic --out runs/tower --steps 3000 --layers 6 --device cuda
 """
-_LEAST_SHARE = 0.3  # of a patch, or of the object, that must lie in the other for the patch to show the object
+# Share of a patch, or of the object, that must lie in the other for the patch to show the object.
+_LEAST_SHARE = 0.3
 
 
-def parse() -> CommandParser:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_tower.py", description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder that build_synthetic.py wrote, clips as folders of frames")
@@ -182,23 +183,17 @@ def average_precision(
     }
 
 
-def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        result = train(args)
-    except ValueError as error:
-        parser.error(str(error))
-    names = sorted(result["average_precision"], key=lambda name: -result["average_precision"][name])
-    print(
-        "average precision on held-out frames: " + ", ".join(f"{n} {result['average_precision'][n]:.2f}" for n in names)
-    )
+def show(result: dict[str, Any], args: Any) -> None:
+    precision = result["average_precision"]
+    names = sorted(precision, key=lambda name: -precision[name])
+    print("average precision on held-out frames: " + ", ".join(f"{name} {precision[name]:.2f}" for name in names))
     print(
         f"{args.out}: trained on {result['frames']:,} frames, {result['steps']:,} steps, last loss {result['loss']:.4f}"
     )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def main() -> None:
+    run_tool(make_parser(), train, show)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file
+from drive_vlm.config import CommandParser, output_file, run_tool
 
 if TYPE_CHECKING:
     import numpy as np
 
     from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.predictions import Prediction
-    from drive_vlm.evaluation.video_scores import Scored
+    from drive_vlm.evaluation.video import Scored
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.physics import Weights
     from drive_vlm.rewards.text.driving_text import TextParser
@@ -68,7 +68,7 @@ def make_parser() -> CommandParser:
 def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Prediction"]], dict[str, dict[str, int]]]:
     """The rows that all files share and the cache knows, and {file: {ids_left_out, rows_without_detections}}."""
     from drive_vlm.data.predictions import common_samples, read_predictions
-    from drive_vlm.evaluation.video_scores import pair_keys
+    from drive_vlm.evaluation.video import pair_keys
 
     files, left_out = common_samples([read_predictions(path) for path in args.predictions])
     for items in files:
@@ -106,7 +106,7 @@ def score_file(
     parser: "TextParser",
     weights: "Weights",
 ) -> list["Scored"]:
-    from drive_vlm.evaluation.video_scores import Scored, pair_keys
+    from drive_vlm.evaluation.video import Scored, pair_keys
     from drive_vlm.rewards.physics import terms
 
     parsed = parser.parse([text for item in items for text in (item.prediction, item.reference)])
@@ -152,7 +152,7 @@ def clip_of_files(
     encoder: "ClipEncoder | None", files: list[list["Prediction"]], args: Any
 ) -> list[dict[str, "np.ndarray"]]:
     """{text_text, text_frames: float[N]} of each file, {} without an encoder. The files go through CLIP together."""
-    from drive_vlm.clip.video import clip_frame_scores
+    from drive_vlm.clip.score import clip_frame_scores
 
     if encoder is None:
         return [{} for _ in files]
@@ -174,7 +174,7 @@ def check(args: Any) -> None:
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
     from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.evaluation.video_scores import Part, adherence, by_mode, compare_mode, score_mode
+    from drive_vlm.evaluation.video import Part, adherence, by_mode, compare_mode, score_mode
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.physics import Weights
     from drive_vlm.rewards.text.driving_text import TextParser
@@ -215,14 +215,14 @@ def run(args: Any) -> dict[str, Any]:
     if args.csv:
         write_csv(args.csv, names, scored, clips)
     if args.plot:
-        from drive_vlm.report.video_plot import plot_scores
+        from drive_vlm.report.video import plot_scores
 
         plot_scores(args.plot, result)
     return result
 
 
 def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips: list[dict[str, Any]]) -> None:
-    from drive_vlm.evaluation.video_scores import TERMS
+    from drive_vlm.evaluation.video import TERMS
 
     columns = [*TERMS, "precision", "recall", "claims", "verified", "unverified"]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,18 +243,9 @@ def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips:
 
 
 def main() -> None:
-    from drive_vlm.report.video_table import print_tables
+    from drive_vlm.report.video import print_tables
 
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    run_tool(make_parser(), run, lambda result, args: print_tables(result))
 
 
 if __name__ == "__main__":

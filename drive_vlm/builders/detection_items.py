@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from drive_vlm.data.caches.feature_cache import TRANSFORM, Identity
+from drive_vlm.data.caches.feature_cache import TRANSFORM, FileIdentity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
-from drive_vlm.data.videos import find_videos, is_media, told_path
+from drive_vlm.data.videos import find_videos, is_media, shown_path
 from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
 
 
@@ -28,21 +28,21 @@ class Item:
 
     @property
     def media(self) -> Sample:
-        """A row of nothing but this video or picture, for Identity."""
+        """A row of nothing but this video or picture, for FileIdentity."""
         images = () if self.is_video else (self.path,)
         return Sample(self.name, (), images, self.path if self.is_video else None, None, {}, self.where)
 
     def identity(self, num_frames: int) -> dict[str, Any]:
-        """Identity of the file with its content, as a cache line holds it. Raises BadRow."""
+        """FileIdentity of the file with its content, as a cache line holds it. Raises BadRow."""
         try:
-            return dataclasses.asdict(Identity.of(self.media, num_frames, content=True))
+            return dataclasses.asdict(FileIdentity.of(self.media, num_frames, content=True))
         except OSError as error:
             raise self._unreadable(error) from error
 
     def changed(self, was: dict[str, Any], num_frames: int) -> bool:
         """Whether the file is another one than `was` (identity), of which `num_frames` were taken. Raises BadRow."""
         try:
-            return bool(Identity(**was).difference(self.media, num_frames))
+            return bool(FileIdentity(**was).difference(self.media, num_frames))
         except OSError as error:
             raise self._unreadable(error) from error
 
@@ -82,7 +82,7 @@ def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[
 def _items_of_folder(entry: str, image_root: str | None) -> Iterator[Item]:
     """Called what the answers of `generate` to the same entry call them."""
     for _, path in find_videos(entry):
-        yield Item(told_path(path, image_root), path, path, is_video=True)
+        yield Item(shown_path(path, image_root), path, path, is_video=True)
 
 
 def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[Item]:

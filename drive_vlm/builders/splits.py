@@ -87,20 +87,34 @@ def find_leaks(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Leak]:
     Rows carry `id`, optionally `group`, and their media as `image`, `images` or `video` (a path or a list of paths).
     Memory grows with the number of distinct values: a million rows fit in a few hundred MB.
     """
-    names = list(splits)
-    seen: dict[str, dict[str, int]] = {"id": {}, "group": {}, "image": {}}
-    for position, rows in enumerate(splits.values()):
-        mark = 1 << position
+    shared = SharedValues()
+    for split, rows in splits.items():
         for row in rows:
-            for kind, value in _keys(row):
-                table = seen[kind]
-                table[value] = table.get(value, 0) | mark
-    leaks = []
-    for kind, table in seen.items():
-        for value in sorted(value for value, marks in table.items() if marks & (marks - 1)):
-            marks = table[value]
-            leaks.append(Leak(kind, value, tuple(name for i, name in enumerate(names) if marks >> i & 1)))
-    return leaks
+            shared.add(split, row)
+    return shared.leaks()
+
+
+class SharedValues:
+    """The ids, groups and media paths of rows as they come, each with the splits that hold it, one bit for a split."""
+
+    def __init__(self) -> None:
+        self._bits: dict[str, int] = {}
+        self._seen: dict[str, dict[str, int]] = {"id": {}, "group": {}, "image": {}}
+
+    def add(self, split: str, row: Mapping[str, Any]) -> None:
+        bit = self._bits.setdefault(split, 1 << len(self._bits))
+        for kind, value in _keys(row):
+            table = self._seen[kind]
+            table[value] = table.get(value, 0) | bit
+
+    def leaks(self) -> list[Leak]:
+        """As `find_leaks`."""
+        found = []
+        for kind, table in self._seen.items():
+            for value in sorted(value for value, bits in table.items() if bits & (bits - 1)):
+                names = tuple(name for name, bit in self._bits.items() if table[value] & bit)
+                found.append(Leak(kind, value, names))
+        return found
 
 
 def _keys(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -3,6 +3,7 @@
 Scores are plain cosines in [-1, 1], without the factor 100 and the clamp at 0 of torchmetrics' `clip_score`.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.clip.encoder import ClipEncoder, Progress
+from drive_vlm.data.predictions import Prediction
+from drive_vlm.data.samples import resolve_below
+from drive_vlm.data.vision import load_video
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,26 @@ def clip_scores(
     seen = mean_features(pictures, [len(paths) for paths in images])
     truncated = texts.truncated[:count] | texts.truncated[count:]
     return ClipScores(cosine(said, expected), cosine(said, seen), truncated, said, expected, seen)
+
+
+def clip_frame_scores(encoder: ClipEncoder, rows: Sequence[Prediction], root: str, num_frames: int) -> ClipScores:
+    """Scores of N rows about videos, whose "video" is relative to `root`. A video stands for the mean direction of
+    `num_frames` frames, evenly spread; it is decoded and encoded once.
+
+    Raises BadRow with file:line for a video that is missing, empty or broken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        frames: dict[str, list[Path]] = {}
+        for row in rows:
+            video = row.row["video"]
+            if video not in frames:
+                where = f"{row.where}: id {row.id!r}"
+                pictures = load_video(resolve_below(root, video, where), num_frames, where)
+                frames[video] = [Path(folder) / f"{len(frames)}-{i}.png" for i in range(len(pictures))]
+                for picture, path in zip(pictures, frames[video], strict=True):
+                    picture.save(path)
+        texts, references = [row.prediction for row in rows], [row.reference for row in rows]
+        return clip_scores(encoder, texts, references, [frames[row.row["video"]] for row in rows])
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""Messages -> the text of the model's own chat template, and the character spans of the assistant's words.
+"""Turns -> the text of the model's own chat template, and the character spans of the assistant's words in it.
 
-The spans are found by rendering the conversation up to each answer with the template itself, so that labels follow
-whatever the template does; nothing of any template is written down here. A template may shorten the header of earlier
-answers, as Qwen3's does (it drops their think block): they are labelled where the full text has them, which is what the
-model reads before its next answer.
+1. `ChatRenderer.render` applies the template to all turns: this is the text that the model reads.
+2. For each answer it renders the conversation up to the answer again, once with the header that makes the model speak and
+   once with the answer. The difference is the answer with its end-of-turn token, whatever the template writes around it.
+3. `label_mask` turns these spans into bool[T], which tokens are labelled.
+
+No template is copied into this file. A template may shorten the header of earlier answers, as Qwen3's does (it drops their
+think block): such answers are labelled where the full text has them, since that is what the model reads later.
 """
 
 import dataclasses
@@ -47,6 +50,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any, template: str, reserved: Sequence[str]) -> None:
         self.tokenizer, self.template = tokenizer, template
+        # The placeholders are special tokens of some models, and rows write them.
         self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
         self.plain_text = self._takes_plain_text()
         self.writes_video = not self.plain_text and self._writes_video()
@@ -59,7 +63,7 @@ class ChatRenderer:
 
     def _template(self, messages: list[dict[str, Any]], prompt: bool) -> str:
         # Qwen3's template knows enable_thinking: the header then holds the empty think block that it writes before an
-        # answer, so that the block is no word of the assistant. Other templates ignore it.
+        # answer, so that the block is not labelled as the assistant's words. Other templates ignore it.
         return self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
         )
@@ -105,14 +109,14 @@ class ChatRenderer:
                     raise BadRow(
                         "rewritten_turn",
                         where,
-                        "the chat template does not keep earlier turns as they were, so the assistant's words cannot be told from the rest",
-                        "Give a template that only appends (chat_template.jinja beside the model), or split the row",
+                        "the chat template does not keep earlier turns as they were, so the assistant's words cannot be separated from the rest",
+                        "Give a template that only appends (chat_template.jinja in the model's folder), or split the row",
                     )
                 spans.append(span)
         return Rendered(text, tuple(spans))
 
     def _span(self, turns: Sequence[Turn], i: int, text: str, expand: Callable[[str], str]) -> tuple[int, int] | None:
-        """Where answer `i` stands in the `text` of all turns, with its end-of-turn token; None when it cannot be told.
+        """Where answer `i` stands in the `text` of all turns, with its end-of-turn token; None where it cannot be found.
 
         What follows the end-of-turn token (a newline in most templates) is not the assistant's.
         """
@@ -122,7 +126,7 @@ class ChatRenderer:
             return None
         if text.startswith(closed):
             return len(header), len(closed)
-        # An earlier answer under a shorter header: the same words, after a beginning of the header they are generated under.
+        # An earlier answer under a shorter header: its words stand where the text stops being a beginning of the full header.
         before, spoken = expand(self._apply(turns[:i], False)), closed[len(header) :]
         start = text.find(spoken, len(before))
         if start < 0 or not text.startswith(before) or not header.startswith(text[:start]):
@@ -139,4 +143,5 @@ def label_mask(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndar
 
 
 def turns_of(sample: Sample, prompt: bool) -> tuple[Turn, ...]:
+    """The turns to render: all of them to train on, all but the last answer as a prompt."""
     return sample.prompt_turns() if prompt else sample.turns

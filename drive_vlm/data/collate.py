@@ -1,4 +1,5 @@
-"""Sequences of encoded rows -> one batch. Packed rows share a sequence but never see each other."""
+"""Steps 5 and 9 of the flow: sequences of row numbers -> encoded rows -> one batch. Packed rows share a sequence but never see each
+other."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from drive_vlm.data.table import RowTable
 
 
 class EncodedRows(Dataset):
-    """`dataset[(3, 17)] -> [features of row 3, features of row 17]`; decoding happens here, in the loader's workers.
+    """`dataset[(3, 17)] -> [encoded row 3, encoded row 17]`; decoding happens here, in the loader's workers.
 
-    A row that cannot be decoded takes its place in the list as a BadRow: raised from a worker it would lose its type,
-    so the trainer decides whether to stop or to count it.
+    The index is a sequence of row numbers: one row, or a pack. Each item is what Encoder.encode returns: `input_ids int64[T]`,
+    `labels int64[T]`, `vision` tensors, `sample_id`. A row that cannot be decoded stands in the list as a BadRow object, and the
+    trainer stops or counts it.
     """
 
     def __init__(self, table: RowTable, encoder: Encoder) -> None:
@@ -30,12 +32,13 @@ class EncodedRows(Dataset):
         return [self._row(i) for i in sequence]
 
     def _row(self, i: int) -> dict[str, Any] | BadRow:
+        # Returned, not raised: DataLoader raises what a worker raised again as a new exception made of the traceback's text.
         try:
             sample = self.table.sample(i, self.encoder.need_answer)
-            features = self.encoder.encode(sample, self.table.sources[self.table.source[i]].max_tiles)
+            encoded = self.encoder.encode(sample, self.table.sources[self.table.source[i]].max_tiles)
         except BadRow as error:
             return error
-        measured, length = int(self.table.length[i]), self.encoder.length(features)
+        measured, length = int(self.table.length[i]), self.encoder.length(encoded)
         if length != measured:
             return BadRow(
                 "changed_on_disk",
@@ -43,7 +46,7 @@ class EncodedRows(Dataset):
                 f"the row has {length} tokens now, but had {measured} when the lengths were measured: a picture changed on disk",
                 "Touch the data file so that it is measured again",
             )
-        return features
+        return encoded
 
 
 @dataclasses.dataclass
@@ -66,6 +69,7 @@ class Collator:
     def __call__(self, sequences: Sequence[Sequence[dict[str, Any] | BadRow]]) -> dict[str, Any]:
         import torch
 
+        # Bad rows leave the batch here, and a sequence of nothing else leaves with them.
         bad = [row for sequence in sequences for row in sequence if isinstance(row, BadRow)]
         rows = [[row for row in sequence if not isinstance(row, BadRow)] for sequence in sequences]
         rows = [sequence for sequence in rows if sequence]
@@ -84,6 +88,7 @@ class Collator:
         return batch
 
     def _join(self, rows: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+        """Lay the rows of each sequence end to end and pad on the right: arrays int64[B, T]."""
         longest = max(sum(len(row["input_ids"]) for row in sequence) for sequence in rows)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         shape = (len(rows), width)
@@ -95,11 +100,13 @@ class Collator:
                 start, end = end, end + len(row["input_ids"])
                 input_ids[b, start:end], labels[b, start:end] = row["input_ids"], row["labels"]
                 positions[b, start:end], mask[b, start:end] = np.arange(end - start), 1
+            # The padding of a pack counts from 0 again: attention that finds segments by restarting positions keeps it apart.
             positions[b, end:] = np.arange(width - end)
         side = {"position_ids": positions} if self.packed else {"attention_mask": mask}
         return {"input_ids": input_ids, "labels": labels, **side}
 
     def _filler(self) -> dict[str, np.ndarray]:
+        """One unlabelled token, int64[1, 1]. A rank without rows must still run the forward pass: ZeRO-3 gathers weights in it."""
         one = np.zeros((1, 1), dtype=np.int64)
         side = {"position_ids": one} if self.packed else {"attention_mask": one + 1}
         return {"input_ids": one + self.pad_id, "labels": one + IGNORE_INDEX, **side}

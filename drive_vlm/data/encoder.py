@@ -11,7 +11,8 @@ from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
-from drive_vlm.data.vision import Layout, VisionAdapter, checked_image_size, load_image, load_video, video_length
+from drive_vlm.data.vision import checked_image_size, load_image, load_video, video_length
+from drive_vlm.models.vision import Layout, VisionAdapter
 from drive_vlm.store.cache import cache_key
 
 
@@ -120,9 +121,9 @@ class Encoder:
         ids, labels = self.tokens(self.render(sample, len(tiles), prompt), tiles, sample, prompt)
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
-    def length(self, features: dict[str, Any]) -> int:
+    def length(self, encoded: dict[str, Any]) -> int:
         """Tokens of an encoded row, as the table counts them."""
-        return len(features["input_ids"])
+        return len(encoded["input_ids"])
 
     def tokens(
         self, rendered: Rendered, tiles: Sequence[Layout], sample: Sample, prompt: bool = False

@@ -56,13 +56,14 @@ class JsonlFile:
                 "broken_json",
                 self.where(i),
                 f"not valid JSON ({error.msg}, column {error.colno})",
-                "Mend or remove the line",
+                "Fix or remove the line",
             ) from error
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict:
+        # An open file cannot be pickled. A spawned worker opens the path again, and finds the index in the cache.
         return {"path": self.path}
 
     def __setstate__(self, state: dict) -> None:
@@ -80,7 +81,8 @@ def _line_offsets(path: Path) -> np.ndarray:
     begin = np.concatenate(starts)
     length = np.diff(np.append(begin, position))
     numbers = np.arange(1, len(begin) + 1)
-    keep = length > 64  # a row of a data set is longer; only lines shorter than that are looked at
+    # A row is longer than 64 bytes: only shorter lines can be blank, and only they are read.
+    keep = length > 64
     short = np.flatnonzero((length > 0) & ~keep)
     if len(short):
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The order of training: which rows stand together, in which batch, on which rank. A pure function of
+"""Step 4 of the flow, the order of training: which rows stand together, in which batch, on which rank. A pure function of
 (row lengths, seed, epoch): any rank computes the same plan, so a run can be sharded, resumed and compared.
 
 An epoch is a list of *sequences* (one row each, or several rows packed to max_length). `global_batch` sequences make
@@ -15,14 +15,17 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-_GROUP_BATCHES = 50  # group_by_length sorts within this many global batches, as transformers does
+# group_by_length sorts within this many global batches, as transformers does.
+_GROUP_BATCHES = 50
 
 
 def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
     """Best-fit-decreasing packing: lists of row indices whose lengths sum to at most `max_length` (int[N] -> packs)."""
-    room: list[int] = []  # distinct free lengths of open packs, ascending
+    # Distinct free lengths of open packs, ascending.
+    room: list[int] = []
     open_packs: dict[int, list[int]] = defaultdict(list)
     packs: list[list[int]] = []
+    # Longest first, each into the open pack that it fills best. "stable": every rank must find the same packs.
     for i in np.argsort(-lengths, kind="stable"):
         length = int(lengths[i])
         slot = bisect.bisect_left(room, length)
@@ -45,7 +48,7 @@ class EpochOrder:
     """Sequences of any epoch. `order(epoch) -> list[tuple[int, ...]]` of row indices; its length never changes.
 
     With packing, the shape of the packs (how many rows of which length stand together) is fixed, and each epoch deals
-    rows of equal length to the places anew: rows meet different neighbours, and the number of steps stays exact.
+    rows of equal length to the places again: rows meet different neighbours, and the number of steps stays exact.
 
     Args:
         lengths: int[N], tokens of each row.
@@ -83,6 +86,7 @@ class EpochOrder:
         return deal
 
     def _grouped(self, order: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """int[N]: sorted by length within spans of a shuffled order, so that a batch pads little and epochs differ."""
         size = self.global_batch * _GROUP_BATCHES
         spans = [order[i : i + size] for i in range(0, len(order), size)]
         ordered = np.concatenate([span[np.argsort(-self.lengths[span], kind="stable")] for span in spans])
@@ -92,7 +96,8 @@ class EpochOrder:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one order lives as long as its run
     def digest(self, epoch: int) -> str:
-        """Hash of an epoch's order and of the rows' lengths: two runs with the same one see the same data, as far as lengths tell."""
+        """Hash of an epoch's order and of the rows' lengths. Two runs with the same digest deal rows of the same lengths in the same
+        order; the content of the rows is compared by RowTable.content_hash."""
         text = ";".join(",".join(map(str, sequence)) for sequence in self(epoch))
         lengths = self.lengths.astype(np.int64).tobytes()
         return hashlib.blake2b(text.encode() + lengths, digest_size=8).hexdigest()

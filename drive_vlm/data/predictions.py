@@ -1,7 +1,10 @@
-"""Prediction rows `{"id", "dataset", "prediction", "reference", "image", ...}` as every evaluator takes them."""
+"""Prediction rows `{"id", "dataset", "prediction", "reference", "image", ...}`: written by `generate`, read by every evaluator.
+
+The column "reference" holds the row's own answer. The name is public (other tools read these files); elsewhere in this
+project a *reference* is the frozen model that preference training compares with.
+"""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import Sample
+from drive_vlm.store.keyed_lines import cut_torn_line, read_keyed, write_lines
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Prediction:
 
     @property
     def group(self) -> str:
-        """Samples that are not independent share it: the row's `group`, else its pictures, else the sample itself."""
+        """The same for rows that are not independent: the row's `group`, else its pictures, else its id."""
         return str(self.row.get("group") or "|".join(self.images) or self.id)
 
 
@@ -88,7 +92,7 @@ def checkpoint_names(paths: Sequence[str]) -> list[str]:
 
 
 def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]], list[int]]:
-    """The samples that every file has, in the order of the first file, and how many each file has beside them.
+    """The samples that every file has, in the order of the first file, and how many more each file has.
 
     Raises ValueError when no sample is common, or when one sample has two different references.
     """
@@ -111,7 +115,8 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
 def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
     """A row of the predictions file: the contract's keys, then the row's own extra columns.
 
-    Of the contract's keys a row may bring its own "reference"; a column by the name of another gives way.
+    A row's own column "reference" replaces its answer. A column with the name of another key of the contract is left out.
+    Columns that begin with "_" are notes of the reader (generate/rows.py) and are not written.
     """
     question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
     row = {
@@ -135,25 +140,15 @@ def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
     """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
     rows: dict[str, dict[str, Any]] = {}
     for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
-        if not path.is_file():
-            continue
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows[row["id"]] = row
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: not a prediction row. Remove the line or give another --out."
-                ) from error
+        # Cut, not passed over: whoever appends next (an older version, a shell) must not continue the half line.
+        cut_torn_line(path)
+        rows |= read_keyed(path, "not a prediction row", "Remove the line or give another --out.", key="id")
     return rows
 
 
 def check_answered(out: Path, done: dict[str, dict[str, Any]], samples: Sequence[Sample]) -> None:
-    """Raises ValueError when an answer that is kept belongs to another video, picture, question or reference than its row now."""
+    """Raises ValueError where a kept answer was given to another video, picture or question, or has another "reference", than the
+    row of that id now."""
     for sample in samples:
         if (then := done.get(sample.id)) is None:
             continue
@@ -162,7 +157,7 @@ def check_answered(out: Path, done: dict[str, dict[str, Any]], samples: Sequence
             if then.get(name) != now.get(name):
                 raise ValueError(
                     f"{sample.where}: id {sample.id!r} is answered in {out}, there with {name} {then.get(name)!r}, here with "
-                    f"{now.get(name)!r}. Give another --out, or remove the file to answer anew."
+                    f"{now.get(name)!r}. Give another --out, or remove the file to answer again."
                 )
 
 
@@ -170,11 +165,7 @@ def join_parts(out: Path, samples: Sequence[Sample]) -> None:
     """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
     rows = finished_rows(out)
     ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
-    beside = out.with_name(f".{out.name}.joined")
-    beside.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ordered, *rows.values()]), encoding="utf-8"
-    )
-    os.replace(beside, out)
+    write_lines(out, [*ordered, *rows.values()])
     for part in out.parent.glob(f"{out.name}.part*"):
         part.unlink()
 

@@ -1,6 +1,6 @@
-"""One row of a data file -> Sample, or a BadRow that says what is wrong, where, and the way out.
+"""Step 1 of the flow: one row of a data file -> Sample, or a BadRow that says what is wrong, where, and the way out.
 
-Two row forms are read (design: data contract):
+Two forms of a row are read:
 
 * conversations (InternVL, LLaVA, DriveLM): `{"id","image": str|[str] | "video": str,"conversations":[{"from","value"}]}`
 * messages (TRL): `{"id","images"|"video","messages":[{"role","content"}]}`
@@ -33,7 +33,8 @@ class BadRow(ValueError):
         super().__init__(f"{where}: {problem}. {way_out}.")
         self.reason, self.where, self.problem, self.way_out = reason, where, problem, way_out
 
-    def __reduce__(self) -> tuple:  # crosses the process border of DataLoader workers
+    def __reduce__(self) -> tuple:
+        # Pickle rebuilds an exception from its message alone; a DataLoader worker must hand all four parts to the trainer.
         return BadRow, (self.reason, self.where, self.problem, self.way_out)
 
 
@@ -51,7 +52,10 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """A checked row: turns, absolute picture paths, and the extra columns for rewards and evaluators."""
+    """A checked row: turns, paths of its pictures, and the extra columns for rewards and evaluators.
+
+    `where` is "file:line" for messages; `group` names what a split must not cut (a scene, a video).
+    """
 
     id: str
     turns: tuple[Turn, ...]
@@ -63,11 +67,11 @@ class Sample:
 
     @property
     def reference(self) -> str:
-        """The last assistant turn: what a model should say, '' when the row holds a prompt only."""
+        """The row's own answer, its last assistant turn; '' where the row is a prompt only."""
         return self.turns[-1].text if self.turns[-1].role == "assistant" else ""
 
     def prompt_turns(self) -> tuple[Turn, ...]:
-        """The turns that a model is given when it shall produce the last answer."""
+        """The turns before the last answer: what a model is given when it is to answer itself."""
         return self.turns[:-1] if self.turns[-1].role == "assistant" else self.turns
 
 
@@ -79,7 +83,7 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
     """
     if not isinstance(row, dict):
         raise BadRow(
-            "not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend the line"
+            "not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Fix the line"
         )
     images, video = _picture_paths(row, where, root)
     turns = _turns(row, where, images, video)
@@ -99,7 +103,7 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
 def resolve_below(root: str, path: Any, where: str) -> str:
     """`path` joined to `root`; BadRow when it is absolute or leaves the root."""
     if not isinstance(path, str) or not path:
-        raise BadRow("missing_field", where, f"a picture path must be a text, got {path!r}", "Mend the row")
+        raise BadRow("missing_field", where, f"a picture path must be a text, got {path!r}", "Fix the row")
     inside = os.path.normpath(path)
     if os.path.isabs(path) or inside == ".." or inside.startswith(".." + os.sep):
         raise BadRow(
@@ -148,7 +152,7 @@ def _role(name: Any, where: str) -> str:
 
 def _conversation_turn(item: Any, where: str) -> Turn:
     if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-        raise BadRow("missing_field", where, "a conversation turn needs 'from' and a text 'value'", "Mend the row")
+        raise BadRow("missing_field", where, "a conversation turn needs 'from' and a text 'value'", "Fix the row")
     return Turn(_role(item.get("from"), where), _split_placeholders(item["value"]))
 
 
@@ -158,7 +162,7 @@ def _message_turn(item: Any, where: str) -> Turn:
         return Turn(_role(item.get("role"), where), _split_placeholders(content))
     if not isinstance(content, list):
         raise BadRow(
-            "missing_field", where, "a message needs 'role' and 'content' (a text or a list of parts)", "Mend the row"
+            "missing_field", where, "a message needs 'role' and 'content' (a text or a list of parts)", "Fix the row"
         )
     parts: list[str] = []
     for part in content:
@@ -201,7 +205,7 @@ def _check_turns(turns: tuple[Turn, ...], where: str, need_answer: bool) -> None
                 "image_count", where, "an assistant turn holds a picture placeholder", "Move it to a user turn"
             )
         if turn.role == "user" and not turn.text.strip() and turn.text == "".join(turn.parts):
-            raise BadRow("empty_question", where, "a user turn has neither text nor picture", "Mend the row")
+            raise BadRow("empty_question", where, "a user turn has neither text nor picture", "Fix the row")
 
 
 def _check_counts(turns: tuple[Turn, ...], images: tuple[str, ...], video: str | None, where: str) -> None:

@@ -1,4 +1,5 @@
-"""The files a run reads: JSONL rows, LLaVA JSON (one list), or an InternVL meta JSON that names several of them."""
+"""Step 1 of the flow: the files that a run reads. JSONL rows, LLaVA JSON (one list), or an InternVL meta JSON that names several of
+them."""
 
 import dataclasses
 import json
@@ -24,7 +25,8 @@ class Source:
     root: str
     repeat_time: float = 1.0
     max_tiles: int | None = None
-    label: str = ""  # what stands before the row in an error message, where it is not the JSONL file itself
+    # The file that messages name, where `rows` reads a converted copy of it.
+    label: str = ""
 
     def where(self, i: int) -> str:
         return f"{self.label}[{i}]" if self.label else self.rows.where(i)
@@ -108,17 +110,17 @@ def _meta_source(path: Path, name: str, entry: Any) -> Source:
         raise ValueError(
             f"{path}: entry {name!r} has repeat_time {repeat}; it must be above 0 (below 1 takes a part of the rows)."
         )
-    annotation, root = (_beside(path, entry.get(key, "")) for key in ("annotation", "root"))
+    annotation, root = (_path_in_meta(path, entry.get(key, "")) for key in ("annotation", "root"))
     (source,) = open_sources([str(annotation)], str(root))
     source = dataclasses.replace(source, name=name, repeat_time=repeat, max_tiles=entry.get("max_dynamic_patch"))
     if "length" in entry and entry["length"] != len(source.rows):
         raise ValueError(
-            f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Mend the number."
+            f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Fix the number."
         )
     return source
 
 
-def _beside(path: Path, text: str) -> Path:
+def _path_in_meta(path: Path, text: str) -> Path:
     """A path of a meta JSON: relative to the meta file, or to the working directory where only that exists (InternVL's own)."""
-    beside = path.parent / text
-    return Path(text) if not beside.exists() and Path(text).exists() else beside
+    relative = path.parent / text
+    return Path(text) if not relative.exists() and Path(text).exists() else relative

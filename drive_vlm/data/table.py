@@ -1,11 +1,11 @@
-"""The table of a run's rows: which row of which file, how many tokens it has, and which rows cannot be used and why.
+"""Step 3 of the flow: the table of a run's rows. Which row of which file, how many tokens it has, which rows cannot be used and
+why.
 
-Lengths are computed from text and image headers, never from pixels, and cached by file and processor: the second run
-on the same data reads one array.
+Lengths come from the text and from picture headers, never from pixels, so that packing and the number of steps are known
+before the first picture is decoded. They are cached by file and processor: the second run on the same data reads one array.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +17,8 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
-from drive_vlm.data.vision import Layout
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.models.vision import Layout
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
@@ -29,7 +29,7 @@ BAD = -1
 class RowTable:
     """`source int32[N]`, `row int64[N]`, `length int32[N]` of the usable rows, repeats included, and the bad ones.
 
-    `file_hashes` tell the content of each source's file, not of its pictures, as it was when the rows were measured.
+    `file_hashes` are those of each source's file, not of its pictures, at the time when the rows were measured.
     """
 
     sources: list[Source]
@@ -53,7 +53,7 @@ class RowTable:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the bytes of all data files: equal lengths alone do not tell an edited row."""
+        """Hash of the bytes of all data files: an edited row may keep its length."""
         return cache_key(self.file_hashes)
 
     def audit(self) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def _measure(
     path = cache_dir() / f"lengths-{key}.npy"
     if path.is_file():
         lengths = np.load(path)
-        again = np.flatnonzero(lengths == BAD)  # a picture that was missing may be there now
+        # A picture that was missing may be there now.
+        again = np.flatnonzero(lengths == BAD)
     else:
         lengths = np.full(len(source.rows), BAD, dtype=np.int32)
         again = np.arange(len(lengths))
@@ -180,7 +181,10 @@ def _measure_block(
     need_answer: bool,
     headers: ThreadPoolExecutor,
 ) -> list[BadRow]:
-    """Fill `lengths` at `rows`; header reads overlap in threads, the tokenizer sees the whole block at once."""
+    """Fill `lengths` at `rows`, and return the bad ones.
+
+    Reading headers waits for the disk: it overlaps in threads. Tokenizing is work: one call takes the whole block.
+    """
 
     def look(i: int) -> tuple[int, Sequence[Layout], list[str]] | BadRow:
         try:
@@ -203,4 +207,4 @@ def save_audit(path: Path, tables: dict[str, RowTable], runtime: Sequence[BadRow
     """Write data_audit.json: each table's audit, and the rows that failed to decode during the run."""
     content = {name: table.audit() for name, table in tables.items()}
     content["bad_during_run"] = audit_bad_rows(runtime)
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_json(path, content)

@@ -15,7 +15,8 @@ MODES: dict[str, str] = {
     "detailed": "Describe the video in detail.",
     "concise": "Summarize the driving scene concisely.",
 }
-RAW_CAPTION = "Describe the video."  # for captions as they were found, of neither granularity
+# The question to captions as they were found, of neither granularity.
+RAW_CAPTION = "Describe the video."
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts"}
 
@@ -29,9 +30,9 @@ def find_videos(path: str | Path) -> list[tuple[str, str]]:
     """(name, path) of each video that `path` names, in the order of their paths.
 
     A file is one video, and so is a folder with pictures right in it and no video file below; any other folder is searched.
-    Pictures beside videos are no frames: they are left out, and their number is told. Names are paths below that folder
-    (distinct_names), or the name of the file or folder itself. A missing file is found as well: what reads it says that it
-    is missing. Raises ValueError for a folder without videos.
+    Pictures in a folder that also has videos below it are not frames: they are left out, and a line says how many. Names are
+    paths below that folder (distinct_names), or the name of the file or folder itself. A path that does not exist is returned
+    as well: what reads it reports it as missing. Raises ValueError for a folder without videos.
     """
     top = Path(path)
     if not top.is_dir():
@@ -40,27 +41,27 @@ def find_videos(path: str | Path) -> list[tuple[str, str]]:
     searched = {parent for file in files for parent in file.parents}
     if _has_frames(top) and not files:
         return [(top.resolve().name, str(top))]
-    found, beside = files, 0
+    found, left_out = files, 0
     for folder, folders, names in os.walk(top):
         inner = [Path(folder, name) for name in folders]
         frames = [item for item in inner if item not in searched and _has_frames(item)]
         folders[:] = [item.name for item in inner if item not in frames]
         found = found + frames
-        beside += sum(_is_picture(name) for name in names)
+        left_out += sum(_is_picture(name) for name in names)
     if not found:
         raise ValueError(
             f"{top}: no video in this folder. Videos end in {', '.join(sorted(VIDEO_SUFFIXES))}; frames in a folder of "
             f"their own end in {', '.join(sorted(FRAME_SUFFIXES))}."
         )
-    if beside and read_topology().is_main:
-        print(f"{top}: {len(found):,} videos; {beside:,} pictures beside videos are left out", flush=True)
+    if left_out and read_topology().is_main:
+        print(f"{top}: {len(found):,} videos; {left_out:,} pictures next to videos are left out", flush=True)
     found = sorted(found)
     names = distinct_names([item.relative_to(top) for item in found])
     return [(name, str(item)) for name, item in zip(names, found, strict=True)]
 
 
-def told_path(path: str, image_root: str | None) -> str:
-    """What answers and caches call the video at `path`: its path below `image_root`, as rows do, or as it was given."""
+def shown_path(path: str, image_root: str | None) -> str:
+    """The name of the video at `path` in answers and caches: its path below `image_root`, as in rows, or as it was given."""
     below = os.path.relpath(path, image_root) if image_root else os.pardir
     return os.path.normpath(path) if below.split(os.sep)[0] == os.pardir else below
 

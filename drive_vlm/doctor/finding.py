@@ -1,4 +1,4 @@
-"""What a check of the environment says."""
+"""Findings of the doctor's checks."""
 
 import dataclasses
 import subprocess

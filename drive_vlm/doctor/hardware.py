@@ -11,7 +11,8 @@ from drive_vlm.doctor.finding import Finding, Setting, fail, ok, output_of, warn
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
-_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
+# cgroup v1 says "no limit" with a number near 2**63.
+_UNLIMITED = 1 << 60
 
 
 def driver_gpus() -> list[list[str]]:

@@ -40,7 +40,8 @@ def hub(setting: Setting) -> Iterator[Finding]:
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        pass  # it answered
+        # An error page is an answer too: the network works.
+        pass
     except (OSError, ValueError) as error:
         todo = "Fetch models on a machine with a network, give --model a directory, and set HF_HUB_OFFLINE=1 here."
         yield warn("hub", f"{address} does not answer: {error}", todo)
@@ -49,7 +50,7 @@ def hub(setting: Setting) -> Iterator[Finding]:
 
 
 def leftovers(setting: Setting) -> Iterator[Finding]:
-    """Variables of a launcher in a plain shell: a run would wait for ranks that nobody starts."""
+    """Launcher variables (RANK, WORLD_SIZE) left in a plain shell: a run would wait for peers that were never started."""
     names = [
         name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK") if name in os.environ
     ]
@@ -96,7 +97,7 @@ def _interface_problems(name: str, value: str) -> Iterator[tuple[str, str]]:
     for wanted in value.lstrip("=").split(","):
         exact = name.startswith("GLOO") or value.startswith("=")
         if not any(here == wanted if exact else here.startswith(wanted) for here in present):
-            yield f"there is no interface {wanted}", f"Name one of {', '.join(present)}, or unset {name}."
+            yield f"no interface is called {wanted}", f"Name one of {', '.join(present)}, or unset {name}."
 
 
 def visible_gpus(setting: Setting) -> Iterator[Finding]:

@@ -57,14 +57,14 @@ def torch_build(setting: Setting) -> Iterator[Finding]:
 
 
 def torchvision_match(setting: Setting) -> Iterator[Finding]:
-    """torch 2.N goes with torchvision 0.(N+15); beside CPU torch the public wheel works through the project's stand-in for nms."""
+    """torch 2.N goes with torchvision 0.(N+15); with CPU torch the public wheel works through the project's stand-in for nms."""
     import torch
     import torchvision
 
     from drive_vlm import _torchvision_cpu
 
     minor = int(torch.__version__.split(".")[1])
-    seen = f"{torchvision.__version__} beside torch {torch.__version__}"
+    seen = f"{torchvision.__version__} with torch {torch.__version__}"
     stands_in = bool(_torchvision_cpu._LIBRARIES)
     if torch.__version__.startswith("2.") and not torchvision.__version__.startswith(f"0.{minor + 15}."):
         yield fail(
@@ -80,7 +80,7 @@ def torchvision_match(setting: Setting) -> Iterator[Finding]:
 
 
 def packages(setting: Setting) -> Iterator[Finding]:
-    """Installed versions against the ranges of setup.py; an absent package of an extra is no mistake."""
+    """Installed versions against the ranges of setup.py; an absent package of an extra is not a mistake."""
     from packaging.requirements import Requirement
 
     wanted = [Requirement(text) for text in importlib.metadata.requires("drive-vlm") or []]

@@ -71,7 +71,7 @@ def output_directory(setting: Setting) -> Iterator[Finding]:
     place = nearest_existing(setting.output_dir)
     check = "output disk"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        yield fail(check, f"{place} cannot be written", "Give another --output_dir, or mend its permissions.")
+        yield fail(check, f"{place} cannot be written", "Give another --output_dir, or fix its permissions.")
         return
     kind, space, slots = file_system(place), shutil.disk_usage(place), os.statvfs(place)
     seen = f"{place}: {kind}, {space.free / _GIB:.1f} of {space.total / _GIB:.1f} GiB free"

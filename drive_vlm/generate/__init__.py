@@ -4,16 +4,16 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace
+from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace, user_errors
 from drive_vlm.data.predictions import check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.config import GenerateConfig
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.sampling.local import LocalModel, batches_of
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.store.keyed_lines import LineWriter, check_same
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
 EXAMPLES = """
@@ -32,10 +32,8 @@ def main(words: Sequence[str]) -> None:
     add_dataclass(parser, GenerateConfig)
     add_dataclass(parser, ModelConfig)
     namespace = parser.parse_args(list(words))
-    try:
+    with user_errors(parser.prog):
         generate(from_namespace(ModelConfig, namespace), from_namespace(GenerateConfig, namespace))
-    except ValueError as error:
-        stop_on_user_error("generate", error)
 
 
 def generate(model: ModelConfig, config: GenerateConfig) -> None:
@@ -61,16 +59,16 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
             flush=True,
         )
     join_ranks()
-    wait_for_ranks()  # every rank has read what is finished before anybody writes
+    # Every rank must have read what is finished before one of them writes: their batches are dealt from the same list.
+    wait_for_ranks()
     answers = (
         answers_of_server(todo[topology.rank :: topology.world_size], model, config, bad)
         if config.backend == "openai"
         else _answers_of_model(samples, set(done), model, config, bad)
     )
-    with open(part_of_rank(out, topology.rank), "a", encoding="utf-8") as file:
+    with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
-            file.write(json.dumps(prediction_row(sample, answer), ensure_ascii=False) + "\n")
-            file.flush()
+            file.append(prediction_row(sample, answer))
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
     if topology.is_main:
@@ -86,7 +84,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
 
 
 def check_flags(config: GenerateConfig) -> None:
-    """Raises ValueError for a feature cache beside what needs pictures."""
+    """Reject --feature_cache with options that need the original images (ValueError)."""
     needs = {"--blank_images": config.blank_images, "--backend openai": config.backend == "openai"}
     for flag, given in needs.items():
         if config.feature_cache and given:
@@ -94,11 +92,11 @@ def check_flags(config: GenerateConfig) -> None:
 
 
 def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
-    """Model and sampling stand beside the answers, in OUT.settings.json: answers of two models must not mix in one file.
+    """Write model and sampling to OUT.settings.json, so that answers of two models do not mix in one file.
 
     Raises ValueError naming what differs from the settings of the answers that are there.
     """
-    from drive_vlm.store.cache import write_atomically
+    from drive_vlm.store.cache import write_json
     from drive_vlm.store.fingerprint import model_fingerprint, same_model
 
     names = (
@@ -116,30 +114,27 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
         "max_tiles": model.max_tiles,
-        "top_k": 0,  # of sampling: every token
+        # Sampling draws from all tokens. Versions before this key drew from the 50 likeliest.
+        "top_k": 0,
         **{name: getattr(config, name) for name in names},
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
         before = json.loads(path.read_text())
         sampled = before.get("temperature", 0) > 0 and not remote
-        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before  # what older files do not say
-        moved = {name for name in settings if name != "model" and before.get(name) != settings[name]}
-        if (agreed := same_model(before["model"], settings["model"])) is None:
-            moved.add("model")
-        if moved:
-            raise ValueError(
-                f"{out}: its answers were made with other settings ({', '.join(sorted(moved))}; see {path.name}). Give another --out, or "
-                "remove both files to answer anew."
-            )
-        settings["model"] = agreed
+        # What files of earlier versions do not say.
+        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before
+        if agreed := same_model(before["model"], settings["model"]):
+            before["model"] = settings["model"] = agreed
+        way_out = f"Give another --out, or remove it and {path.name} to answer again."
+        check_same(f"{out}: its answers were made", before, settings, way_out)
     elif answered:
         print(
-            f"{out}: {path.name} is not there, so nobody can tell which model gave the answers that are kept",
+            f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",
             flush=True,
         )
     if read_topology().is_main:
-        write_atomically(path, lambda file: file.write(json.dumps(settings, indent=2).encode()))
+        write_json(path, settings)
 
 
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drive_vlm.data.samples import VIDEO, BadRow, Sample, Turn
-from drive_vlm.data.videos import MODES, find_videos, is_media, told_path
+from drive_vlm.data.videos import MODES, find_videos, is_media, shown_path
 from drive_vlm.launch.topology import read_topology
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_rows(config: "GenerateConfig") -> tuple[list[Sample], list[BadRow]]:
             continue
         if sample.id in seen:
             raise ValueError(
-                f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are told apart by id: make ids unique "
+                f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are found by id: make ids unique "
                 "(videos: give the folder above both)."
             )
         seen[sample.id] = sample.where
@@ -64,16 +64,16 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
                     f"{entry} is a video or a folder: say what to ask, --mode {' or --mode '.join(MODES)}."
                 )
             for name, path in find_videos(entry):
-                told = told_path(path, config.image_root)
-                yield partial(_media_sample, Path(entry).resolve().name, name, path, told, config.mode)
+                shown = shown_path(path, config.image_root)
+                yield partial(_media_sample, Path(entry).resolve().name, name, path, shown, config.mode)
         else:
             for source in open_sources([entry], config.image_root):
                 yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
 
 
-def _media_sample(dataset: str, name: str, path: str, told: str, mode: str) -> Sample:
-    """A row for the video at `path`, which answers call `told`; `name` becomes its id and group."""
-    columns = {"dataset": dataset, "mode": mode, "_video": told, "_max_tiles": None}
+def _media_sample(dataset: str, name: str, path: str, shown: str, mode: str) -> Sample:
+    """A row for the video at `path`, which answers call `shown`; `name` becomes its id and group."""
+    columns = {"dataset": dataset, "mode": mode, "_video": shown, "_max_tiles": None}
     return Sample(name, _question(mode), (), path, name, columns, path)
 
 

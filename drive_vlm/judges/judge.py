@@ -1,6 +1,8 @@
-"""A judge of the command line: a model on any OpenAI-compatible server, a model in this process, or the reference alone.
+"""Who judges answers: a Judge replies to requests, a Comparer decides which of two answers is better.
 
-Models take the same requests and give replies in order; replies that cannot be read are asked for again.
+A Judge is a model, on any OpenAI-compatible server (ServerJudge) or in this process (LocalJudge). It replies in the order of
+the requests, and replies that cannot be read are asked for again. A Comparer is a judge with a prompt (PromptComparer), or
+no model at all (AnswerComparer: the answer that equals the row's own wins).
 """
 
 import dataclasses
@@ -11,7 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from drive_vlm.config import field
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, parse_verdict
 
-RETRY_TEMPERATURE = 0.7  # at 0 a judge would say the same again
+# Of the second and later attempts: at 0 a judge would say the same again.
+RETRY_TEMPERATURE = 0.7
+BLOCK = 64
 T = TypeVar("T")
 
 
@@ -69,17 +73,21 @@ class Judgement(Generic[T]):
         return {} if self.value is not None else {"unread_after": self.attempts}
 
 
-class Judge(Protocol):
+class Described(Protocol):
+    def describe(self) -> dict[str, Any]:
+        """The settings that decide the verdicts, apart from what is judged. Stored with the results, so it holds no API key."""
+
+    def spent(self) -> dict[str, Any]:
+        """Requests, tokens and cost so far."""
+
+
+class Judge(Described, Protocol):
+    """A model that replies to requests, `block` of them at a time."""
+
     block: int
 
     def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
         """Replies in the order of `requests`; attempt 0 is greedy, later ones are sampled, each with its own seed."""
-
-    def describe(self) -> dict[str, Any]:
-        """What decides the replies beside the requests; kept beside results, so it holds no key."""
-
-    def spent(self) -> dict[str, Any]:
-        """Requests, tokens and cost so far."""
 
 
 def judge_all(
@@ -131,27 +139,70 @@ class Compared:
         return self.shown.unread_after() | self.swapped.unread_after()
 
 
-def compare_all(
-    judge: Judge, comparisons: Sequence[Comparison], prompt: Turns, attempts: int
-) -> Iterator[list[Compared]]:
-    """Judge every comparison in both orders; results in order, a block at a time."""
-    if isinstance(judge, ReferenceJudge):
-        yield judge.compare(comparisons)
-        return
-    requests = [
-        Request(fill(prompt, item.values | {"answer_a": a, "answer_b": b}), item.images)
-        for item in comparisons
-        for a, b in ((item.first, item.second), (item.second, item.first))
-    ]
-    for block in judge_all(judge, requests, parse_verdict, attempts):
-        assert len(block) % 2 == 0, "a block holds whole comparisons"
-        yield [Compared(shown, swapped) for shown, swapped in zip(block[::2], block[1::2], strict=True)]
+class Comparer(Described, Protocol):
+    """Decides which of two answers is better."""
+
+    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[list[Compared]]:
+        """Both orders of every comparison, in order, a block at a time, so that a caller can keep each block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptComparer:
+    """A judge that reads both answers in a prompt with {answer_a} and {answer_b}, once in each order."""
+
+    judge: Judge
+    prompt: Turns
+    attempts: int
+
+    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[list[Compared]]:
+        """Raises ChatError where the server cannot be asked."""
+        requests = [
+            Request(fill(self.prompt, item.values | {"answer_a": a, "answer_b": b}), item.images)
+            for item in comparisons
+            for a, b in ((item.first, item.second), (item.second, item.first))
+        ]
+        for block in judge_all(self.judge, requests, parse_verdict, self.attempts):
+            assert len(block) % 2 == 0, "a block holds whole comparisons"
+            yield [Compared(shown, swapped) for shown, swapped in zip(block[::2], block[1::2], strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        return self.judge.describe()
+
+    def spent(self) -> dict[str, Any]:
+        return self.judge.spent()
+
+
+class AnswerComparer:
+    """No model: the answer that equals the row's own after the normalisation of tools/qa_eval.py wins; two right or two wrong
+    ones tie. It is exact for questions with one short answer, and says nothing about free texts."""
+
+    def compare(self, comparisons: Sequence[Comparison]) -> Iterator[list[Compared]]:
+        """Raises ValueError for a comparison whose `values` have no "reference" (the row's own answer)."""
+        from drive_vlm.evaluation.answer_accuracy import correct_answers
+
+        if any("reference" not in item.values for item in comparisons):
+            raise ValueError("--judge_backend reference: there is no reference to compare two answers with here")
+        targets = [item.values["reference"] for item in comparisons]
+        first = correct_answers([item.first for item in comparisons], targets)
+        second = correct_answers([item.second for item in comparisons], targets)
+        yield [Compared(_exact(a, b), _exact(b, a)) for a, b in zip(first, second, strict=True)]
+
+    def describe(self) -> dict[str, Any]:
+        return {"judge_backend": "reference"}
+
+    def spent(self) -> dict[str, Any]:
+        return {"requests": 0, "cost": None}
+
+
+def _exact(shown: float, other: float) -> Judgement[str]:
+    """The verdict on two answers that are right (1) or wrong (0)."""
+    return Judgement(TIE if shown == other else FIRST if shown > other else SECOND, "", 1)
 
 
 class ServerJudge:
-    """A judge behind ChatClient; every reply is kept on disk as soon as it is there."""
+    """A judge behind ChatClient, which stores every reply on disk as soon as it arrives."""
 
-    block = 64
+    block = BLOCK
 
     def __init__(self, config: JudgeConfig) -> None:
         from drive_vlm.judges.chat_client import ChatClient
@@ -190,40 +241,6 @@ class ServerJudge:
 
     def spent(self) -> dict[str, Any]:
         return dataclasses.asdict(self.client.usage) | {"cost": self.client.cost}
-
-
-class ReferenceJudge:
-    """No model: of two answers the one wins that equals the reference after the normalisation of tools/qa_eval.py; two right
-    or two wrong ones tie. It is exact for questions with one short answer, and says nothing about free texts."""
-
-    block = 64
-
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Compared]:
-        """Verdicts of both orders. Raises ValueError for a comparison without "reference"."""
-        from drive_vlm.evaluation.answer_accuracy import correct_answers
-
-        if any("reference" not in item.values for item in comparisons):
-            raise ValueError("--judge_backend reference: there is no reference to compare two answers with here")
-        references = [item.values["reference"] for item in comparisons]
-        first = correct_answers([item.first for item in comparisons], references)
-        second = correct_answers([item.second for item in comparisons], references)
-        return [Compared(_exact(a, b), _exact(b, a)) for a, b in zip(first, second, strict=True)]
-
-    def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
-        raise ValueError(
-            "--judge_backend reference compares two answers with a reference; it rates none and reads no prompt"
-        )
-
-    def describe(self) -> dict[str, Any]:
-        return {"judge_backend": "reference"}
-
-    def spent(self) -> dict[str, Any]:
-        return {"requests": 0, "cost": None}
-
-
-def _exact(shown: float, other: float) -> Judgement[str]:
-    """The verdict on two answers that are right (1) or wrong (0)."""
-    return Judgement(TIE if shown == other else FIRST if shown > other else SECOND, "", 1)
 
 
 def _messages(request: Request) -> list[dict[str, Any]]:

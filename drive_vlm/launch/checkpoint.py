@@ -1,4 +1,10 @@
-"""The contract of a checkpoint directory: written beside, marked last, moved into place; found, checked and removed by it.
+"""The contract of a checkpoint directory: what makes it complete, and how it is found, checked and removed.
+
+1. `begin`: files are written under .saving, where nothing looks for a checkpoint.
+2. `complete`: they are flushed to the disk, the marker is written last, the directory is moved into place by one rename.
+3. `find_checkpoint` takes only a directory whose marker exists and whose files have the sizes that it names.
+4. `remove_old` removes the marker first.
+A run that dies in any of these steps therefore leaves either a complete checkpoint or nothing that looks like one.
 
 <output_dir>/.saving/checkpoint-N/    being written; a run that dies here leaves nothing that looks complete
 <output_dir>/checkpoint-N/            complete: complete.json names every file with its size
@@ -13,7 +19,8 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from drive_vlm.store.keyed_lines import read_lines, write_lines
 
 MARKER = "complete.json"
 
@@ -24,10 +31,12 @@ class CheckpointFacts:
 
     step: int
     world_size: int
-    zero_stage: int  # 0: the optimizer is one file, any world size reads it
+    # 0: the optimizer is one file, any world size reads it.
+    zero_stage: int
     deepspeed: bool
     optimizer: str
-    trained: str  # digest of the names and sizes of the parameters that train
+    # Digest of the names and sizes of the parameters that train.
+    trained: str
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     saved: str = ""
 
@@ -64,7 +73,7 @@ def require_space(output_dir: Path, needed: int) -> None:
 
 
 def complete(saving: Path, facts: CheckpointFacts) -> Path:
-    """Flush all files of `saving` to the disk, write the marker, move the directory into place; return where it is now."""
+    """Flush all files of `saving` to the disk, write the marker, move the directory into place; return its new path."""
     files = {str(path.relative_to(saving)): path for path in sorted(saving.rglob("*")) if path.is_file()}
     for path in files.values():
         _flush(path)
@@ -73,9 +82,12 @@ def complete(saving: Path, facts: CheckpointFacts) -> Path:
     (saving / MARKER).write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
     _flush(saving / MARKER)
     final = saving.parent.parent / saving.name
-    if final.exists():  # the same step once more, after a resume from an older one
+    if final.exists():
+        # The same step again, after a resume from an older checkpoint. Renamed, not removed: until the new one is in place, the
+        # old files are the only copy.
         final.rename(saving.parent / "replaced")
     saving.rename(final)
+    # A rename is on disk only when its directory is.
     _flush(final.parent)
     shutil.rmtree(saving.parent)
     return final
@@ -110,7 +122,7 @@ def find_checkpoint(resume: str | None, output_dir: Path) -> tuple[Path, Checkpo
     """The checkpoint to go on from: `auto` takes the newest complete one of `output_dir`, None where there is none.
 
     Under torchrun's --max_restarts a run that was started without --resume goes on as with `auto`.
-    Raises ValueError for a path that is no complete checkpoint, when checkpoints are there but none is whole, and when a new
+    Raises ValueError for a path that is not a complete checkpoint, when checkpoints exist but none is whole, and when a new
     run would mix its checkpoints with those of an earlier one.
     """
     if resume is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
@@ -151,7 +163,7 @@ def check_layout(
     if (facts.deepspeed, facts.zero_stage) != (deepspeed, zero_stage):
         raise ValueError(
             f"{path}: saved {_layout(facts.deepspeed, facts.zero_stage)}, this run is {_layout(deepspeed, zero_stage)}; their optimizer "
-            "states cannot be converted into each other. Resume with the same --deepspeed, or start anew with --model on this directory."
+            "states cannot be converted into each other. Resume with the same --deepspeed, or start again with --model on this directory."
         )
     if facts.optimizer != optim:
         raise ValueError(f"{path}: saved with --optim {facts.optimizer}, this run has {optim}. Use the same.")
@@ -171,9 +183,8 @@ def remove_old(output_dir: Path, keep: int, best: str | None) -> None:
     protected = {path.name for path in found[-max(keep, 1) :]} | ({Path(best).name} if best else set())
     for path in found:
         if path.name not in protected:
-            (path / MARKER).unlink(
-                missing_ok=True
-            )  # first: a death half way must not leave a directory that looks whole
+            # First: a death half way must not leave a directory that looks whole.
+            (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
@@ -188,23 +199,9 @@ def link_or_copy(files: Iterable[Path], directory: Path) -> None:
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`: the resumed run will write them again."""
-    if not path.is_file():
-        return
-    lines = path.read_text().split(
-        "\n"
-    )  # not splitlines: JSON texts may hold other characters that it takes for line ends
-    kept = [line for line in lines if line and _json_step(line) <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
-
-
-def _json_step(line: str) -> float:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError:  # the half line of a killed run
-        return float("inf")
-    return row["step"]
+    if path.is_file():
+        lines = read_lines(path, "not a line of metrics", "Remove the line to resume.")
+        write_lines(path, [row for _, row in lines if row["step"] <= step])
 
 
 def _layout(deepspeed: bool, stage: int) -> str:

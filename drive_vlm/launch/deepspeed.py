@@ -41,7 +41,9 @@ def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
     if cpu:
         # The compiled CPU Adam is worth its two minutes of compiling only where optimizer states are offloaded from a GPU.
         config["zero_force_ds_cpu_optimizer"] = False
-        config["zero_optimization"]["overlap_comm"] = False  # there are no CUDA streams to overlap on
+        # There are no CUDA streams to overlap on.
+        config["zero_optimization"]["overlap_comm"] = False
+    # Without it DeepSpeed refuses every optimizer outside a short list of its own; --optim may name any that transformers has.
     config["zero_allow_untested_optimizer"] = True
     return config
 
@@ -60,13 +62,13 @@ def _read(path: Path) -> tuple[Document, dict[str, Any]]:
         twice = next((key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])), None)
         if twice is not None:
             raise ValueError(
-                f'{path}: "{twice}" stands twice in one section (beside {", ".join(sorted(section.keys() - {twice})) or "nothing else"}). '
+                f'{path}: "{twice}" stands twice in one section (next to {", ".join(sorted(section.keys() - {twice})) or "nothing else"}). '
                 "Keep one: the last would win in silence."
             )
         return section
 
     def finite(word: str) -> Any:
-        raise ValueError(f"{path}: {word} is no JSON value. Write a number.")
+        raise ValueError(f"{path}: {word} is not a JSON value. Write a number.")
 
     try:
         config = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
@@ -78,7 +80,7 @@ def _read(path: Path) -> tuple[Document, dict[str, Any]]:
 
 
 def _hint(rest: str) -> str:
-    """What most often stands where JSON ends: a comment or a comma too many."""
+    """Suggest the usual cause of a JSON error here: a comment, a comma too many, single quotes."""
     if rest.startswith(("//", "/*", "#")):
         return " Comments are not JSON: remove it."
     if rest.startswith(("}", "]")):
@@ -89,6 +91,7 @@ def _hint(rest: str) -> str:
 
 
 def _own(config: dict[str, Any], key: str, flag: str, document: Document) -> None:
+    """Set "auto" for a key of the command line, where transformers fills in the flag's value. Raises ValueError for a literal."""
     section, _, leaf = key.rpartition(".")
     place = config.setdefault(section, {}) if section else config
     if place.get(leaf, "auto") != "auto":
@@ -97,6 +100,7 @@ def _own(config: dict[str, Any], key: str, flag: str, document: Document) -> Non
             f"is {json.dumps(place[leaf])}, which belongs to the command line",
             f'Write "auto" or remove it, and use {flag}.',
         )
+    # transformers makes these two itself where the JSON does not have them; it cannot fill in an "auto" there.
     if leaf in ("optimizer", "scheduler"):
         place.pop(leaf, None)
     else:

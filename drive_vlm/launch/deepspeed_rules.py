@@ -19,7 +19,7 @@ STAGE3_ONLY = {key for key in KEYS["zero_optimization"] if key.startswith("stage
 STAGE3_ONLY |= {key.removeprefix("stage3_") for key in STAGE3_ONLY}
 STAGE3_ONLY |= {"offload_param", "sub_group_size", "leaf_module", "zero_hpz_partition_size", "zero_quantized_weights"}
 STAGE3_ONLY |= {"zero_quantized_nontrainable_weights", "zero_quantized_gradients"}
-# "auto" that transformers fills in beside what the command line owns; the last two under stage 3 only.
+# "auto" that transformers fills in besides what the command line owns; the last two under stage 3 only.
 _AUTO_BUCKET = "zero_optimization.reduce_bucket_size"
 _AUTO_STAGE3 = {
     "zero_optimization.stage3_prefetch_bucket_size",
@@ -84,7 +84,7 @@ def _check_keys(config: dict[str, Any], document: Document) -> None:
             where = f'in "{section}"' if section else "at the top level"
             hint = _elsewhere(key) or nearest(key, KEYS[section])
             raise document.problem(
-                full, f"is no key that DeepSpeed knows {where}", f"{hint.strip()} Mend or remove it.".strip()
+                full, f"is not a key that DeepSpeed knows {where}", f"{hint.strip()} Fix or remove it.".strip()
             )
         _check_kind(full, value, KEYS[section][key], document)
 
@@ -174,7 +174,7 @@ def _check_offload(zero: dict[str, Any], name: str, stage: int, document: Docume
         )
     if device == "nvme" and not offload.get("nvme_path"):
         raise document.problem(
-            f"{full}.nvme_path", 'is missing beside "device": "nvme"', "Give a folder on the NVMe disk."
+            f"{full}.nvme_path", 'is missing next to "device": "nvme"', "Give a folder on the NVMe disk."
         )
     for key, asked in (("ratio", offload.get("ratio", 1) != 1), ("super_offload", bool(offload.get("super_offload")))):
         if asked and stage != 3:
@@ -182,10 +182,10 @@ def _check_offload(zero: dict[str, Any], name: str, stage: int, document: Docume
 
 
 def _check_auto(config: dict[str, Any], stage: int, document: Document, owned: dict[str, str]) -> None:
-    """Accelerate raises at an "auto" that nobody fills, after the model is loaded."""
+    """Refuse an "auto" that transformers does not fill in: Accelerate would raise at it after the model is loaded."""
     filled = {*owned, _AUTO_BUCKET, *(_AUTO_STAGE3 if stage == 3 else ())}
     for section, key, value in _walk(config):
         full = f"{section}.{key}".lstrip(".")
         if value == "auto" and full not in filled:
             way_out = "Write a value, or remove the key: then DeepSpeed's own default holds."
-            raise document.problem(full, 'is "auto", which nobody fills in', way_out)
+            raise document.problem(full, 'is "auto", which is not filled in for this key', way_out)

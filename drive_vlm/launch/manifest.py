@@ -19,7 +19,7 @@ from typing import Any
 
 from drive_vlm.config import plain
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_json
 from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
 from drive_vlm.store.secrets import hide, hide_words, is_secret
 
@@ -91,10 +91,8 @@ def gpus() -> list[str]:
 
 
 def peak_resident_bytes() -> int:
-    """Most memory this process ever held, in bytes.
-
-    Linux keeps getrusage's figure across exec: a child of a large process would report its parent's, so /proc is asked first.
-    """
+    """Most memory this process ever held, in bytes."""
+    # Linux keeps getrusage's figure across exec: a child of a large process would report its parent's. /proc does not.
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -132,7 +130,7 @@ def environment() -> dict[str, str]:
 def start_manifest(path: Path, **facts: Any) -> None:
     """Write the facts known at the start: command, versions, machine, code, hashes, and what the caller adds.
 
-    A resumed run writes it anew and keeps the starts before it under "earlier". With changed code, run.diff beside it
+    A resumed run writes it again and keeps the starts before it under "earlier". With changed code, run.diff next to it
     holds the difference to the commit.
     """
     facts = plain(facts)
@@ -166,14 +164,14 @@ def start_manifest(path: Path, **facts: Any) -> None:
     else:
         diff.unlink(missing_ok=True)
     content["earlier"] = _earlier(path)
-    _write(path, content)
+    write_json(path, hide(content))
 
 
 def complete_manifest(path: Path, **facts: Any) -> None:
     """Add facts known at the end, such as peaks and final metrics."""
     content = json.loads(path.read_text())
     content.update(plain(facts), ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    _write(path, content)
+    write_json(path, hide(content))
 
 
 def trained_frames(model: str) -> int | None:
@@ -191,11 +189,6 @@ def frames_note(model: str, num_frames: int) -> str:
     if trained in (None, num_frames):
         return ""
     return f"note: {model} was trained on {trained} frames of a video, this takes {num_frames}: --num_frames {trained} takes as many\n"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(hide(content), indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:

@@ -1,19 +1,22 @@
-"""status.json: how a run stands, for batch scripts and people; a launcher's exit code does not tell (torchrun makes every one 1)."""
+"""status.json: the state of a run, for batch scripts and people. A launcher's exit code does not say: torchrun makes each one 1."""
 
 import dataclasses
 import json
 import os
 import sys
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from drive_vlm.store.cache import write_json
+
 STOP_FILE = "stop"
-_EVERY = 10.0  # seconds between two writes while training goes on
-_HEAD_START = 1.0  # seconds: an error that all ranks meet is told by the main one
+# Seconds between two writes while training goes on.
+_EVERY = 10.0
+# Seconds that other ranks wait: an error that all ranks meet is reported by the main one.
+_HEAD_START = 1.0
 _LONGEST_REASON = 1000
 
 
@@ -21,9 +24,12 @@ _LONGEST_REASON = 1000
 class Status:
     """The content of status.json.
 
-    running: training goes on, or the process died without a word: judge by the age of `updated`. saved: stopped on request
-    (stop file, SIGUSR1) after a complete checkpoint. preempted: the same after SIGTERM. finished: all steps done, model
-    saved. failed: an error, told in `reason`.
+    `state` is one of
+    * running: training goes on, or the process was killed before it could write: judge by the age of `updated`.
+    * saved: stopped on request (stop file, SIGUSR1) after a complete checkpoint.
+    * preempted: the same after SIGTERM.
+    * finished: all steps are done and the model is saved.
+    * failed: an error; `reason` has its text.
     """
 
     state: str
@@ -58,7 +64,7 @@ def read_status(directory: str | Path) -> Status | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What a status says of an exception: a ValueError's own words, the type before those of any other."""
+    """An exception as one line: a ValueError's own words; the type and the words of any other."""
     text = " ".join(str(error).split())
     text = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
@@ -67,8 +73,8 @@ def one_line(error: BaseException) -> str:
 class RunStatus:
     """Writes status.json from the main rank. As a context it turns an exception that leaves it into `failed`.
 
-    A failure that the main rank does not meet is written, and printed, by the rank that does: what the main rank sees of it
-    later is only a broken connection. The first failure of an attempt stays.
+    A failure on another rank is written, and printed, by that rank: the main one sees only a broken connection later. The
+    first failure of an attempt stays.
     """
 
     def __init__(self, output_dir: str | Path, rank: int = 0) -> None:
@@ -111,7 +117,7 @@ class RunStatus:
             self._write()
 
     def fail(self, reason: str) -> bool:
-        """failed, unless a rank of this attempt has already written how it ended; whether this was the first word."""
+        """Write `failed`, unless a rank of this attempt has already written an end; return whether it was written."""
         found = self._found()
         if found and found.state != "running" and found.updated >= self._status.started:
             return False
@@ -123,19 +129,18 @@ class RunStatus:
     def _found(self) -> Status | None:
         try:
             return read_status(self.directory)
-        except ValueError:  # a foreign file: it is replaced
+        except ValueError:
+            # A file of another program: it is replaced.
             return None
 
     def _write(self) -> None:
-        """A file that cannot be written must not end a training that goes well: it is said, and tried again next time."""
+        """Write the file. Where that fails it prints a line and tries again next time: a full disk must not end a training."""
         self._status = dataclasses.replace(self._status, updated=_now())
         self._written = time.monotonic()
         path = self.directory / "status.json"
-        beside = path.with_name(f".status.{self.rank}.{os.getpid()}.{threading.get_ident()}")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(dataclasses.asdict(self._status), indent=2) + "\n")
-            os.replace(beside, path)
+            write_json(path, dataclasses.asdict(self._status))
         except OSError as error:
             print(f"{path}: cannot be written ({error.strerror}); state {self._status.state}", file=sys.stderr)
 

@@ -4,10 +4,9 @@ Reads config.json (or a shipped architecture) only: no weights, no GPU, no hub. 
 """
 
 import json
-import sys
 from collections.abc import Sequence
 
-from drive_vlm.config import CommandParser, nearest, plain
+from drive_vlm.config import CommandParser, nearest, plain, user_errors
 from drive_vlm.plan.make import EXAMPLES, STAGES, make_plan
 
 
@@ -25,15 +24,12 @@ def main(words: Sequence[str]) -> None:
 
         show_systems(words[1:])
         return
-    try:
+    with user_errors(f"python -m drive_vlm plan {stage}"):
         if stage not in STAGES:
             raise ValueError(
                 f"{stage} cannot be planned (known: {', '.join(STAGES)}, systems).{nearest(stage, STAGES)}"
             )
         plan = make_plan(stage, words[1:])
-    except ValueError as error:
-        print(f"python -m drive_vlm plan {stage}: error: {error}", file=sys.stderr)
-        sys.exit(2)
     if plan.pop("as_json"):
         print(json.dumps(plain(plan), indent=2))
         return

@@ -1,22 +1,36 @@
 """Rewards for reinforcement learning: what a text is worth, as plain functions of texts and columns.
 
-A reward is one module with one dataclass of flags (fields by `drive_vlm.config.field`; their names start with the
-reward's, for a command line may hold several rewards) and `build(config: ThatDataclass) -> Reward`, and one line in
-REWARDS. A stage takes the names first, then the flags of those rewards:
+A reward of your own is one file, for example length.py, used with `--rewards length.py:build --length_words 30`:
+
+    import dataclasses
+    from drive_vlm.config import field
+    from drive_vlm.rewards.text import completion_text
+
+    @dataclasses.dataclass
+    class LengthConfig:
+        length_words: int = field(20, help="words that an answer should have")
+
+    def build(config: LengthConfig):
+        # columns["reference"] and the others hold one value for each completion
+        def length(prompts, completions, **columns):
+            words = [len(completion_text(completion).split()) for completion in completions]
+            return [-abs(count / config.length_words - 1) for count in words]
+        return length
+
+The dataclass holds the reward's flags; their names start with the reward's, since a command line may hold several rewards.
+A builder without arguments has no flags. `module:builder` works as well as `FILE.py:builder`, and a reward of this package
+gets a line in REWARDS. Rewards may import judges, clip and data. A stage reads the names first, then their flags:
 
     names = chosen_rewards(words)                      # the words after --rewards, before anything else is parsed
     configs = [config_class(name) for name in names]   # dataclasses for parse_stage or config.add_dataclass
     rewards = [build_reward(name, config) for name, config in zip(names, parsed_configs)]
 
-A reward of one's own needs no line here: its name is `FILE.py:builder` or `module:builder`. A builder without arguments
-has no flags; config_class is None for it. A reward may keep `last_terms`, one dataclass or dict a completion of its last
-call, which a samples file then shows.
-
-A reward may offer `check(**columns) -> list[str | None]`, which GRPO asks before it trains: of each row what keeps the
-reward from scoring it, None where nothing does. `columns` hold one value a row of the data: those that the reward is later
-called with (`reference`, `video`, `image` ...), `frames`, the numbers of the frames that the run takes of the video (None
-for a row without one), and `difference(identity, number of frames)`, how the row's files differ from those of an identity
-(data.feature_cache), '' where they do not.
+Two optional attributes:
+- `last_terms`: one dataclass or dict for each completion of the last call; a samples file shows them.
+- `check(**columns) -> list[str | None]`, which GRPO calls before it trains: for each row why the reward cannot score it,
+  None where it can. `columns` hold one value a row of the data: those of a later call (`reference`, `video`, `image` ...),
+  `sample` (the row itself, data.samples.Sample), and `frames` (numbers of the frames that the run takes of the video, None
+  for a row without one).
 """
 
 import argparse
@@ -32,9 +46,7 @@ from typing import Any, Protocol
 from drive_vlm.config import nearest
 
 # name -> "module:build"
-REWARDS = {
-    "physics": "drive_vlm.rewards.physics:build",
-}
+REWARDS = {"physics": "drive_vlm.rewards.physics:build"}
 
 
 class Reward(Protocol):

@@ -11,7 +11,7 @@
 pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
 that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
 
-"file" tells a replaced video or picture (data.feature_cache.Identity: size, time of change, content), "transform" how files
+"file" tells a replaced video or picture (data.feature_cache.FileIdentity: size, time of change, content), "transform" how files
 became frames (data.feature_cache.TRANSFORM). Lines of an older cache lack one or both: they are read like any other here, and
 the tool makes them anew.
 """
@@ -20,11 +20,14 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
+from drive_vlm.data.caches.feature_cache import FileIdentity
+from drive_vlm.data.samples import Sample
+from drive_vlm.store.keyed_lines import LineWriter, read_lines
 
 COMMAND = "python tools/cache_detections.py"
 
@@ -139,19 +142,19 @@ class DetectionCache:
             raise ValueError(self._missing(video))
         return self._classes[video]
 
-    def problem(
-        self, video: str, frames: Sequence[int] | None = None, difference: Callable[..., str] | None = None
-    ) -> str | None:
+    def problem(self, video: str, frames: Sequence[int] | None = None, sample: Sample | None = None) -> str | None:
         """Why the cache does not fit a row of a run that takes these `frames` of the video; None when it does.
 
-        `difference(file, number of frames)` tells how the row's files differ from the `file` of an entry, '' where they do not.
+        With `sample`, the row itself, its files are compared with those that were looked at.
         """
         if video not in self._entries:
             return self._missing(video)
         entry = self._entries[video]
         was, files = [frame.index for frame in entry.frames], ", ".join(map(str, self.paths))
-        if entry.file and difference and (told := difference(entry.file, len(was))):
-            return f"{video!r} is not what was looked at for {files}: {told}. Run {COMMAND} with the same flags again"
+        if entry.file and sample and (changed := _difference(entry.file, sample, len(was))):
+            return (
+                f"{video!r} is not what was looked at for {files}: {changed}. Run {COMMAND} with the same flags again"
+            )
         if frames is None or was == list(frames):
             return None
         return (
@@ -169,6 +172,14 @@ class DetectionCache:
         )
 
 
+def _difference(file: dict[str, Any], sample: Sample, num_frames: int) -> str:
+    """How the files of `sample` differ from those of a cache line's "file", in words; '' where they do not."""
+    try:
+        return FileIdentity(**file).difference(sample, num_frames)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
 def _some(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:4])) + (" ..." if len(numbers) > 4 else "")
 
@@ -177,17 +188,9 @@ def read_detections(path: Path) -> Iterator[tuple[str, VideoDetections]]:
     """("file:line", entry) of every line. Raises ValueError with file:line; blank lines are passed over."""
     if not path.is_file():
         raise ValueError(f"{path}: no such detection cache; write it with {COMMAND} --data ROWS.jsonl --out {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                torn = "" if line.endswith(b"\n") else f" (a torn last line: {COMMAND} with this --out cuts it off)"
-                raise ValueError(f"{where}: not valid JSON{torn}; mend or remove the line") from error
-            yield where, parse_detections(row, where)
+    torn = f"a torn last line: {COMMAND} with this --out cuts it off"
+    for number, row in read_lines(path, "not valid JSON", "Fix or remove the line.", torn=torn):
+        yield f"{path}:{number}", parse_detections(row, f"{path}:{number}")
 
 
 def parse_detections(row: Any, where: str) -> VideoDetections:
@@ -253,26 +256,16 @@ def _keys(item: Any, kinds: dict[str, type], where: str, name: str) -> dict[str,
 
 
 def append_detections(path: str | Path, entries: Iterable[VideoDetections]) -> None:
-    """Add lines, each in one write, on disk when the call ends. A torn last line, left by a killed run, is cut off first.
+    """Add lines, on disk when the call ends. A torn last line, left by a killed run, is cut off first.
 
     One process writes to a file; shards write files of their own and `merge_detections` joins them.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(path)
-    with path.open("ab", buffering=0) as file:
+    with LineWriter(path) as file:
         for entry in entries:
-            line = (json.dumps(plain(entry), ensure_ascii=False) + "\n").encode()
-            parse_detections(json.loads(line), f"{path}: {entry.video}")  # nothing is written that cannot be read
-            file.write(line)
-        os.fsync(file.fileno())
-
-
-def cut_torn_line(path: Path) -> None:
-    """Shorten the file to its last whole line; a file that is not there stays so."""
-    if path.is_file():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+            row = plain(entry)
+            # Nothing is written that cannot be read.
+            parse_detections(json.loads(json.dumps(row)), f"{path}: {entry.video}")
+            file.append(row)
 
 
 def drop_detections(path: Path, videos: Collection[str]) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from drive_vlm.config import field
+from drive_vlm.data.samples import Sample
 from drive_vlm.rewards.detections import DetectionCache
 from drive_vlm.rewards.text import completion_text
 from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, ParsedText, TextParser
@@ -223,20 +224,21 @@ class PhysicsReward:
         return [item.reward for item in self.last_terms]
 
     def check(self, **columns: Any) -> list[str | None]:
-        """What keeps rows from being scored: no reference, or no detections of the frames that the run takes of these files."""
-        names = ("video", "image", "reference", "frames", "difference")
+        """For each row why it cannot be scored (no reference, or no detections of the frames that the run takes of these
+        files), None where it can."""
+        names = ("video", "image", "reference", "frames", "sample")
         given = zip(*(columns.get(name) or [None] * len(columns["id"]) for name in names), strict=True)
         return [
-            self._problem(image if video is None else video, reference, frames, difference)
-            for video, image, reference, frames, difference in given
+            self._problem(image if video is None else video, reference, frames, sample)
+            for video, image, reference, frames, sample in given
         ]
 
-    def _problem(self, video: Any, reference: Any, frames: Sequence[int] | None, difference: Any) -> str | None:
+    def _problem(self, video: Any, reference: Any, frames: Sequence[int] | None, sample: Sample | None) -> str | None:
         if not isinstance(video, str) or not video:
             return "the row needs a video or one image"
         if not isinstance(reference, str) or not reference:
             return "the row has no answer to be the reference: its last turn must be the assistant's"
-        return self.cache.problem(video, frames, difference)
+        return self.cache.problem(video, frames, sample)
 
     def _log(self, log_metric: Callable[[str, float], None], modes: Sequence[str] | None) -> None:
         names = [*TERMS, "precision", "recall", "unverified", "words"]

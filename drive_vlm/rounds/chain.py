@@ -15,12 +15,11 @@ from drive_vlm.rounds.steps import (
     read_json,
     read_lines,
     shards_of,
-    short,
     training_finished,
-    write_json,
 )
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_atomically, write_json
 from drive_vlm.store.fingerprint import same_model
+from drive_vlm.store.keyed_lines import check_same
 
 STATE = "rounds.json"
 _FORMAT = 1
@@ -50,11 +49,10 @@ class Chain:
         chain = cls(out)
         was = chain.content["settings"]
         agreed = {name: _agreed(was.get(name), now) for name, now in settings.items()}
-        if moved := [name for name, value in agreed.items() if value is None]:
-            lines = "; ".join(f"{name}: {short(was.get(name))} then, {short(settings[name])} now" for name in moved)
-            raise ValueError(
-                f"{path}: the chain was started with other settings ({lines}). Give another OUT, or go back to those settings."
-            )
+        moved = [name for name, value in agreed.items() if value is None]
+        then, now = ({name: found.get(name) for name in moved} for found in (was, settings))
+        way_out = "Give another OUT, or go back to those settings."
+        check_same(f"{path}: the chain was started", then, now, way_out)
         if any(was[name] != value for name, value in agreed.items()):
             was |= agreed
             chain.save()
@@ -84,7 +82,7 @@ class Chain:
             what = "is gone" if now is None else "has changed since"
             raise ValueError(
                 f"{self.path} does not fit its files: {identified(self.folder(number), step)}, recorded as round {number}'s result of "
-                f"{step}, {what}. Put it back, or make this round and those after it anew: "
+                f"{step}, {what}. Put it back, or make this round and those after it again: "
                 f"python tools/rounds.py forget --out {self.out} --round {number}"
             )
         return True
@@ -130,7 +128,7 @@ class Chain:
         return self.entry(number)["evaluate"]
 
     def forget(self, number: int) -> list[Path]:
-        """Take a round and those after it out of the state; their folders are kept beside, as round-T.forgotten-K."""
+        """Take a round and those after it out of the state; their folders are kept, renamed to round-T.forgotten-K."""
         moved = []
         for name in [name for name in self.content["rounds"] if name != DIRECT and int(name) >= number]:
             del self.content["rounds"][name]

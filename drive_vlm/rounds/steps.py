@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.store.cache import write_atomically
 from drive_vlm.store.fingerprint import content_hash, model_fingerprint
+from drive_vlm.store.keyed_lines import short
 
 STEPS = ("generate", "pairs", "train", "evaluate")
-DIRECT = "direct"  # the model before any fine-tuning, for the table only
+# The model before any fine-tuning, for the table only.
+DIRECT = "direct"
 _SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
 
 
@@ -24,16 +25,6 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def identified(folder: Path, step: str) -> Path:
@@ -83,14 +74,14 @@ def logged(model: Path) -> list[dict[str, float]]:
 
 
 def metric_of(path: Path, metric: str) -> tuple[float, dict[str, float | None]]:
-    """The number at `metric` ("a.b.c") in a JSON file, and the interval that stands beside it as "low" and "high"."""
+    """The number at `metric` ("a.b.c") in a JSON file, and the interval next to it: "low" and "high"."""
     found, parts = read_json(path), metric.split(".")
     for depth, part in enumerate(parts):
-        beside = found
+        section = found
         if not isinstance(found, dict) or part not in found:
             known = f"there are {', '.join(found)}" if isinstance(found, dict) else f"it holds {short(found)}"
             raise ValueError(f"{path}: no {'.'.join(parts[: depth + 1])}: {known}. Name the metric with METRIC.")
         found = found[part]
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         raise ValueError(f"{path}: {metric} is {short(found)}, not a number. Name another metric with METRIC.")
-    return float(found), {"low": beside.get("low"), "high": beside.get("high")}
+    return float(found), {"low": section.get("low"), "high": section.get("high")}

@@ -1,29 +1,39 @@
-"""The project's cache directory: what can be computed again, keyed by the identity of the files it came from."""
+"""The project's cache directory, atomic writes, and keys. The cache holds only what can be computed again from the files that
+a key names."""
 
 import hashlib
 import json
 import os
+import platform
 import threading
 from pathlib import Path
 from typing import Any
 
 
 def cache_dir() -> Path:
-    """Where indices are kept: $DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
+    """$DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
     path = Path(os.environ.get("DRIVE_VLM_CACHE") or Path.home() / ".cache" / "drive_vlm")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a binary file beside `path`, then rename it: readers see the whole file or none."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(beside, "wb") as file:
+    """Call `write(file)` on a binary file next to `path`, then rename it: readers see the whole file or none."""
+    # Ranks on several nodes write to one shared folder, and containers give each the same process id: the host tells them apart.
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
+    with open(partial, "wb") as file:
         write(file)
-    os.replace(beside, path)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace `path` by the content as indented JSON, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def cache_key(*parts: Any) -> str:
+    """Hash of `parts` as JSON: the same parts give the same key in every process and version."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 

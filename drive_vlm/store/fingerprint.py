@@ -1,4 +1,5 @@
-"""What a run was made of, as hashes: data files by content, models by sample, the code by its sources and its git state."""
+"""Hashes of what a run is made of: data files by content, models by a sample of their weights, the code by its sources and its
+git state."""
 
 import contextlib
 import hashlib
@@ -15,7 +16,7 @@ _CODE = ("drive_vlm/**/*.py", "recipes/*.sh", "slurm/*", "ds_configs/*.json")
 _BLOCK = 1 << 20
 _SAMPLES = 64
 _LARGEST_NEW_FILE = 1 << 20
-# What a run writes beside the model it saves: later runs may start from that directory.
+# What a run writes next to the model it saves. It does not count as the model: later runs may start from that directory.
 _OF_THE_RUN = {
     "run.json",
     "status.json",
@@ -30,6 +31,7 @@ _OF_THE_RUN = {
 def content_hash(path: str | Path, cached: bool = True) -> str:
     """blake2b of a file's content. `cached`: taken from the cache directory when path, size and times are the same."""
     stat = os.stat(path)
+    # The time of status change as well: `cp -p` and `rsync -t` can give other content the old size and modification time.
     kept = cache_dir() / f"hash-{cache_key(file_key(path), stat.st_ctime_ns)}.txt"
     if cached and kept.is_file():
         return kept.read_text()
@@ -39,7 +41,8 @@ def content_hash(path: str | Path, cached: bool = True) -> str:
 
 
 def sampled_hash(path: Path) -> str:
-    """blake2b of size and 64 spread MiB of a large file: another checkpoint differs in all of them, at a fraction of the reading."""
+    """blake2b of the size and of 64 blocks of 1 MiB, evenly spread over a large file. Training changes most
+    of them, so that the sample tells two checkpoints apart without reading all of their bytes."""
     size = path.stat().st_size
     blocks = -(-size // _BLOCK)
     if blocks <= _SAMPLES:
@@ -82,10 +85,10 @@ def model_fingerprint(name: str) -> dict[str, Any]:
 
 
 def same_model(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
-    """What is known of one model from two fingerprints of it; None where they are of two models.
+    """The newer fingerprint where both are of one model, None where they are of two.
 
-    A directory may have been moved: its hashes decide. A hub id is the same by its name and its commit; before the model is
-    downloaded no commit is known, and any fits.
+    A directory may have been moved: its hashes decide. A hub id is the same if name and commit are; before the model is
+    downloaded its commit is unknown, and any fits.
     """
     if "hub_commit" in then and "hub_commit" in now:
         commits = then["hub_commit"] or now["hub_commit"], now["hub_commit"] or then["hub_commit"]
@@ -125,13 +128,16 @@ def git_state() -> dict[str, Any] | None:
 
 
 def git_diff() -> str:
-    """What `git apply` needs to get from the commit to the code that ran: changes, and new text files up to 1 MiB. A new file
-    that is gone meanwhile, such as what another run writes in here, is no code of this one."""
+    """What `git apply` needs to get from the commit to the code that ran: changes, and new files up to 1 MiB.
+
+    A new file that disappears between listing and reading belongs to another run (its temporary output), and is left out.
+    """
     new = [ROOT / name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split("\0") if name]
     parts = [_git("diff", "HEAD", "--binary")]
     for path in new:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size <= _LARGEST_NEW_FILE:
+                # git diff --no-index ends with 1 where files differ, which they do, and with 128 where one has disappeared.
                 words = ("diff", "--binary", "--no-index", "--", "/dev/null", str(path.relative_to(ROOT)))
                 parts.append(_git(*words, expected=(0, 1) if path.exists() else (0, 1, 128)))
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Keeps tokens and keys out of what a run writes down."""
+"""Keep tokens and keys out of what a run writes down."""
 
 import os
 import re
@@ -13,7 +13,8 @@ _SECRET_NAME = re.compile(
 _SECRET_TEXT = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|ghp_[A-Za-z0-9]{16,})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-_SHORTEST = 6  # a shorter value of a secret variable ("none", "1") would hide innocent text
+# A shorter value of a secret variable ("none", "1") would hide innocent text.
+_SHORTEST = 6
 
 
 def is_secret(variable: str) -> bool:
@@ -22,7 +23,9 @@ def is_secret(variable: str) -> bool:
 
 
 def hide(value: Any) -> Any:
-    """`value` (as JSON holds it) without secrets: by the name of their key, the value of a secret variable, or their form."""
+    """`value` (as JSON holds it) without secrets, known by the name of their key, as the value of a secret variable, or by their
+    form."""
+    # Longest first: a secret that contains another one must be replaced as a whole.
     known = sorted((v for k, v in os.environ.items() if is_secret(k) and len(v) >= _SHORTEST), key=len, reverse=True)
     return _hide(value, known)
 

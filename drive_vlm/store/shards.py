@@ -1,4 +1,4 @@
-"""`--shard I/N`: the part of a list that one job of an array does."""
+"""`--shard I/N`: the part of a list that one job of an array takes."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def shard_of(items: Sequence[Item], shard: tuple[int, int]) -> list[Item]:
-    """The I-th of N consecutive, equal runs of `items`: all runs one after the other are the items in order."""
+    """The I-th of N consecutive parts of `items`, equal but for one; joined in order they are the items again."""
     index, count = shard
     return list(items[len(items) * index // count : len(items) * (index + 1) // count])
 

@@ -76,6 +76,7 @@ def test_threads_and_pickles_share_a_file(tmp_path: Path) -> None:
     assert numbers == [i % 3000 for i in range(12000)]
 
 
+@pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 def test_a_million_rows_in_constant_memory(tmp_path: Path, run: Callable) -> None:
     """400 MB of rows; the process that indexes and reads them stays below 300 MB. The seconds are printed, not asserted."""

@@ -35,7 +35,7 @@ def test_a_picture_hides_no_videos(tree, below, capsys):
     (folder / "cover.png").write_bytes(b"x")
     found = find_videos(tree)
     assert set(found) == {*before, ("day/deep/z", str(tree / "day/deep/z.mp4"))}
-    assert capsys.readouterr().out == f"{tree}: 6 videos; 1 pictures beside videos are left out\n"
+    assert capsys.readouterr().out == f"{tree}: 6 videos; 1 pictures next to videos are left out\n"
 
 
 def test_videos_that_differ_in_their_extension_keep_it(tree):

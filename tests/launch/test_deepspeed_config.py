@@ -75,10 +75,10 @@ def refuse(folder: Path, config: object) -> str:
 
 WRONG = {
     # name: (configuration, pattern of the message: line, key, reason, way out)
-    "typo at the top": ({"zero_optimisation": ZERO2, "zero_optimization": ZERO2}, r'2: "zero_optimisation" is no key .*at the top level\. Did you mean zero_optimization\?'),
-    "typo inside": ({"zero_optimization": {"stage": 2, "overlap_com": True}}, r'4: "zero_optimization\.overlap_com" is no key .* in "zero_optimization"\. Did you mean overlap_comm\?'),
+    "typo at the top": ({"zero_optimisation": ZERO2, "zero_optimization": ZERO2}, r'2: "zero_optimisation" is not a key .*at the top level\. Did you mean zero_optimization\?'),
+    "typo inside": ({"zero_optimization": {"stage": 2, "overlap_com": True}}, r'4: "zero_optimization\.overlap_com" is not a key .* in "zero_optimization"\. Did you mean overlap_comm\?'),
     "typo two levels down": ({"zero_optimization": ZERO3 | {"offload_param": {"device": "cpu", "pin_memry": True}}}, r"pin_memry.* Did you mean pin_memory\?"),
-    "key in the wrong section": ({"zero_optimization": ZERO2, "overlap_comm": True}, r'"overlap_comm" is no key .* It belongs into "zero_optimization"'),
+    "key in the wrong section": ({"zero_optimization": ZERO2, "overlap_comm": True}, r'"overlap_comm" is not a key .* It belongs into "zero_optimization"'),
     "removed": ({"zero_optimization": ZERO2, "amp": {"enabled": True}}, r'"amp" was removed from DeepSpeed'),
     "old name": ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, r"cpu_offload.* old name\. Write offload_optimizer"),
     "changes the batch": ({"zero_optimization": ZERO2, "tensor_parallel": {"autotp_size": 2}}, r"tensor_parallel.* not taken: every process .* global batch"),
@@ -102,14 +102,14 @@ WRONG = {
     "NVMe in stage 2": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, r"silently turn into \"cpu\""),
     "unknown device": ({"zero_optimization": ZERO3 | {"offload_param": {"device": "gpu"}}}, r'device" is "gpu"\. Write "cpu", "nvme" or "none"'),
     "part of the optimizer in stage 2": ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, r"ratio\" needs stage 3"),
-    "auto that nobody fills": ({"zero_optimization": {"stage": 2, "allgather_bucket_size": "auto"}}, r'allgather_bucket_size" is "auto", which nobody fills in\. Write a value, or remove'),
-    "auto of another section": ({"zero_optimization": ZERO2, "data_types": {"keep_in_fp32_modules": "auto"}}, r"nobody fills in"),
+    "auto that nobody fills": ({"zero_optimization": {"stage": 2, "allgather_bucket_size": "auto"}}, r'allgather_bucket_size" is "auto", which is not filled in for this key\. Write a value, or remove'),
+    "auto of another section": ({"zero_optimization": ZERO2, "data_types": {"keep_in_fp32_modules": "auto"}}, r"is not filled in for this key"),
     "stage 3 auto in stage 2": ({"zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": "auto"}}, r"acts under stage 3 only"),
-    "a key twice": ('{"zero_optimization": {"stage": 2, "overlap_comm": true,\n "stage": 3}}', r'"stage" stands twice in one section \(beside overlap_comm\)'),
+    "a key twice": ('{"zero_optimization": {"stage": 2, "overlap_comm": true,\n "stage": 3}}', r'"stage" stands twice in one section \(next to overlap_comm\)'),
     "line comment": ('{\n "zero_optimization": {"stage": 2} // two\n}', r"mine\.json:2: not valid JSON .*Comments are not JSON"),
     "hash comment": ('{\n # mine\n "zero_optimization": {"stage": 2}\n}', r"mine\.json:2: not valid JSON .*Comments are not JSON"),
     "comma too many": ('{\n "zero_optimization": {"stage": 2},\n}', r"mine\.json:3: not valid JSON .*Remove the comma before it"),
-    "not a number": ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": NaN}}', r"NaN is no JSON value"),
+    "not a number": ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": NaN}}', r"NaN is not a JSON value"),
     "a list": ("[1]", r"expected an object \{\.\.\.\}, got list"),
 }  # fmt: skip
 
@@ -163,6 +163,7 @@ def test_committed_configurations_are_read_by_the_installed_deepspeed(path: Path
     assert config.zero_config.gather_16bit_weights_on_model_save == (config.zero_config.stage == 3)
 
 
+@pytest.mark.fresh("its imports are timed")
 def test_the_command_line_tells_at_once_in_one_line(tmp_path: Path, run: Callable) -> None:
     path = tmp_path / "bad.json"
     path.write_text('{"zero_optimization": {"stage": 2, "offload_parm": {"device": "cpu"}}}')

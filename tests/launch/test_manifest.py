@@ -83,6 +83,7 @@ def test_secrets_do_not_enter_the_manifest(tmp_path: Path, monkeypatch: pytest.M
     assert "fish" not in text and "hub_token" in text
 
 
+@pytest.mark.fresh("its memory is measured")
 def test_peak_memory_of_a_child_is_its_own() -> None:
     ballast = b"x" * (400 << 20)  # resident in this process, which the child must not report
     code = "from drive_vlm.launch.manifest import peak_resident_bytes; print(peak_resident_bytes())"

@@ -100,6 +100,7 @@ def test_an_unknown_stage_is_named(plan: Callable) -> None:
     assert "sfd cannot be planned (known: sft" in plan(stage="sfd", code=2)
 
 
+@pytest.mark.fresh("what it imports is looked at")
 def test_neither_torch_nor_transformers_is_loaded(run: Callable) -> None:
     code = "import sys; from drive_vlm.plan.command import main; main(sys.argv[1:]); print('LOADED', *sys.modules)"
     done = run([sys.executable, "-c", code, "sft", *RECIPE])
@@ -227,6 +228,7 @@ def test_drive_vlm_on_a_24_gb_card(plan: Callable, model: str, length: int, toke
     assert saved == pytest.approx((4 - 0.5 - 1 / 64) * (3_633_511_936 - 36 * (2 * 2560 + 2 * 128) - 2560), rel=1e-3)
 
 
+@pytest.mark.supports("siglip_qwen sft zero3 lora nf4 refused")
 def test_a_video_plan_counts_frames_and_refuses_what_the_run_would(
     plan: Callable, tiny_video_model: Path, synthetic_data: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_server_answers_and_an_adapter_goes_on_from_round_to_round(chain, chat
         (("MODEL=m", "DATA=d", "STEP=train"), "of which round"),
         (("MODEL=m", "DATA=d", "ROUND=1", "STEP=sft"), "generate, pairs, train or evaluate"),
         (("MODEL=m", "DATA=d", "BACKEND=openai"), "needs BASE_URL"),
-        (("MODEL=m", "DATA=d", "BETA=1"), "BETA is no setting"),
+        (("MODEL=m", "DATA=d", "BETA=1"), "BETA is not a setting"),
         (("MODEL=m", "DATA=d", "--shard", "0/2"), "--shard is for STEP=generate"),
     ],
 )

@@ -7,6 +7,8 @@ import statistics
 import pytest
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
+from drive_vlm.data.caches.feature_cache import FileIdentity
+from drive_vlm.data.samples import Sample
 from drive_vlm.rewards import REWARDS, build_reward, chosen_rewards, config_class
 from drive_vlm.rewards.detections import DetectedFrame, DetectedObject, Detector, VideoDetections, append_detections
 from drive_vlm.rewards.physics import PhysicsConfig, Weights, terms
@@ -224,20 +226,26 @@ def test_rows_that_cannot_be_scored_are_told_beforehand(reward):
     assert found[5] == found[6] == "the row needs a video or one image"
 
 
-def test_a_replaced_video_is_told_beforehand(reward):
-    """Another file under the old name: its detections would score what nobody sees. `difference` is the stage's."""
-    entry = reward.cache.entry("a")
-    object.__setattr__(entry, "file", {"files": 1, "bytes": 7, "times": "t", "content": "c"})
-    asked = []
+def test_a_replaced_video_is_reported_beforehand(reward, tmp_path):
+    """Another file under the old name: its detections would score what nobody sees."""
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"8 bytes.")
+    sample = Sample("1", (), (), str(video), None, {}, "rows.jsonl:1")
+    row = {"id": ["1"], "video": ["a"], "reference": ["r"], "frames": [[0]], "sample": [sample]}
+    now = dataclasses.asdict(FileIdentity.of(sample, 1, content=True))
 
-    def difference(file, num_frames):
-        asked.append((file["bytes"], num_frames))
-        return "1 files of 7 bytes then, 1 of 8 bytes now" if len(asked) == 1 else ""
+    def check(**file):
+        object.__setattr__(reward.cache.entry("a"), "file", now | file)
+        [problem] = reward.check(**row)
+        return problem
 
-    row = {"id": ["1"], "video": ["a"], "reference": ["r"], "frames": [[0]], "difference": [difference]}
-    [told] = reward.check(**row)
-    assert "'a' is not what was looked at for" in told and "7 bytes then, 1 of 8 bytes now. Run python tools/" in told
-    assert reward.check(**row) == [None] and asked == [(7, 1), (7, 1)]
+    assert check() is None and check(times="copied") is None
+    problem = check(bytes=7)
+    assert "'a' is not what was looked at for" in problem
+    assert "7 bytes then, 1 of 8 bytes now. Run python tools/" in problem
+    assert "other content" in check(times="t", content="c")
+    video.unlink()
+    assert "cannot be read: No such file" in check()
 
 
 def test_a_bad_configuration_is_told_when_the_reward_is_built(tmp_path, spacy_model):

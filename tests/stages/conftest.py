@@ -264,6 +264,7 @@ class Training:
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
                 parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        parents |= sys.modules["tests_fork_server"].parents()
         found = [self.process.pid]
         for pid in found:
             found += [child for child, parent in parents.items() if parent == pid]

@@ -1,16 +1,15 @@
 """Files of a built synthetic data set: pictures, videos, row files, and the summary that is printed at the end."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.builders.row_writer import RowWriter, meta_entry
+from drive_vlm.store.cache import write_json
 
 
 def save_image(path: Path, pixels: np.ndarray, jpeg_quality: int) -> None:
@@ -68,32 +67,19 @@ class Summary:
 
 
 def write_files(out: Path, found: Iterator[dict[str, Any]]) -> Summary:
-    """Stream the rows into *.part files, then rename them all; meta.json comes last, so it marks a complete build.
+    """Write all rows; meta.json comes last, so it marks a complete build.
 
     Each of `found` holds `split`, `truth` (lines of scenes.jsonl) and `rows` by the prefix of their file's name.
     """
     summary = Summary()
-    with ExitStack() as stack:
-        files: dict[str, TextIO] = {}
+    with RowWriter(out) as writer:
         for result in found:
             split_rows = {f"{prefix}{result['split']}.jsonl": rows for prefix, rows in result["rows"].items()}
-            parts = {"scenes.jsonl": result["truth"], **split_rows}
-            for name, rows in parts.items():
-                if rows and name not in files:
-                    files[name] = stack.enter_context((out / f"{name}.part").open("w"))
+            for name, rows in {"scenes.jsonl": result["truth"], **split_rows}.items():
                 if rows:
-                    files[name].writelines(json.dumps(row) + "\n" for row in rows)
+                    writer.add(name, rows)
                     summary.add(name, rows)
-    meta = {}
-    for name in sorted(files):
-        (out / f"{name}.part").replace(out / name)
-        if name != "scenes.jsonl":
-            entry = {"root": ".", "annotation": name, "repeat_time": 1, "length": summary.rows[name]}
-            meta[f"synthetic_{name.removesuffix('.jsonl')}"] = entry
+    counts = sorted((name, count) for name, count in writer.counts.items() if name != "scenes.jsonl")
+    meta = {f"synthetic_{name.removesuffix('.jsonl')}": meta_entry(".", name, count) for name, count in counts}
     write_json(out / "meta.json", meta)
     return summary
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that `path` holds either the old or the new content, never a part."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))

@@ -25,13 +25,16 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import frame_files, frame_indices
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
+from drive_vlm.store.keyed_lines import check_same, read_lines
 
 SETTINGS = "cache.json"
 FORMAT = 1
 # Raise it when the same files give other pixels: frames are chosen or ordered, files decoded, or pictures cut in another way.
 TRANSFORM = 3
-_STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}  # numpy has no bfloat16
-_HOW_STORED = {"stored", "computed"}  # training takes features of any number type
+# numpy has no bfloat16: its bytes are read as whole numbers and viewed by torch.
+_STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
+# Settings that training does not compare: it takes features of any number type.
+_HOW_STORED = {"stored", "computed"}
 
 
 def cache_settings(tower: dict[str, Any], pixels: dict[str, Any], num_frames: int) -> dict[str, Any]:
@@ -43,8 +46,11 @@ def cache_settings(tower: dict[str, Any], pixels: dict[str, Any], num_frames: in
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
-    """What tells that the files of an entry are those its features were made of."""
+class FileIdentity:
+    """Size, times and hash of the files behind an entry, to notice a change.
+
+    `files` counts them, `bytes` is their size, `times` a hash of names and times of change, `content` a hash of what is decoded.
+    """
 
     files: int
     bytes: int
@@ -52,7 +58,7 @@ class Identity:
     content: str = ""
 
     @classmethod
-    def of(cls, sample: Sample, num_frames: int, content: bool = False, cached: bool = False) -> "Identity":
+    def of(cls, sample: Sample, num_frames: int, content: bool = False, cached: bool = False) -> "FileIdentity":
         """Of the pictures of `sample`; with `content` the files that are decoded are read. Raises OSError."""
         files = used = list(sample.images)
         if sample.video is not None:
@@ -67,11 +73,11 @@ class Identity:
 
     def difference(self, sample: Sample, num_frames: int) -> str:
         """How the files of `sample` differ from those that this was made of, in words; '' where they do not. Raises OSError."""
-        now = Identity.of(sample, num_frames)
+        now = FileIdentity.of(sample, num_frames)
         if (self.files, self.bytes) != (now.files, now.bytes):
             return f"{self.files} files of {self.bytes:,} bytes then, {now.files} of {now.bytes:,} bytes now"
         if self.times != now.times:
-            now = Identity.of(sample, num_frames, content=True, cached=True)
+            now = FileIdentity.of(sample, num_frames, content=True, cached=True)
             if self.content != now.content:
                 return "other content (size the same, time and hash differ)"
         return ""
@@ -85,7 +91,7 @@ class Entry:
     """
 
     saved: float
-    identity: Identity | None = None
+    identity: FileIdentity | None = None
     shard: str = ""
     offset: int = 0
     shape: tuple[int, int, int] = (0, 0, 0)
@@ -119,6 +125,7 @@ class FeatureCache:
         self._maps: dict[str, np.memmap] = {}
 
     def __getstate__(self) -> dict[str, Any]:
+        # Sent to a DataLoader worker, a memory map would be copied with all its bytes. Each worker opens its own.
         return self.__dict__ | {"_maps": {}}
 
     def __len__(self) -> int:
@@ -164,7 +171,7 @@ class FeatureCache:
         return entry
 
     def difference(self, entry: Entry, sample: Sample) -> str:
-        """`Identity.difference` of an entry that is not bad."""
+        """`FileIdentity.difference` of an entry that is not bad."""
         assert entry.identity is not None
         return entry.identity.difference(sample, self.num_frames)
 
@@ -180,6 +187,7 @@ class FeatureCache:
         if entry.shard not in self._maps:
             self._maps[entry.shard] = np.memmap(self.directory / f"{entry.shard}.bin", dtype=np.uint8, mode="r")
         kind = str(self.settings["stored"])
+        # Copied out of the map: torch warns of arrays that cannot be written to.
         count = int(np.prod(entry.shape)) * np.dtype(_STORED[kind]).itemsize
         part = np.array(self._maps[entry.shard][entry.offset : entry.offset + count])
         return torch.from_numpy(part).view(getattr(torch, kind)).view(entry.shape)
@@ -220,26 +228,14 @@ def read_settings(directory: Path, rebuild: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: damaged ({error}). Remove {directory} and build it anew: {rebuild}") from error
+        raise ValueError(f"{path}: damaged ({error}). Remove {directory} and build it again: {rebuild}") from error
 
 
 def check_settings(directory: Path, was: dict[str, Any], now: dict[str, Any], rebuild: str) -> None:
     """Raises ValueError naming every setting of `now` that the cache was not made with."""
     kept = {name: value for name, value in was.items() if name not in ("stored_shape", *(_HOW_STORED - now.keys()))}
-    different = list(_differences(kept, now))
-    if different:
-        raise ValueError(
-            f"{directory}: its features were made with other settings than this run has: {'; '.join(different)}. "
-            f"Go back to those, or build the cache anew (another --out, or remove {directory} first): {rebuild}"
-        )
-
-
-def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        for key in sorted(was.keys() | now.keys()):
-            yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif was != now:
-        yield f"{name} (cache: {was}, now: {now})"
+    way_out = f"Go back to those, or build the cache again (another --out, or remove {directory} first): {rebuild}"
+    check_same(f"{directory}: its features were made", kept, now, way_out)
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -256,17 +252,15 @@ def media_key(sample: Sample, max_tiles: int | None, directory: Path) -> str:
 
 
 def _read_index(path: Path) -> Iterator[tuple[str, Entry]]:
-    """Entries of one shard whose bytes are all there; a torn last line, left by a killed run, is no entry."""
+    """Entries of one shard whose bytes are all there; a torn last line, left by a killed run, is passed over."""
     data = path.with_suffix(".bin")
     available = data.stat().st_size if data.is_file() else 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            key, end = row.pop("key"), row.pop("end")
-            identity = row.pop("identity")
-            lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
-            entry = Entry(**row | lists, shard=path.stem, identity=identity and Identity(**identity))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: damaged ({error}). Remove {path.stem}.* and build again.") from error
+
+    def parse(row: dict[str, Any]) -> tuple[str, int, Entry]:
+        key, end, identity = row.pop("key"), row.pop("end"), row.pop("identity")
+        lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        return key, end, Entry(**row | lists, shard=path.stem, identity=identity and FileIdentity(**identity))
+
+    for _, (key, end, entry) in read_lines(path, "damaged", f"Remove {path.stem}.* and build again.", parse):
         if end <= available:
             yield key, entry

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.data.caches.feature_cache import FeatureCache, Identity, media_key
+from drive_vlm.data.caches.feature_cache import FeatureCache, FileIdentity, media_key
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
@@ -17,9 +17,10 @@ from drive_vlm.data.vision import video_length
 
 @dataclasses.dataclass
 class Work:
-    """One entry to make: the first row that names these pictures and its tile limit; then what the headers and files say.
+    """One entry to make: the first row that names these pictures and its tile limit.
 
-    `recorded` is what the cache holds of pictures that could not be read (Entry.bad).
+    `look_up` fills in `tiles` and `recorded` (Entry.bad of the cache, for pictures that could not be read); `decoded` fills in
+    `frames` and `identity`.
     """
 
     sample: Sample
@@ -27,7 +28,7 @@ class Work:
     tiles: list[int] = dataclasses.field(default_factory=list)
     frames: int = 0
     recorded: tuple[str, str, str] | None = None
-    identity: Any = None  # feature_cache.Identity once decoded
+    identity: FileIdentity | None = None
 
 
 def media_of_rows(
@@ -67,7 +68,8 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
         try:
             state = "new" if entry.bad else "changed" if cache.difference(entry, item.sample) else "kept"
         except OSError:
-            state = "changed"  # the loader tells what is wrong with the file
+            # The loader says what is wrong with the file.
+            state = "changed"
     try:
         if entry and state == "kept":
             item.tiles = list(entry.tiles)
@@ -88,7 +90,7 @@ def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[
         try:
             if sample.video:
                 item.frames = video_length(sample.video, sample.where)
-            item.identity = Identity.of(sample, encoder.num_frames, content=True)
+            item.identity = FileIdentity.of(sample, encoder.num_frames, content=True)
             tensors, counts = encoder.load_vision(sample, item.max_tiles)
         except BadRow as error:
             return error

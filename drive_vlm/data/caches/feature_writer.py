@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from drive_vlm.data.caches.feature_cache import SETTINGS, Identity, check_settings, media_key, read_settings
+from drive_vlm.data.caches.feature_cache import SETTINGS, FileIdentity, check_settings, media_key, read_settings
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.vision import frame_indices
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import write_json
 
 _SHARD_BYTES = 4 << 30
 
@@ -37,7 +37,13 @@ class FeatureWriter:
         self.close()
 
     def write(
-        self, sample: Sample, max_tiles: int | None, features: Any, tiles: list[int], identity: Identity, frames: int
+        self,
+        sample: Sample,
+        max_tiles: int | None,
+        features: Any,
+        tiles: list[int],
+        identity: FileIdentity | None,
+        frames: int,
     ) -> int:
         """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
 
@@ -46,6 +52,7 @@ class FeatureWriter:
         """
         import torch
 
+        assert identity is not None and identity.content, "features are written of files that were read"
         stored = features.to("cpu", getattr(torch, self.stored)).contiguous()
         if not torch.isfinite(stored).all():
             raise ValueError(
@@ -57,13 +64,14 @@ class FeatureWriter:
         try:
             data, index = self._files()
             offset = data.tell()
+            # Bytes before the line: an entry that the index names is whole, whenever the process dies.
             data.write(content)
             data.flush()
             row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": tiles}
             self._line(index, sample, max_tiles, row | {"frames": used, "identity": dataclasses.asdict(identity)})
         except OSError as error:
             raise ValueError(
-                f"{self.directory}: features could not be written ({error}). What is complete stays: mend the cause and run the same "
+                f"{self.directory}: features could not be written ({error}). What is complete stays: fix the cause and run the same "
                 "command again."
             ) from error
         return len(content)
@@ -103,10 +111,9 @@ def start_cache(directory: Path, settings: dict[str, Any], shape: tuple[int, int
     """
     path = directory / SETTINGS
     if not path.is_file():
-        text = json.dumps(settings | {"stored_shape": list(shape)}, indent=2)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+            write_json(path, settings | {"stored_shape": list(shape)})
         except OSError as error:
             raise ValueError(
                 f"{directory}: no feature cache can be made there ({error}). Give another folder."

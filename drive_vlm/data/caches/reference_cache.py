@@ -14,12 +14,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from drive_vlm.data.caches.feature_cache import TRANSFORM, Identity
+from drive_vlm.data.caches.feature_cache import TRANSFORM, FileIdentity
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.preference.pair_encoding import answers_of
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
-from drive_vlm.store.cache import cache_key, write_atomically
+from drive_vlm.store.cache import cache_key, write_json
+from drive_vlm.store.keyed_lines import LineWriter, check_same, read_keyed
 
 SETTINGS = "reference.json"
 FORMAT = 1
@@ -39,10 +40,11 @@ def reference_settings(model: list[dict[str, Any]], dtype: str, encoder: Encoder
 
 
 def pair_key(sample: Sample, num_frames: int, max_tiles: int | None) -> str:
-    """Raises BadRow for a row that is no pair, or whose pictures are gone."""
+    """Hash of everything that decides a pair's log-probabilities besides the settings. Raises BadRow for a row that is not a
+    pair, or whose pictures are gone."""
     words = [(turn.role, turn.parts) for turn in sample.prompt_turns()]
     try:
-        files = Identity.of(sample, num_frames)
+        files = FileIdentity.of(sample, num_frames)
     except OSError as error:
         problem = f"{error.filename} cannot be found"
         raise BadRow("image_missing", sample.where, problem, "Check the image root (--image_root)") from error
@@ -60,12 +62,10 @@ class ReferenceCache:
         path = self.directory / SETTINGS
         if path.is_file():
             was = json.loads(path.read_text())
-            moved = sorted(name for name in settings if was.get(name) != settings[name])
-            if moved:
-                raise ValueError(
-                    f"{self.directory}: its log-probabilities are of another reference ({', '.join(moved)} differ; see {SETTINGS}). "
-                    "Give another directory, or go back to the --model, --data settings and --dtype it was made with."
-                )
+            way_out = (
+                f"Give another directory, or go back to the --model, --data settings and --dtype of its {SETTINGS}."
+            )
+            check_same(f"{self.directory}: its log-probabilities were made", was, settings, way_out)
         self.entries: dict[str, tuple[float, float]] = {}
         self.read()
 
@@ -74,24 +74,14 @@ class ReferenceCache:
         """As the constructor, but the directory is made where it is not there."""
         cache = cls(directory, settings)
         cache.directory.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(settings, indent=2).encode()
-        write_atomically(cache.directory / SETTINGS, lambda file: file.write(content))
+        write_json(cache.directory / SETTINGS, settings)
         return cache
 
     def read(self) -> None:
-        """Take in every line of every file; the last line of a file whose writer was killed may be broken."""
+        """Take in every line of every file."""
         for path in sorted(self.directory.glob("log-probs-*.jsonl")):
-            lines = path.read_text().splitlines(keepends=True)
-            for number, line in enumerate(lines, 1):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    if number == len(lines):
-                        continue
-                    raise ValueError(
-                        f"{path}:{number}: damaged ({error}). Remove the file; its pairs are computed again."
-                    ) from error
-                self.entries[row["key"]] = (row["chosen"], row["rejected"])
+            rows = read_keyed(path, "damaged", "Remove the file; its pairs are computed again.")
+            self.entries |= {key: (row["chosen"], row["rejected"]) for key, row in rows.items()}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -105,25 +95,11 @@ class ReferenceCache:
         return ReferenceWriter(self.directory / f"log-probs-{name}.jsonl")
 
 
-class ReferenceWriter:
-    """Appends to one file of a cache; every line is on disk when `write` returns."""
-
-    def __init__(self, path: Path) -> None:
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:  # a writer was killed within its last line
-            path.write_bytes(whole)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+class ReferenceWriter(LineWriter):
+    """Appends to one file of a cache."""
 
     def write(self, key: str, chosen: float, rejected: float) -> None:
-        self._file.write(json.dumps({"key": key, "chosen": chosen, "rejected": rejected}) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self.append({"key": key, "chosen": chosen, "rejected": rejected})
 
 
 def keys_of(table: RowTable, num_frames: int) -> list[str]:

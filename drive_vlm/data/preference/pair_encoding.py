@@ -1,6 +1,6 @@
 """Preference pairs: one prompt with its pictures, a chosen and a rejected answer. Row -> two encoded rows -> batch.
 
-A pair is a row of the data contract with the texts `chosen` and `rejected` beside its conversation. An answer that ends
+A pair is a row of the data contract with the texts `chosen` and `rejected` next to its conversation. An answer that ends
 the conversation is not part of the prompt: it is the chosen one where the row has no `chosen`.
 """
 
@@ -30,7 +30,7 @@ def answers_of(sample: Sample) -> tuple[str, str]:
         if not text.strip():
             raise BadRow("empty_answer", sample.where, f"the {side} answer is empty", "Remove the pair")
         if IMAGE in text or VIDEO in text:
-            raise BadRow("image_count", sample.where, f"the {side} answer holds a picture placeholder", "Mend the row")
+            raise BadRow("image_count", sample.where, f"the {side} answer holds a picture placeholder", "Fix the row")
         texts.append(text)
     if texts[0].split() == texts[1].split():
         raise BadRow("identical", sample.where, "chosen equals rejected, so there is nothing to prefer", "Remove it")
@@ -57,8 +57,8 @@ class PairEncoder(Encoder):
     def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
         return [self.render(side, num_pictures).text for side in sides_of(sample)]
 
-    def length(self, features: dict[str, Any]) -> int:
-        return max(len(side["input_ids"]) for side in features["sides"])
+    def length(self, encoded: dict[str, Any]) -> int:
+        return max(len(side["input_ids"]) for side in encoded["sides"])
 
     def encode(self, sample: Sample, max_tiles: int | None = None, prompt: bool = False) -> dict[str, Any]:
         """`sides`: chosen and rejected as Encoder.encode gives a row, with the same vision tensors. Raises BadRow."""
@@ -81,24 +81,24 @@ class EncodedPairs(EncodedRows):
         self.reference: np.ndarray | None = None
 
     def _row(self, i: int) -> dict[str, Any] | BadRow:
-        features = super()._row(i)
-        if self.reference is not None and not isinstance(features, BadRow):
+        encoded = super()._row(i)
+        if self.reference is not None and not isinstance(encoded, BadRow):
             if np.isnan(self.reference[i]).any():
                 return BadRow(
                     "no_reference",
                     self.table.sample(i, need_answer=False).where,
                     "the pair can be read now, but could not when the reference was computed",
-                    "Start anew in another --output_dir, or add the pair: python -m drive_vlm reference",
+                    "Start again in another --output_dir, or add the pair: python -m drive_vlm reference",
                 )
-            features["reference"] = self.reference[i]
-        return features
+            encoded["reference"] = self.reference[i]
+        return encoded
 
 
 @dataclasses.dataclass
 class PairCollator:
     """Joins pairs into the tensors of `rows`, each pair as two rows: chosen, rejected, chosen, rejected ...
 
-    Unpacked these are the rows of the batch; packed, both sides of a pair stand in the same sequence. Beside them
+    `rows` is the collator of single rows. Unpacked the sides are the rows of the batch; packed, both sides of a pair stand in the same sequence. Next to them
     `answer_tokens int64[2 n]` (labelled tokens of each side in that order) and, where the pairs have it,
     `reference float[n, 2]` (log-probabilities of chosen and rejected under the reference).
     """

@@ -14,7 +14,7 @@ NEAR = 0.8
 
 
 def pair_row(row: dict[str, Any], chosen: str, rejected: str, pair_id: str, **columns: Any) -> dict[str, Any]:
-    """`row` as a pair: `chosen` is its last assistant turn, `chosen` and `rejected` stand beside as plain texts.
+    """`row` as a pair: `chosen` is its last assistant turn, `chosen` and `rejected` stand next to it as plain texts.
 
     A row that ends with the user's turn gets the turn; the row itself is left as it is.
     """
@@ -30,7 +30,7 @@ def pair_row(row: dict[str, Any], chosen: str, rejected: str, pair_id: str, **co
 def check_pair(row: Any, where: str) -> dict[str, Any]:
     """A row of a pairs file. Raises BadRow with one of missing_field, empty_answer, identical."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("chosen", "rejected")):
-        raise BadRow("missing_field", where, 'a pair needs the texts "chosen" and "rejected"', "Mend the row")
+        raise BadRow("missing_field", where, 'a pair needs the texts "chosen" and "rejected"', "Fix the row")
     if problem := unusable(row["chosen"], row["rejected"]):
         raise BadRow(
             problem, where, f"the pair is {problem.replace('_', ' ')}", "Build pairs with tools/build_pairs.py"
@@ -64,7 +64,7 @@ def similarity(first: str, second: str) -> float:
 def length_statistics(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Words of chosen and rejected answers: a model trained on pairs of one kind learns the length before anything else.
 
-    `chosen_longer` is the share of pairs of different lengths whose chosen answer has more words; 0.5 is no bias.
+    `chosen_longer` is the share of pairs of different lengths whose chosen answer has more words; 0.5 means no bias.
     """
     if not pairs:
         return {}

@@ -5,11 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import plain
+from drive_vlm.config import plain, user_errors
 from drive_vlm.launch.deepspeed import zero_stage
 from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.stage import Stage, load
 
@@ -27,13 +26,11 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
     4. Train and save (run_training).
     """
     topology = read_topology()
-    try:
+    with user_errors(f"python -m drive_vlm {name}"):
         flags = parse_stage(name, stage, words).checked(stage, topology.world_size)
         with RunStatus(flags.training["output_dir"], topology.rank) as status:
             trainer, facts = load(stage.prepare)(flags)
             run_training(trainer, status, flags.run.hang_timeout, facts)
-    except ValueError as error:
-        stop_on_user_error(name, error)
 
 
 def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float, facts: dict[str, Any]) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
-from drive_vlm.data.caches.feature_cache import FeatureCache, Identity
+from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
 from drive_vlm.data.vision import frame_indices, video_length
@@ -27,10 +26,9 @@ def check_rows(
     rank: int,
     world_size: int,
 ) -> None:
-    """Ask each of `scorers` that can check rows (Scorer.check) about each row: its columns, `frames`, the numbers that the run takes of
-    its video, and `difference`, a function that returns how its files differ from those that an Identity was made of (''
-    where they do not). The ranks share the rows and agree on the result; with a feature cache (`features`, else None) no
-    video is opened.
+    """Ask each of `scorers` that has a check (Scorer.check) about each row: its columns, `sample`, the row itself, and
+    `frames`, the numbers of the frames that the run takes of its video. The ranks share the rows and agree on the result;
+    with a feature cache (`features`, else None) no video is opened.
 
     Raises ValueError with the number of rows that a reward cannot score, and file:line and problem of the first.
     """
@@ -71,8 +69,7 @@ def _ask(
     def look(i: int) -> tuple[str, dict[str, Any]]:
         sample, source = table.sample(i, need_answer=False), table.sources[table.source[i]]
         frames = _frames(sample, num_frames, features, source.max_tiles)
-        asked = {"frames": frames, "difference": partial(_difference, sample)}
-        return sample.where, columns_of(sample, source.root) | asked
+        return sample.where, columns_of(sample, source.root) | {"frames": frames, "sample": sample}
 
     if not rows:
         return [[] for _ in asked]
@@ -87,13 +84,6 @@ def _ask(
             [((int(table.source[i]), int(table.row[i])), f"{where}: {text}") for i, where, text in answers if text]
         )
     return found
-
-
-def _difference(sample: Sample, identity: dict[str, Any], num_frames: int) -> str:
-    try:
-        return Identity(**identity).difference(sample, num_frames)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _frames(sample: Sample, num_frames: int, features: FeatureCache | None, max_tiles: int | None) -> list[int] | None:

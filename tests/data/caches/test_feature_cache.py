@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drive_vlm.data.caches.feature_cache import FeatureCache, Identity, cache_settings, media_key
+from drive_vlm.data.caches.feature_cache import FeatureCache, FileIdentity, cache_settings, media_key
 from drive_vlm.data.caches.feature_writer import FeatureWriter, start_cache
 from drive_vlm.data.encoder import Encoder, shuffled_order
 from drive_vlm.data.samples import BadRow, Sample, parse_row
@@ -36,7 +36,7 @@ def write(out: Path, *samples: Sample, seed: int = 0, stored: str = "float32") -
     features = [torch.randn(2, 3, 5) for _ in samples]
     with FeatureWriter(out, stored, 4) as writer:
         for sample, values in zip(samples, features, strict=True):
-            writer.write(sample, None, values, [2], Identity.of(sample, 4, content=True), 6)
+            writer.write(sample, None, values, [2], FileIdentity.of(sample, 4, content=True), 6)
     return features
 
 
@@ -61,11 +61,11 @@ def test_what_is_written_is_read(pictures: Path, tmp_path: Path, stored: str, er
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda s: s["tower"].update(weights="def"), "tower.weights (cache: abc, now: def)"),
+        (lambda s: s["tower"].update(weights="def"), "tower.weights: abc then, def now"),
         (lambda s: s["tower"].update(hidden_act="relu"), "tower.hidden_act"),
         (lambda s: s["pixels"]["pixels"].update(image_mean=[0.4, 0.5, 0.5]), "pixels.pixels.image_mean"),
-        (lambda s: s["pixels"].update(tile=[64, 64]), "pixels.tile (cache: [56, 56], now: [64, 64])"),
-        (lambda s: s.update(num_frames=8), "num_frames (cache: 4, now: 8)"),
+        (lambda s: s["pixels"].update(tile=[64, 64]), "pixels.tile: [56, 56] then, [64, 64] now"),
+        (lambda s: s.update(num_frames=8), "num_frames: 4 then, 8 now"),
         (lambda s: s.update(transform=99), "transform"),
         (lambda s: s.update(format=2), "format"),
     ],
@@ -79,7 +79,7 @@ def test_other_settings_stop_and_are_named(
     with pytest.raises(ValueError, match="other settings") as stopped:
         read(tmp_path / "out", now)
     assert named in str(stopped.value) and "REBUILD" in str(stopped.value)
-    assert str(stopped.value).count("(cache:") == 1, "only what differs is named"
+    assert str(stopped.value).count(" then, ") == 1, "only what differs is named"
 
 
 def test_another_projector_keeps_the_cache() -> None:
@@ -88,7 +88,7 @@ def test_another_projector_keeps_the_cache() -> None:
 
 def test_writing_with_another_number_type_stops(pictures: Path, tmp_path: Path) -> None:
     write(tmp_path / "out", sample_of(pictures, video="clip"))
-    with pytest.raises(ValueError, match=r"stored \(cache: float32, now: float16\)"):
+    with pytest.raises(ValueError, match="stored: float32 then, float16 now"):
         start_cache(tmp_path / "out", SETTINGS | STORED | {"stored": "float16"}, (3, 5), "REBUILD")
 
 
@@ -195,7 +195,7 @@ def test_numbers_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> N
         FeatureWriter(tmp_path / "out", "float16", 4) as writer,
         pytest.raises(ValueError, match=r"not finite as float16 \(largest 1e\+05\)"),
     ):
-        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], Identity.of(sample, 4, content=True), 6)
+        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), 6)
 
 
 def test_the_same_pictures_have_one_key(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,5 +18,5 @@ def test_files_decoded_in_another_way_stop(tmp_path: Path, monkeypatch: pytest.M
     reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
     reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
     monkeypatch.setattr(reference_cache, "TRANSFORM", reference_cache.TRANSFORM + 1)
-    with pytest.raises(ValueError, match=r"another reference \(transform differ"):
+    with pytest.raises(ValueError, match=r"made with other settings \(transform: 3 then, 4 now"):
         reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))

@@ -44,6 +44,7 @@ def test_stop_file_saves_at_the_next_step_on_all_ranks(training: Callable, tmp_p
     assert not (control / "stop").exists()
 
 
+@pytest.mark.fresh("torchrun and its ranks as they really are")
 def test_sigterm_to_torchrun_preempts_within_its_grace(training: Callable) -> None:
     """torchrun kills the ranks 30 s after it was told; its own exit code says nothing."""
     run = training(ranks=2)
@@ -57,6 +58,7 @@ def test_sigterm_to_torchrun_preempts_within_its_grace(training: Callable) -> No
     assert_stopped(run, "preempted", run.status["reason"])
 
 
+@pytest.mark.fresh("a signal to a process group")
 def test_sigterm_to_every_process_spares_the_loader(training: Callable) -> None:
     """Slurm signals the workers of the loader as well; without them the next batch would never come."""
     run = training("--dataloader_num_workers", 2)
@@ -118,6 +120,7 @@ def test_an_error_before_the_training_is_told_in_the_status(training: Callable) 
     assert run.status["state"] == "failed" and "absent.jsonl" in run.status["reason"]
 
 
+@pytest.mark.fresh("torchrun and its ranks as they really are")
 def test_a_killed_rank_is_started_again_and_goes_on_from_the_last_checkpoint(training: Callable) -> None:
     """torchrun --max_restarts 1: nobody adds --resume, and no step is missing or logged twice.
 

@@ -87,6 +87,7 @@ def test_the_default_limit_is_below_that_of_the_collectives() -> None:
     assert 3 * RunConfig().hang_timeout <= 1800
 
 
+@pytest.mark.fresh("SIGSTOP would stop the client alone")
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_process_is_named(training: Callable, stopped: int) -> None:
@@ -137,6 +138,7 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
+@pytest.mark.fresh("SIGSTOP would stop the client alone")
 @pytest.mark.slow
 def test_a_stopped_rank_0_that_holds_the_store_is_named(training: Callable) -> None:
     """Without a store in torchrun's own process (the deepspeed launcher, Slurm's srun) nobody can be asked."""

@@ -1,0 +1,186 @@
+"""JSON lines that survive a kill: written one by one as results come, read again by key, checked against their settings.
+
+A process that is killed while it writes leaves half a line at the end of its file, without a newline: a *torn* line. Readers
+pass over it, and a writer cuts it off before it appends, since the next line would otherwise become its tail. A broken line
+anywhere else is damage from outside and is refused with file:line.
+
+* read_lines, read_keyed    what a file holds, torn line left out
+* LineWriter                appends lines; each is with the operating system when `append` returns
+* write_lines               replaces a file, whole or not at all
+* JudgedRows                rows that cost money: what a rerun needs of the earlier ones, and what is missing
+* check_same                refuses a file whose settings are not those of this run
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from drive_vlm.store.cache import write_atomically
+
+_BLOCK = 1 << 16
+
+
+def read_lines(
+    path: Path, problem: str, way_out: str, parse: Callable[[Any], Any] = lambda row: row, torn: str | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, `parse` of the decoded line) of every line; blank lines are passed over.
+
+    Raises ValueError `path:line: problem (cause). way_out` for a line that is not JSON or that `parse` cannot take, and, where
+    `torn` says what to call it, for a torn last line. A file that is not there has no lines.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            whole = line.endswith(b"\n")
+            if not whole and torn is None:
+                return
+            try:
+                row = parse(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                cause = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{path}:{number}: {problem} ({cause if whole else torn}). {way_out}") from error
+            yield number, row
+
+
+def read_keyed(path: Path, problem: str, way_out: str, key: str = "key") -> dict[str, dict[str, Any]]:
+    """Rows by their `key`; of two with one key the later one. Raises ValueError as read_lines."""
+    return dict(row for _, row in read_lines(path, problem, way_out, lambda row: (row[key], row)))
+
+
+def cut_torn_line(path: Path) -> None:
+    """Shorten the file to its last whole line; a file that is not there stays so."""
+    if not path.is_file():
+        return
+    size = end = path.stat().st_size
+    with open(path, "rb") as file:
+        # From the end on: judges open a file of many thousand rows for each few that they add.
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                end = start + found + 1
+                break
+            end = start
+    if end < size:
+        os.truncate(path, end)
+
+
+def _line(row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Replace the file by these rows, atomically."""
+    write_atomically(path, lambda file: file.writelines(map(_line, rows)))
+
+
+class LineWriter:
+    """Appends to one file, which no other process may write to. A torn last line is cut off first; on leaving all is on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(path)
+        self._file = open(path, "ab")  # noqa: SIM115 - closed by __exit__
+
+    def append(self, row: Any) -> None:
+        self._file.write(_line(row))
+        # A kill loses what Python still buffers; what the operating system has survives it.
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class JudgedRows:
+    """The rows of `path` by their "key", a hash of everything that decided a row.
+
+    `keys` are the rows wanted now, in order. Rows of an earlier run with other keys (another judge, prompt or answer) are
+    taken out of the file and counted in `stale`. A row with "unread_after" N, whose replies could not be read in N attempts,
+    is wanted again when `attempts` is larger.
+    Raises ValueError, naming file and line, for a file that holds something else.
+    """
+
+    def __init__(self, path: str | Path, keys: Sequence[str], attempts: int) -> None:
+        self.path, self.keys = Path(path), list(keys)
+        way_out = "Give another --out, or remove the file."
+        found = read_keyed(self.path, "not a row of an earlier run", way_out)
+        wanted = set(self.keys)
+        self.stale = len(found.keys() - wanted)
+        self.rows = {
+            key: row for key, row in found.items() if key in wanted and row.get("unread_after", attempts) >= attempts
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(self.path, self.rows.values())
+
+    def missing(self) -> list[int]:
+        """Places in `keys` that have no row yet, each key once."""
+        first = {key: place for place, key in reversed(list(enumerate(self.keys)))}
+        return sorted(place for key, place in first.items() if key not in self.rows)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append finished rows to the file."""
+        with LineWriter(self.path) as file:
+            for row in rows:
+                self.rows[row["key"]] = row
+                file.append(row)
+
+    def add_blocks(
+        self, places: Iterable[int], blocks: Iterable[Iterable[Any]], row: Callable[[int, Any], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Append `row(place, result)` as the blocks come, which hold the results of `places` in order; then `finish`.
+
+        A ValueError on the way says as well how many rows are kept, and how to go on.
+        """
+        rest = iter(places)
+        try:
+            for block in blocks:
+                self.add(
+                    {"key": self.keys[place]} | row(place, result) for result, place in zip(block, rest, strict=False)
+                )
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\n{len(self.rows):,} of {len(self.keys):,} judgements are kept in {self.path}, and every reply in the "
+                "cache; fix the cause and give the same command again to go on"
+            ) from error
+        return self.finish()
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write all rows in the order of `keys`, and return them."""
+        write_lines(self.path, [self.rows[key] for key in dict.fromkeys(self.keys)])
+        return [self.rows[key] for key in self.keys]
+
+
+def check_same(made: str, was: dict[str, Any], now: dict[str, Any], way_out: str) -> None:
+    """Raises ValueError `made with other settings (a.b: 1 then, 2 now; ...). way_out` unless every setting is the same.
+
+    `made` begins the sentence, such as "DIR: its features were made". `was` comes from a JSON file and `now` may hold tuples,
+    which JSON makes lists.
+    """
+    moved = list(_differences(was, json.loads(json.dumps(now))))
+    if moved:
+        raise ValueError(f"{made} with other settings ({'; '.join(moved)}). {way_out}")
+
+
+def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            yield from _differences(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif was != now:
+        yield f"{name}: {short(was)} then, {short(now)} now"
+
+
+def short(value: Any) -> str:
+    """A value for a message, at most 120 characters: a text as it is, anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,225 @@
+"""What the benchmarks share: a work folder, sides in turns in processes of their own, medians, peak memory, one report.
+
+A benchmark is `run_bench(make_parser(), measure, show)`: `measure(args, work)` returns what it found, this file adds settings,
+machine, versions and load, writes --json and calls `show(result, args)`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, run_tool
+
+BENCH = Path(__file__).resolve().parent
+TOOLS = BENCH.parent
+# TrainingArguments of every run: nothing is saved or tracked, and the learning rate does not move.
+TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch",
+    "seed": 0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NNODES", "RESUME", "PLAN")
+
+
+def bench_parser(
+    name: str, description: str | None, examples: str, numbers: Mapping[str, tuple[int, str]]
+) -> CommandParser:
+    """A parser with --work, --json and an integer flag for each of `numbers` (default, help)."""
+    parser = CommandParser(prog=f"python tools/bench/{name}.py", description=description, examples=examples)
+    for flag, (default, text) in numbers.items():
+        parser.add_argument(f"--{flag}", type=int, default=default, help=text)
+    parser.add_argument("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
+    parser.add_argument("--json", type=Path, help="write the measurement to this file")
+    return parser
+
+
+def run_bench(
+    parser: CommandParser,
+    measure: Callable[[Any, Path], dict[str, Any]],
+    show: Callable[[Any, Any], Any],
+    prepare: Callable[[Any, Path], None] | None = None,
+    check: Callable[[Any], None] | None = None,
+    peers: Sequence[str] = (),
+) -> None:
+    """Check the flags, prepare the work folder, measure, report, show. `peers` are packages whose versions count as well.
+
+    `prepare` runs in a process of its own: a child begins with the peak memory of the process that forks it, so what loads
+    torch must not run in the one that starts the sides.
+    """
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
+
+    def run(args: Any) -> dict[str, Any] | None:
+        from drive_vlm.launch.manifest import machine, versions
+
+        if prepare and args.prepare:
+            prepare(args, args.work)
+            return None
+        if check:
+            check(args)
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "work", "prepare")}
+        before = os.getloadavg()
+        with tempfile.TemporaryDirectory() as temporary:
+            work = (args.work or Path(temporary)).resolve()
+            work.mkdir(parents=True, exist_ok=True)
+            if prepare:
+                words = [sys.executable, sys.argv[0], *sys.argv[1:], "--prepare", "--work", work]
+                start(words, work / "prepare.log", environment(work))
+            found = measure(args, work)
+        load = {"before": before, "after": os.getloadavg()}
+        used = versions() | {name: importlib.metadata.version(name) for name in peers}
+        return {"settings": settings, "machine": machine(), "versions": used, "load_average": load} | found
+
+    run_tool(parser, run, show)
+
+
+def at_least(args: Any, **limits: int) -> None:
+    """Raises ValueError for a flag below its limit."""
+    for name, least in limits.items():
+        value = getattr(args, name)
+        if min(value if isinstance(value, list) else [value]) < least:
+            raise ValueError(f"--{name}: at least {least}")
+
+
+# ---- processes
+
+
+def environment(work: Path, threads: int | None = None) -> dict[str, str]:
+    """For a child: no launcher's variables of the parent, caches in `work`, no network, `threads` torch threads."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER and not name.startswith(("SLURM_", "TORCHELASTIC_", "DRIVE_VLM_"))
+    }
+    cache = str(work / "cache")
+    env |= {
+        "DRIVE_VLM_CACHE": cache,
+        "HF_DATASETS_CACHE": cache,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    env["PYTHONPATH"] = f"{TOOLS.parent}{os.pathsep}{env.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+
+def start(command: Sequence[Any], log: Path, env: Mapping[str, str], first: Path | None = None) -> dict[str, float]:
+    """Run `command` to its end with its output in `log`: {"seconds", "peak_rss_mb" of its largest process}.
+
+    With `first`, a file that the command writes: also "seconds_to_first", until it was there. Raises ValueError with the
+    reason, or the end of its output, when it fails.
+    """
+    started, found = time.perf_counter(), {}
+    with open(log, "wb") as file:
+        process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT, env=env)
+        while (
+            first is not None
+            and "seconds_to_first" not in found
+            and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
+            if first.exists():
+                found["seconds_to_first"] = time.perf_counter() - started
+            time.sleep(0.005)
+        # wait4 and not wait(): it returns the memory of this one child, not of all children so far.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or (first is not None and "seconds_to_first" not in found):
+        text = log.read_text(errors="replace")
+        reason = text.rsplit("error: ", 1)[-1].splitlines()[0] if process.returncode == 2 else text[-3000:]
+        raise ValueError(f"{log.stem} ended with code {process.returncode}: {reason}")
+    return found | {"seconds": time.perf_counter() - started, "peak_rss_mb": usage.ru_maxrss / 1024}
+
+
+def torchrun(processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
+def flags(values: Mapping[str, Any]) -> list[str]:
+    """{"max_steps": 3} as ["--max_steps", "3"]; a list is several words."""
+    return [
+        str(word)
+        for name, value in values.items()
+        for word in (f"--{name}", *(value if isinstance(value, (list, tuple)) else [value]))
+    ]
+
+
+# ---- figures
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[int], dict[str, Any]]], repeats: int, warm_up: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each side, taken in turns, so that other work on the machine meets all sides alike.
+
+    A side is called with the number of the repeat; the first `warm_up` runs of each do not count.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for repeat in range(warm_up + repeats):
+        for side, run in sides.items():
+            found = run(repeat)
+            if repeat >= warm_up:
+                runs[side].append(found)
+    return runs
+
+
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The median of each number that the runs of a side hold."""
+    names = [name for name, value in runs[0].items() if isinstance(value, (int, float))]
+    return {name: statistics.median(run[name] for run in runs) for name in names}
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl that hold a loss."""
+    return [row for row in json_lines(out / "metrics.jsonl") if "loss" in row]
+
+
+# ---- data and models
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_json_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def build_synthetic(work: Path, **values: Any) -> Path:
+    """The folder work/data, filled by tools/build_synthetic.py with one split, "train"; what is there already is kept."""
+    data = work / "data"
+    if not data.is_dir():
+        words = flags({"out": data, "splits": "train:1", **values})
+        start([sys.executable, TOOLS / "build_synthetic.py", *words], work / "data.log", environment(work))
+    return data
+
+
+def build_tiny(work: Path, name: str, corpus: Path, **values: Any) -> Path:
+    """The folder work/`name` with a random InternVL of tools/build_tiny_model.py."""
+    words = flags({"out": work / name, "corpus": corpus, "max_tiles": 1, **values})
+    start([sys.executable, TOOLS / "build_tiny_model.py", *words], work / f"{name}.log", environment(work))
+    return work / name
+
+
+def table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 120) -> None:
+    """Print a table: the first column to the left, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = Table(title=title, title_justify="left")
+    for place, column in enumerate(head):
+        found.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        found.add_row(*row)
+    Console(width=width).print(found)
