@@ -2,11 +2,12 @@
 
 The order is that in which things happen: model, data, training. Every stage's `prepare` calls
 
-    args, resume = training_arguments(...)     # first of all: under ZeRO-3 it decides how weights are loaded
-    parts = build_parts(flags, args, resume)   # model and data
-    trainer = SomeTrainer(parts=parts, ...)    # training
+    args, resume = training_arguments(...)
+    parts = build_parts(flags, args, resume)
+    trainer = SomeTrainer(parts=parts, ...)
 
-and sets nothing on the trainer afterwards.
+and sets nothing on the trainer afterwards. training_arguments comes first of all: under ZeRO-3 it decides how weights are
+loaded.
 """
 
 import dataclasses

@@ -15,7 +15,8 @@ from drive_vlm.stages.rl.scorers import Scorer
 
 _THREADS = 8
 _SHOWN = 3
-Problems = list[tuple[tuple[int, int], str]]  # ((source, row), "file:line: what is wrong")
+# ((source, row), "file:line: what is wrong") of each row that a reward cannot score.
+Problems = list[tuple[tuple[int, int], str]]
 
 
 def check_rows(

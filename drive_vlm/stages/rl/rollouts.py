@@ -21,7 +21,8 @@ from drive_vlm.store.fingerprint import content_hash
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Rewards = Sequence[tuple[str, Any]]  # (name, its own flags; None where it has none)
+# (name, its own flags; None where it has none) of each reward of --rewards.
+Rewards = Sequence[tuple[str, Any]]
 
 
 @dataclasses.dataclass
