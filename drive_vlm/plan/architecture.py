@@ -15,7 +15,7 @@ from typing import Any
 from drive_vlm.config import nearest
 from drive_vlm.models.llava_next import layers_read
 from drive_vlm.models.lora import base_of
-from drive_vlm.models.siglip_qwen import frame_tokens
+from drive_vlm.models.siglip_qwen.tiling import frame_tokens
 from drive_vlm.plan.parameter_shapes import SHAPES, Shapes, head_dim, num_patches
 
 SHIPPED = Path(__file__).parents[1] / "models" / "architectures"

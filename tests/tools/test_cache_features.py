@@ -256,7 +256,7 @@ def test_an_out_that_is_no_folder_stops(build: Callable, data: Path) -> None:
 
 
 def test_more_frames_than_the_model_knows_are_refused_in_the_words_of_training(build: Callable, data: Path) -> None:
-    from drive_vlm.models.siglip_qwen.processing import too_many_frames
+    from drive_vlm.models.siglip_qwen.tiling import too_many_frames
 
     frame = next((data / "images").iterdir())
     (data / "long").mkdir()
