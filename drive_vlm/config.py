@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 IGNORE_INDEX = -100  # the label of a token that is not learned, as torch's cross entropy has it
+# Logits that the loss holds at a time (models/training_forward.py): 256 MB in fp32. The plan counts them too.
+CHUNK_ELEMENTS = 1 << 26
 
 
 def field(

@@ -44,7 +44,8 @@ def _part_weights(base: Any, family: Family, part: str, skip: tuple[Any, ...] = 
     total, trains = 0, False
     for prefix in family.parts.get(part, ()):
         for name, parameter in base.get_submodule(prefix).named_parameters():
-            if id(parameter) in left_out or "lora_" in name:
+            # Next to the part that peft trains in full (modules_to_save) lies the original, which no token passes.
+            if id(parameter) in left_out or "lora_" in name or "original_module." in name:
                 continue
             total += parameter_size(parameter)
             trains |= parameter.requires_grad

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from drive_vlm.config import DataConfig
+from drive_vlm.sampling import may_memoise
 from drive_vlm.sampling.tower_memo import TowerMemo
 
 
@@ -15,12 +16,12 @@ def install_memo(family: Any, data: DataConfig) -> TowerMemo | None:
     the same modules, and with --feature_cache, where no tower runs."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if data.feature_cache or is_deepspeed_zero3_enabled() or not family.parts.get("vision_tower"):
+    if data.feature_cache or not family.parts.get("vision_tower"):
         return None
     modules = _towers(family)
     frozen = not any(weight.requires_grad for tower in modules for weight in tower.parameters())
     random = any(isinstance(m, torch.nn.Dropout) and m.p for tower in modules for m in tower.modules())
-    if not frozen or random:
+    if random or not may_memoise(frozen, 3 if is_deepspeed_zero3_enabled() else 0):
         return None
     memo = TowerMemo()
     install_in(memo, family)

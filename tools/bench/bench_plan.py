@@ -212,14 +212,14 @@ def random_model(out: Path, corpus: Path, name: str) -> Path:
 
     from drive_vlm.data.jsonl import JsonlFile
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
-    from drive_vlm.plan.architecture import load_architecture
+    from drive_vlm.plan.model_sizes import shipped
 
     tiny = build_tiny_internvl(
         out.with_name(f"{name}_parts"), corpus_of(JsonlFile(corpus)), image_size=448, patch_size=14, max_tiles=1
     )
     processor = AutoProcessor.from_pretrained(tiny)
-    internvl = load_architecture("internvl3_1b").config
-    text = internvl["text_config"] if name == "internvl3_1b" else load_architecture("siglip2_qwen3_4b").text
+    internvl = shipped("internvl3_1b")[1]["config"]
+    text = (internvl if name == "internvl3_1b" else shipped("siglip2_qwen3_4b")[1]["config"])["text_config"]
     tied = text["tie_word_embeddings"]
     vision = {key: value for key, value in internvl["vision_config"].items() if key != "model_type"}
     config = InternVLConfig(
@@ -285,17 +285,15 @@ def predict(words: list[str], batch: list[int]) -> dict[str, float]:
     """The plan's figures for `batch`: what stays between steps, and the peak."""
     from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.plan.activations import Batch
-    from drive_vlm.plan.architecture import load_architecture
     from drive_vlm.plan.flags import parse
-    from drive_vlm.plan.memory_table import Case, layouts, peak_of
-    from drive_vlm.plan.rows import Rows
+    from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
+    from drive_vlm.plan.model_sizes import load_sizes
+    from drive_vlm.plan.rows import RowStatistics
 
     flags = parse("sft", "", words, "")
-    architecture = load_architecture(flags.model.model)
-    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets)
     micro = int(flags.training["per_device_train_batch_size"])
     accumulation = accumulation_steps(flags.run.global_batch_size, micro, flags.plan.world_size)
-    case = Case(flags, architecture, weights, Rows(None, batch[1], 0, 0, None, "", None), accumulation)
+    case = PlanCase(flags, load_sizes(flags.model), RowStatistics(None, batch[1], 0, 0, None, "", None), accumulation)
     all_layouts, chosen = layouts(flags)
     layout = next(item for item in reversed(all_layouts) if item.name == chosen)
     peak = peak_of(case, layout, Batch(*batch), case.checkpointing())

@@ -162,19 +162,17 @@ def predict(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
 
     from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.plan.activations import Batch
-    from drive_vlm.plan.architecture import load_architecture
     from drive_vlm.plan.flags import parse
-    from drive_vlm.plan.memory_table import Case, layouts, peak_of
-    from drive_vlm.plan.rows import Rows
+    from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
+    from drive_vlm.plan.model_sizes import load_sizes
+    from drive_vlm.plan.rows import RowStatistics
 
     flags = parse("grpo", "", words, "")
     assert flags.groups is not None
     flags = dataclasses.replace(flags, groups=dataclasses.replace(flags.groups, length=batch["completion"]))
-    architecture = load_architecture(flags.model.model)
-    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets)
     micro, tokens = int(flags.training["per_device_train_batch_size"]), batch["prompt"] + batch["completion"]
     accumulation = accumulation_steps(flags.run.global_batch_size, micro, flags.plan.world_size)
-    case = Case(flags, architecture, weights, Rows(None, tokens, 0, 0, None, "", None), accumulation)
+    case = PlanCase(flags, load_sizes(flags.model), RowStatistics(None, tokens, 0, 0, None, "", None), accumulation)
     all_layouts, chosen = layouts(flags)
     layout = next(item for item in reversed(all_layouts) if item.name == chosen)
     passing = Batch(micro, tokens, round(micro * batch["tiles"]), micro * (tokens - 1))
