@@ -154,6 +154,8 @@ def load_tower(config: FeatureConfig) -> Tower:
         with torch.inference_mode():
             return tower_features(family, pixel_values.to(device, dtype))
 
+    # vision_tower() above has refused a model without pictures.
+    assert family.vision is not None
     dummy = family.vision.dummy_inputs()
     if set(dummy) != {"pixel_values"} or dummy["pixel_values"].ndim != 4:
         shapes = ", ".join(f"{name} of shape {list(value.shape)}" for name, value in sorted(dummy.items()))

@@ -46,7 +46,7 @@ def count_parameters(model: Any, parts: Mapping[str, tuple[str, ...]]) -> dict[s
 
 
 def parameter_size(parameter: Any) -> int:
-    """Numbers in a weight: those of a ZeRO-3 shard's whole, and those that a 4-bit weight stands for."""
+    """Element count of a parameter; for ZeRO-3 shards and 4-bit weights, that of the full tensor."""
     state = getattr(parameter, "quant_state", None)
     return math.prod(state.shape) if state is not None else getattr(parameter, "ds_numel", parameter.numel())
 

@@ -71,9 +71,9 @@ class VisionAdapter(abc.ABC, Generic[L]):
 
     def __init__(self, processor: "ProcessorMixin", tiling: Tiling[L]) -> None:
         # Any: each family's processor has attributes of its own, which ProcessorMixin does not name.
-        self.processor: Any = processor
-        self.tiling = tiling
-        self.image_token: str = self.processor.image_token
+        own: Any = processor
+        self.processor, self.tiling = own, tiling
+        self.image_token: str = own.image_token
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, Any]:

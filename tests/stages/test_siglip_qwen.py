@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from drive_vlm.plan.architecture import load_architecture
+from drive_vlm.config import ModelConfig
+from drive_vlm.plan.model_sizes import load_sizes
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,7 @@ def test_every_layout_learns_the_same(video_sft: Callable, fresh: Callable, worl
 
 
 def architecture_total(path: Path) -> int:
-    return sum(weight.size for weight in load_architecture(str(path)).weights())
+    return sum(weight.elements for weight in load_sizes(ModelConfig(model=str(path))).weights)
 
 
 @pytest.mark.supports("siglip_qwen sft lora", "siglip_qwen sft zero2 lora")
@@ -64,7 +65,6 @@ def test_lora_with_the_projector_leaves_tower_and_time_alone(
     """Stage 2: adapters on all linear layers of the language model, the projector whole; what is frozen keeps its bytes."""
     import torch
 
-    from drive_vlm.config import ModelConfig
     from drive_vlm.models import load_family
 
     freeze = ("--freeze", "vision_tower", "temporal_embeddings", "--lora_rank", 4, "--gradient_checkpointing")

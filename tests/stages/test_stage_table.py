@@ -69,6 +69,8 @@ def test_the_command_the_plan_and_recipes_know_a_new_stage(with_toy: dict[str, s
     )
     assert "--resume auto" in answer(["bash", recipe], with_toy | {"DRY_RUN": "1", "RESUME": "auto"})
     assert "is not planned" not in answer(["bash", recipe], with_toy | {"DRY_RUN": "1", "PLAN": "1"})
+    planned = answer([*command, "plan", "short_answers", "--model", "internvl3_1b", "--json"], with_toy)
+    assert json.loads(planned)["batch"]["unit"] == "sequences"
     other = tmp_path / "other.sh"
     other.write_text(f"source {ROOT}/recipes/_launch.sh\nlaunch generate --data d.jsonl\n")
     assert "generate is not planned" in answer(["bash", other], with_toy | {"DRY_RUN": "1", "PLAN": "1"})

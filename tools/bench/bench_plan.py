@@ -132,14 +132,14 @@ def random_model(out: Path, corpus: Path, name: str) -> Path:
 
     from drive_vlm.data.jsonl import JsonlFile
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
-    from drive_vlm.plan.architecture import load_architecture
+    from drive_vlm.plan.model_sizes import shipped
 
     tiny = build_tiny_internvl(
         out.with_name(f"{name}_parts"), corpus_of(JsonlFile(corpus)), image_size=448, patch_size=14, max_tiles=1
     )
     processor = AutoProcessor.from_pretrained(tiny)
-    internvl = load_architecture("internvl3_1b").config
-    text = internvl["text_config"] if name == "internvl3_1b" else load_architecture("siglip2_qwen3_4b").text
+    internvl = shipped("internvl3_1b")[1]["config"]
+    text = (internvl if name == "internvl3_1b" else shipped("siglip2_qwen3_4b")[1]["config"])["text_config"]
     tied = text["tie_word_embeddings"]
     vision = {key: value for key, value in internvl["vision_config"].items() if key != "model_type"}
     config = InternVLConfig(
@@ -211,20 +211,19 @@ def planned(stage: str, words: list[str], tokens: int, batch: "Callable[[int], B
     import dataclasses
 
     from drive_vlm.launch.topology import accumulation_steps
-    from drive_vlm.plan.architecture import load_architecture
     from drive_vlm.plan.flags import parse
-    from drive_vlm.plan.memory_table import Case, layouts, peak_of
-    from drive_vlm.plan.rows import Rows
+    from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
+    from drive_vlm.plan.model_sizes import load_sizes
+    from drive_vlm.plan.rows import RowStatistics
 
     parsed = parse(stage, "", words, "")
     if groups:
         assert parsed.groups is not None
         parsed = dataclasses.replace(parsed, groups=dataclasses.replace(parsed.groups, **groups))
-    architecture = load_architecture(parsed.model.model)
-    weights = architecture.weights(parsed.model.freeze, parsed.model.lora_rank, parsed.model.lora_targets)
     micro = int(parsed.training["per_device_train_batch_size"])
     accumulation = accumulation_steps(parsed.run.global_batch_size, micro, parsed.plan.world_size)
-    case = Case(parsed, architecture, weights, Rows(None, tokens, 0, 0, None, "", None), accumulation)
+    rows = RowStatistics(None, tokens, 0, 0, None, "", None)
+    case = PlanCase(parsed, load_sizes(parsed.model), rows, accumulation)
     all_layouts, chosen = layouts(parsed)
     layout = next(item for item in reversed(all_layouts) if item.name == chosen)
     return peak_of(case, layout, batch(micro), case.checkpointing())

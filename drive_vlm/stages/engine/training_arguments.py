@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Arguments = TypeVar("Arguments", bound="TrainingArguments")
 # What this project chooses where transformers or TRL choose otherwise; the plan shows the same.
-ENGINE_DEFAULTS: dict[str, Any] = {
+TRAINING_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "output_dir": "runs/sft",
     "logging_steps": 10,
@@ -52,7 +52,7 @@ def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, An
     quiet_bars()
     topology = read_topology()
     cpu = bool(given.get("use_cpu", not torch.cuda.is_available()))
-    extra = ENGINE_DEFAULTS | given
+    extra = TRAINING_DEFAULTS | given
     names = {item.name for item in dataclasses.fields(cls)}
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
     config = load_deepspeed_config(run.deepspeed, cpu) if run.deepspeed else None
@@ -127,9 +127,14 @@ def model_dtype(model: ModelConfig, args: "TrainingArguments") -> "torch.dtype":
     """dtype of the weights in memory: DeepSpeed keeps fp32 masters of its own, plain bf16 training autocasts fp32 weights."""
     import torch
 
+    return getattr(torch, weight_dtype(model, bool(args.bf16), bool(args.deepspeed)))
+
+
+def weight_dtype(model: ModelConfig, half: bool, deepspeed: bool) -> str:
+    """Name of the dtype of the weights in memory, with --bf16 (`half`) or without it; the memory plan asks as well."""
     if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    return torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+        return model.dtype
+    return "bfloat16" if half and deepspeed else "float32"
 
 
 def _start_deepspeed(cpu: bool) -> None:
