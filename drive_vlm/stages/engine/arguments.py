@@ -148,7 +148,7 @@ def parse_training_flags(parser: CommandParser, training_class: str, words: list
     given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
     hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False)
     for action in hf_parser._actions:
-        # Only the given flags are wanted. The dataclass itself is built later (engine/run.py), with what the project fixes.
+        # Only the given flags are wanted. The dataclass itself is built later (training_arguments.py), with what the project fixes.
         action.required = False
         # HfArgumentParser (transformers 5.23) gives `bool` an optional word but not `bool | None`, such as TRL's --bf16.
         if action.type is string_to_bool and action.nargs is None:
