@@ -60,6 +60,12 @@ def tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
     return patches, patches
 
 
+def name_features(model: Any) -> None:
+    """LLaVA reads hidden_states[-1], before SigLIP's final norm: the feature cache must hold the same."""
+    tower = model.model.vision_tower
+    model.model.tower_features = lambda pixel_values: tower(pixel_values, output_hidden_states=True).hidden_states[-1]
+
+
 FAMILY = FamilySpec(
     name="toy",
     parts={
@@ -71,6 +77,7 @@ FAMILY = FamilySpec(
     tile_tokens=tile_tokens,
     tiling=ToyTiling,
     adapter=ToyVision,
+    settle=name_features,
 )
 
 
