@@ -145,7 +145,8 @@ def _take_features_as_pixels(body: Any) -> None:
     @functools.wraps(own_forward)
     def forward(*args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if vision_features is not None:
-            kwargs["pixel_values"] = vision_features
+            # The cache may hold half precision, and not every class casts what it gets.
+            kwargs["pixel_values"] = vision_features.to(body.dtype)
         return own_forward(*args, **kwargs)
 
     # Patch 2: of the body's forward. A batch says `vision_features`, which native classes do not know.

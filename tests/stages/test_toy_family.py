@@ -48,16 +48,8 @@ def test_it_trains_under_zero_2_and_3_packs_merges_and_answers(
 @pytest.mark.slow
 def test_features_are_cached_and_trained_from(toy: Path, sft: Callable, world: Any, tmp_path: Path) -> None:
     """The feature cache gives the curve of the pixels."""
-    tool = [
-        sys.executable,
-        ROOT / "tools/cache_features.py",
-        "--model",
-        toy,
-        "--data",
-        world.train,
-        "--out",
-        tmp_path / "cache",
-    ]
+    words = ("--model", toy, "--data", world.train, "--stored", "float32", "--out", tmp_path / "cache")
+    tool = [sys.executable, ROOT / "tools/cache_features.py", *words]
     subprocess.run(list(map(str, tool)), check=True, capture_output=True, cwd=ROOT, timeout=300)
     flags = ("--model", toy, "--max_steps", 2, "--use_cpu", "true")
     pixels = sft(tmp_path / "pixels", *flags)
