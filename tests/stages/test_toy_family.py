@@ -1,4 +1,7 @@
-"""A family that lives in tests/ (toy_family.py) goes through every command: one file, one line, no edit in drive_vlm."""
+"""A family that lives in tests/ (toy_family.py) goes through every command: one file, one line, no edit in drive_vlm.
+
+On two busy cores: 158 s for training, merging and answering, 20 s for the feature cache, 3 s for the plan, without fixtures.
+"""
 
 import importlib
 import json
@@ -69,7 +72,7 @@ def test_it_is_planned(toy: Path, world: Any, capsys: pytest.CaptureFixture) -> 
     plan = json.loads(capsys.readouterr().out)
     family = load_family(ModelConfig(model=str(toy)), torch.float32)
     total = sum(weight.numel() for weight in family.model.parameters())
-    assert str(total) in json.dumps(plan)
+    assert plan["parameters"]["all"]["total"] == total
     vision = load_processor(ModelConfig(model=str(toy))).vision
     assert vision is not None and vision.tiling.tokens(vision.layout(720, 1280, 1, None)) == 16 == len(
         vision.image_ids(1)
