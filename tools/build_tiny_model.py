@@ -1,5 +1,7 @@
 """Write a tiny random model (the real classes, tokenizer and processor, small sizes) for trials without a download."""
 
+import importlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,33 @@ python tools/build_tiny_model.py --out runs/tiny --corpus data/train.jsonl --ima
 python tools/build_tiny_model.py --family llava_next --out runs/tiny_llava --corpus data/train.jsonl
 python tools/build_tiny_model.py --family siglip_qwen --out runs/tiny_video --corpus data/train.jsonl --pool_size 2 --max_frames 16
 """
-# Flags of one family only, with their defaults there.
-_OWN: dict[str, dict[str, Any]] = {
-    "internvl": {"max_tiles": 4},
-    "llava_next": {},
-    "smolvlm": {"splits": 2},
-    "siglip_qwen": {"projector_type": "mlp", "pool_size": 2, "num_queries": 8, "resampler_layers": 1, "max_frames": 16},
+_MEANING = {
+    "image_size": "pixels of a tile's or frame's side",
+    "patch_size": "pixels of a patch's side",
+    "hidden_size": "width of tower and language model",
+    "vision_layers": "layers of the vision tower",
+    "text_layers": "layers of the language model",
+    "vocab_size": "tokens of the tokenizer, at most",
+    "seed": "seed of the random weights",
+    "max_tiles": "tiles a row may use for its pictures",
+    "splits": "tiles along a picture's longer edge, at most",
+    "pool_size": "side of a pooling window in patches",
+    "max_frames": "frames of a row, at most",
 }
+
+
+def tiny_builders() -> dict[str, Callable[..., Path]]:
+    """{family: what builds its tiny twin}, of every family that names one (FamilySpec.tiny); no torch is loaded."""
+    from drive_vlm.models import family_spec, known_models
+
+    places = {spec.name: spec.tiny.split(":") for spec in map(family_spec, known_models()) if spec.tiny}
+    return {name: getattr(importlib.import_module(module), function) for name, (module, function) in places.items()}
+
+
+def sizes_of(builder: Callable[..., Path]) -> dict[str, Any]:
+    """{flag: default} of a builder: its parameters that have one."""
+    parameters = inspect.signature(builder).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
 
 
 def make_parser() -> CommandParser:
@@ -27,56 +49,38 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("--out", required=True, help="directory to write")
     add("--corpus", nargs="+", required=True, help="JSONL rows whose words train the tokenizer")
-    add(
-        "--family",
-        default="internvl",
-        choices=tuple(_OWN),
-        help="internvl, llava_next and smolvlm (pictures in tiles), or siglip_qwen (video: SigLIP, temporal embeddings, Qwen3)",
-    )
-    add("--image_size", type=int, default=56, help="pixels of a tile's or frame's side")
-    add("--patch_size", type=int, help="pixels of a patch's side (default: 7; llava_next: 14)")
-    add("--hidden_size", type=int, default=64, help="width of tower and language model")
-    add("--vision_layers", type=int, help="layers of the vision tower (default: 2; llava_next: 3)")
-    add("--text_layers", type=int, default=2, help="layers of the language model")
-    add("--vocab_size", type=int, default=2000, help="tokens of the tokenizer, at most")
-    add("--seed", type=int, default=0, help="seed of the random weights")
-    add("--max_tiles", type=int, help="internvl: tiles a row may use for its pictures (default: 4)")
-    add("--splits", type=int, help="smolvlm: tiles along a picture's longer edge, at most (default: 2)")
-    add("--projector_type", choices=("mlp", "resampler"), help="siglip_qwen: kind of projector (default: mlp)")
-    add("--pool_size", type=int, help="siglip_qwen: side of a pooling window in patches (default: 2)")
-    add("--num_queries", type=int, help="siglip_qwen: queries of the resampler (default: 8)")
-    add("--resampler_layers", type=int, help="siglip_qwen: layers of the resampler (default: 1)")
-    add("--max_frames", type=int, help="siglip_qwen: frames of a row, at most (default: 16)")
+    sizes = {name: sizes_of(builder) for name, builder in tiny_builders().items()}
+    add("--family", default="internvl", choices=tuple(sizes), help="whose classes")
+    for flag in dict.fromkeys(flag for own in sizes.values() for flag in own):
+        defaults = {name: own[flag] for name, own in sizes.items() if flag in own}
+        same = len(defaults) == len(sizes) and len(set(defaults.values())) == 1
+        text = (
+            next(iter(defaults.values())) if same else ", ".join(f"{name} {value}" for name, value in defaults.items())
+        )
+        kind = type(next(iter(defaults.values())))
+        if kind is not bool:
+            add(f"--{flag}", type=kind, help=f"{_MEANING.get(flag, 'of its configuration')} (default: {text})")
     return parser
 
 
 def run(args: Any) -> dict[str, Any]:
     """Write the model; returns its config.json. Raises ValueError for a flag of another family."""
     from drive_vlm.data.jsonl import JsonlFile
-    from drive_vlm.models.tiny.tiny import build_tiny_internvl, build_tiny_siglip_qwen, corpus_of
-    from drive_vlm.models.tiny.tiny_pictures import build_tiny_llava_next, build_tiny_smolvlm
+    from drive_vlm.models.tiny.tiny import corpus_of
 
-    given = {name: getattr(args, name) for own in _OWN.values() for name in own}
-    for name, value in given.items():
-        if value is not None and name not in _OWN[args.family]:
+    builder = tiny_builders()[args.family]
+    named = ("out", "corpus", "family")
+    given = {name: value for name, value in vars(args).items() if value is not None and name not in named}
+    for name in given:
+        if name not in sizes_of(builder):
             raise ValueError(f"--{name} is not a flag of --family {args.family}.")
-    own = {name: default if given[name] is None else given[name] for name, default in _OWN[args.family].items()}
-    builders: dict[str, Callable[..., Path]] = {
-        "internvl": build_tiny_internvl,
-        "llava_next": build_tiny_llava_next,
-        "smolvlm": build_tiny_smolvlm,
-        "siglip_qwen": build_tiny_siglip_qwen,
-    }
-    shared = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size", "seed")
-    sizes = {name: getattr(args, name) for name in shared if getattr(args, name) is not None}
-    corpus = corpus_of(row for path in args.corpus for row in JsonlFile(Path(path)))
-    builders[args.family](args.out, corpus, **sizes, **own)
+    builder(args.out, corpus_of(row for path in args.corpus for row in JsonlFile(Path(path))), **given)
     return json.loads((Path(args.out) / "config.json").read_text())
 
 
 def show(config: dict[str, Any], args: Any) -> None:
     words = config["text_config"]["vocab_size"]
-    print(f"{args.out}: {config['architectures'][0]}, vocabulary {words}, random weights (seed {args.seed})")
+    print(f"{args.out}: {config['architectures'][0]}, vocabulary {words}, random weights (seed {args.seed or 0})")
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ class Encoder:
             questions about the order of events).
     """
 
-    need_answer = True  # a row without an answer cannot be learned
+    # A row without an answer cannot be learned.
+    need_answer = True
 
     def __init__(
         self,
@@ -46,7 +47,8 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
         self.blank_images, self.features, self.shuffle_frames = blank_images, features, shuffle_frames
-        # all_special_tokens leaves out what has no role of its own, such as <|im_start|>: a row holding it could forge a turn.
+        # Not all_special_tokens: it leaves out what has no role of its own, such as <|im_start|>, and a row that holds that
+        # token could forge a turn.
         self.chat = ChatRenderer(
             tokenizer, template, [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         )
@@ -90,7 +92,8 @@ class Encoder:
         def write_frames(text: str) -> str:
             try:
                 return vision.expand_video(text, num_pictures)
-            except ValueError as error:  # more frames than the model takes: this row's fault
+            except ValueError as error:
+                # More frames than the model takes: the family raises ValueError, and the row is what is wrong.
                 way = "Or use --on_bad_row skip"
                 raise BadRow("too_many_frames", sample.where, str(error).rstrip("."), way) from error
 

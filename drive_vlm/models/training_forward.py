@@ -4,6 +4,9 @@
   pass: 16,384 labelled tokens on InternVL3's vocabulary would otherwise hold 9.9 GB of fp32 logits.
 * A batch without a picture sends one dummy tile through tower and projector, times zero. Under ZeRO-3 every module
   gathers its weights from all ranks, so a rank that left the tower out would let the others wait for ever.
+
+`load_family(for_training=True)` patches three forwards here: the model's, its head's and its body's. The loss is therefore
+computed in the patched model.forward, which Trainer.compute_loss reaches by `model(**batch)`.
 """
 
 import dataclasses
@@ -94,6 +97,7 @@ def install_training_forward(
         chunked = chunked_log_probs if apart else chunked_cross_entropy
         return chunked(hidden, self.weight, self.bias, labels, chunk_tokens)
 
+    # Patch 1, of lm_head.forward: chunks must be formed inside the module's call, where ZeRO-3 has its weight gathered.
     head.forward = types.MethodType(head_forward, head)
 
     @functools.wraps(own_forward)
@@ -108,7 +112,8 @@ def install_training_forward(
             return own_forward(*args, **kwargs)
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        kwargs["use_cache"] = False  # with a cache, sdpa would not keep packed rows apart
+        # With a cache, sdpa would not keep packed rows apart.
+        kwargs["use_cache"] = False
         if dummy_vision is not None and all(kwargs.get(key) is None for key in (*dummy_vision, "vision_features")):
             kwargs["tower_pass"] = True
         hidden = model.model(*args, **kwargs)[0]
@@ -124,6 +129,7 @@ def install_training_forward(
         )
         return CausalLMOutputWithPast(loss=total / count.to(total.device))
 
+    # Patch 2, of model.forward: this is where a training's loss is computed.
     model.forward = forward
 
 
@@ -134,7 +140,8 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
     embeddings, tower, projector, language model, with a picture or without.
     """
     own_forward = body.forward
-    body.tower_pass_inputs = dummy  # without a tower it becomes a picture's features (vision_features.py)
+    # Without a tower these become a picture's features (vision_features.detach_tower).
+    body.tower_pass_inputs = dummy
 
     @functools.wraps(own_forward)
     def forward(*args: Any, tower_pass: bool = False, **kwargs: Any) -> Any:
@@ -143,9 +150,11 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
             features = body.get_image_features(
                 **{key: value.to(embeds.device) for key, value in body.tower_pass_inputs.items()}, return_dict=True
             )
-            pooled = features.pooler_output  # of some families a tensor for each picture
+            # Some families return a tensor for each picture.
+            pooled = features.pooler_output
             total = pooled.sum() if isinstance(pooled, torch.Tensor) else sum(one.sum() for one in pooled)
             kwargs["inputs_embeds"] = embeds + 0.0 * total.to(embeds.dtype)
         return own_forward(*args, **kwargs)
 
+    # Patch 3, of model.model.forward: the tower pass must happen between the embeddings and the language model.
     body.forward = forward

@@ -28,7 +28,15 @@ _SEMANTIC = (
 
 
 class CachedTower(torch.nn.Module):
-    """Stands in the tower's place and hands on the features that it is given as `pixel_values float[P, L, Dv]`."""
+    """Stands in the tower's place and hands on the features that it is given as `pixel_values float[P, L, Dv]`.
+
+    With `as_hidden_states` also as the only hidden state, for a body that reads hidden_states[-1]. That is not always
+    last_hidden_state (a tower's final norm may lie between), so such a body must say by tower_features what it reads.
+    """
+
+    def __init__(self, as_hidden_states: bool = False) -> None:
+        super().__init__()
+        self.as_hidden_states = as_hidden_states
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         """`pixel_values` as a tower's output, unchanged. Raises ValueError for pictures."""
@@ -39,7 +47,8 @@ class CachedTower(torch.nn.Module):
                 f"expected cached features float[P, L, Dv], got a tensor of shape {tuple(pixel_values.shape)}: this model was "
                 "loaded for --feature_cache, without its vision tower."
             )
-        return BaseModelOutput(last_hidden_state=pixel_values)
+        hidden_states: Any = (pixel_values,) if self.as_hidden_states else None
+        return BaseModelOutput(last_hidden_state=pixel_values, hidden_states=hidden_states)
 
 
 def _tower_path(family: Family) -> str:
@@ -120,7 +129,7 @@ def detach_tower(family: Family, feature_shape: tuple[int, int], keep: bool) -> 
         if keep:
             weights = {f"{path}.{name}": tensor.to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
     # Patch 1: the tower's place in the module tree. No rank enters the tower again, so ZeRO-3 sees one order of modules.
-    base.set_submodule(path, CachedTower())
+    base.set_submodule(path, CachedTower(hasattr(base.model, "tower_features")))
     native = "vision_features" in inspect.signature(base.model.forward).parameters
     if not native:
         _take_features_as_pixels(base.model)
@@ -136,7 +145,8 @@ def _take_features_as_pixels(body: Any) -> None:
     @functools.wraps(own_forward)
     def forward(*args: Any, vision_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if vision_features is not None:
-            kwargs["pixel_values"] = vision_features
+            # The cache may hold half precision, and not every class casts what it gets.
+            kwargs["pixel_values"] = vision_features.to(body.dtype)
         return own_forward(*args, **kwargs)
 
     # Patch 2: of the body's forward. A batch says `vision_features`, which native classes do not know.

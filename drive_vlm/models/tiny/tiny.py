@@ -88,7 +88,8 @@ def build_tiny_internvl(
         raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
     tokens = grid * grid // 4
     heads = max(1, hidden_size // 32)
-    init = hidden_size**-0.5  # the 0.02 of wide models would leave a narrow one's layers near zero
+    # The 0.02 of wide models would leave the layers of a narrow one near zero.
+    init = hidden_size**-0.5
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
             hidden_size=hidden_size,
@@ -97,7 +98,8 @@ def build_tiny_internvl(
             intermediate_size=hidden_size * 4,
             image_size=image_size,
             patch_size=patch_size,
-            layer_scale_init_value=1.0,  # the pre-training value 0.1 would keep a tower from scratch silent for long
+            # The pre-training value 0.1 would keep a tower from scratch silent for long.
+            layer_scale_init_value=1.0,
             initializer_range=init,
         ).to_dict(),
         text_config=Qwen2Config(
@@ -119,7 +121,8 @@ def build_tiny_internvl(
         tie_word_embeddings=tie_word_embeddings,
     )
     model = InternVLForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=init)  # zero otherwise
+    # transformers leaves them at zero.
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=init)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = InternVLProcessor(
@@ -144,9 +147,13 @@ def build_tiny_siglip_qwen(
     text_layers: int = 2,
     vocab_size: int = 2000,
     seed: int = 0,
-    **settings: Any,
+    projector_type: str = "mlp",
+    pool_size: int = 2,
+    num_queries: int = 8,
+    resampler_layers: int = 1,
+    max_frames: int = 16,
 ) -> Path:
-    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`; `settings` are those of SiglipQwenConfig."""
+    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`; the last five are of SiglipQwenConfig."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
@@ -157,9 +164,11 @@ def build_tiny_siglip_qwen(
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], *PICTURES), {})
-    tokenizer.add_tokens(["<think>", "</think>"])  # no special tokens in Qwen3 either
+    # They are not special tokens in Qwen3 either.
+    tokenizer.add_tokens(["<think>", "</think>"])
     heads = max(1, hidden_size // 32)
-    init = hidden_size**-0.5  # as in build_tiny_internvl
+    # As in build_tiny_internvl.
+    init = hidden_size**-0.5
     tower = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=hidden_size,
@@ -186,7 +195,10 @@ def build_tiny_siglip_qwen(
         )
     )
     pixels = SiglipImageProcessor(size={"height": image_size, "width": image_size})
-    return write_model(out, tower, language, tokenizer, pixels, thinks=True, initializer_range=init, **settings)
+    return write_model(
+        out, tower, language, tokenizer, pixels, thinks=True, initializer_range=init, projector_type=projector_type,
+        pool_size=pool_size, num_queries=num_queries, resampler_layers=resampler_layers, max_frames=max_frames,
+    )  # fmt: skip
 
 
 def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:

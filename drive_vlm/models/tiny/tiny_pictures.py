@@ -1,4 +1,4 @@
-"""Tiny random LLaVA-NeXT and SmolVLM of the real classes, with tokenizer and processor; see tiny.py."""
+"""Tiny random LLaVA-NeXT and SmolVLM of the real classes, with tokenizer and processor; tiny.py has the others."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,7 +34,8 @@ def _llama(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2),
         max_position_embeddings=4096,
-        initializer_range=hidden_size**-0.5,  # as in build_tiny_internvl
+        # As in build_tiny_internvl: 0.02 would leave the layers of a narrow model near zero.
+        initializer_range=hidden_size**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -132,7 +133,10 @@ def build_tiny_smolvlm(
     import torch
     import transformers
 
-    hf: Any = transformers  # two classes of one shape
+    if kind not in ("idefics3", "smolvlm"):
+        raise ValueError(f"kind {kind!r} is unknown. Use idefics3 or smolvlm.")
+    # Any: two sets of classes of one shape.
+    hf: Any = transformers
     torch.manual_seed(seed)
     named = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
     places = [f"<row_{i + 1}_col_{j + 1}>" for i in range(splits) for j in range(splits)]

@@ -30,7 +30,9 @@ def test_pooling_by_hand(side: int, size: int) -> None:
 def test_resampler(tmp_path: Path) -> None:
     from drive_vlm.models.tiny.tiny import build_tiny_siglip_qwen
 
-    out = build_tiny_siglip_qwen(tmp_path / "tiny", ["a car"], projector_type="resampler", num_queries=5, max_frames=2)
+    out = build_tiny_siglip_qwen(
+        tmp_path / "tiny", ["a car"], projector_type="resampler", num_queries=5, resampler_layers=2, max_frames=2
+    )
     family = load_family(ModelConfig(model=str(out)), torch.float32)
     projector = family.model.model.projector
     assert isinstance(projector, Resampler) and family.processor.image_seq_length == 5
