@@ -31,18 +31,21 @@ def count_parameters(model: Any, parts: Mapping[str, tuple[str, ...]]) -> dict[s
     A tensor that two modules share is counted once; a ZeRO-3 shard or a 4-bit weight counts with its full size.
     """
     counts = {name: {"total": 0, "trainable": 0} for name in [*parts, "other", "all"]}
-    for path, parameter in model.named_parameters():
-        path = path.removeprefix("base_model.model.")  # peft
-        part = next(
-            (name for name, prefixes in parts.items() if path.startswith(tuple(p + "." for p in prefixes))), "other"
-        )
+    for name, parameter in model.named_parameters():
+        part = part_of(name, parts)
         size = parameter_size(parameter)
-        for name in (part, "all"):
-            counts[name]["total"] += size
-            counts[name]["trainable"] += size if parameter.requires_grad else 0
+        for key in (part, "all"):
+            counts[key]["total"] += size
+            counts[key]["trainable"] += size if parameter.requires_grad else 0
     if not counts["other"]["total"]:
         del counts["other"]
     return counts
+
+
+def part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
+    """The part of a parameter by its name, with peft around the model or without; "other" where it belongs to no part."""
+    path = name.removeprefix("base_model.model.")
+    return next((part for part, paths in parts.items() if path.startswith(tuple(f"{p}." for p in paths))), "other")
 
 
 def parameter_size(parameter: Any) -> int:

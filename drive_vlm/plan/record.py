@@ -22,7 +22,7 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.models import model_on_meta
 from drive_vlm.models.family import FamilyModel, FamilySpec
 from drive_vlm.models.flops import TrainFlops, train_flops
-from drive_vlm.models.freezing import freeze
+from drive_vlm.models.freezing import freeze, part_of
 from drive_vlm.models.lora import apply_lora
 from drive_vlm.plan.flags import FIELDS
 from drive_vlm.plan.model_sizes import SHIPPED, TextSizes, VisionSizes, all_shipped, recorded_flags
@@ -82,11 +82,7 @@ def _weights(family: FamilyModel) -> Iterator[tuple[str, int, bool, bool]]:
     own = {id(head.weight): "lm_head"} | {id(embeddings.weight): "embeddings"}
     matrices = {id(m.weight) for m in family.model.modules() if isinstance(m, torch.nn.Linear)}
     for name, parameter in family.model.named_parameters():
-        path = name.removeprefix("base_model.model.")
-        part = next(
-            (part for part, places in family.parts.items() if path.startswith(tuple(f"{p}." for p in places))), "other"
-        )
-        part = "lora" if "lora_" in name else own.get(id(parameter), part)
+        part = "lora" if "lora_" in name else own.get(id(parameter), part_of(name, family.parts))
         yield part, parameter.numel(), parameter.requires_grad, id(parameter) in matrices
 
 
