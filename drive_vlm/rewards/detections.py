@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
-from drive_vlm.data.caches.feature_cache import Identity
+from drive_vlm.data.caches.feature_cache import FileIdentity
 from drive_vlm.data.samples import Sample
 from drive_vlm.store.keyed_lines import LineWriter, read_lines
 
@@ -175,7 +175,7 @@ class DetectionCache:
 def _difference(file: dict[str, Any], sample: Sample, num_frames: int) -> str:
     """How the files of `sample` differ from those of a cache line's "file", in words; '' where they do not."""
     try:
-        return Identity(**file).difference(sample, num_frames)
+        return FileIdentity(**file).difference(sample, num_frames)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 

@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace
-from drive_vlm.data.caches.feature_cache import Identity
+from drive_vlm.data.caches.feature_cache import FileIdentity
 from drive_vlm.data.samples import Sample
 from drive_vlm.rewards import REWARDS, build_reward, chosen_rewards, config_class
 from drive_vlm.rewards.detections import DetectedFrame, DetectedObject, Detector, VideoDetections, append_detections
@@ -232,7 +232,7 @@ def test_a_replaced_video_is_reported_beforehand(reward, tmp_path):
     video.write_bytes(b"8 bytes.")
     sample = Sample("1", (), (), str(video), None, {}, "rows.jsonl:1")
     row = {"id": ["1"], "video": ["a"], "reference": ["r"], "frames": [[0]], "sample": [sample]}
-    now = dataclasses.asdict(Identity.of(sample, 1, content=True))
+    now = dataclasses.asdict(FileIdentity.of(sample, 1, content=True))
 
     def check(**file):
         object.__setattr__(reward.cache.entry("a"), "file", now | file)
