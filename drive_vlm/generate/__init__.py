@@ -130,7 +130,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         if agreed := same_model(before["model"], settings["model"]):
             before["model"] = settings["model"] = agreed
         way_out = f"Give another --out, or remove it and {path.name} to answer again."
-        check_same(f"{out}: its answers were made", before, settings, way_out)
+        check_same(f"{out}: its answers were made with other settings", before, settings, way_out)
     elif answered:
         print(
             f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",

@@ -52,7 +52,7 @@ class Chain:
         moved = [name for name, value in agreed.items() if value is None]
         then, now = ({name: found.get(name) for name in moved} for found in (was, settings))
         way_out = "Give another OUT, or go back to those settings."
-        check_same(f"{path}: the chain was started", then, now, way_out)
+        check_same(f"{path}: the chain was started with other settings", then, now, way_out)
         if any(was[name] != value for name, value in agreed.items()):
             was |= agreed
             chain.save()

@@ -55,9 +55,14 @@ def test_a_torn_last_line_is_passed_over_then_cut_and_damage_is_named(tmp_path):
 
 def test_every_setting_that_differs_is_named_with_both_values():
     was = {"model": {"name": "a", "weights": "w"}, "seed": 0, "size": [3, 5]}
-    check_same("DIR: its rows were made", was, was | {"size": (3, 5)}, "Go back.")
+    check_same("DIR: its rows were made with other settings", was, was | {"size": (3, 5)}, "Go back.")
     with pytest.raises(ValueError, match=r"made with other settings \(model\.weights: w then, v now; new: null then, "):
-        check_same("DIR: its rows were made", was, was | {"model": {"name": "a", "weights": "v"}, "new": "x" * 999}, "")
+        check_same(
+            "DIR: its rows were made with other settings",
+            was,
+            was | {"model": {"name": "a", "weights": "v"}, "new": "x" * 999},
+            "",
+        )
 
 
 @pytest.mark.parametrize("whole", [b"", b"{}\n", b"{}\n" * 30_000])
