@@ -1,4 +1,4 @@
-"""The state of a chain of rounds: what is done, what comes next, and whether it still fits its files."""
+"""The state of a chain of rounds: what is done, and whether it still fits its files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,9 +70,9 @@ class Chain:
         return self.content["rounds"].get(number, {})
 
     def is_done(self, number: str, step: str) -> bool:
-        """Whether a step is recorded, or finished and only not recorded yet.
+        """Whether a step is recorded, or finished and not recorded yet.
 
-        Raises ValueError when what was recorded is no longer what lies in the folder.
+        Raises ValueError when the folder no longer holds what was recorded.
         """
         self._check_position(number, step)
         recorded = self.entry(number).get(step)
@@ -88,7 +88,7 @@ class Chain:
         return True
 
     def record(self, number: str, step: str) -> None:
-        """Write down what a finished step made. Raises ValueError when it is not finished, or an earlier one has changed."""
+        """Record what a finished step made. Raises ValueError when it is not finished, or an earlier one has changed."""
         if self.entry(number).get(step) is not None and self.is_done(number, step):
             return
         self._check_position(number, step)
@@ -154,7 +154,7 @@ def _order(number: str) -> int:
 
 
 def _agreed(then: Any, now: Any) -> Any:
-    """A setting that is the same as before, None where it is another: files and models count by what they hold."""
+    """The setting as it is to be kept, None where it has changed: files and models are compared by content, not by path."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         return now if then == now else None
     if "path" in now:
@@ -163,7 +163,7 @@ def _agreed(then: Any, now: Any) -> Any:
 
 
 def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
-    """Joins the shards of an array, where it was one."""
+    """Facts of a generation; joins the shards of a job array first, where it was one."""
     folder, name = chain.folder(number), "generated.jsonl"
     shards, missing = shards_of(folder)
     if not (folder / name).is_file():
@@ -220,7 +220,7 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
 
 
 def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) -> None:
-    """Raises ValueError unless `used` is the model that the round before left; a server's model is known by its name only."""
+    """Raises ValueError unless `used` is the model that the round before made; of a server's model only the name is known."""
     before = int(number) - 1
     expected = chain.entry(str(before))["train"]["identity"] if before else chain.settings["model"]
     if "weights" in used and "weights" in expected:
