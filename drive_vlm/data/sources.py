@@ -66,6 +66,7 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> list[So
 
 
 def _open_json(path: Path, root: str) -> list[Source]:
+    # The key holds size and time of the file: an edited list is converted again.
     converted = cache_dir() / f"rows-{file_key(path)}.jsonl"
     if not converted.is_file():
         content = _load_json(path)

@@ -78,6 +78,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
             file.append(prediction_row(sample, answer))
+    # Every rank reads all rows, so each bad one is known to all of them: it is counted once.
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
     if topology.is_main:
@@ -142,6 +143,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
             f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",
             flush=True,
         )
+    # The other ranks have compared with the old file, or find this one: both are the same but for the name of a moved model.
     if read_topology().is_main:
         write_json(path, settings)
 

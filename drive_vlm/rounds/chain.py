@@ -76,6 +76,7 @@ class Chain:
         """
         self._check_position(number, step)
         recorded = self.entry(number).get(step)
+        # A kill between the end of a step and its record, or a job array, leaves a finished step that is not recorded.
         if recorded is None:
             return step in FINISHED and FINISHED[step](self.folder(number))
         if (now := identity(self.folder(number), step)) != recorded["identity"]:
@@ -92,6 +93,8 @@ class Chain:
         if self.entry(number).get(step) is not None and self.is_done(number, step):
             return
         self._check_position(number, step)
+        # Records are made in order, and each looks at those before it again: pairs of answers that were replaced later, for example,
+        # are not the pairs of this round.
         for before in STEPS[: STEPS.index(step)] if number not in (DIRECT, "0") else ():
             if before not in self.entry(number):
                 raise ValueError(f"round {number}: {step} cannot be recorded before {before}, which is not")
@@ -110,6 +113,7 @@ class Chain:
 
         Raises ValueError when the round or the one before it is not evaluated.
         """
+        # Round 0 is the model that the chain starts from: there is nothing to compare it with.
         if number == 0:
             return True
         before, after = (self.evaluation(str(n)) for n in (number - 1, number))
@@ -176,6 +180,7 @@ def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
             raise ValueError(
                 f"{folder}: {', '.join(different)}: other settings than {shards[0].name}. Remove them and run STEP=generate."
             )
+        # Settings first: generated.jsonl is what says that the step is finished.
         write_json(folder / f"{name}.settings.json", settings[0])
         write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
     rows = sum(1 for line in (folder / name).open("rb") if line.strip())
@@ -206,6 +211,7 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
             f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
         )
     run = read_json(folder / "model" / "run.json")
+    # SPIN trains against the model of the round before. Of an adapter the fingerprint of its base follows: [adapter, base].
     _check_model(chain, number, run["reference"]["model"][0], folder / "model")
     used = run["config"]["training"]
     points = logged(folder / "model")

@@ -59,6 +59,7 @@ def _generation_finished(folder: Path) -> bool:
 
 
 def training_finished(folder: Path) -> bool:
+    # Weights alone do not say it: a run that was stopped on request saves them too.
     run = folder / "model" / "run.json"
     return run.is_file() and read_json(run).get("state") == "finished"
 
