@@ -133,10 +133,9 @@ def group_of(row: dict[str, Any]) -> str:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    from drive_vlm.store.cache import write_atomically
+    from drive_vlm.store.keyed_lines import write_lines
 
-    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
-    write_atomically(path, lambda file: file.writelines(lines))
+    write_lines(path, rows)
 
 
 def done(args: Any) -> None:

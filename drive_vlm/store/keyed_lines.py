@@ -71,7 +71,11 @@ def cut_torn_line(path: Path) -> None:
 
 
 def _line(row: Any) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which broken texts hold, has no UTF-8 form; as an escape of JSON it is read again.
+        return json.dumps(row).encode() + b"\n"
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
