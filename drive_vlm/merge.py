@@ -1,4 +1,4 @@
-"""One plain model directory, loadable by from_pretrained, out of a LoRA checkpoint or DeepSpeed ZeRO shards; then verified."""
+"""LoRA checkpoint or DeepSpeed ZeRO shards -> one plain model directory that from_pretrained loads; then verified."""
 
 import json
 import tempfile
@@ -13,7 +13,7 @@ python -m drive_vlm merge --checkpoint runs/lora/checkpoint-500 --out runs/lora/
 python -m drive_vlm merge --checkpoint runs/zero3/checkpoint-500 --out runs/zero3/merged --dtype bfloat16
 """
 
-# Largest difference of a logit, in standard deviations of the logits: rounding of two orders of the same sums.
+# Largest difference of a logit, in standard deviations of the logits: the same sums in another order round differently.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -76,7 +76,7 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
 
 
 def _merge_adapter(checkpoint: Path, model: Any) -> Any:
-    """Base weights plus the adapter's. An adapter whose B matrices are all zero has learned nothing: an error."""
+    """Base weights plus the adapter's. Raises ValueError for an adapter whose B matrices are all zero: it has learned nothing."""
     learned = [p for name, p in model.named_parameters() if "lora_B" in name]
     if not any(bool(p.any()) for p in learned):
         raise ValueError(
@@ -93,6 +93,7 @@ def _merge_shards(checkpoint: Path, model: Any) -> Any:
 
     facts = read_complete(checkpoint)
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+    # strict=False: the shards hold what trained, and the frozen rest is in the model already. The digest below compares the names.
     foreign = model.load_state_dict(state, strict=False).unexpected_keys
     trained = {name: p.numel() for name, p in model.named_parameters() if name in state}
     if foreign or names_digest(trained) != facts.trained:

@@ -1,4 +1,4 @@
-"""The command of a run again, from its run.json, after saying what differs now: code, data, model, versions, machine."""
+"""Print (or run) the command of a run again, from its run.json, with all that differs now: code, data, model, versions, machine."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ _LAUNCH = ROOT / "recipes" / "_launch.sh"
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One thing that is not as it was. `decides`: it can change the result, not only speed or rounding."""
+    """One difference to the run. `decides`: it can change the result, not only speed or rounding."""
 
     what: str
     then: str
@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The content of run.json. Raises ValueError when it is none, or was written before it kept its words."""
+    """The content of run.json. Raises ValueError for another file, and for one of a version that did not keep the command."""
     path = path / "run.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Give the run.json of a run, or its output directory.")
@@ -81,7 +81,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def new_output_dir(manifest: dict[str, Any], given: str | None) -> str:
-    """Absolute path of the new run's directory: never one with content, unless it was given by name."""
+    """Absolute path of the new run's directory: the one that was given, else one that does not exist yet."""
     if given is not None:
         return str(Path(given).absolute())
     training = manifest.get("config", {}).get("training", {})
@@ -161,7 +161,7 @@ def start_words(manifest: dict[str, Any], command: Sequence[str]) -> list[str]:
 
 
 def one_line(manifest: dict[str, Any], command: Sequence[str]) -> str:
-    """The whole as one line for a shell."""
+    """Directory, environment and command as one line for a shell."""
     settings = [f"{name}={value}" for name, value in topology_variables(manifest).items()]
     return f"cd {shlex.quote(manifest['directory'])} && {shlex.join([*settings, *start_words(manifest, command)])}"
 
@@ -175,7 +175,7 @@ def run(manifest: dict[str, Any], command: Sequence[str]) -> int:
 
 
 def differences(manifest: dict[str, Any]) -> Iterator[Difference]:
-    """All that is not as the manifest says; data files are read again in full."""
+    """Everything that differs from the manifest; data files are read again in full."""
     yield from _code(manifest)
     then = manifest.get("file_hashes", {})
     for name, now in file_hashes(then, cached=False).items():

@@ -94,7 +94,8 @@ class EpochOrder:
         full, rest = batches[: len(ordered) // self.global_batch], batches[len(ordered) // self.global_batch :]
         return np.concatenate([full[i] for i in random.permutation(len(full))] + rest)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - one order lives as long as its run
+    # An order lives as long as its run, so a cache that keeps `self` alive (B019) does no harm.
+    @functools.lru_cache(maxsize=2)  # noqa: B019
     def digest(self, epoch: int) -> str:
         """Hash of an epoch's order and of the rows' lengths. Two runs with the same digest deal rows of the same lengths in the same
         order; the content of the rows is compared by RowTable.content_hash."""

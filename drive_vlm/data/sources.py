@@ -11,7 +11,8 @@ import numpy as np
 
 from drive_vlm.config import nearest
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.store.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, file_key
+from drive_vlm.store.keyed_lines import write_lines
 
 _META_KEYS = {"root", "annotation", "repeat_time", "max_dynamic_patch", "data_augment", "length"}
 
@@ -66,6 +67,7 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> list[So
 
 
 def _open_json(path: Path, root: str) -> list[Source]:
+    # The key holds size and time of the file: an edited list is converted again.
     converted = cache_dir() / f"rows-{file_key(path)}.jsonl"
     if not converted.is_file():
         content = _load_json(path)
@@ -76,7 +78,7 @@ def _open_json(path: Path, root: str) -> list[Source]:
                 f"{path}: expected a list of rows (LLaVA) or a meta object (InternVL), got {type(content).__name__}."
             )
         # A JSON list cannot be read lazily: it becomes JSONL once, and is an ordinary lazy file from then on.
-        write_atomically(converted, lambda file: file.writelines(json.dumps(row).encode() + b"\n" for row in content))
+        write_lines(converted, content)
     return [Source(path.stem, JsonlFile(converted), root, label=str(path))]
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers a run and what would break one, a verdict a line; exit code 1 when something fails."""
+"""What this machine offers a run, and what would break one: a verdict a line, exit code 1 when something fails."""
 
 import dataclasses
 import json

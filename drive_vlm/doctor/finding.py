@@ -34,7 +34,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the user asked for: where a run would write, whether the network may be used, whether ranks may be started."""
+    """The flags of the command: where a run would write, whether the network may be used, whether ranks may be started."""
 
     output_dir: Path
     offline: bool = False

@@ -74,6 +74,7 @@ def processors(setting: Setting) -> Iterator[Finding]:
     """Cores of the machine, of this process, and of its cgroup."""
     total = os.cpu_count() or 1
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    # A container may see all cores and still get the time of a few: its control group decides.
     quota = cgroup_cores()
     seen = f"{total} cores, {mine} for this process" + (f", cgroup limit {quota:.1f}" if quota else "")
     usable = min(mine, quota or mine)

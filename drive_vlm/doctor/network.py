@@ -106,6 +106,7 @@ def visible_gpus(setting: Setting) -> Iterator[Finding]:
     there = len(driver_gpus())
     if value is None:
         return
+    # CUDA ignores a number that does not exist and all that follow, without a word: a run would get fewer GPUs than it asked for.
     beyond = [part for part in value.split(",") if part.strip().isdigit() and int(part) >= there]
     if there and beyond:
         todo = f"Use numbers from 0 to {there - 1}; CUDA drops what follows a wrong one."
@@ -169,11 +170,13 @@ def communication(setting: Setting) -> Iterator[Finding]:
     """With --communication: two ranks through torchrun sum a tensor; gloo on the CPU, and NCCL where there are two GPUs."""
     if not setting.communication:
         return
+    # Port 0 lets the system choose a free one: the usual port may belong to another run on this machine.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
              "--master_port", port, "-m", "drive_vlm.doctor.ranks"]  # fmt: skip
+    # Inside a job these are set for this process; the two ranks must get their own from torchrun.
     env = {
         name: value
         for name, value in os.environ.items()

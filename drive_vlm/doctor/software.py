@@ -86,6 +86,7 @@ def packages(setting: Setting) -> Iterator[Finding]:
     wanted = [Requirement(text) for text in importlib.metadata.requires("drive-vlm") or []]
     wrong = False
     shown = []
+    # A package can be required twice, by the project and by an extra: one line is enough.
     for requirement in {item.name: item for item in wanted}.values():
         extra = "extra" in str(requirement.marker or "")
         try:
@@ -112,7 +113,9 @@ def deepspeed_ops(setting: Setting) -> Iterator[Finding]:
 
     cuda = torch.cuda.is_available()
     if not cuda:
+        # Set before deepspeed is imported: it chooses its accelerator, and with it the list of ops, at that moment.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # The builders print warnings about every compiler and library that they miss, whether asked to or not.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         import deepspeed
         from deepspeed.git_version_info import installed_ops

@@ -44,12 +44,14 @@ def broken_promises(directory: Path) -> list[str]:
         old, new = folder / "old", folder / "new"
         old.write_text("old")
         new.write_text("new")
+        # Frozen weights are written once and hard-linked into each checkpoint.
         try:
             os.link(old, folder / "link")
             if os.stat(old).st_nlink != 2:
                 broken.append("hard links")
         except OSError:
             broken.append("hard links")
+        # A checkpoint is moved into place by one rename of its directory, status.json by a rename over the old file.
         try:
             os.replace(new, old)
             (folder / "part").mkdir()
@@ -58,6 +60,7 @@ def broken_promises(directory: Path) -> list[str]:
                 broken.append("atomic rename")
         except OSError:
             broken.append("atomic rename")
+        # The marker of a checkpoint may only be written when its files are on the disk.
         try:
             with open(old, "rb") as file:
                 os.fsync(file.fileno())
@@ -115,6 +118,7 @@ def caches(setting: Setting) -> Iterator[Finding]:
         place = nearest_existing(folder)
         kind, free = file_system(place), shutil.disk_usage(place).free / _GIB
         seen = f"{folder} ({'set' if name in os.environ else 'default'}): {kind}, {free:.1f} GiB free"
+        # torch.utils.file_baton waits for this file without a limit, and a killed compilation leaves it.
         stale = [lock for lock in folder.glob("*/*/lock") if time.time() - lock.stat().st_mtime > _STALE_S]
         if not os.access(place, os.W_OK):
             yield fail(name, f"{seen}, not writable", f"Set {name} to a directory of your own.")

@@ -1,4 +1,4 @@
-"""Answers of a model for the rows of a file or about videos, as predictions JSONL: batched, sharded over ranks, restartable."""
+"""Answers of a model to the rows of a file, or about videos, as predictions JSONL: batched, dealt to ranks, restartable."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,13 @@ def main(words: Sequence[str]) -> None:
 
 
 def generate(model: ModelConfig, config: GenerateConfig) -> None:
-    """Answer every row that has no answer yet. Each rank appends to a part file; the main one joins them in the rows' order."""
+    """Answer every row that has no answer yet.
+
+    1. read_rows: every row, checked; bad ones stop the run or are counted.
+    2. finished_rows, keep_settings, check_answered: what an earlier run answered, and whether its settings and rows are the same.
+    3. Each rank answers its batches and appends to a part file of its own, a row at a time.
+    4. join_parts: the main rank writes all answers in the order of the rows, and removes the parts.
+    """
     topology = read_topology()
     check_flags(config)
     samples, bad = read_rows(config)
@@ -69,6 +75,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
             file.append(prediction_row(sample, answer))
+    # Every rank reads all rows, so each bad one is known to all of them: it is counted once.
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
     if topology.is_main:
@@ -127,19 +134,20 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         if agreed := same_model(before["model"], settings["model"]):
             before["model"] = settings["model"] = agreed
         way_out = f"Give another --out, or remove it and {path.name} to answer again."
-        check_same(f"{out}: its answers were made", before, settings, way_out)
+        check_same(f"{out}: its answers were made with other settings", before, settings, way_out)
     elif answered:
         print(
             f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",
             flush=True,
         )
+    # The other ranks have compared with the old file, or find this one: both are the same but for the name of a moved model.
     if read_topology().is_main:
         write_json(path, settings)
 
 
 def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sample], Path]:
-    """The rows of shard "I/N" and its file. Shards are consecutive runs of rows: their files joined in the order of their names
-    are the rows in order. Raises ValueError for anything but 0 <= I < N."""
+    """The rows of shard "I/N" and its file. Shards are consecutive parts of the rows: their files, joined in the order of their
+    names, are the rows in order. Raises ValueError for anything but 0 <= I < N."""
     part = parse_shard(shard)
     return shard_of(samples, part), shard_path(out, part)
 

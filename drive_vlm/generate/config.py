@@ -13,7 +13,7 @@ class GenerateConfig:
 
     data: list[str] = field(
         help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json; with --mode also videos, folders of frames, and "
-        "folders that hold some of both"
+        "folders with both"
     )
     out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
     image_root: str | None = field(
@@ -29,7 +29,10 @@ class GenerateConfig:
     max_new_tokens: int = field(128, help="tokens of an answer, at most", least=1)
     temperature: float = field(0.0, help="0 takes the likeliest token, above 0 samples", least=0)
     top_p: float = field(
-        1.0, help="nucleus of sampling: the likeliest tokens that make this share", least=0.001, most=1
+        1.0,
+        help="nucleus of sampling: the likeliest tokens that have this share of the probability together",
+        least=0.001,
+        most=1,
     )
     seed: int = field(0, help="seed of sampling")
     num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
@@ -45,7 +48,7 @@ class GenerateConfig:
     blank_images: bool = field(False, help="replace every picture by a grey one of the same size: the blind baseline")
     shuffle_frames: bool = field(
         False,
-        help="show the frames of each video in a random order, fixed by the row's id: what a model knows without time",
+        help="show the frames of each video in a random order, fixed by the row's id: what a model answers without the order of events",
     )
     on_bad_row: str = field(
         "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")

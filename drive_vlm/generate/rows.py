@@ -1,4 +1,8 @@
-"""The rows to answer: of data files, and of videos and folders of frames that --mode asks about."""
+"""The rows to answer: those of data files, and one for each video or folder of frames that --mode asks about.
+
+Notes for later steps go with a row in columns that begin with "_", which are never written out: `_image` and `_video` are the
+paths that a prediction shows, `_max_tiles` is the tile limit of the row's data file.
+"""
 
 import dataclasses
 import os
@@ -78,8 +82,8 @@ def _media_sample(dataset: str, name: str, path: str, shown: str, mode: str) -> 
 
 
 def _file_sample(source: "Source", i: int, mode: str | None) -> Sample:
-    """Row `i` of a data file. With a mode its question becomes the mode's; the answer of a row that names no mode itself
-    belongs to another question and is dropped."""
+    """Row `i` of a data file. With a mode its question becomes the mode's. The row's own answer stays only if the row names that
+    mode: any other answer belongs to another question."""
     from drive_vlm.data.table import read_sample
 
     sample = read_sample(source, i, need_answer=False)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def answers_of_server(
     samples: list[Sample], model: ModelConfig, config: "GenerateConfig", bad: list[BadRow]
 ) -> Iterator[tuple[Sample, str]]:
-    """The same rows through an OpenAI-compatible server, `workers` requests at a time; answers come as they are there.
+    """(sample, answer) of every row from an OpenAI-compatible server, `workers` requests at a time, in the order of their arrival.
 
-    A request that the server refuses, or answers with nothing in every attempt, has the answer "", as a model that says
-    nothing has. Rows that cannot be asked are added to `bad` with on_bad_row skip, else raised (BadRow).
+    A request that the server refuses, or answers with nothing in every attempt, has the answer "", like that of a model that
+    says nothing. Rows that cannot be sent are added to `bad` with on_bad_row skip, else raised (BadRow).
     """
     from drive_vlm.judges.chat_client import ChatClient
 
@@ -30,6 +30,7 @@ def answers_of_server(
         "seed": config.seed,
     }
     empty: list[str] = []
+    # In blocks: messages hold whole pictures, and those of all rows at once would fill the memory.
     for start in range(0, len(samples), 8 * config.workers):
         block = samples[start : start + 8 * config.workers]
         asked = {}

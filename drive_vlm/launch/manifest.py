@@ -1,6 +1,6 @@
-"""run.json: what ran, with what, on what; written when a run starts and completed when it ends.
+"""run.json: the command, versions, data, model and machine of a run; written when it starts and completed when it ends.
 
-It keeps what `python -m drive_vlm reproduce` needs: the words of the command, the topology, and hashes of code, data and
+It has what `python -m drive_vlm reproduce` needs: the words of the command, the topology, and hashes of code, data and
 model. Pictures are not hashed, only the files that list them. Secrets are left out (secrets.py).
 """
 
@@ -49,7 +49,7 @@ _ENVIRONMENT = re.compile(
     r"|(PYTORCH|TORCH|NCCL|GLOO|UCX|DEEPSPEED|DRIVE_VLM|FLASH_ATTENTION|NVIDIA_TF32)_\w+)"
 )
 _JOB = re.compile(r"SLURM_(JOB_ID|JOB_NAME|JOB_NODELIST|JOB_PARTITION|NNODES|NTASKS|RESTART_COUNT|ARRAY_\w+)")
-# Said elsewhere in the manifest, without effect on the run, or set by torchrun and transformers themselves.
+# Already elsewhere in the manifest, without effect on the run, or set by torchrun and transformers themselves.
 _NOT_ENVIRONMENT = {"DRIVE_VLM_ROOT", "DRIVE_VLM_RECIPE", "DRIVE_VLM_CACHE", "DRIVE_VLM_CONTROL_DIR"}
 _NOT_ENVIRONMENT |= {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "PYTORCH_NVML_BASED_CUDA_CHECK"}
 
@@ -105,7 +105,7 @@ def peak_resident_bytes() -> int:
 
 
 def topology() -> dict[str, Any]:
-    """How many processes, on how many nodes, started by what: what `launch` of recipes/_launch.sh needs to do it again."""
+    """Processes, nodes and launcher of this run: what `launch` of recipes/_launch.sh needs to start it again."""
     now = read_topology()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = "torchrun"
@@ -175,7 +175,7 @@ def complete_manifest(path: Path, **facts: Any) -> None:
 
 
 def trained_frames(model: str) -> int | None:
-    """Frames of a video that the run took which made `model`: of the run.json in it or, for a checkpoint, above it."""
+    """--num_frames of the run that made `model`, from the run.json in its folder or, for a checkpoint, in the folder above."""
     for folder in (Path(model), Path(model).parent):
         path = folder / "run.json"
         if path.is_file():
@@ -184,7 +184,7 @@ def trained_frames(model: str) -> int | None:
 
 
 def frames_note(model: str, num_frames: int) -> str:
-    """A line to print where `model` was trained on another number of frames of a video, else ''."""
+    """A line to print where `model` was trained with another --num_frames, else ''."""
     trained = trained_frames(model)
     if trained in (None, num_frames):
         return ""

@@ -1,4 +1,4 @@
-"""Where this process stands: read from the environment that torchrun, deepspeed or Slurm set."""
+"""Rank and number of processes, from the environment that torchrun, deepspeed or Slurm set."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ class Topology:
 
 
 def read_topology() -> Topology:
-    """The topology of this process; a single process when no launcher set one. Raises ValueError for half a setting."""
+    """The topology of this process; a single process where no launcher set one. Raises ValueError where only half of it is set."""
     names = ("RANK", "WORLD_SIZE")
     given = [name for name in names if name in os.environ]
     if len(given) == 1:

@@ -1,4 +1,4 @@
-"""The state of a chain of rounds: what is done, what comes next, and whether it still fits its files."""
+"""The state of a chain of rounds: what is done, and whether it still fits its files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ class Chain:
         moved = [name for name, value in agreed.items() if value is None]
         then, now = ({name: found.get(name) for name in moved} for found in (was, settings))
         way_out = "Give another OUT, or go back to those settings."
-        check_same(f"{path}: the chain was started", then, now, way_out)
+        check_same(f"{path}: the chain was started with other settings", then, now, way_out)
         if any(was[name] != value for name, value in agreed.items()):
             was |= agreed
             chain.save()
@@ -70,12 +70,13 @@ class Chain:
         return self.content["rounds"].get(number, {})
 
     def is_done(self, number: str, step: str) -> bool:
-        """Whether a step is recorded, or finished and only not recorded yet.
+        """Whether a step is recorded, or finished and not recorded yet.
 
-        Raises ValueError when what was recorded is no longer what lies in the folder.
+        Raises ValueError when the folder no longer holds what was recorded.
         """
         self._check_position(number, step)
         recorded = self.entry(number).get(step)
+        # A kill between the end of a step and its record, or a job array, leaves a finished step that is not recorded.
         if recorded is None:
             return step in FINISHED and FINISHED[step](self.folder(number))
         if (now := identity(self.folder(number), step)) != recorded["identity"]:
@@ -88,10 +89,12 @@ class Chain:
         return True
 
     def record(self, number: str, step: str) -> None:
-        """Write down what a finished step made. Raises ValueError when it is not finished, or an earlier one has changed."""
+        """Record what a finished step made. Raises ValueError when it is not finished, or an earlier one has changed."""
         if self.entry(number).get(step) is not None and self.is_done(number, step):
             return
         self._check_position(number, step)
+        # Records are made in order, and each looks at those before it again: pairs of answers that were replaced later, for example,
+        # are not the pairs of this round.
         for before in STEPS[: STEPS.index(step)] if number not in (DIRECT, "0") else ():
             if before not in self.entry(number):
                 raise ValueError(f"round {number}: {step} cannot be recorded before {before}, which is not")
@@ -110,6 +113,7 @@ class Chain:
 
         Raises ValueError when the round or the one before it is not evaluated.
         """
+        # Round 0 is the model that the chain starts from: there is nothing to compare it with.
         if number == 0:
             return True
         before, after = (self.evaluation(str(n)) for n in (number - 1, number))
@@ -154,7 +158,7 @@ def _order(number: str) -> int:
 
 
 def _agreed(then: Any, now: Any) -> Any:
-    """A setting that is the same as before, None where it is another: files and models count by what they hold."""
+    """The setting as it is to be kept, None where it has changed: files and models are compared by content, not by path."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         return now if then == now else None
     if "path" in now:
@@ -163,7 +167,7 @@ def _agreed(then: Any, now: Any) -> Any:
 
 
 def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
-    """Joins the shards of an array, where it was one."""
+    """Facts of a generation; joins the shards of a job array first, where it was one."""
     folder, name = chain.folder(number), "generated.jsonl"
     shards, missing = shards_of(folder)
     if not (folder / name).is_file():
@@ -176,6 +180,7 @@ def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
             raise ValueError(
                 f"{folder}: {', '.join(different)}: other settings than {shards[0].name}. Remove them and run STEP=generate."
             )
+        # Settings first: generated.jsonl is what says that the step is finished.
         write_json(folder / f"{name}.settings.json", settings[0])
         write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
     rows = sum(1 for line in (folder / name).open("rb") if line.strip())
@@ -206,6 +211,7 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
             f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
         )
     run = read_json(folder / "model" / "run.json")
+    # SPIN trains against the model of the round before. Of an adapter the fingerprint of its base follows: [adapter, base].
     _check_model(chain, number, run["reference"]["model"][0], folder / "model")
     used = run["config"]["training"]
     points = logged(folder / "model")
@@ -220,7 +226,7 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
 
 
 def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) -> None:
-    """Raises ValueError unless `used` is the model that the round before left; a server's model is known by its name only."""
+    """Raises ValueError unless `used` is the model that the round before made; of a server's model only the name is known."""
     before = int(number) - 1
     expected = chain.entry(str(before))["train"]["identity"] if before else chain.settings["model"]
     if "weights" in used and "weights" in expected:

@@ -1,4 +1,4 @@
-"""What each step of a round leaves behind: its files, their hashes, and the facts of it that are worth keeping."""
+"""The files that each step of a round makes, their hashes, and whether it is finished."""
 
 import json
 import math
@@ -28,6 +28,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def identified(folder: Path, step: str) -> Path:
+    """The file, or the model directory, whose hash stands for the step."""
     return folder / {"generate": "generated.jsonl", "pairs": "pairs.jsonl", "train": "model", "evaluate": "answers.jsonl"}[step]  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def _generation_finished(folder: Path) -> bool:
 
 
 def training_finished(folder: Path) -> bool:
+    # Weights alone do not say it: a run that was stopped on request saves them too.
     run = folder / "model" / "run.json"
     return run.is_file() and read_json(run).get("state") == "finished"
 

@@ -1,4 +1,4 @@
-"""The chain as a table and as curves, and the rows that it holds out."""
+"""The chain as a table and as curves, and the choice of rows to hold out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -71,7 +71,11 @@ def cut_torn_line(path: Path) -> None:
 
 
 def _line(row: Any) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which broken texts hold, has no UTF-8 form; as an escape of JSON it is read again.
+        return json.dumps(row).encode() + b"\n"
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -161,15 +165,14 @@ class JudgedRows:
         return [self.rows[key] for key in self.keys]
 
 
-def check_same(made: str, was: dict[str, Any], now: dict[str, Any], way_out: str) -> None:
-    """Raises ValueError `made with other settings (a.b: 1 then, 2 now; ...). way_out` unless every setting is the same.
+def check_same(problem: str, was: dict[str, Any], now: dict[str, Any], way_out: str) -> None:
+    """Raises ValueError `problem (a.b: 1 then, 2 now; ...). way_out` unless every setting is the same.
 
-    `made` begins the sentence, such as "DIR: its features were made". `was` comes from a JSON file and `now` may hold tuples,
-    which JSON makes lists.
+    `was` comes from a JSON file; `now` may hold tuples, which JSON makes lists.
     """
     moved = list(_differences(was, json.loads(json.dumps(now))))
     if moved:
-        raise ValueError(f"{made} with other settings ({'; '.join(moved)}). {way_out}")
+        raise ValueError(f"{problem} ({'; '.join(moved)}). {way_out}")
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[str]:

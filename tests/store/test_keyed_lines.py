@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from drive_vlm.store.keyed_lines import JudgedRows, LineWriter, check_same, cut_torn_line, read_keyed, read_lines
+from drive_vlm.store.keyed_lines import (
+    JudgedRows,
+    LineWriter,
+    check_same,
+    cut_torn_line,
+    read_keyed,
+    read_lines,
+    write_lines,
+)
 
 
 def test_rows_come_back_in_order_and_stale_ones_go(tmp_path):
@@ -55,9 +63,14 @@ def test_a_torn_last_line_is_passed_over_then_cut_and_damage_is_named(tmp_path):
 
 def test_every_setting_that_differs_is_named_with_both_values():
     was = {"model": {"name": "a", "weights": "w"}, "seed": 0, "size": [3, 5]}
-    check_same("DIR: its rows were made", was, was | {"size": (3, 5)}, "Go back.")
+    check_same("DIR: its rows were made with other settings", was, was | {"size": (3, 5)}, "Go back.")
     with pytest.raises(ValueError, match=r"made with other settings \(model\.weights: w then, v now; new: null then, "):
-        check_same("DIR: its rows were made", was, was | {"model": {"name": "a", "weights": "v"}, "new": "x" * 999}, "")
+        check_same(
+            "DIR: its rows were made with other settings",
+            was,
+            was | {"model": {"name": "a", "weights": "v"}, "new": "x" * 999},
+            "",
+        )
 
 
 @pytest.mark.parametrize("whole", [b"", b"{}\n", b"{}\n" * 30_000])
@@ -67,3 +80,10 @@ def test_only_the_torn_line_is_cut(tmp_path, whole, torn):
     path.write_bytes(whole + torn)
     cut_torn_line(path)
     assert path.read_bytes() == whole
+
+
+def test_half_a_surrogate_pair_is_written_and_read(tmp_path):
+    rows = [{"key": "\ud83d", "text": "ü"}, {"key": "b", "text": "ü"}]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert list(read_keyed(tmp_path / "rows.jsonl", "damaged", "Remove it.").values()) == rows
+    assert "ü".encode() in (tmp_path / "rows.jsonl").read_bytes()

@@ -235,7 +235,7 @@ def check_settings(directory: Path, was: dict[str, Any], now: dict[str, Any], re
     """Raises ValueError naming every setting of `now` that the cache was not made with."""
     kept = {name: value for name, value in was.items() if name not in ("stored_shape", *(_HOW_STORED - now.keys()))}
     way_out = f"Go back to those, or build the cache again (another --out, or remove {directory} first): {rebuild}"
-    check_same(f"{directory}: its features were made", kept, now, way_out)
+    check_same(f"{directory}: its features were made with other settings", kept, now, way_out)
 
 
 @functools.lru_cache(maxsize=1 << 12)

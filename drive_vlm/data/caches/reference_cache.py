@@ -65,7 +65,7 @@ class ReferenceCache:
             way_out = (
                 f"Give another directory, or go back to the --model, --data settings and --dtype of its {SETTINGS}."
             )
-            check_same(f"{self.directory}: its log-probabilities were made", was, settings, way_out)
+            check_same(f"{self.directory}: its log-probabilities were made with other settings", was, settings, way_out)
         self.entries: dict[str, tuple[float, float]] = {}
         self.read()
 

@@ -47,7 +47,7 @@ def sides_of(sample: Sample) -> tuple[Sample, Sample]:
 
 
 class PairEncoder(Encoder):
-    """Encodes pairs. Only the two answers are labelled, no earlier turn; the length of a pair is that of its longer side."""
+    """Encodes pairs. Only the two answers are labelled, not the turns before; the length of a pair is that of its longer side."""
 
     need_answer = False
 
@@ -63,6 +63,7 @@ class PairEncoder(Encoder):
     def encode(self, sample: Sample, max_tiles: int | None = None, prompt: bool = False) -> dict[str, Any]:
         """`sides`: chosen and rejected as Encoder.encode gives a row, with the same vision tensors. Raises BadRow."""
         both = sides_of(sample)
+        # Decoded once: the two sides share their pictures.
         vision, tiles = self.load_vision(sample, max_tiles)
         sides = []
         for side in both:
@@ -98,8 +99,8 @@ class EncodedPairs(EncodedRows):
 class PairCollator:
     """Joins pairs into the tensors of `rows`, each pair as two rows: chosen, rejected, chosen, rejected ...
 
-    `rows` is the collator of single rows. Unpacked the sides are the rows of the batch; packed, both sides of a pair stand in the same sequence. Next to them
-    `answer_tokens int64[2 n]` (labelled tokens of each side in that order) and, where the pairs have it,
+    `rows` is the collator of single rows. Unpacked, each side is a row of the batch; packed, both sides of a pair are in the same
+    sequence. The batch also has `answer_tokens int64[2 n]` (labelled tokens of each side in that order) and, where the pairs have it,
     `reference float[n, 2]` (log-probabilities of chosen and rejected under the reference).
     """
 

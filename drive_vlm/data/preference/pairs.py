@@ -1,4 +1,4 @@
-"""Preference pairs: rows with `chosen` and `rejected`, and what must be known of them before they are trained on."""
+"""Rows with `chosen` and `rejected`: making them, refusing unusable ones, and statistics to look at before training on them."""
 
 import copy
 import re
@@ -14,9 +14,9 @@ NEAR = 0.8
 
 
 def pair_row(row: dict[str, Any], chosen: str, rejected: str, pair_id: str, **columns: Any) -> dict[str, Any]:
-    """`row` as a pair: `chosen` is its last assistant turn, `chosen` and `rejected` stand next to it as plain texts.
+    """A copy of `row` as a pair: its last assistant turn becomes `chosen`, and `chosen` and `rejected` are added as plain texts.
 
-    A row that ends with the user's turn gets the turn; the row itself is left as it is.
+    A row that ends with the user's turn gets an assistant turn.
     """
     made = copy.deepcopy(row)
     key, role, text = ("conversations", "from", "value") if "conversations" in row else ("messages", "role", "content")
@@ -39,7 +39,7 @@ def check_pair(row: Any, where: str) -> dict[str, Any]:
 
 
 def unusable(chosen: str, rejected: str) -> str | None:
-    """Why two texts are no pair: "empty_chosen", "empty_rejected", "identical" (but for blanks), else None."""
+    """Why two texts are not a pair: "empty_chosen", "empty_rejected", "identical" (but for blanks), else None."""
     if not chosen.strip():
         return "empty_chosen"
     if not rejected.strip():
@@ -89,7 +89,7 @@ def near_duplicates(pairs: Sequence[dict[str, Any]], threshold: float = NEAR) ->
 
 
 def repeated(pairs: Sequence[dict[str, Any]]) -> set[int]:
-    """Places of pairs whose row, chosen and rejected answers stood before."""
+    """Places of pairs that repeat an earlier one: the same row, chosen and rejected answer."""
     counts: Counter[tuple[str, str, str]] = Counter()
     places = set()
     for place, pair in enumerate(pairs):
