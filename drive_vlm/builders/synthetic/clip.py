@@ -1,6 +1,6 @@
 """Short synthetic clips: one story a clip, the ground truth of each frame, and words about how it changes.
 
-Order clips (`make_order_clip`) are told apart by the order of their frames alone: twins of the same pictures, one the
+Order clips (`make_order_clip`) differ in the order of their frames alone: twins of the same pictures, one the
 reverse of the other. The ego vehicle stands still and nothing else moves or ages, so that the frames without their order say
 nothing about what came first: a model that sees them shuffled answers every second question right. Twins share one group and
 so one split, which also makes the answers of each split exactly even.
