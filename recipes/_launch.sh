@@ -29,7 +29,7 @@ _free_port() {
   python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Batch scripts and interactive shells of Slurm carry step ids from 0xfffffff0 on; they are no step of several tasks.
+# Batch scripts and interactive shells of Slurm carry step ids from 0xfffffff0 on; they are not a step of several tasks.
 _in_slurm_step() { [ -n "${SLURM_PROCID:-}" ] && [ "${SLURM_STEP_ID:-4294967295}" -lt 4294967280 ]; }
 
 # The name of a node where it resolves, else its address as Slurm knows it: an unknown name would be tried for two minutes.

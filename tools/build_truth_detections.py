@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.builders.detection_items import Item
+from drive_vlm.builders.detection_items import PendingItem
 from drive_vlm.builders.synthetic import COCO_LABELS, coco_labels
 from drive_vlm.config import CommandParser, DataConfig, run_tool
 from drive_vlm.data.jsonl import JsonlFile
@@ -103,7 +103,7 @@ def detect(
             if label not in missed
         )
         frames.append(DetectedFrame(index, hashlib.sha256(picture.tobytes()).hexdigest(), seen))
-    file = Item(video, str(root / video), str(root / "scenes.jsonl"), is_video=True).identity(args.num_frames)
+    file = PendingItem(video, str(root / video), str(root / "scenes.jsonl"), is_video=True).identity(args.num_frames)
     return VideoDetections(video, detector, tuple(frames), file)
 
 

@@ -29,7 +29,7 @@ from drive_vlm.store.lock import sole_writer
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
 if TYPE_CHECKING:
-    from drive_vlm.builders.detection_items import Frames, Item
+    from drive_vlm.builders.detection_items import Frames, PendingItem
 
 EXAMPLES = """
 python tools/cache_detections.py --data train.jsonl --num_frames 16 --out detections.jsonl
@@ -87,7 +87,9 @@ def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> Non
     bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
 
 
-def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> dict[str, str]:
+def check_finished(
+    cache: Any, detector: Any, items: list["PendingItem"], config: DetectConfig, bad: list
+) -> dict[str, str]:
     """{name: why} of finished items that are to be made again. Raises ValueError naming the setting that differs from that of
     finished lines."""
     from drive_vlm.builders.detection_items import outdated
@@ -110,7 +112,7 @@ def check_finished(cache: Any, detector: Any, items: list["Item"], config: Detec
 
 
 def detections(
-    todo: list["Item"], detector: Any, detect: Detect, known: dict[str, Boxes], config: DetectConfig, bad: list
+    todo: list["PendingItem"], detector: Any, detect: Detect, known: dict[str, Boxes], config: DetectConfig, bad: list
 ) -> Iterator[Any]:
     """VideoDetections of each item, in order; decoding runs ahead in threads, `known` frames are not looked at again."""
     from rich.progress import track
@@ -196,7 +198,7 @@ def run(config: DetectConfig) -> dict[str, Any] | None:
         return summary(join_parts(items, out, bad), bad) if read_topology().is_main else None
 
 
-def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[dict[str, str]]) -> None:
+def look_at_all(items: list["PendingItem"], out: Path, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     """Write what is not finished of this rank's share to its part."""
     from drive_vlm.rewards.detections import DetectionCache, append_detections, drop_detections
     from drive_vlm.store.keyed_lines import cut_torn_line
@@ -225,7 +227,7 @@ def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[
     append_detections(part, detections(mine, detector, detect, known, config, bad))
 
 
-def reasons(outdated: dict[str, str], items: list["Item"]) -> str:
+def reasons(outdated: dict[str, str], items: list["PendingItem"]) -> str:
     """How many items are made again for each reason, and the first of them: its path shows when it is of another data root."""
     text, paths = "", {item.name: item.path for item in items}
     for reason, count in Counter(outdated.values()).items():
@@ -234,7 +236,7 @@ def reasons(outdated: dict[str, str], items: list["Item"]) -> str:
     return text
 
 
-def join_parts(items: list["Item"], out: Path, bad: list[dict[str, str]]) -> Any:
+def join_parts(items: list["PendingItem"], out: Path, bad: list[dict[str, str]]) -> Any:
     """The whole cache, from `out` and the parts, which are removed. Raises ValueError for an item that is lost."""
     from drive_vlm.rewards.detections import merge_detections
 

@@ -1,4 +1,4 @@
-"""What a detector looks at: distinct videos, and pictures of rows, their frames as training samples them."""
+"""What a detector looks at: each video and picture of the rows once, with the frames that training samples."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,14 @@ from drive_vlm.data.vision import frame_indices, load_image, load_video, video_l
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """One line to be: the path below the image root (`./a//b` is `a/b`, as rewards are told it) or, of a video that no row
-    names, as given; the file, where it came first."""
+class PendingItem:
+    """One cache line still to write: a video or a picture.
+
+    Attributes:
+        name: path below the image root (`./a//b` is `a/b`), as rewards see it; a video that no row names is called as given.
+        path: the file.
+        where: file:line that named it first.
+    """
 
     name: str
     path: str
@@ -56,36 +61,36 @@ class Item:
 class Frames:
     """The sampled frames of an item: its file's identity, numbers, RGB pictures and the SHA-256 of their bytes."""
 
-    item: Item
+    item: PendingItem
     identity: dict[str, Any]
     indices: list[int]
     pictures: list[Any]
     hashes: list[str]
 
 
-def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[Item]:
+def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[PendingItem]:
     """Distinct videos and pictures, in the order of files of rows, videos and folders; `note_bad` counts a bad row, or raises
     it. Raises ValueError for a name that stands for two files."""
-    found: dict[str, Item] = {}
+    found: dict[str, PendingItem] = {}
     for entry in data:
         items = _items_of_folder(entry, image_root) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
         for item in items:
             first = found.setdefault(item.name, item)
             if os.path.realpath(first.path) != os.path.realpath(item.path):
                 raise ValueError(
-                    f"{item.where}: {item.name!r} is {item.path}, but {first.path} at {first.where}. Names in a cache are told "
-                    "apart by the rows' paths: give one --out for each data root."
+                    f"{item.where}: {item.name!r} is {item.path}, but {first.path} at {first.where}. A cache names "
+                    "files by the rows' paths: give one --out for each data root."
                 )
     return list(found.values())
 
 
-def _items_of_folder(entry: str, image_root: str | None) -> Iterator[Item]:
-    """Called what the answers of `generate` to the same entry call them."""
+def _items_of_folder(entry: str, image_root: str | None) -> Iterator[PendingItem]:
+    """The videos of a folder, under the names that the answers of `generate` to the same entry have."""
     for _, path in find_videos(entry):
-        yield Item(shown_path(path, image_root), path, path, is_video=True)
+        yield PendingItem(shown_path(path, image_root), path, path, is_video=True)
 
 
-def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[Item]:
+def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[PendingItem]:
     for source in open_sources([entry], image_root):
         for i in range(len(source.rows)):
             try:
@@ -94,12 +99,13 @@ def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRo
                 note_bad(error)
                 continue
             for path in [sample.video] if sample.video else sample.images:
-                yield Item(os.path.relpath(path, source.root), path, sample.where, bool(sample.video))
+                yield PendingItem(os.path.relpath(path, source.root), path, sample.where, bool(sample.video))
 
 
-def load_frames(item: Item, num_frames: int) -> Frames:
-    """Decode as training does. Raises BadRow."""
-    identity = item.identity(num_frames)  # before it is decoded: a file that changes meanwhile is noticed next time
+def load_frames(item: PendingItem, num_frames: int) -> Frames:
+    """Decode the frames that training would take. Raises BadRow."""
+    # Before the file is decoded: a change during decoding is then noticed by the next run.
+    identity = item.identity(num_frames)
     if item.is_video:
         indices = frame_indices(video_length(item.path, item.where), num_frames)
         pictures = load_video(item.path, num_frames, item.where)
@@ -110,24 +116,23 @@ def load_frames(item: Item, num_frames: int) -> Frames:
     )
 
 
-def decoded(items: Sequence[Item], num_frames: int, workers: int) -> Iterator[list[Frames | BadRow]]:
-    """The frames of `workers` items after the other, decoded by threads."""
+def decoded(items: Sequence[PendingItem], num_frames: int, workers: int) -> Iterator[list[Frames | BadRow]]:
+    """The frames of all items, `workers` items at a time, decoded by threads."""
     load = partial(_frames_or_error, num_frames=num_frames)
     with ThreadPoolExecutor(workers) as threads:
         for start in range(0, len(items), workers):
             yield list(threads.map(load, items[start : start + workers]))
 
 
-def _frames_or_error(item: Item, num_frames: int) -> Frames | BadRow:
+def _frames_or_error(item: PendingItem, num_frames: int) -> Frames | BadRow:
     try:
         return load_frames(item, num_frames)
     except BadRow as error:
         return error
 
 
-def outdated(entry: Any, item: Item, num_frames: int, verify: bool) -> str:
-    """Why a finished item is to be made anew, '' when it is not; `verify` decodes it again. `entry` is its line
-    (rewards.detections.VideoDetections).
+def outdated(entry: Any, item: PendingItem, num_frames: int, verify: bool) -> str:
+    """Why a finished item must be made again, '' when it is up to date; `verify` decodes it again. `entry` is its cache line.
 
     Raises ValueError when --num_frames takes other frames of the same file; BadRow.
     """
@@ -142,7 +147,7 @@ def outdated(entry: Any, item: Item, num_frames: int, verify: bool) -> str:
                 "--num_frames or another --out."
             )
     if not entry.file:
-        return "from an older cache that does not tell their files"
+        return "from an older cache that does not record their files"
     if entry.transform != TRANSFORM:
         return "from a version that decodes in another way"
     seen = [frame.sha256 for frame in entry.frames]

@@ -14,7 +14,8 @@ _LABEL = rf"({_KIND}[ -])*{_NAME}( \([^)\n]*\))?"
 _OPENING = re.compile(
     rf"(({_YES}[!.]|({_YES}[!.,]? )?({_HERE}|{_LABEL}):|{_YES}\b[^\n:]*:(?=\s*\n))\s+)+", re.IGNORECASE
 )
-_NOTE = re.compile(  # only one that speaks of the task: "Note: the light is red." may belong to the text
+# Only a note that speaks of the task: "Note: the light is red." may belong to the text.
+_NOTE = re.compile(
     r"(?<=\S)\s+[(\[]?note:(?=.*\b(I|caption|description|facts|information)\b).*", re.IGNORECASE | re.DOTALL
 )
 _REFUSAL = re.compile(

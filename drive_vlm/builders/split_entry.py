@@ -13,14 +13,21 @@ from drive_vlm.data.videos import MODES, RAW_CAPTION
 
 @dataclass
 class Rewrite:
-    """What came of one caption in one mode: a text, or the reason why there is none."""
+    """What came of one caption in one mode: a text, or the reason why there is none.
+
+    Attributes:
+        reason: of the last attempt; "" when there is a text.
+        problem: the server's words, for a request that it refused.
+        retries: reasons of the attempts that were asked again.
+        prompt_tokens, reply_tokens: of all attempts, from the cache or not.
+    """
 
     text: str | None = None
-    reason: str = ""  # of the last attempt; "" when there is a text
-    problem: str = ""  # the server's words, for a request that it refused
+    reason: str = ""
+    problem: str = ""
     new_nouns: list[str] = field(default_factory=list)
-    retries: list[str] = field(default_factory=list)  # reasons of the attempts that were asked again
-    prompt_tokens: int = 0  # of all attempts, from the cache or not
+    retries: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
     reply_tokens: int = 0
 
 

@@ -11,7 +11,8 @@ from typing import Any
 class Leak:
     """One value that several splits share: a row id, a group (scene or video id) or a picture's path."""
 
-    kind: str  # "id" | "group" | "image"
+    # "id" | "group" | "image"
+    kind: str
     value: str
     splits: tuple[str, ...]
 
@@ -32,7 +33,8 @@ def assign_split(group: str, fractions: Mapping[str, float], seed: int = 0) -> s
         reached += share
         if position < reached:
             return name
-    return [name for name, share in fractions.items() if share > 0][-1]  # rounding left the sum just below 1
+    # Rounding left the sum of the shares just below 1.
+    return [name for name, share in fractions.items() if share > 0][-1]
 
 
 def held_out_groups(groups: Iterable[str], count: int, seed: int = 0) -> set[str]:
@@ -66,7 +68,7 @@ def parse_fractions(words: Iterable[str], flag: str) -> dict[str, float]:
         try:
             fractions[name] = float(share)
         except ValueError as error:
-            raise ValueError(f"{flag} {word}: the share is no number") from error
+            raise ValueError(f"{flag} {word}: the share is not a number") from error
     check_fractions(fractions)
     return fractions
 

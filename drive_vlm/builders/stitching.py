@@ -3,7 +3,7 @@
 The layout is Mini-InternVL's DriveLM adaptation (arXiv 2410.16261): each 1600x900 view is resized to 896x448 and
 placed as FRONT_LEFT, FRONT, FRONT_RIGHT above BACK_LEFT, BACK, BACK_RIGHT; the picture has 2688x896 pixels = 6x2 tiles
 of 448. A tag `<c1,CAM_BACK,1088.3,497.5>` (pixels of its view) becomes `<c1,CAM_BACK,[560, 776]>`: thousandths of the
-stitched width and height. The brackets tell the two forms apart, so that nothing is mapped twice.
+stitched width and height. The brackets mark the second form, so that nothing is mapped twice.
 """
 
 import re
@@ -45,7 +45,7 @@ def to_stitched(camera: str, x: float, y: float) -> tuple[float, float]:
 
 
 def from_stitched(camera: str, across: float, down: float) -> tuple[float, float]:
-    """Inverse of `to_stitched`, kept inside the view: a point beside it lands on its border."""
+    """Inverse of `to_stitched`, kept inside the view: a point outside lands on its border."""
     column, row = _place(camera)
     x = (across * STITCHED_SIZE[0] / 1000 - column * TILE_SIZE[0]) * VIEW_SIZE[0] / TILE_SIZE[0]
     y = (down * STITCHED_SIZE[1] / 1000 - row * TILE_SIZE[1]) * VIEW_SIZE[1] / TILE_SIZE[1]

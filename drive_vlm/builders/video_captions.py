@@ -1,4 +1,4 @@
-"""Captions of videos as they are found: JSONL rows of several forms -> VideoCaption, or a BadRow that says what is wrong.
+"""Captions of videos: JSONL rows of the forms that data sets have -> VideoCaption, or a BadRow that says what is wrong.
 
 {"video": "a.mp4", "caption": "..."}                        a caption
 {"video": "a.mp4", "q": "...", "a": "..."}                  a question and its answer
@@ -22,9 +22,14 @@ from drive_vlm.data.videos import distinct_names, video_below
 
 @dataclasses.dataclass(frozen=True)
 class VideoCaption:
-    """One caption. `video` is the path below the folder of videos, `id` its name there (videos.distinct_names), of a second
-    caption of one video with a number; `group` what the first row about this content gives that gives one, else the name
-    of the first video with the same content."""
+    """One caption.
+
+    Attributes:
+        video: path below the folder of videos.
+        id: the video's name there (videos.distinct_names); the second caption of a video has a number behind it.
+        group: the group of the first row about the same content that gives one, else the name of the first video with
+            this content, so that copies under other names stay in one split.
+    """
 
     video: str
     id: str
@@ -66,14 +71,14 @@ def read_video_captions(
 def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
     row = read()
     if not isinstance(row, dict):
-        raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Mend it")
+        raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Fix it")
     path = video_below(videos, row.get("video", row.get("video_path")), where)
     caption = _caption_of(row, where)
     if any(mark in caption for mark in (IMAGE, VIDEO)):
         raise BadRow("placeholder", where, f"the caption holds {IMAGE} or {VIDEO}", "Remove it from the caption")
     question = row.get("q")
     if question is not None and not isinstance(question, str):
-        raise BadRow("missing_field", where, f"'q' must be a text, got {question!r}", "Mend the row")
+        raise BadRow("missing_field", where, f"'q' must be a text, got {question!r}", "Fix the row")
     question = question.replace(VIDEO, "").replace(IMAGE, "").strip() if question else None
     group = "" if row.get("group") is None else str(row["group"])
     return VideoCaption(os.path.relpath(path, videos), "", group, caption, question or None, where)
@@ -87,29 +92,30 @@ def _caption_of(row: dict[str, Any], where: str) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = " ".join(text.strip() for text in value)
     if not isinstance(value, str):
-        raise BadRow("missing_field", where, "no caption: none of 'caption', 'captions', 'a' is a text", "Mend the row")
+        raise BadRow("missing_field", where, "no caption: none of 'caption', 'captions', 'a' is a text", "Fix the row")
     if not value.strip():
         raise BadRow("empty_caption", where, "the caption is empty", "Write it, or remove the row")
     return " ".join(value.split())
 
 
 class _Known:
-    """What was read before: refuses the same words about a video again, and finds copies of a file under other names."""
+    """The rows read so far: rejects a caption that a video already has, and finds copies of a file under other names."""
 
     def __init__(self, videos: str) -> None:
         self._videos = videos
         self._said: dict[str, list[str]] = {}
         self._by_size: dict[int, list[str]] = {}
-        self._first: dict[str, str] = {}  # of each video, the first with the same content
-        self._groups: dict[str, VideoCaption] = {}  # of such first videos, the first row that gives a group
+        # Of each video, the first with the same content; of such first videos, the first row that gives a group.
+        self._first: dict[str, str] = {}
+        self._groups: dict[str, VideoCaption] = {}
 
     def check(self, found: VideoCaption) -> VideoCaption:
-        """`found`. Raises BadRow for words said before about the same video, and for a second group of one video."""
+        """Return `found`. Raises BadRow for a caption that the video already has, and for a second group of one video."""
         first = self._first.get(found.video) or self._find_first(found.video)
         given = self._groups.get(first, found)
         if found.group and found.group != given.group:
-            told = f"{found.video} has group {found.group!r} here, {given.group!r} at {given.where} ({given.video})"
-            raise BadRow("two_groups", found.where, told, "Give all rows about one video the same group")
+            problem = f"{found.video} has group {found.group!r} here, {given.group!r} at {given.where} ({given.video})"
+            raise BadRow("two_groups", found.where, problem, "Give all rows about one video the same group")
         if found.group:
             self._groups[first] = given
         self._first[found.video] = first
@@ -120,7 +126,7 @@ class _Known:
         return found
 
     def named(self, captions: list[VideoCaption]) -> list[VideoCaption]:
-        """All `captions` with ids of their own and groups: what a video is called depends on the names of the others."""
+        """All `captions` with ids and groups, once all are read: the name of a video depends on the names of the others."""
         names = dict(zip(self._said, distinct_names([Path(video) for video in self._said]), strict=True))
         taken = set(names.values())
         unused = set(taken)

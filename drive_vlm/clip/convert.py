@@ -66,7 +66,8 @@ def open_clip_weights(hf_weights: dict[str, "torch.Tensor"]) -> dict[str, "torch
     }
     pairs = {
         f"{text}final_layer_norm": "text.ln_final",
-        f"{vision}pre_layrnorm": "visual.ln_pre",  # the name in transformers
+        # "layrnorm" is transformers' own spelling, kept there because published checkpoints have it.
+        f"{vision}pre_layrnorm": "visual.ln_pre",
         f"{vision}post_layernorm": "visual.ln_post",
     }
     inside = {

@@ -44,7 +44,7 @@ class TextFeatures:
 class ClipEncoder:
     """A CLIP model with its picture transform and tokenizer.
 
-    `encoded_texts` and `encoded_images` count what went through the two towers, `name` tells which model it is.
+    `encoded_texts` and `encoded_images` count what went through the two towers, `name` says which model it is.
     """
 
     def __init__(
@@ -78,9 +78,11 @@ class ClipEncoder:
         name = f"{model} ({pretrained})" if pretrained else model
         try:
             with warnings.catch_warnings():
-                # open_clip only warns, and the scores are off: the -quickgelu model is the one to name
+                # open_clip only warns about the wrong activation, and the scores are off: the user must name the
+                # -quickgelu model.
                 warnings.filterwarnings("error", message="QuickGELU mismatch")
-                network, preprocess = open_clip.create_model_from_pretrained(  # never a random model
+                # Unlike create_model_and_transforms, this never returns a random model.
+                network, preprocess = open_clip.create_model_from_pretrained(
                     source, pretrained, device=device, force_custom_text=True, weights_only=True
                 )
             tokenizer = open_clip.get_tokenizer(source)
@@ -129,8 +131,8 @@ class ClipEncoder:
     def encode_images(
         self, paths: Sequence[Path], batch_size: int = 64, workers: int = 2, progress: Progress | None = None
     ) -> np.ndarray:
-        """float[N, D] of length 1 each. A picture is encoded once, even when it has several names: files are told
-        apart by their resolved path and then by a hash of their bytes. Raises ImageError for a broken picture.
+        """float[N, D] of length 1 each. A picture is encoded once, even when it has several names: files are compared
+        by their resolved path and then by a hash of their bytes. Raises ImageError for a broken picture.
         """
         import torch
 
@@ -198,7 +200,8 @@ def encode_tokens(model: Any, tokens: "torch.Tensor") -> "torch.Tensor":
         return model.encode_text(tokens)
     length = int(token_lengths(model, tokens).max())
     mask = model.text.attn_mask
-    model.text.attn_mask = mask[:length, :length]  # open_clip does not cut its mask to shorter input
+    # Patch of open_clip's text tower for this call: it does not cut its causal mask to shorter input.
+    model.text.attn_mask = mask[:length, :length]
     try:
         return model.encode_text(tokens[:, :length])
     finally:
@@ -224,7 +227,7 @@ def _check_directory(directory: Path, pretrained: str | None) -> None:
         raise ValueError(f"{directory} has its own weights; leave out --clip_pretrained {pretrained}")
     if not (directory / CONFIG_NAME).is_file() or not (directory / WEIGHTS_NAME).is_file():
         raise ValueError(
-            f"{directory} is no CLIP directory: it needs {CONFIG_NAME} and {WEIGHTS_NAME} (tools/train_clip.py)"
+            f"{directory} is not a CLIP directory: it needs {CONFIG_NAME} and {WEIGHTS_NAME} (tools/train_clip.py)"
         )
 
 

@@ -1,4 +1,4 @@
-"""CLIP cosine scores: prediction against reference text, and prediction against picture.
+"""CLIP cosine scores: prediction against target text (the row's own answer), and prediction against picture.
 
 Scores are plain cosines in [-1, 1], without the factor 100 and the clamp at 0 of torchmetrics' `clip_score`.
 """
@@ -19,16 +19,16 @@ from drive_vlm.data.vision import load_video
 
 @dataclass(frozen=True)
 class ClipScores:
-    """text_text, text_image float[N]: cosines; truncated bool[N]: prediction or reference was cut to the context.
+    """text_text, text_image float[N]: cosines; truncated bool[N]: prediction or target was cut to the context.
 
-    predictions, references, images float[N, D] are the unit features behind them, kept for the shuffled baseline.
+    predictions, targets, images float[N, D] are the unit features behind them, kept for the shuffled baseline.
     """
 
     text_text: np.ndarray
     text_image: np.ndarray
     truncated: np.ndarray
     predictions: np.ndarray
-    references: np.ndarray
+    targets: np.ndarray
     images: np.ndarray
 
     def part(self, index: Any) -> "ClipScores":
@@ -36,9 +36,9 @@ class ClipScores:
         return ClipScores(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def shuffled(self, partners: np.ndarray) -> dict[str, np.ndarray]:
-        """Both scores float[N] of each prediction against reference and picture of its partner, int64[N]."""
+        """Both scores float[N] of each prediction against target and picture of its partner, int64[N]."""
         return {
-            "text_text": cosine(self.predictions, self.references[partners]),
+            "text_text": cosine(self.predictions, self.targets[partners]),
             "text_image": cosine(self.predictions, self.images[partners]),
         }
 
@@ -46,7 +46,7 @@ class ClipScores:
 def clip_scores(
     encoder: ClipEncoder,
     predictions: Sequence[str],
-    references: Sequence[str],
+    targets: Sequence[str],
     images: Sequence[Sequence[Path]],
     batch_size: int = 64,
     workers: int = 2,
@@ -54,8 +54,8 @@ def clip_scores(
 ) -> ClipScores:
     """Scores of N samples; `images[i]` are the pictures of sample i, at least one (several: `mean_features`)."""
     count = len(predictions)
-    assert count == len(references) == len(images), "one prediction, reference and list of pictures a sample"
-    texts = encoder.encode_texts([*predictions, *references], batch_size, progress)
+    assert count == len(targets) == len(images), "one prediction, target and list of pictures a sample"
+    texts = encoder.encode_texts([*predictions, *targets], batch_size, progress)
     pictures = encoder.encode_images([path for paths in images for path in paths], batch_size, workers, progress)
     said, expected = texts.features[:count], texts.features[count:]
     seen = mean_features(pictures, [len(paths) for paths in images])
@@ -79,8 +79,8 @@ def clip_frame_scores(encoder: ClipEncoder, rows: Sequence[Prediction], root: st
                 frames[video] = [Path(folder) / f"{len(frames)}-{i}.png" for i in range(len(pictures))]
                 for picture, path in zip(pictures, frames[video], strict=True):
                     picture.save(path)
-        texts, references = [row.prediction for row in rows], [row.reference for row in rows]
-        return clip_scores(encoder, texts, references, [frames[row.row["video"]] for row in rows])
+        texts, targets = [row.prediction for row in rows], [row.reference for row in rows]
+        return clip_scores(encoder, texts, targets, [frames[row.row["video"]] for row in rows])
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def mean_features(features: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 def shuffled_partners(keys: Sequence[str], seed: int = 0) -> np.ndarray | None:
     """int64[N]: for each sample another one with a different key (another picture), or None when all keys are equal.
 
-    The baseline of a score: what a prediction gets against the picture or reference of a sample it does not belong to.
+    The baseline of a score: what a prediction gets against the picture or target of a sample it does not belong to.
     Samples are laid out picture by picture in random order, and each draws evenly from all places outside its picture.
     """
     generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """Accuracy of short answers, what can be had without looking at the picture, and what guessing gives.
 
-An answer is right when it equals the reference after `normalize_answer`. The blind baseline answers every question
+An answer is right when it equals the row's own, the target, after `normalize_answer`. The blind baseline answers every question
 with the commonest training answer of its template; chance draws evenly from the different training answers of the
 template. Only what an evaluated model has above both says that it reads the picture.
 """
@@ -29,10 +29,10 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text)).split())
 
 
-def correct_answers(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """float64[N]: 1 where prediction and reference agree after `normalize_answer`, else 0."""
-    assert len(predictions) == len(references), "one prediction for each reference"
-    pairs = zip(predictions, references, strict=True)
+def correct_answers(predictions: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+    """float64[N]: 1 where prediction and target agree after `normalize_answer`, else 0."""
+    assert len(predictions) == len(targets), "one prediction for each target"
+    pairs = zip(predictions, targets, strict=True)
     return np.array([normalize_answer(said) == normalize_answer(expected) for said, expected in pairs], dtype=float)
 
 

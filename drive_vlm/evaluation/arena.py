@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.evaluation.statistics import CONFIDENCE, bootstrap_interval
+from drive_vlm.evaluation.statistics import CONFIDENCE, bootstrap_interval, without_nan
 
 BASE, SCALE, START, K = 10.0, 400.0, 1000.0, 4.0
 L2 = 0.1
-_POINTS = SCALE / math.log(BASE)  # Elo points of one unit of log odds
+# Elo points of one unit of log odds.
+_POINTS = SCALE / math.log(BASE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class Share:
-    """`share` of `n` cases, with its exact 95 % interval (Clopper and Pearson 1934); 0.5 is no bias. NaN without cases."""
+    """`share` of `n` cases, with its exact 95 % interval (Clopper and Pearson 1934); 0.5 means no bias. NaN without cases."""
 
     n: int
     share: float
@@ -68,10 +69,7 @@ class Share:
     high: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(self).items()
-        }
+        return without_nan(self)
 
 
 def models_of(battles: Iterable[Battle]) -> list[str]:
@@ -249,7 +247,8 @@ def _evidence(battles: Sequence[Battle], names: Sequence[str]) -> np.ndarray:
 
 def _deviations(theta: np.ndarray, played: np.ndarray, l2: float) -> np.ndarray:
     """Standard deviations float[M] of log strengths float[M] with mean 0, from the curvature of the penalised likelihood."""
-    weights = played / (2 * np.cosh((theta[None, :] - theta[:, None]) / 2)) ** 2  # n p (1 - p)
+    # n p (1 - p) of each pair of models.
+    weights = played / (2 * np.cosh((theta[None, :] - theta[:, None]) / 2)) ** 2
     centred = np.eye(len(theta)) - 1 / len(theta)
     information = np.diag(weights.sum(axis=1)) - weights + l2 * centred
     return np.sqrt(np.diag(np.linalg.pinv(information, rcond=1e-12, hermitian=True)))

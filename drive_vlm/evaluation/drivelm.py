@@ -7,12 +7,12 @@
 A question's tags say which parts it enters: 0 accuracy, 1 GPT, 2 language, 3 match. Known oddities, kept because the
 published numbers have them:
 
-- The graph gate: a frame's first answer is matched with its reference; a later question counts only if every point
-  it names is among the reference points matched there. A model that finds fewer objects answers fewer questions, so
+- The graph gate: a frame's first answer is matched with its target; a later question counts only if every point
+  it names is among the target's points matched there. A model that finds fewer objects answers fewer questions, so
   denominators differ between models: compare `counted` too.
 - A point is two consecutive texts `\\d+\\.\\d+`, whatever stands around them: integer coordinates do not exist (they
   are counted in `ignored_coordinates`), signs are lost, "3.5 m" shifts the pairs behind it, cameras are not compared.
-- A prediction takes the nearest free reference point in the order of writing (greedy, L1 < 16 px).
+- A prediction takes the nearest free point of the target in the order of writing (greedy, L1 < 16 px).
 - Accuracy compares exact texts: "B." is not "B".
 - CIDEr's idf comes from the language answers of the very set, and grows with it; it can exceed 1 after the division.
 
@@ -40,7 +40,7 @@ JUDGE_PROMPT = (
 
 Point = tuple[float, float]
 Pair = tuple[str, str]
-# Ratings 0-100 of (answer, reference) pairs; None where the judge's reply held no rating.
+# Ratings 0-100 of (answer, target) pairs; None where the judge's reply held no rating.
 Judge = Callable[[Sequence[Pair]], Sequence[float | None]]
 
 _DECIMAL = re.compile(r"\d+\.\d+")
@@ -49,14 +49,15 @@ _TAG = re.compile(r"<c\d+\s*,\s*CAM_[A-Z_]+\s*,([^<>]*)>")
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the test file. `id` is the official scene_frame_i, i counting through the four categories."""
+    """One question of the test file. `id` is the official scene_frame_i, i counting through the four categories; `alias` is
+    scene_frame_category_index, the id of the rows that tools/build_drivelm.py writes."""
 
     id: str
-    alias: str  # scene_frame_category_index, the id of the rows that tools/build_drivelm.py writes
+    alias: str
     frame: str
     category: str
     question: str
-    reference: str
+    target: str
     tags: tuple[int, ...]
 
 
@@ -124,9 +125,9 @@ def points(text: str) -> list[Point]:
     return list(zip(numbers[0::2], numbers[1::2], strict=False))
 
 
-def match_points(answer: str, reference: str) -> tuple[list[Point], float]:
-    """(matched reference points, F1 in 0-1) of greedy matching by L1 distance < 16 px."""
-    predicted, free = points(answer), points(reference)
+def match_points(answer: str, target: str) -> tuple[list[Point], float]:
+    """(matched points of the target, F1 in 0-1) of greedy matching by L1 distance < 16 px."""
+    predicted, free = points(answer), points(target)
     wanted, matched = len(free), []
     for x, y in predicted:
         distances = [abs(x - u) + abs(y - v) for u, v in free]
@@ -145,7 +146,7 @@ def gate(questions: Sequence[Question], answers: Mapping[str, str]) -> list[Ques
     for question in questions:
         if question.frame != frame:
             frame = question.frame
-            graph = set(match_points(answers.get(question.id, ""), question.reference)[0])
+            graph = set(match_points(answers.get(question.id, ""), question.target)[0])
             counted.append(question)
         elif graph.issuperset(points(question.question)):
             counted.append(question)
@@ -163,12 +164,12 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], judge: Judg
         )
     counted = gate(questions, answers)
     pairs = {
-        tag: [(answers.get(q.id, ""), q.reference) for q in counted if tag in q.tags]
+        tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags]
         for tag in (ACCURACY, GPT, LANGUAGE, MATCH)
     }
     ratings: list[float | None] = list(judge(pairs[GPT] + pairs[MATCH])) if judge else []
     gpt, match_gpt = _mean(ratings[: len(pairs[GPT])]), _mean(ratings[len(pairs[GPT]) :])
-    accuracy = _mean([float(answer == reference) for answer, reference in pairs[ACCURACY]])
+    accuracy = _mean([float(answer == target) for answer, target in pairs[ACCURACY]])
     match_f1 = _mean([100 * match_points(*pair)[1] for pair in pairs[MATCH]])
     language_parts = language_scores(*zip(*pairs[LANGUAGE], strict=True)) if pairs[LANGUAGE] else {}
     language = combine_language(language_parts) if language_parts else None

@@ -15,10 +15,11 @@ import numpy as np
 QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_DRAWS_AT_ONCE = 4_000_000  # indices held in memory while resampling (32 MB)
+# Indices held in memory while resampling (32 MB).
+_DRAWS_AT_ONCE = 4_000_000
 
 
-def _json(result: Any) -> dict[str, Any]:
+def without_nan(result: Any) -> dict[str, Any]:
     """A dataclass as a dict that JSON can hold: NaN (undefined) becomes null."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(result).items()
@@ -42,7 +43,7 @@ class Summary:
     high: float
 
     def to_dict(self) -> dict[str, Any]:
-        return _json(self)
+        return without_nan(self)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PairedDifference:
     losses: int
 
     def to_dict(self) -> dict[str, Any]:
-        return _json(self)
+        return without_nan(self)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def draws(groups: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np
 
 def resampled_sums(sums: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """float[R, K]: sums float[G, K] of the groups, added up over each of the `draws`; R is 0 with fewer than two groups."""
-    varied = np.flatnonzero((sums != sums[:1]).any(axis=0))  # a column of equal numbers needs no drawing
+    # A column of equal numbers needs no drawing.
+    varied = np.flatnonzero((sums != sums[:1]).any(axis=0))
     blocks = [np.empty((0, sums.shape[1]))]
     for drawn in draws(len(sums), seed, resamples):
         block = np.tile(sums[0] * len(sums), (len(drawn), 1))
@@ -118,7 +120,8 @@ def estimate(value: float, samples: np.ndarray) -> Estimate:
     return Estimate(value, *_interval(samples, CONFIDENCE))
 
 
-Scores = Callable[[np.ndarray], dict[str, np.ndarray]]  # sums float[..., K] -> each score float[...], NaN: undefined
+# sums float[..., K] -> each score float[...], NaN: undefined.
+Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def pooled(sums: np.ndarray, scores: Scores, seed: int = 0) -> dict[str, Estimate]:

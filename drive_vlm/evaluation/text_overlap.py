@@ -1,14 +1,14 @@
-"""Text overlap of one prediction with one or several references: corpus BLEU-1..4, ROUGE-L and CIDEr.
+"""Text overlap of one prediction with one or several targets (the row's own answers, "references" in the papers): corpus BLEU-1..4, ROUGE-L and CIDEr.
 
 The definitions are those of the COCO caption evaluation (Chen et al. 2015, arXiv 1504.00325; packages `pycocoevalcap`
 and `language_evaluation`, which DriveLM's official script calls), without Java:
 
-- BLEU: Papineni et al. 2002, over the whole corpus, closest reference length, clipped counts; instead of smoothing
+- BLEU: Papineni et al. 2002, over the whole corpus, closest target length, clipped counts; instead of smoothing
   1e-15 is added to every match count and 1e-9 to every n-gram count.
-- ROUGE-L: Lin 2004, F with beta = 1.2, best precision and best recall over the references, mean over the samples.
+- ROUGE-L: Lin 2004, F with beta = 1.2, best precision and best recall over the targets, mean over the samples.
 - CIDEr: Vedantam et al. 2015 (arXiv 1411.5726). What the package calls CIDEr clips counts and multiplies with a
   Gaussian of the length difference (sigma 6), as CIDEr-D does; lengths there count bigrams. idf comes from the
-  references of the evaluated set, so a single sample always scores 0. Scale 0-10.
+  targets of the evaluated set, so a single sample always scores 0. Scale 0-10.
 
 The package tokenises with the Stanford PTBTokenizer (Java). `tokenize` reproduces it for plain English, DriveLM's
 object tags and option letters, with its known effects: brackets survive as `-lrb-` (the list of removed punctuation
@@ -82,21 +82,21 @@ def ngram_counts(tokens: Tokens) -> Counter[NGram]:
     return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
 
 
-def corpus_bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+def corpus_bleu(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> list[float]:
     """BLEU-1..4 over the corpus, each in 0-1.
 
-    `hypotheses[i]` is scored against all of `references[i]`. Raises ValueError where the lengths differ or a sample
-    has no reference.
+    `hypotheses[i]` is scored against all of `targets[i]`. Raises ValueError where the lengths differ or a sample
+    has no target.
     """
-    return _bleu(bleu_counts(hypotheses, references).sum(axis=0)).tolist()
+    return _bleu(bleu_counts(hypotheses, targets).sum(axis=0)).tolist()
 
 
-def bleu_counts(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+def bleu_counts(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> np.ndarray:
     """float[N, 10]: what BLEU adds up over the samples: matched 1- to 4-grams, said 1- to 4-grams, length, length of the closest
-    reference."""
-    _check(hypotheses, references)
+    target."""
+    _check(hypotheses, targets)
     counts = np.zeros((len(hypotheses), 2 * MAX_N + 2))
-    for row, tokens, candidates in zip(counts, hypotheses, references, strict=True):
+    for row, tokens, candidates in zip(counts, hypotheses, targets, strict=True):
         allowed: Counter[NGram] = Counter()
         for candidate in candidates:
             allowed |= ngram_counts(candidate)
@@ -125,11 +125,11 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+def rouge_l(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> list[float]:
     """ROUGE-L F (beta 1.2) of each sample, 0-1. An empty text counts as one empty token, as in the package."""
-    _check(hypotheses, references)
+    _check(hypotheses, targets)
     scores = []
-    for tokens, candidates in zip(hypotheses, references, strict=True):
+    for tokens, candidates in zip(hypotheses, targets, strict=True):
         common = [lcs_length(tokens or [""], candidate or [""]) for candidate in candidates]
         precision = max(common) / max(len(tokens), 1)
         recall = max(c / max(len(candidate), 1) for c, candidate in zip(common, candidates, strict=True))
@@ -139,14 +139,14 @@ def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     return scores
 
 
-def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """CIDEr of each sample, 0-10: mean over n = 1..4 of the clipped tf-idf cosine with each reference, times 10."""
-    _check(hypotheses, references)
-    counted = [[ngram_counts(candidate) for candidate in candidates] for candidates in references]
+def cider(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> list[float]:
+    """CIDEr of each sample, 0-10: mean over n = 1..4 of the clipped tf-idf cosine with each target, times 10."""
+    _check(hypotheses, targets)
+    counted = [[ngram_counts(candidate) for candidate in candidates] for candidates in targets]
     document_frequency: Counter[NGram] = Counter()
     for candidates in counted:
         document_frequency.update(set().union(*candidates))
-    log_documents = math.log(len(references)) if references else 0.0
+    log_documents = math.log(len(targets)) if targets else 0.0
     scores = []
     for tokens, candidates in zip(hypotheses, counted, strict=True):
         vector = _tf_idf(ngram_counts(tokens), document_frequency, log_documents)
@@ -155,12 +155,12 @@ def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     return scores
 
 
-def language_counts(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> np.ndarray:
+def language_counts(hypotheses: Sequence[str], targets: Sequence[str | Sequence[str]]) -> np.ndarray:
     """float[N, 13]: what the six scores of raw texts add up: bleu_counts, ROUGE-L, CIDEr and 1 for the sample."""
     if not hypotheses:
         raise ValueError("no texts to score: BLEU, ROUGE-L and CIDEr are undefined for an empty set")
     words = [tokenize(text) for text in hypotheses]
-    wanted = [[tokenize(t) for t in ([texts] if isinstance(texts, str) else texts)] for texts in references]
+    wanted = [[tokenize(t) for t in ([texts] if isinstance(texts, str) else texts)] for texts in targets]
     counts = bleu_counts(words, wanted)
     return np.column_stack([counts, rouge_l(words, wanted), cider(words, wanted), np.ones(len(words))])
 
@@ -172,9 +172,9 @@ def scores_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
     return scores | {"ROUGE_L": sums[..., -3] / sums[..., -1], "CIDEr": sums[..., -2] / sums[..., -1]}
 
 
-def language_scores(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+def language_scores(hypotheses: Sequence[str], targets: Sequence[str | Sequence[str]]) -> dict[str, float]:
     """The six numbers of DriveLM's language part from raw texts: Bleu_1..4 (0-1), ROUGE_L (0-1), CIDEr (0-10)."""
-    sums = language_counts(hypotheses, references).sum(axis=0)
+    sums = language_counts(hypotheses, targets).sum(axis=0)
     return {name: float(value) for name, value in scores_of_counts(sums).items()}
 
 
@@ -190,10 +190,10 @@ def _tf_idf(
 
 
 def _similarity(
-    hypothesis: tuple[list[dict[NGram, float]], int], reference: tuple[list[dict[NGram, float]], int]
+    hypothesis: tuple[list[dict[NGram, float]], int], target: tuple[list[dict[NGram, float]], int]
 ) -> float:
     """Clipped cosine, averaged over n, times the Gaussian of the length difference: 0-1."""
-    (mine, my_length), (theirs, their_length) = hypothesis, reference
+    (mine, my_length), (theirs, their_length) = hypothesis, target
     total = 0.0
     for weights, wanted in zip(mine, theirs, strict=True):
         dot = sum(min(weights[gram], wanted[gram]) * wanted[gram] for gram in weights.keys() & wanted.keys())
@@ -202,9 +202,9 @@ def _similarity(
     return total / MAX_N * math.exp(-((my_length - their_length) ** 2) / (2 * CIDER_SIGMA**2))
 
 
-def _check(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
-    if len(hypotheses) != len(references):
-        raise ValueError(f"{len(hypotheses)} predictions but {len(references)} sets of references; give one set each")
-    for index, candidates in enumerate(references):
+def _check(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> None:
+    if len(hypotheses) != len(targets):
+        raise ValueError(f"{len(hypotheses)} predictions but {len(targets)} sets of targets; give one set each")
+    for index, candidates in enumerate(targets):
         if not candidates:
-            raise ValueError(f"sample {index} has no reference text")
+            raise ValueError(f"sample {index} has no target text")

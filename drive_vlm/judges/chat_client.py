@@ -22,8 +22,10 @@ from urllib.parse import urlsplit
 Message = dict[str, Any]
 K = TypeVar("K")
 
-_REFUSALS = (400, 413, 422)  # HTTP statuses that are about one request, not about the server or the key
-_ALL_REFUSED = 8  # so many refusals and no answer are no accident; fewer may be what an earlier run left over
+# HTTP statuses that are about one request, not about the server or the key.
+_REFUSALS = (400, 413, 422)
+# So many refusals and not one answer mean that something is wrong; fewer may be what an earlier run left over.
+_ALL_REFUSED = 8
 _IMAGE_KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -64,7 +66,7 @@ class ChatClient:
     environment variable `api_key_env`; a server on this machine or in a private network needs none.
     `cache_dir` keeps the replies by request_key, so wherever the model is served; two different models that servers call
     by one name need a folder each.
-    Raises ValueError for a `base_url` that is no http(s) address or carries a password.
+    Raises ValueError for a `base_url` that is not an http(s) address or carries a password.
     """
 
     base_url: str
@@ -186,7 +188,8 @@ class ChatClient:
             self._wait_for_turn()
             try:
                 reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
-            except (_Malformed, json.JSONDecodeError) as error:  # the `openai` package hands both through unchecked
+            # The `openai` package hands both through unchecked.
+            except (_Malformed, json.JSONDecodeError) as error:
                 problem, kind = f"no chat completion, but {str(error).replace(secret, '***')}", ChatError
                 continue
             except openai.OpenAIError as error:

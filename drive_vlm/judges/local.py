@@ -1,4 +1,4 @@
-"""A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
+"""A judge in this process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,8 @@ class LocalJudge:
 
         assert config.judge_model is not None
         self.path = config.judge_model
-        model_type(self.path)  # a directory that is no model is refused before anything is built
+        # A directory that is not a model is refused here, before anything is built.
+        model_type(self.path)
         self.config, self.block = config, 8 * config.judge_batch_size
         self.requests = 0
         self._model: Any = None

@@ -1,4 +1,4 @@
-"""What is put to a judge and how its reply is read: prompt files, verdicts of pairs, ratings of single answers."""
+"""What a judge is asked and how its reply is read: prompt files, verdicts of pairs, ratings of single answers."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def combine(shown: str | None, swapped: str | None) -> str | None:
 def parse_rating(reply: str, low: int = 1, high: int = 10) -> int | None:
     """The rating as CODA-LM's evaluation reads it: the whole number behind `Rating: [[`, then `rating is: [[`, then `[[`.
 
-    None where no mark is followed by a whole number and `]]`. Unlike there, a number outside [low, high] is no rating.
+    None where no mark is followed by a whole number and `]]`. Unlike there, a number outside [low, high] does not count.
     """
     for mark in _RATING_MARKS:
         _, found, rest = reply.partition(mark)

@@ -85,10 +85,10 @@ def needs_label(objects: Sequence[dict[str, Any]], width: int, height: int) -> l
 
 def outcome_words(terms: dict[str, Any]) -> str:
     """Length, false claims and missed classes in words."""
-    told = [f"{terms['words']} words"] + (["names no object"] if terms["unverified"] else [])
-    told += [f"not detected: {', '.join(terms['false_claims'])}"] if terms["false_claims"] else []
-    told += [f"not named: {', '.join(terms['missed'])}"] if terms["missed"] else []
-    return "; ".join(told)
+    parts = [f"{terms['words']} words"] + (["names no object"] if terms["unverified"] else [])
+    parts += [f"not detected: {', '.join(terms['false_claims'])}"] if terms["false_claims"] else []
+    parts += [f"not named: {', '.join(terms['missed'])}"] if terms["missed"] else []
+    return "; ".join(parts)
 
 
 def marked_parts(marked: dict[str, Any]) -> list[tuple[str, dict[str, Any] | None]]:
@@ -144,11 +144,12 @@ def _frame(frame: dict[str, Any], picture: "Image", colours: dict[str, str]) -> 
     for thing, labelled in zip(frame["objects"], needs_label(frame["objects"], width, height), strict=True):
         x1, y1, x2, y2 = thing["box"]
         colour = colours[thing["label"]]
-        right = x1 > 0.7 * width  # a label near the edge grows to the left
-        told = f"{thing['label']} {thing['score']:.2f}, {x1:g}, {y1:g}, {x2:g}, {y2:g}"
+        # A label near the right edge grows to the left.
+        right = x1 > 0.7 * width
+        title = f"{thing['label']} {thing['score']:.2f}, {x1:g}, {y1:g}, {x2:g}, {y2:g}"
         shapes.append(
             f'<rect x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}" fill="none" stroke="{colour}" stroke-width="{unit:.2f}">'
-            f"<title>{escape(told)}</title></rect>"
+            f"<title>{escape(title)}</title></rect>"
         )
         if labelled:
             shapes.append(
@@ -179,8 +180,8 @@ def _marked_html(marked: dict[str, Any]) -> str:
         if mention is None:
             parts.append(escape(part))
         else:
-            told = f"{', '.join(mention['classes']) or 'no class'}: {VERDICTS[mention['verdict']]}"
-            parts.append(f'<mark class="{mention["verdict"]}" title="{escape(told)}">{escape(part)}</mark>')
+            title = f"{', '.join(mention['classes']) or 'no class'}: {VERDICTS[mention['verdict']]}"
+            parts.append(f'<mark class="{mention["verdict"]}" title="{escape(title)}">{escape(part)}</mark>')
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -259,10 +260,11 @@ def plot_video(path: Path, entry: dict[str, Any], pictures: Sequence["Image"]) -
         for text in entry["texts"]
     ]
     heights = [
-        _LINE * max(map(len, block)) + _BAR * (1 + len(TERMS)) + _LINE * max(map(len, told)) + 0.85
-        for block, told in zip(blocks, notes, strict=True)
+        _LINE * max(map(len, block)) + _BAR * (1 + len(TERMS)) + _LINE * max(map(len, lines)) + 0.85
+        for block, lines in zip(blocks, notes, strict=True)
     ]
-    per_row = math.ceil(len(pictures) / math.ceil(len(pictures) / max(4, 2 * columns)))  # rows of equal length
+    # Rows of equal length, each of at most max(4, 2 * columns) frames.
+    per_row = math.ceil(len(pictures) / math.ceil(len(pictures) / max(4, 2 * columns)))
     side = (sheet.width - 2 * _MARGIN - (per_row - 1) * 0.1) / per_row
     tall = side * max(picture.height / picture.width for picture in pictures)
     captions = [_wrapped_plain(sheet, f"{f['index']}: {label_counts(f['objects'])}", side) for f in entry["frames"]]
@@ -273,8 +275,8 @@ def plot_video(path: Path, entry: dict[str, Any], pictures: Sequence["Image"]) -
     sheet.set_height(0.75 + sum(strips) + sum(heights) + 0.3)
     sheet.text(_MARGIN, 0.3, entry["group"], fontsize=11, weight="bold")
     seen = ", ".join(f"{label} {count}/{entry['looked_at']}" for label, count in entry["seen"].items())
-    told = f"{entry['video']} · detected in n of {entry['looked_at']} frames: {seen or 'nothing'}"
-    sheet.text(_MARGIN, 0.52, told, color="#555555")
+    source = f"{entry['video']} · detected in n of {entry['looked_at']} frames: {seen or 'nothing'}"
+    sheet.text(_MARGIN, 0.52, source, color="#555555")
     colours = label_colours(entry["frames"])
     for place, (picture, frame) in enumerate(zip(pictures, entry["frames"], strict=True)):
         row, column = divmod(place, per_row)
@@ -312,7 +314,8 @@ def _draw_frame(
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.2, path_effects=outline))
         if not labelled:
             continue
-        inside, right = y1 < 0.09 * picture.height, x1 > 0.7 * picture.width  # labels stay within the picture
+        # Labels stay within the picture.
+        inside, right = y1 < 0.09 * picture.height, x1 > 0.7 * picture.width
         axes.text(
             x2 if right else x1, y2 if inside else y1, thing["label"], color=colour, fontsize=6.5, ha="right" if right else "left",
             va="top" if inside else "bottom", parse_math=False, path_effects=outline, clip_on=True,
@@ -320,7 +323,7 @@ def _draw_frame(
 
 
 def _draw_texts(
-    sheet: _Sheet, top: float, text: dict[str, Any], block: list[list[list[Piece]]], told: list[list[str]]
+    sheet: _Sheet, top: float, text: dict[str, Any], block: list[list[list[Piece]]], notes: list[list[str]]
 ) -> None:
     """Mode and question, then the reference and each checkpoint's text, terms and objects."""
     title = text["mode"] or "question"
@@ -337,7 +340,7 @@ def _draw_texts(
         if column:
             answer = text["answers"][name]
             _draw_terms(sheet, x, below, answer["terms"])
-            for number, note in enumerate(told[column - 1]):
+            for number, note in enumerate(notes[column - 1]):
                 y = below + _BAR * (1 + len(TERMS)) + 0.14 + number * _LINE
                 sheet.text(x, y, note, fontsize=7.5, color="#555555")
 
@@ -355,9 +358,9 @@ def _draw_terms(sheet: _Sheet, x: float, top: float, terms: dict[str, Any]) -> N
 
 def _draw_legend(sheet: _Sheet, changed: bool) -> None:
     x, y = _MARGIN, sheet.height - 0.12
-    for verdict, told in VERDICTS.items():
-        sheet.words(x, y, told, verdict)
-        x += sheet.measure(told) + 0.25
+    for verdict, meaning in VERDICTS.items():
+        sheet.words(x, y, meaning, verdict)
+        x += sheet.measure(meaning) + 0.25
     if changed:
         sheet.text(x, y, "red caption: not the picture that the detector looked at", color="#b30000")
 
@@ -386,7 +389,7 @@ def _wrapped(sheet: _Sheet, marked: dict[str, Any], width: float = _COLUMN) -> l
                 continue
             for piece in _pieces(sheet, word, width):
                 wide, gap = sheet.measure(piece), space if spaced and lines[-1] else 0.0
-                # a full stop behind a marked word stays on its line
+                # A full stop behind a marked word stays on its line.
                 if lines[-1] and x + gap + wide > width and (gap or len(piece) > 1):
                     lines.append([])
                     x = gap = 0.0
@@ -430,8 +433,8 @@ def print_comparison(result: dict[str, Any]) -> None:
         for text in entry["texts"]:
             console.print(_text_table(text))
     legend = Text("\n")
-    for key, told in VERDICTS.items():
-        legend.append(told, _STYLES[key]).append("   ")
+    for key, meaning in VERDICTS.items():
+        legend.append(meaning, _STYLES[key]).append("   ")
     console.print(legend)
     console.print(Text(f"detector: {result['detector']}; {NO_REFERENCE}", style="dim"))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's bright scheme, which colour-blind readers can tell apart.
+# Paul Tol's bright scheme, which colour-blind readers can distinguish.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 

@@ -90,13 +90,14 @@ def _file_module(path: str) -> Any:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec and spec.loader, "a .py file has a loader"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up there
+        # Before it runs: dataclasses look their module up there.
+        sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
 
 
 def reward_name(name: str) -> str:
-    """What a reward is called in logs: its name, or the file or module of one's own: `my_reward` of src/my_reward.py:build."""
+    """The name of a reward in logs: its own, or that of its file or module: `my_reward` of src/my_reward.py:build."""
     where, colon, _ = name.rpartition(":")
     return Path(where).stem if where.endswith(".py") else where.rpartition(".")[2] if colon else name
 

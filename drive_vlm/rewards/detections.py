@@ -7,13 +7,13 @@
                  "objects": [{"label": "car", "score": 0.91, "box": [x1, y1, x2, y2]}]}],
      "transform": 3}
 
-`tools/cache_detections.py` writes it, rewards and evaluators read it: no detector runs beside training. Boxes are in
+`tools/cache_detections.py` writes it, rewards and evaluators read it: no detector runs next to training. Boxes are in
 pixels of the frame, labels are the detector's class names. A video without objects is a valid, empty answer; a video
 that is not in the cache is an error, and so is a cache that two detectors, or two settings of one, have written.
 
-"file" tells a replaced video or picture (data.feature_cache.FileIdentity: size, time of change, content), "transform" how files
-became frames (data.feature_cache.TRANSFORM). Lines of an older cache lack one or both: they are read like any other here, and
-the tool makes them anew.
+"file" (data.caches.feature_cache.FileIdentity: size, time of change, content) shows when a video or picture was replaced;
+"transform" (data.caches.feature_cache.TRANSFORM) says how files became frames. Lines of an older cache lack one or both:
+they are read like any other here, and the tool makes them again.
 """
 
 import dataclasses
@@ -66,8 +66,8 @@ class DetectedFrame:
 
 @dataclasses.dataclass(frozen=True)
 class VideoDetections:
-    """One line of the cache. `file` is what told the file when it was looked at, `transform` how it was decoded: another time of
-    the same file, or another way to the same frames, is no difference between two lines."""
+    """One line of the cache. `file` identifies the file at the time, `transform` the way it was decoded. Lines that differ only
+    in these are equal: the same detections of the same frames."""
 
     video: str
     detector: Detector
@@ -131,7 +131,7 @@ class DetectionCache:
         return iter(self._entries.values())
 
     def entry(self, video: str) -> VideoDetections:
-        """Raises ValueError, with the command that mends it, for a video that is not in the cache."""
+        """Raises ValueError, with the command that adds it, for a video that is not in the cache."""
         if video not in self._entries:
             raise ValueError(self._missing(video))
         return self._entries[video]
@@ -202,7 +202,7 @@ def parse_detections(row: Any, where: str) -> VideoDetections:
         _keys(file, {"files": int, "bytes": int, "times": str, "content": str}, where, '"file"')
     if transform is not None:
         _keys({"transform": transform}, {"transform": int}, where, "the line")
-    told = _keys(
+    detector = _keys(
         top["detector"],
         {"weights": str, "sha256": str, "imgsz": int, "conf": float, "version": str},
         where,
@@ -213,7 +213,7 @@ def parse_detections(row: Any, where: str) -> VideoDetections:
         raise ValueError(f'{where}: "video" is empty')
     if not frames:
         raise ValueError(f'{where}: no "frames": nothing was looked at, which is not the same as nothing seen')
-    return VideoDetections(top["video"], Detector(**told), frames, file, transform)
+    return VideoDetections(top["video"], Detector(**detector), frames, file, transform)
 
 
 def _frame(item: Any, where: str, name: str) -> DetectedFrame:
@@ -238,7 +238,7 @@ def _object(item: Any, where: str, name: str) -> DetectedObject:
 
 
 def _is(value: Any, kind: type) -> bool:
-    """isinstance as JSON means it: an integer is a number, true is none."""
+    """isinstance as JSON means it: an integer is a number, true is not."""
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
@@ -247,8 +247,8 @@ def _keys(item: Any, kinds: dict[str, type], where: str, name: str) -> dict[str,
         raise ValueError(f"{where}: {name} must be an object, got {type(item).__name__}")
     wrong = sorted(kinds.keys() ^ item.keys())
     if wrong:
-        told = ", ".join(f"{'no' if key in kinds else 'unknown'} key {key!r}" for key in wrong)
-        raise ValueError(f"{where}: {name} has {told}; expected {', '.join(kinds)}")
+        differing = ", ".join(f"{'no' if key in kinds else 'unknown'} key {key!r}" for key in wrong)
+        raise ValueError(f"{where}: {name} has {differing}; expected {', '.join(kinds)}")
     for key, kind in kinds.items():
         if not _is(item[key], kind):
             raise ValueError(f"{where}: {name}[{key!r}] must be {kind.__name__}, got {json.dumps(item[key])}")
@@ -283,7 +283,8 @@ def merge_detections(shards: Sequence[str | Path], out: str | Path) -> Detection
 
 
 def _replace(path: Path, entries: Iterable[VideoDetections]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    append_detections(beside, entries)
-    os.replace(beside, path)
+    # Written in the same folder, since a rename is atomic within one file system only.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    append_detections(part, entries)
+    os.replace(part, path)

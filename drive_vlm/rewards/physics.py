@@ -1,14 +1,14 @@
-"""The physics-aware reward of Drive-VLM: is what a text says about a drive borne out by a detector, in time and detail?
+"""The physics-aware reward of Drive-VLM: does a detector confirm what a text says about a drive?
 
     R = 0.4 R_obj + 0.25 R_temp + 0.20 R_detail + 0.15 R_hall            (weights by flag; each term is in 0..1)
 
 The paper gives the four terms and weights; caps and normalisation are ours. A text claims *objects*: the classes that it
-names, and general words beside them (drive_vlm/rewards/driving_words.yaml). D are the classes that the detector saw in any
-sampled frame. Denied objects ("no cars") and what no detector sees (road, traffic cone) are no claims.
+names, and general words next to them (drive_vlm/rewards/text/driving_words.yaml). D are the classes that the detector saw in any
+sampled frame. Denied objects ("no cars") and what no detector sees (road, traffic cone) are not claims.
 
 R_obj = F1 = 2 P R / (P + R).
     P = verified claims / claims. A class is verified when it is in D, a general word (vehicle, bike) when one of its
-        classes is in D. A general word beside a named class of its own ("a car ... the vehicle") is no further claim.
+        classes is in D. A general word next to a named class of its own ("a car ... the vehicle") is not a further claim.
     R = found / wanted. Found: the verified classes, 1 for a word that detectors label in different ways (van), 0.5 for a
         hypernym (vehicle: true, but vague), each for a class of D that nothing else has found. Wanted: the classes of D,
         without those that a driving description need not name (optional_classes), plus the optional ones it found.
@@ -59,9 +59,9 @@ class Terms:
 
     Attributes:
         reward: the weighted sum.
-        object, temporal, detail, hallucination: the terms, in 0..1 (hallucination: 1 is none).
+        object, temporal, detail, hallucination: the terms, in 0..1 (hallucination: 1 means that nothing is made up).
         precision, recall: of the object term.
-        claims, verified: number of object claims, and of those that the detector bears out (general words included).
+        claims, verified: number of object claims, and of those that the detector confirms (general words included).
         found, wanted: credit for detected classes that the text accounts for, and their number: recall = found / wanted.
         false_claims: what is claimed and was not detected: class names, and general words in brackets.
         missed: detected classes that the text should have named and did not.
@@ -173,7 +173,8 @@ class PhysicsConfig:
     physics_vocabulary: str = field(str(DEFAULT), help="YAML file of driving words")
     physics_spacy: str = field(DEFAULT_MODEL, help="spaCy pipeline: an installed name or its directory")
     physics_processes: int = field(
-        1, help="processes that parse large batches of texts; more than 1 forks, so not beside a GPU"
+        1,
+        help="processes that parse large batches of texts; more than 1 forks, which a process that uses a GPU must not",
     )
 
 
@@ -215,7 +216,8 @@ class PhysicsReward:
         """One reward a completion. `columns`: `video` (or `image`, where rows have pictures) and `reference`, one value a
         completion; `mode` splits the logged terms; `log_metric(name, value)` receives their means."""
         texts = [completion_text(completion) for completion in completions]
-        videos = _column(columns, "video", "image")  # a file may hold rows of both kinds
+        # A file may hold rows of both kinds.
+        videos = _column(columns, "video", "image")
         self.last_terms = self.score(texts, _column(columns, "reference"), videos)
         self.scored += len(texts)
         self.unverified += sum(item.unverified for item in self.last_terms)

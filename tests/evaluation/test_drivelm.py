@@ -43,7 +43,7 @@ FRAME = make_test(
 
 
 def answer_all(test, **changes):
-    answers = {question.id: question.reference for question in read_questions(test)}
+    answers = {question.id: question.target for question in read_questions(test)}
     return answers | {f"s_f_{number[1:]}": text for number, text in changes.items()}
 
 
@@ -83,7 +83,7 @@ def test_gate_keeps_questions_about_matched_objects_only():
 def test_every_frame_has_its_own_graph():
     second = json.loads(json.dumps(FRAME["s"]["key_frames"]["f"]))
     test = {"s": {"key_frames": {"f": FRAME["s"]["key_frames"]["f"], "g": second}}}
-    answers = {q.id: q.reference for q in read_questions(test)} | {"s_g_0": "nothing"}
+    answers = {q.id: q.target for q in read_questions(test)} | {"s_g_0": "nothing"}
     assert [q.id for q in gate(read_questions(test), answers) if q.frame == "s_g"] == [
         "s_g_0",
         "s_g_3",
@@ -228,7 +228,7 @@ def test_official_numbers_on_shifted_references(kit_questions):
     """References with words dropped and points moved by 0-9 px: passes the gate, so that every part is exercised."""
     answers = {}
     for k, question in enumerate(kit_questions, start=1):
-        text = question.reference.replace("ego ", "") if k % 5 == 0 else question.reference
+        text = question.target.replace("ego ", "") if k % 5 == 0 else question.target
         text = (" ".join(text.split()[:-2]) or text) if k % 7 == 0 else text
         answers[question.id] = re.sub(r"(\d+)\.(\d+)", lambda m, k=k: f"{float(m[0]) + (k % 4) * 3:.1f}", text)
     result = score(kit_questions, answers, lambda pairs: [float(len(answer) % 100) for answer, _ in pairs])

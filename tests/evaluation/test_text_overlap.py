@@ -97,7 +97,7 @@ def test_several_references_and_their_order_do_not_matter():
 def test_refusals():
     with pytest.raises(ValueError, match="2 predictions but 1"):
         corpus_bleu([["a"], ["b"]], [[["a"]]])
-    with pytest.raises(ValueError, match="sample 0 has no reference"):
+    with pytest.raises(ValueError, match="sample 0 has no target"):
         cider([["a"]], [[]])
     with pytest.raises(ValueError, match="empty set"):
         language_scores([], [])

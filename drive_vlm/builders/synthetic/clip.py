@@ -1,19 +1,18 @@
 """Short synthetic clips: one story a clip, the ground truth of each frame, and words about how it changes.
 
-Order clips (`make_order_clip`) are told apart by the order of their frames alone: twins of the same pictures, one the
+Order clips (`make_order_clip`) differ in the order of their frames alone: twins of the same pictures, one the
 reverse of the other. The ego vehicle stands still and nothing else moves or ages, so that the frames without their order say
 nothing about what came first: a model that sees them shuffled answers every second question right. Twins share one group and
 so one split, which also makes the answers of each split exactly even.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from drive_vlm.builders.synthetic.sample import CLOTHES, pick, sample
 from drive_vlm.builders.synthetic.scene import VEHICLES, Scene, SceneObject, finish
-from drive_vlm.builders.synthetic.words import Question, short_caption
+from drive_vlm.builders.synthetic.words import Question, Template, ask, short_caption
 
 # Time between two frames.
 FRAME_SECONDS = 0.5
@@ -122,13 +121,6 @@ def _move(story: str, thing: SceneObject, light: str, share: float, left: float)
     return thing
 
 
-@dataclass(frozen=True)
-class _ClipTemplate:
-    category: str
-    wordings: tuple[str, ...]
-    answer: Callable[[list[Scene]], str | None]
-
-
 def clip_caption(scenes: list[Scene]) -> str:
     """What happens, in the order in which it happens: "At first ..., then ..., finally ..."."""
     words = [f"At first, {_lower(short_caption(scenes[0]))}"]
@@ -142,15 +134,7 @@ def clip_caption(scenes: list[Scene]) -> str:
 
 def clip_questions(scenes: list[Scene]) -> list[Question]:
     """Questions that need the order of the frames, one wording each."""
-    picks = np.random.default_rng([scenes[0].seed, scenes[0].index, 6]).random(len(CLIP_TEMPLATES)).tolist()
-    found = []
-    for share, (name, template) in zip(picks, CLIP_TEMPLATES.items(), strict=True):
-        answer = template.answer(scenes)
-        if answer is not None:
-            found.append(
-                Question(template.category, name, template.wordings[int(share * len(template.wordings))], answer)
-            )
-    return found
+    return ask(CLIP_TEMPLATES, scenes, [scenes[0].seed, scenes[0].index, 6])
 
 
 def _lower(sentence: str) -> str:
@@ -193,21 +177,21 @@ def _walker_words(scenes: list[Scene]) -> str | None:
     return "a pedestrian crosses the lane" if _crossed(scenes) == "yes" else None
 
 
-CLIP_TEMPLATES: dict[str, _ClipTemplate] = {
-    "light_change": _ClipTemplate(
+CLIP_TEMPLATES: dict[str, Template[list[Scene]]] = {
+    "light_change": Template(
         "perception",
         ("How does the traffic light change?", "What happens to the traffic light during the clip?"),
         _light_change,
     ),
-    "lead_motion": _ClipTemplate(
+    "lead_motion": Template(
         "prediction", ("How does the vehicle ahead move?", "Does the gap to the vehicle ahead change?"), _lead_motion
     ),
-    "pedestrian_crossed": _ClipTemplate(
+    "pedestrian_crossed": Template(
         "perception",
         ("Does the pedestrian cross the ego lane?", "Did the pedestrian pass through the ego lane?"),
         _crossed,
     ),
-    "ego_end": _ClipTemplate(
+    "ego_end": Template(
         "behavior",
         ("What does the ego vehicle do at the end?", "How does the clip end for the ego vehicle?"),
         lambda scenes: "stops" if scenes[-1].actions[1] else "drives on",

@@ -216,7 +216,8 @@ def _place(scene: Scene) -> tuple[SceneObject, ...]:
     placed = []
     for thing in sorted(scene.objects, key=lambda o: o.distance):
         if thing.distance < 3.0:
-            continue  # beside or behind the camera
+            # Out of the picture, or behind the camera.
+            continue
         x1, y1, x2, y2 = outline(camera, thing)
         box = (max(0, int(x1)), max(0, int(y1)), min(width, int(np.ceil(x2))), min(height, int(np.ceil(y2))))
         if box[0] >= box[2] or box[1] >= box[3]:

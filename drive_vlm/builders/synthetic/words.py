@@ -6,9 +6,10 @@ one sentence of at most half as many words.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -32,12 +33,28 @@ class Question:
     answer: str
 
 
+S = TypeVar("S")
+
+
 @dataclass(frozen=True)
-class _Template:
+class Template(Generic[S]):
+    """A kind of question about a scene (or a clip: list[Scene]). `answer` is None where it has no answer there."""
+
     category: str
     wordings: tuple[str, ...]
-    # None: the question has no answer in this scene.
-    answer: Callable[[Scene], str | None]
+    answer: Callable[[S], str | None]
+
+
+def ask(templates: Mapping[str, Template[S]], subject: S, stream: Sequence[int]) -> list[Question]:
+    """Every question that `subject` answers, in the order of `templates`, one wording each, drawn from the generator `stream`."""
+    picks = np.random.default_rng(stream).random(len(templates)).tolist()
+    found = []
+    for pick, (name, template) in zip(picks, templates.items(), strict=True):
+        answer = template.answer(subject)
+        if answer is not None:
+            wording = template.wordings[int(pick * len(template.wordings))]
+            found.append(Question(template.category, name, wording, answer))
+    return found
 
 
 def short_caption(scene: Scene) -> str:
@@ -76,14 +93,7 @@ def long_caption(scene: Scene) -> str:
 
 def questions(scene: Scene) -> list[Question]:
     """Every question that this scene answers, one wording each, in the order of TEMPLATES."""
-    picks = np.random.default_rng([scene.seed, scene.index, 4, scene.frame]).random(len(TEMPLATES)).tolist()
-    found = []
-    for pick, (name, template) in zip(picks, TEMPLATES.items(), strict=True):
-        answer = template.answer(scene)
-        if answer is not None:
-            wording = template.wordings[int(pick * len(template.wordings))]
-            found.append(Question(template.category, name, wording, answer))
-    return found
+    return ask(TEMPLATES, scene, [scene.seed, scene.index, 4, scene.frame])
 
 
 # Index in REASONS -> the words of a caption.
@@ -160,16 +170,16 @@ def _behavior(scene: Scene) -> str:
     return "following" if scene.reason[0] else "driving freely"
 
 
-TEMPLATES: dict[str, _Template] = {
-    "time_of_day": _Template(
+TEMPLATES: dict[str, Template[Scene]] = {
+    "time_of_day": Template(
         "perception",
         ("Is it day or night?", "What time of day is it?", "At what time of day was this taken?"),
         lambda scene: scene.time,
     ),
-    "weather": _Template(
+    "weather": Template(
         "perception", ("What is the weather like?", "How is the weather?", "What are the weather conditions?"), _weather
     ),
-    "light_state": _Template(
+    "light_state": Template(
         "perception",
         (
             "What does the traffic light show?",
@@ -178,37 +188,37 @@ TEMPLATES: dict[str, _Template] = {
         ),
         lambda scene: "no light" if scene.light == "none" else scene.light,
     ),
-    "sign_type": _Template(
+    "sign_type": Template(
         "perception",
         ("Which traffic sign is there?", "What kind of traffic sign stands on the right?"),
         lambda scene: "no sign" if scene.sign == "none" else scene.sign,
     ),
-    "ahead_type": _Template(
+    "ahead_type": Template(
         "perception",
         ("What is in the ego lane ahead?", "What is directly ahead?", "Which object is in front of the ego vehicle?"),
         _ahead_type,
     ),
-    "lead_type": _Template(
+    "lead_type": Template(
         "perception",
         ("What type of vehicle is ahead?", "Which kind of vehicle drives in front?"),
         _of_lead(lambda lead: lead.name),
     ),
-    "lead_color": _Template(
+    "lead_color": Template(
         "perception",
         ("What colour is the vehicle ahead?", "Which colour does the vehicle in front have?"),
         _of_lead(lambda lead: lead.color),
     ),
-    "lead_distance": _Template(
+    "lead_distance": Template(
         "perception",
         ("How far away is the vehicle ahead?", "Is the vehicle in front near or far?"),
         _of_lead(lambda lead: "near" if lead.distance < 10.5 else "far"),
     ),
-    "left_lane": _Template(
+    "left_lane": Template(
         "perception",
         ("Is anything in the left lane?", "Is the lane to the left occupied?", "Does something occupy the left lane?"),
         lambda scene: _yes(bool(scene.lane_objects("left"))),
     ),
-    "right_lane": _Template(
+    "right_lane": Template(
         "perception",
         (
             "Is anything in the right lane?",
@@ -217,56 +227,56 @@ TEMPLATES: dict[str, _Template] = {
         ),
         lambda scene: _yes(bool(scene.lane_objects("right"))),
     ),
-    "left_line": _Template(
+    "left_line": Template(
         "perception", ("What marks the left side of the ego lane?", "Which line is on the left?"), _line("left")
     ),
-    "count_vehicles": _Template(
+    "count_vehicles": Template(
         "perception",
         ("How many vehicles are there?", "How many cars, trucks and buses are in sight?"),
         lambda scene: str(sum(o.name in VEHICLES for o in scene.objects)),
     ),
-    "pedestrian_location": _Template(
+    "pedestrian_location": Template(
         "perception", ("Where is the pedestrian?", "On which side is a pedestrian?"), _pedestrian_place
     ),
-    "nearest_vehicle": _Template(
+    "nearest_vehicle": Template(
         "perception", ("In which lane is the nearest vehicle?", "Where is the closest vehicle?"), _nearest_lane
     ),
-    "pedestrian_crossing": _Template(
+    "pedestrian_crossing": Template(
         "prediction",
         ("Will the pedestrian be in the way of the ego vehicle?", "Is the pedestrian about to cross the ego lane?"),
         _pedestrian_crossing,
     ),
-    "lead_braking": _Template(
+    "lead_braking": Template(
         "prediction",
         ("Will the vehicle ahead slow down?", "Is the vehicle in front braking?"),
         _of_lead(lambda lead: _yes(lead.state == "braking")),
     ),
-    "lead_turn": _Template(
+    "lead_turn": Template(
         "prediction",
         ("Where will the vehicle ahead go?", "Which way does the vehicle in front intend to go?"),
         _of_lead(lambda lead: "straight" if lead.signal == "none" else lead.signal),
     ),
-    "ego_action": _Template(
+    "ego_action": Template(
         "planning",
         ("Should the ego vehicle go or stop?", "What should the ego vehicle do now?", "Go or stop?"),
         lambda scene: "stop" if scene.actions[1] else "go",
     ),
-    "turn_left": _Template(
+    "turn_left": Template(
         "planning",
         ("May the ego vehicle turn left?", "Is a left turn possible here?"),
         lambda scene: _yes(scene.actions[2]),
     ),
-    "turn_right": _Template(
+    "turn_right": Template(
         "planning",
         ("May the ego vehicle turn right?", "Is a right turn possible here?"),
         lambda scene: _yes(scene.actions[3]),
     ),
-    "ego_reason": _Template(
+    "ego_reason": Template(
         "behavior",
         ("What decides what the ego vehicle does?", "Why does the ego vehicle act as it does?"),
         lambda scene: _REASON_ANSWERS[main_reason(scene)],
     ),
-    "ego_behavior": _Template(
+    "ego_behavior": Template(
         "behavior", ("Predict the behavior of the ego vehicle.", "How does the ego vehicle behave?"), _behavior
     ),
 }

@@ -1,7 +1,7 @@
 """What a text about a drive says: its objects as detector classes, what it denies, its words of time and its adjectives.
 
-spaCy gives lemmas, tags and the dependency tree; vocabulary.py (beside this file) the meaning of phrases, negation.py what
-is denied, lights.py which lights are traffic lights. Nothing is matched inside a word.
+spaCy gives lemmas, tags and the dependency tree; vocabulary.py the meaning of phrases, negation.py what
+is denied. Nothing is matched inside a word.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.rewards.text.lights import is_coloured, is_lamp
 from drive_vlm.rewards.text.negation import FREE, is_negated, phrase_head
 from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
 
@@ -19,14 +18,17 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
 DEFAULT_MODEL = "en_core_web_sm"
-REPEATS = 2  # a temporal word or adjective counts so often in a text at most: saying it again says no more
-MEMO = 1 << 16  # parsed texts that are kept
+# A temporal word or adjective counts so often in a text at most: repeating it adds no information.
+REPEATS = 2
+# Parsed texts that are kept.
+MEMO = 1 << 16
 _TEMPORAL_TAGS = {"RB", "RBR", "RBS", "IN", "WRB", "CC", "RP"}
 _ATTRIBUTES = {"amod", "acomp", "oprd", "compound"}
 _FIRST_PERSON = {"our", "my"}
 _SINGULAR_DETERMINERS = {"a", "an", "one", "this", "that", "each", "another"}
 _PARTS_OF_SPEECH = {"NN": "NOUN", "VB": "VERB", "JJ": "ADJ", "RB": "ADV"}
-_CONTRACTED = {"'s", "'re", "'m", "’s", "’re", "’m"}  # forms of be
+# Forms of "be".
+_CONTRACTED = {"'s", "'re", "'m", "’s", "’re", "’m"}
 _ORDER = {"class": 0, "either": 1, "hypernym": 2}
 
 
@@ -37,7 +39,7 @@ class ParsedText:
     Attributes:
         words: number of words, punctuation not counted.
         classes: detector classes that the text says are there.
-        groups: terms of kind either or hypernym that say something beside `classes`, each with distinct classes, narrow
+        groups: terms of kind either or hypernym that say more than `classes`, each with distinct classes, narrow
             ones first; each stands for one object class.
         denied: classes that the text says are not there, and does not assert elsewhere.
         unseen: phrases about what no detector sees.
@@ -80,7 +82,7 @@ class TextParser:
         self._memo: OrderedDict[str, ParsedText] = OrderedDict()
 
     def parse(self, texts: Sequence[str]) -> list[ParsedText]:
-        """One ParsedText a text. Raises ValueError for something that is no text."""
+        """One ParsedText for each text. Raises ValueError for anything but a string."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"a text to parse must be a string, got {type(text).__name__}")
@@ -136,7 +138,8 @@ def coarse_tags(doc: "Doc") -> "Doc":
         if tag.startswith("VB") and token.lower_ in _CONTRACTED:
             token.lemma_ = "be"
         elif tag.startswith("VB") and token.lower_ in ("rides", "riding"):
-            token.lemma_ = "ride"  # the lemmatizer says "rid"
+            # spaCy's lemmatizer makes "rid" of "rides" (en_core_web_sm 3.8).
+            token.lemma_ = "ride"
         elif tag in ("NN", "NNP", "VB", "JJ") or (tag == "VBP" and token.lower_ not in ("am", "are")):
             token.lemma_ = token.lower_
     return doc
@@ -177,9 +180,9 @@ def object_mentions(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterat
     """(term, its last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun."""
     for start, length, term in _phrases(tokens, vocabulary.table, only_nouns=True):
         noun = tokens[start + length - 1]
-        if term.phrase in vocabulary.coloured_phrases and is_lamp(noun, vocabulary):
+        if term.phrase in vocabulary.coloured_phrases and _is_lamp(noun, vocabulary):
             yield Term(term.phrase, "unseen"), noun
-        elif term.phrase in vocabulary.coloured_nouns and is_coloured(noun, vocabulary):
+        elif term.phrase in vocabulary.coloured_nouns and _is_coloured(noun, vocabulary):
             yield Term(term.phrase, "class", frozenset([vocabulary.coloured_class])), noun
         elif term.kind != "unseen" and (_is_modifier(noun, vocabulary) or _is_reference(noun, term, vocabulary)):
             yield Term(noun.text.lower(), "unseen"), noun
@@ -238,8 +241,39 @@ def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:
     )
 
 
+def _is_coloured(noun: "Token", vocabulary: Vocabulary) -> bool:
+    """ "The light turns green", "the lights have changed from red to green"."""
+    if noun.dep_ not in ("nsubj", "nsubjpass"):
+        return False
+    said = [word for word in noun.head.rights if word.i > noun.i]
+    # The list grows while it is read: what follows "from", "to" and "and" belongs to it.
+    for word in said:
+        said += [child for child in word.children if word.lower_ in ("from", "to") or child.dep_ == "conj"]
+    return any(word.lower_ in vocabulary.colours for word in said)
+
+
+def _is_lamp(noun: "Token", vocabulary: Vocabulary) -> bool:
+    """A light of a vehicle: "its red lights", "the lights of the car", "a bus with red lights", "the truck has green lights"."""
+
+    def of_vehicle(word: "Token") -> bool:
+        term = vocabulary.objects.get(word.lemma_)
+        return term is not None and bool(term.classes & vocabulary.lamp_bearers)
+
+    if any(word.dep_ == "poss" and (of_vehicle(word) or word.tag_ == "PRP$") for word in noun.children):
+        return True
+    places = [word for word in noun.children if word.lower_ in ("of", "on")]
+    if any(of_vehicle(word) for place in places for word in place.children if word.dep_ == "pobj"):
+        return True
+    if noun.dep_ == "pobj" and noun.head.lower_ == "with":
+        return of_vehicle(noun.head.head)
+    # Plural only: "the car has a green light" speaks of a traffic light that it waits for.
+    if noun.dep_ == "dobj" and noun.tag_ == "NNS":
+        return any(of_vehicle(word) for word in noun.head.children if word.dep_ == "nsubj")
+    return False
+
+
 def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[Term, ...]:
-    """Groups that claim something beside the named classes and narrower groups: "a van ... the white vehicle" claims a van."""
+    """Groups that claim more than the named classes and narrower groups do: "a van ... the white vehicle" claims a van."""
     kept: list[Term] = []
     for term in sorted(groups, key=lambda term: (_ORDER[term.kind], len(term.classes), term.phrase)):
         if not term.classes & classes and not any(other.classes <= term.classes for other in kept):
@@ -250,9 +284,8 @@ def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[T
 def _described_words(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
     """("temporal" | "adjective", lemma or phrase) of every word of time, dynamic verb and domain adjective."""
     objects = _phrases(tokens, vocabulary.table, only_nouns=True)
-    taken = {
-        token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]
-    }  # "stop sign"
+    # The "stop" of "stop sign" is not a verb.
+    taken = {token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]}
     for start, length, kind in _phrases(tokens, vocabulary.word_table):
         word = tokens[start]
         fits = length > 1 or (_is_temporal(word) if kind == "temporal" else _is_attribute(word))

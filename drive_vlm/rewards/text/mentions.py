@@ -1,4 +1,4 @@
-"""Where a text names objects, and what a detector says to each: for people who read texts beside their rewards.
+"""Where a text names objects, and what a detector says to each: for people who read texts next to their rewards.
 
 The verdicts are those of drive_vlm/rewards/physics.py: `hit` and `false` claims are what `terms` counts as verified and as
 `false_claims`; everything else is named and claims nothing.
@@ -27,7 +27,7 @@ class Mention:
         classes: detector classes that the phrase stands for, sorted.
         verdict: hit: claimed and detected; false: claimed, and a class of it (of a general word: every class) was not
             detected; denied: the text says that it is not there; unseen: no detector sees such a thing; again: a general
-            word beside a named class of its own, no further claim.
+            word next to a named class of its own, not a further claim.
     """
 
     start: int

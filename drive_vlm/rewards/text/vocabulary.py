@@ -51,7 +51,7 @@ class Vocabulary:
         optional: classes that do not.
         safety_critical: classes that the hallucination term looks at.
         coloured_class, coloured_nouns, colours: "the light turns green" names the class.
-        coloured_phrases: the nouns, alone and behind a colour; lamp_bearers: classes whose own lights are no such thing.
+        coloured_phrases: the nouns, alone and behind a colour; lamp_bearers: classes whose own lights are not traffic lights.
         table, word_table: `objects`, and temporal words and adjectives, for matching.
     """
 
@@ -122,7 +122,7 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
     objects = _objects(content, path)
     unknown = [word for word in content["back_reference"] if word not in objects]
     if unknown:
-        raise ValueError(f"{path}: back_reference has {unknown[0]!r}, which is no object word")
+        raise ValueError(f"{path}: back_reference has {unknown[0]!r}, which is not an object word")
     words = dict.fromkeys(content["temporal"], "temporal") | dict.fromkeys(content["not_temporal"], "none")
     words |= dict.fromkeys(content["adjectives"], "adjective")
     return Vocabulary(
@@ -191,4 +191,4 @@ def _check_words(words: Any, where: str) -> None:
         raise ValueError(f"{where} must be a list of words in brackets")
     for word in words:
         if not isinstance(word, str) or not word.strip() or word != word.lower():
-            raise ValueError(f"{where}: {word!r} is no lower-case word (quote yes, no, on, off and numbers)")
+            raise ValueError(f"{where}: {word!r} is not a lower-case word (quote yes, no, on, off and numbers)")

@@ -272,7 +272,7 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
     trainer: Callable, tiny_video_model: Path, synthetic_data: Path, spacy_model: str, tmp_path: Path
 ) -> None:
     """Each is named by its line, and so are detections of other frames than the run samples."""
-    from drive_vlm.builders.detection_items import Item
+    from drive_vlm.builders.detection_items import PendingItem
     from drive_vlm.data.vision import frame_indices
     from drive_vlm.rewards.detections import DetectedFrame, Detector, VideoDetections, append_detections
 
@@ -285,7 +285,7 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
     few.write_text("".join(json.dumps(row) + "\n" for row in rows))
     frames = tuple(DetectedFrame(i, "", ()) for i in frame_indices(4, 3))
     videos = list(dict.fromkeys(row["video"] for row in rows))
-    files = {v: Item(v, str(data / v), "", is_video=True).identity(3) for v in videos}
+    files = {v: PendingItem(v, str(data / v), "", is_video=True).identity(3) for v in videos}
     append_detections(cache, [VideoDetections(v, Detector("w", "", 64, 0.3, "v"), frames, files[v]) for v in videos])
     words = ("--model", tiny_video_model, "--data", few, "--rewards", "physics", "--physics_detections", cache)
     words = (*words, "--physics_spacy", spacy_model, "--beta", 0, "--num_frames")
