@@ -35,6 +35,7 @@ def samples(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().split("\n") if line]
 
 
+@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_the_reward_rises(grpo: Callable, fresh: Callable) -> None:
     """The share of vowels doubles in 16 steps; samples.jsonl holds every completion with its reward and terms."""

@@ -10,6 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.fresh("its memory is measured")
 def test_planned_memory_is_near_the_measured(run: Callable, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     words = ["--cases", "lora", "--hidden_size", 256, "--completion", 48, "--work", tmp_path, "--json", out]
