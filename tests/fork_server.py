@@ -47,11 +47,20 @@ SERVERS = 2
 # What the commands of the package and the tools import of other packages, found by running them.
 MODULES = (
     "torch", "torchvision", "torch.distributed.run", "torch.distributed.elastic.agent.server.local_elastic_agent",
-    "torch.utils.tensorboard", "torch._dynamo", "transformers", "transformers.trainer", "transformers.integrations.deepspeed",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto", "transformers.generation",
-    "deepspeed", "deepspeed.launcher.runner", "accelerate", "peft", "datasets", "trl", "trl.trainer.dpo_trainer",
-    "trl.trainer.grpo_trainer", "multiprocessing.spawn", "multiprocessing.resource_tracker", "concurrent.futures.process",
-    "rich.progress", "PIL.Image", "yaml",
+    "torch.utils.tensorboard", "torch._dynamo", "torch.profiler", "transformers", "transformers.hf_argparser",
+    "transformers.trainer", "transformers.integrations.deepspeed", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto", "transformers.generation", "deepspeed", "deepspeed.launcher.runner",
+    "accelerate", "peft", "datasets", "trl", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer", "open_clip", "spacy",
+    "scipy.stats", "sklearn.feature_extraction.text", "matplotlib.pyplot", "openai", "multiprocessing.spawn",
+    "multiprocessing.resource_tracker", "concurrent.futures.process", "rich.progress", "yaml",
+    *(f"transformers.models.{name}.modeling_{name}" for name in (
+        "internvl", "llava_next", "idefics3", "smolvlm", "siglip", "qwen2", "qwen3", "llama", "mistral", "clip",
+    )),
+    *(f"transformers.models.{name}.processing_{name}" for name in ("internvl", "llava_next", "idefics3", "smolvlm", "clip")),
+    *(f"transformers.models.{name}.image_processing_{pil}{name}" for pil in ("", "pil_") for name in (
+        "got_ocr2", "llava_next", "idefics3", "smolvlm", "siglip", "clip",
+    )),
+    *(f"transformers.models.{name}.video_processing_{name}" for name in ("internvl", "smolvlm")),
 )  # fmt: skip
 READ_AT_IMPORT = re.compile(
     r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_.*|HOME|XDG_.*|HF_.*|HUGGINGFACE_.*"
@@ -359,7 +368,16 @@ def _import_everything() -> None:
     finders = list(sys.meta_path)
     module.install_hook()
     for name in MODULES:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ImportError as error:  # another version has it elsewhere, or the package is not installed
+            print(f"not imported: {name}: {error}", flush=True)
+    # What every process would find or compile at its first picture and its first load of a model.
+    from PIL import Image
+    from transformers import conversion_mapping
+
+    Image.init()
+    conversion_mapping.get_checkpoint_conversion_mapping("")
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != spec.name or finder in finders]
 
 

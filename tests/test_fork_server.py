@@ -157,6 +157,7 @@ def test_workers_that_are_spawned(run: Callable, tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == ("[0, 1, 4, 9]\n", 0), done.stderr
 
 
+@pytest.mark.slow
 def test_ranks_of_torchrun_meet_and_differ_in_their_hash_seed(run: Callable, tmp_path: Path) -> None:
     """Two ranks by torchrun itself; the first that fails takes the other along."""
     (tmp_path / "ranks.py").write_text(

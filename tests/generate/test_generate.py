@@ -77,6 +77,7 @@ def test_bad_rows_of_all_ranks_are_in_the_audit(run, tiny_model, synthetic_data,
     assert sorted(row["where"].rsplit(":", 1)[1] for row in audit) == ["1", "2", "3"]
 
 
+@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_merge_of_a_lora_run_equals_the_adapter(run, tiny_model, synthetic_data, tmp_path):
     lora = tmp_path / "lora"

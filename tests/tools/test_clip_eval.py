@@ -89,6 +89,7 @@ def test_train_clip_learns(clip, world):
     assert {path.name for path in clip.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors"}
 
 
+@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_compare_two_checkpoints(world, clip, call, tmp_path):
     before = write(tmp_path / "before.jsonl", predictions(world, "before", 1))

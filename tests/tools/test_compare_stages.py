@@ -238,6 +238,7 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
     assert "not the picture that was looked at" in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, tmp_path):
     words = [sys.executable, TOOL, "--models", tiny_video_model, tiny_video_model, "--names", "stage 1", "stage 2"]

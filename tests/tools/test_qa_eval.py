@@ -57,6 +57,7 @@ def train(tmp_path):
     return write(tmp_path / "train.jsonl", rows)
 
 
+@pytest.mark.fresh("the command as a user starts it")
 def test_numbers_by_hand(tmp_path, train):
     before = predictions(tmp_path / "before.jsonl", ["Red!", "red", "1", ""])
     after = predictions(tmp_path / "after.jsonl", ["red", "Green", "the 3", "2"])

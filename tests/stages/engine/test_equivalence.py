@@ -87,12 +87,14 @@ def test_accumulation_instead_of_ranks(sft: Callable, fresh: Callable, plain: An
 
 
 @pytest.mark.supports("internvl sft ddp")
+@pytest.mark.fresh("torchrun and its ranks as they really are")
 def test_ddp_on_two_ranks(sft: Callable, fresh: Callable, plain: Any) -> None:
     run = sft(fresh("ddp"), launcher="torchrun")
     same_curve(run, plain)
     assert_same_weights(run.out, plain.out)
 
 
+@pytest.mark.fresh("the launcher and its ranks as they really are")
 def test_deepspeed_launcher(sft: Callable, fresh: Callable, plain: Any) -> None:
     """It puts --local_rank=N before the command."""
     same_curve(sft(fresh("launcher"), "--deepspeed", "zero2", launcher="deepspeed"), plain)

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def losses(out: Path) -> list[float]:
 def wait_for_a_save(run: Any) -> None:
     """Until a checkpoint is being written, or the run ends."""
     while run.process.poll() is None and not (run.out / ".saving").exists():
-        pass
+        time.sleep(0.001)  # the run needs the core more
 
 
 def test_pictures_of_consumed_rows_are_not_read_again(sft: Callable, fresh: Callable, world: Any) -> None:

@@ -140,6 +140,7 @@ def test_a_cache_is_as_good_as_a_second_model(live: Path, cache: Path, quick: Ca
     assert json.loads((out / "run.json").read_text())["reference"]["pairs"] == 44
 
 
+@pytest.mark.fresh("torchrun and its ranks as they really are")
 @pytest.mark.slow
 @pytest.mark.supports("internvl dpo zero2")
 def test_zero2_on_two_ranks_with_its_own_cache(live: Path, dpo: Callable, fresh: Callable, pairs: Path) -> None:

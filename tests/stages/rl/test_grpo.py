@@ -38,6 +38,7 @@ def samples(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().split("\n") if line]
 
 
+@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 @pytest.mark.supports("internvl grpo")
 def test_the_reward_rises(grpo: Callable, fresh: Callable) -> None:

@@ -43,6 +43,7 @@ def test_largest_sums_of_each_phase_without_what_other_threads_release(run):
     assert scoring < 25  # of 100 MiB, a few of whose addresses were not given out again
 
 
+@pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["one_process", "zero2_2ranks", "zero3_2ranks"])
 def test_planned_memory_is_near_the_measured(bench, case):
