@@ -55,6 +55,7 @@ def test_planned_memory_is_near_the_measured(bench, case):
     assert row["measured"]["rss"] > 0
 
 
+@pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 def test_planned_memory_of_grpo_is_near_the_measured(bench):
     result, text = bench("bench_plan_grpo", "--cases", "lora", "--hidden_size", 256, "--completion", 48)
