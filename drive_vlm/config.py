@@ -19,6 +19,8 @@ from typing import Any, Literal, NoReturn
 
 # The label of a token that is not learned: the default of torch's cross entropy.
 IGNORE_INDEX = -100
+# Logits that the loss holds at a time (models/training_forward.py): 256 MB in fp32. The plan counts them too.
+CHUNK_ELEMENTS = 1 << 26
 
 
 def field(

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, ModelConfig
-from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.config import CommandParser, ModelConfig, user_errors
 
 EXAMPLES = """
 python -m drive_vlm merge --checkpoint runs/lora/checkpoint-500 --out runs/lora/merged
@@ -29,10 +28,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, help="directory to write; must not exist or be empty")
     parser.add_argument("--dtype", default="float32", choices=tuple(_TOLERANCE), help="of the weights that are written")
     flags = parser.parse_args(list(words))
-    try:
+    with user_errors(parser.prog):
         merge(Path(flags.checkpoint), Path(flags.out), flags.dtype)
-    except ValueError as error:
-        stop_on_user_error("merge", error)
 
 
 def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:

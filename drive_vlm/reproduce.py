@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, user_errors
 from drive_vlm.launch.manifest import environment, machine, versions
-from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.store.fingerprint import ROOT, code_hash, file_hashes, git_state, model_fingerprint
 from drive_vlm.store.secrets import HIDDEN
 
@@ -43,14 +42,12 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print command and differences as JSON")
     flags = parser.parse_args(list(words))
-    try:
+    with user_errors(parser.prog):
         manifest = read_manifest(Path(flags.manifest))
         out = new_output_dir(manifest, flags.output_dir)
         command = command_words(manifest, out)
         if flags.go:
             check_can_run(manifest, command)
-    except ValueError as error:
-        stop_on_user_error("reproduce", error)
     found = list(differences(manifest))
     line = one_line(manifest, command)
     if flags.json:

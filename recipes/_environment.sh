@@ -17,13 +17,14 @@ _gpu_count() {
   elif [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then
     echo "$SLURM_GPUS_ON_NODE"
   elif command -v nvidia-smi >/dev/null 2>&1; then
-    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true # MIG slices are listed below their GPU
+    # MIG slices are listed below their GPU, indented: only whole GPUs count.
+    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
   else
     echo 0
   fi
 }
 
-# Names of the packages that drive-vlm (with extras $1) asks for and this python has not; one line, empty when all are there.
+# Print the packages that drive-vlm (with extras $1) requires and this Python lacks, on one line; nothing when all are installed.
 _missing_packages() {
   python - "$1" <<'PYTHON' 2>/dev/null || echo "drive-vlm"
 import importlib.metadata as metadata, re, sys
@@ -44,11 +45,13 @@ _activate() {
 
 _environment_is_active() { [ -n "${VIRTUAL_ENV:-}" ] || [ -n "${CONDA_PREFIX:-}" ]; }
 
-# The environment of a recipe with the given extras (none: the core). Installs at most once at a time, and never on compute nodes.
+# Make and activate the environment with the given extras (none: the core). Compute nodes install nothing: they often have no
+# network, and many of them would write into one folder. The lock keeps two recipes of one machine from installing at once.
 ensure_environment() {
   local extras="${1:-}" lock
   [ -z "${DRY_RUN:-}" ] || return 0
-  [ -z "${PLAN:-}" ] || extras="" # a plan needs none
+  # A plan needs no extras.
+  [ -z "${PLAN:-}" ] || extras=""
   if [ -n "${SLURM_JOB_ID:-}" ] || [ "${NNODES:-1}" -gt 1 ]; then
     _check_environment "$extras"
     return
@@ -82,7 +85,8 @@ _install_environment() {
   fi
   state="$(cat "$DRIVE_VLM_ROOT/setup.py" "$DRIVE_VLM_ROOT"/constraints/*.txt | cksum | cut -d' ' -f1)"
   stamp="${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_${extras//,/_}_$state"
-  [ ! -f "$stamp" ] && [ ! -f "${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_dev_$state" ] || return 0 # dev holds all extras
+  # The extra "dev" holds all others.
+  [ ! -f "$stamp" ] && [ ! -f "${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_dev_$state" ] || return 0
   constraint="$DRIVE_VLM_ROOT/constraints/cpu.txt"
   [ "$(_gpu_count)" -eq 0 ] || constraint="$DRIVE_VLM_ROOT/constraints/cuda.txt"
   _say "Installing drive-vlm${extras:+[$extras]} into ${VIRTUAL_ENV:-$CONDA_PREFIX} with $(basename "$constraint") (minutes the first time, once)"

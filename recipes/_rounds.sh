@@ -24,8 +24,8 @@
 #   EVALUATE_FLAGS   for the answers to the held-out rows (--max_new_tokens 256)
 #   JUDGE            flags for tools/judge_arena.py: win rates against round 0, e.g. "--judge_model m --judge_url http://..."
 #
-# A killed chain goes on where it was: give the same command again; a round that was trained with other flags (a trial) stops it.
-# OUT/rounds.json has its state (tools/rounds.py).
+# After a kill give the same command again: the chain resumes where it was. A round that was trained with other flags (a trial)
+# ends it. OUT/rounds.json holds the state of the chain (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
   GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE)
@@ -35,7 +35,8 @@ _state() { run python "$DRIVE_VLM_ROOT/tools/rounds.py" "$1" --out "$OUT" "${@:2
 # The model that round $1 leaves behind.
 _model_of() { if [ "$1" -eq 0 ]; then echo "$MODEL"; else echo "$OUT/round-$1/model"; fi; }
 
-# Whether step $2 of round $1 is done; the recipe ends where the state does not fit its files.
+# Whether step $2 of round $1 is done (0 or 1). Any other code of tools/rounds.py means that the recorded state no longer
+# fits the files, and ends the recipe.
 _have() {
   local code=0
   [ -z "${DRY_RUN:-}${PLAN:-}" ] || return 1
@@ -100,11 +101,11 @@ _evaluate() {
   _answers_and_score "$1" "$(_model_of "$1")"
 }
 
-# A trial of two steps is not the round.
+# A round that was trained with other flags, for example a trial of two steps, must not pass as the real one.
 _check_flags() {
   local changed
   changed="$(changed_flags "$OUT/round-$1/model" "${_flags[@]}")"
-  [ -z "$changed" ] || _fail "round $1 was trained with other flags: $changed. Make it and those after it again:" \
+  [ -z "$changed" ] || _fail "round $1 was trained with other flags: $changed. Train it and those after it again:" \
     "python tools/rounds.py forget --out $OUT --round $1; or keep it: ROUND=$(($1 + 1)) and on, a round at a time."
 }
 
@@ -136,7 +137,8 @@ _table() {
   _state table "${arena[@]}"
 }
 
-# Rounds must not be run by every node, nor by every task of a step: only training itself is.
+# Every node or task of a Slurm step runs this script: only training is made for that, the other steps would write the same
+# files several times.
 _check_topology() {
   [ -z "${PLAN:-}" ] || return 0
   _read_topology
@@ -186,7 +188,8 @@ run_rounds() {
   _train="$DATA" _eval="$EVAL_DATA"
   [ -n "$EVAL_DATA" ] || _train="$OUT/data/train.jsonl" _eval="$OUT/data/eval.jsonl"
   _root="${IMAGE_ROOT:-$(dirname "$DATA")}" _eval_root="${IMAGE_ROOT:-$(dirname "${EVAL_DATA:-$DATA}")}"
-  if [ -n "${PLAN:-}" ]; then # every round is planned as the first; a model that is not there yet has the sizes of DIRECT
+  # Every round has the plan of the first; a model that does not exist yet has the sizes of DIRECT.
+  if [ -n "${PLAN:-}" ]; then
     [ -d "$MODEL" ] || [ -z "$DIRECT" ] || MODEL="$DIRECT"
     _train 1
     return

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Drive-VLM whole, on one 24 GB card: caches, then the three stages with the paper's hyper-parameters. Killed at any moment and
-# started again it goes on: finished caches and stages are kept, a stage goes on from its newest complete checkpoint. A stage
-# that finished with other flags (a trial with --max_steps 2) stops it: those of a chain are the same from begin to end.
+# Drive-VLM, the whole chain on one 24 GB card: caches, then the three stages with the paper's hyper-parameters. Kill it at any
+# moment and start it again: finished caches and stages are kept, and a stage resumes from its newest complete checkpoint. A stage
+# that finished with other flags (a trial with --max_steps 2) ends the recipe, since all stages of a chain share their flags.
 #
-# Source      Drive-VLM; recipes/drive_vlm_stage{1,2,3}.sh hold the hyper-parameters of each stage
-# Hardware    one RTX 4090 (24 GB), 32 GB of memory: what the plan says (docs/plan.md); no 24 GB card was at hand. 60 GB of disk: by the
-#             plan 24 GiB for the stages, 8 for their base, 11 for the features of 446 videos, and the two published models
-# Measured    not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is
+# Paper       Drive-VLM; recipes/drive_vlm_stage{1,2,3}.sh hold the hyper-parameters of each stage
+# Hardware    one RTX 4090 (24 GB), 32 GB of memory, by the plan (docs/plan.md); no 24 GB card was at hand
+# Memory      at most 19 GiB of the card by the plan (stage 3). Disk 60 GB: by the plan 24 GiB for the stages, 8 for their base, 11 for the
+#             features of 446 videos, and the two published models; not measured
+# Time        not measured
+# Result      not measured; recipes/drive_vlm_synthetic.sh is the same chain at small size on a CPU, and is measured
 # Command     DATA=data/bdd bash recipes/drive_vlm_4090.sh [flags for all three stages, e.g. --report_to none]
 #             --quantize nf4 is for stages 2 and 3: stage 1 has no adapters and saves the whole model, which 4 bits would spoil
-#             DATA is what tools/build_bdd_captions.py writes: its .meta.json files name the folder of videos. Without them the .jsonl
-#             files are read, with the videos beside them. OUT (runs/drive_vlm) takes everything else
+#             DATA     the folder that tools/build_bdd_captions.py wrote: its .meta.json files name the folder of videos. Without
+#                      them the .jsonl files are read, and the videos lie next to them
+#             OUT      everything else (runs/drive_vlm)
 #             NUM_FRAMES (16) is for caches and stages alike
 set -euo pipefail
 # shellcheck source=_launch.sh
@@ -24,7 +27,7 @@ captions="$(rows raw_captions_train)" entries="$(rows split_entry_train)"
 
 is_finished() { grep -qs '"state": "finished"' "$out/stage$1/run.json"; }
 
-# A finished stage must be that of these flags, and one to be run the last that is there.
+# A finished stage must have these flags; a stage that is to run must have no later one next to it, trained from another model.
 check() {
   local changed later
   if is_finished "$1"; then
@@ -37,7 +40,7 @@ check() {
   done
 }
 
-# A finished stage is not run again; one that was asked to stop ends the chain.
+# Run stage $1 unless it is finished. A stage that was asked to stop ends the chain with success.
 stage() {
   local before="$out/stage$(($1 - 1))" sizes=()
   if is_finished "$1" && [ -z "${PLAN:-}" ]; then
@@ -46,7 +49,8 @@ stage() {
   fi
   [ "$1" -gt 1 ] || before="$out/base"
   if [ -n "${PLAN:-}" ] && [ ! -f "$before/config.json" ] && [ ! -f "$before/adapter_config.json" ]; then
-    sizes=(--model siglip2_qwen3_4b) # what is not there yet has the sizes of the published models
+    # The plan of a model that does not exist yet uses the sizes of the published models.
+    sizes=(--model siglip2_qwen3_4b)
     [ "$1" -lt 3 ] || sizes+=(--lora_rank 32)
   fi
   bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" "${sizes[@]}" --output_dir "$out/stage$1"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Drive-VLM, stage 1: projector and temporal embeddings learn on raw captions; SigLIP2 and Qwen3 stay as they are.
+# Drive-VLM, stage 1: the projector and the temporal embeddings learn on raw captions. SigLIP2 and Qwen3 are frozen.
 #
-# Source      Drive-VLM (BDD100K captions, 446 videos, 40 of them held out): 40 epochs; lr 1e-3, 16 videos a step as in its public
-#             code (rosebudtse/Drive-VLM-BDD100k), there 4 x accumulation 4; 2 at a time here, so that up to 8 GPUs share a step
-# Hardware    one 24 GB GPU by the plan: PLAN=1 bash recipes/drive_vlm_stage1.sh --model siglip2_qwen3_4b --gpu_memory 24GB
-# Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model (recipes/drive_vlm_synthetic.sh)
+# Paper       Drive-VLM (446 videos of BDD100K with captions, 40 of them held out): 40 epochs. lr 1e-3 and 16 videos a step as in its
+#             public code (rosebudtse/Drive-VLM-BDD100k), there 4 x accumulation 4; here 2 at a time, so that up to 8 GPUs share a step
+# Hardware    one 24 GB GPU: PLAN=1 bash recipes/drive_vlm_stage1.sh --model siglip2_qwen3_4b --gpu_memory 24GB
+# Memory      about 12 GiB by the plan; not measured
+# Time        not measured
+# Result      not measured; recipes/drive_vlm_synthetic.sh runs the same stage at small size on a CPU
 # Command     bash recipes/drive_vlm_stage1.sh --data raw_captions_train.jsonl [--feature_cache DIR] [--model DIR] [any flag]
-#             --model is what tools/build_siglip_qwen.py writes
+#             tools/build_siglip_qwen.py writes the model of --model
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"

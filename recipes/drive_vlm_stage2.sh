@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Drive-VLM, stage 2: LoRA on the language model and the projector learn to describe at two granularities; temporal embeddings frozen.
+# Drive-VLM, stage 2: LoRA on the language model and the projector learn to describe a drive in detail and concisely. The tower
+# and the temporal embeddings are frozen.
 #
-# Source      Drive-VLM: split-entry rows (detailed and concise), LoRA r32 alpha 64 on all linear layers, AdamW 5e-5, cosine,
+# Paper       Drive-VLM: split-entry rows (detailed and concise), LoRA r32 alpha 64 on all linear layers, AdamW 5e-5, cosine,
 #             2 videos x accumulation 16, 20 epochs; dropout 0.05 as in its public code
-# Hardware    one 24 GB GPU by the plan: PLAN=1 bash recipes/drive_vlm_stage2.sh --model siglip2_qwen3_4b --gpu_memory 24GB
-# Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model (recipes/drive_vlm_synthetic.sh)
+# Hardware    one 24 GB GPU: PLAN=1 bash recipes/drive_vlm_stage2.sh --model siglip2_qwen3_4b --gpu_memory 24GB
+# Memory      about 13 GiB by the plan, 8 GiB with --quantize nf4; not measured
+# Time        not measured
+# Result      not measured; recipes/drive_vlm_synthetic.sh runs the same stage at small size on a CPU
 # Command     bash recipes/drive_vlm_stage2.sh --data split_entry_train.jsonl [--feature_cache DIR] [--model runs/drive_vlm/stage1] [any flag]
 set -euo pipefail
 # shellcheck source=_launch.sh

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Answers of a model for the rows of a file, on all GPUs of a machine; as a job array each task answers one shard.
+# Answers of a model to the rows of a file, on all GPUs of a machine. In a job array each task answers one shard.
 #
-# Hardware    any; a row is answered by one process, so more processes or shards are that many times faster
-# Measured    not measured
+# Paper       none: every system's evaluation starts with it
+# Hardware    any. One process answers a row, so more processes or shards are that many times faster
+# Memory      the weights and the keys and values of --batch_size rows; not measured
+# Time        not measured
+# Result      a predictions file, complete when it has its final name
 # Command     bash recipes/generate.sh --model runs/sft --data test.jsonl --out predictions.jsonl [any flag]
 #             bash slurm/submit.sh recipes/generate.sh --array 0-7%4 --time 1:00:00 -- --model runs/sft --data test.jsonl --out predictions.jsonl
 set -euo pipefail

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# InternVL3-1B, supervised fine-tuning on driving rows: vision tower frozen, projector and language model trained.
+# InternVL3-1B, supervised fine-tuning on driving rows: the vision tower is frozen, the projector and the language model train.
 #
-# Source      InternVL3 second-stage fine-tune, 1B, full (OpenGVLab/InternVL, internvl_chat/shell/internvl3.0/2nd_finetune):
+# Paper       InternVL3 second-stage fine-tune, 1B, full (OpenGVLab/InternVL, internvl_chat/shell/internvl3.0/2nd_finetune):
 #             lr 1e-5, cosine, warmup 0.03, weight decay 0.05, 1 epoch, batch 128, 16,384 tokens, 12 tiles, ZeRO-1, group_by_length
 # Hardware    8 GPUs x 4 rows x accumulation 4 as published; any number of GPUs, the global batch stays 128
-# Measured    not measured (no GPU at hand); the same command is tested on CPU with a tiny model
+# Memory      about 21 GiB a GPU by the plan on 8 GPUs; not measured
+# Time        not measured
+# Result      not measured; the tests run the same command on a CPU with a tiny model of the real class
 # Command     bash recipes/internvl3_1b_sft.sh --data train.jsonl [--eval_data val.jsonl] [--model DIR] [any flag]
 set -euo pipefail
 # shellcheck source=_launch.sh

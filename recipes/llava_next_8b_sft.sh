@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # LLaVA-NeXT 8B (Llama 3), supervised fine-tuning on driving rows: round 0 of recipes/spin_llava_next_8b.sh. All parts train.
 #
-# Source      OpenDriver: bf16, 2,048 tokens, 5 epochs, 4 rows a GPU, no accumulation, lr 1e-6, weight decay 0.1, beta2 0.95,
-#             warmup 0.01, cosine, ZeRO-2. A picture has at most 2 crops beside the whole (--max_tiles 3), at most
-#             1,776 tokens, where the model's own 5 crops would not fit into 2,048
-# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
+# Paper       OpenDriver: bf16, 2,048 tokens, 5 epochs, 4 rows a GPU, no accumulation, lr 1e-6, weight decay 0.1, beta2 0.95,
+#             warmup 0.01, cosine, ZeRO-2. A picture has at most 2 crops next to the whole (--max_tiles 3), at most
+#             1,776 tokens: the model's own 5 crops would not fit into 2,048
+# Hardware    8 GPUs of 80 GB (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
 #             --per_device_train_batch_size 1 --global_batch_size 32
-# Measured    not measured (no GPU at hand); the same stage is tested on CPU with a tiny model of the real class
+# Memory      about 36 GiB a GPU by the plan on 8 GPUs, 29 GiB with LAYOUT=zero3; not measured
+# Time        not measured
+# Result      not measured; the tests run the same stage on a CPU with a tiny model of the real class
 # Command     bash recipes/llava_next_8b_sft.sh --data train.jsonl [--eval_data eval.jsonl] [--freeze vision_tower] [any flag]
 #             LAYOUT=zero3 bash recipes/llava_next_8b_sft.sh ...        LORA=64 bash recipes/llava_next_8b_sft.sh --learning_rate 1e-5 ...
 set -euo pipefail

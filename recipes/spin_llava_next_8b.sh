@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# LLaVA-NeXT 8B (Llama 3), five rounds of self-play after recipes/llava_next_8b_sft.sh; the vision tower trains as well.
+# LLaVA-NeXT 8B (Llama 3), five rounds of self-play after recipes/llava_next_8b_sft.sh. The vision tower trains as well.
 #
-# Source      OpenDriver: N = 5 rounds; bf16, 2,048 tokens, 5 epochs, 4 pairs a GPU, no accumulation, lr 1e-6, weight decay 0.1,
-#             beta2 0.95, warmup 0.01, cosine, ZeRO-2; it does not name beta: 0.1 as in SPIN. 500 rows held out by picture
-# Hardware    8 GPUs of 80 GB by the plan (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
+# Paper       OpenDriver: N = 5 rounds; bf16, 2,048 tokens, 5 epochs, 4 pairs a GPU, no accumulation, lr 1e-6, weight decay 0.1,
+#             beta2 0.95, warmup 0.01, cosine, ZeRO-2. It does not name beta: 0.1 as in SPIN. 500 rows are held out by picture
+# Hardware    8 GPUs of 80 GB (PLAN=1); LAYOUT=zero3 shards the weights as well; 4 GPUs of 24 GB with LORA=64 and
 #             --per_device_train_batch_size 1 --global_batch_size 32
-# Measured    not measured (no GPU at hand); the same chain is tested on CPU with a tiny model (recipes/spin_rounds.sh)
+# Memory      about 41 GiB a GPU by the plan on 8 GPUs, 34 GiB with LAYOUT=zero3 (docs/rounds.md); not measured
+# Time        not measured
+# Result      not measured; the tests run the same chain on a CPU with a tiny model (recipes/spin_rounds.sh)
 # Command     bash recipes/spin_llava_next_8b.sh DATA=train.jsonl [MODEL=runs/llava_next_8b_sft] [ROUND=1] [FREEZE=vision_tower] [any flag of spin]
 #             bash slurm/spin_rounds.sh --recipe recipes/spin_llava_next_8b.sh --rounds 5 --shards 8 ... -- DATA=train.jsonl
-#             LAYOUT=zero3 or LORA=64 (each round goes on with the adapter) in front or as words; all settings: recipes/_rounds.sh
+#             LAYOUT=zero3 or LORA=64 (every round trains the same adapter) in front or as words; all settings: recipes/_rounds.sh
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"

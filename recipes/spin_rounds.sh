@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Self-play fine-tuning (SPIN) in rounds: a model answers the training rows, its answers are rejected against the rows' own, it is
-# trained on such pairs against itself as it was, and evaluated on held-out rows. A round that makes it worse by MARGIN stops the chain.
+# Self-play fine-tuning (SPIN) in rounds. In each round the model answers the training rows, its answers become the rejected ones
+# next to the rows' own, it trains on such pairs against its own copy, and it is evaluated on held-out rows. The chain stops at a
+# round that lowers the metric by more than MARGIN.
 #
-# Source      SPIN (Chen et al. 2024; uclaml/SPIN): RMSProp, batch 64, 3 epochs, linear, warmup 0.1, 1,024 tokens, ZeRO-3; beta 0.1, in the
+# Paper       SPIN (Chen et al. 2024; uclaml/SPIN): RMSProp, batch 64, 3 epochs, linear, warmup 0.1, 1,024 tokens, ZeRO-3; beta 0.1, in the
 #             fourth round 5.0; lr 5e-7, from the third round on 1e-7; from the second round on the pairs of the round before as well
 # Hardware    8 GPUs x 8 pairs as published; any number of GPUs, the global batch stays 64
-# Measured    not measured (no GPU at hand); the same chain is tested on CPU with a tiny model
+# Memory      depends on MODEL: PLAN=1 in front prints it; not measured
+# Time        not measured
+# Result      not measured; the tests run the same chain on a CPU with a tiny model, recipes/spin_synthetic.sh at small size
 # Command     bash recipes/spin_rounds.sh MODEL=runs/sft DATA=train.jsonl ROUNDS=4 [OUT=runs/spin] [any setting of _rounds.sh] [any flag of spin]
 #             bash slurm/spin_rounds.sh --rounds 4 --shards 8 ...      the same as a graph of Slurm jobs
 set -euo pipefail

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Self-play at small size on a plain CPU, two ranks with ZeRO-2: synthetic driving scenes, a tiny InternVL with random weights, a short
-# SFT that leaves much to learn, then three rounds of SPIN through spin_rounds.sh. The reference judges: questions have one exact answer.
+# SFT that leaves much to learn, then three rounds of SPIN through spin_rounds.sh. No model judges: every question has one exact answer.
 #
-# Source      SPIN (Chen et al. 2024): three rounds, pairs of the round before as well, a rate that falls; AdamW and a large rate, as for SFT
+# Paper       SPIN (Chen et al. 2024): three rounds, pairs of the round before as well, a rate that falls; AdamW and a large rate, as for SFT
 #             here, and a share of SFT in the loss (docs/rounds.md says what happens without)
-# Hardware    two CPU cores, 4 GB; no GPU, no hub
-# Measured    see docs/rounds.md
-# Command     bash recipes/spin_synthetic.sh      results in runs/spin_synthetic/chain/ (table.json, table.png); a killed chain is made anew
-#             SIZE=smoke: every step for a moment, which teaches nothing
+# Hardware    two CPU cores; no GPU, no hub
+# Memory      4 GB
+# Time        3 min 11 s on two cores with nothing else on them
+# Result      accuracy 75.1 % after SFT, then 87.3, 93.8 and 98.1 % after the rounds (docs/rounds.md)
+# Command     bash recipes/spin_synthetic.sh      results in runs/spin_synthetic/chain/ (table.json, table.png); a killed chain starts over
+#             SIZE=smoke: two steps of everything, which teach nothing
 #             OUT: another folder for the results
 set -euo pipefail
 # shellcheck source=_launch.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Submits a whole chain of self-play rounds to Slurm: for each round an array that answers the training rows, then jobs that make the
-# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md explains the jobs themselves.
+# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md describes the jobs themselves.
 set -euo pipefail
 # shellcheck source=../recipes/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"
@@ -82,7 +82,7 @@ submit_job() {
 submit_graph() {
   local name line id
   declare -A job=()
-  # A plan that does not hold must be known before anything is submitted.
+  # Check the plan before anything is submitted: a chain that fails in the middle would leave jobs in the queue.
   read -r -a line <<<"$(print_graph | grep '^round1-train ')"
   bash "$DRIVE_VLM_ROOT/slurm/submit.sh" "$recipe" --dry-run --nodes "${line[3]}" --time "${line[5]}" "${options[@]}" \
     -- ROUND=1 STEP=train "${words[@]}" </dev/null >/dev/null

@@ -119,7 +119,7 @@ check_array() {
   [ "$last" -lt "$shards" ] || _fail "submit.sh: --array $array: there is no shard $last of $shards, they count from 0."
 }
 
-# What Slurm would leave pending for ever, or reject without saying what there is.
+# Refuse what Slurm would leave pending for ever, or reject without naming what the cluster has.
 check_cluster() {
   local limits limit seconds have=0 most=0 per_node count longest=""
   if ! sinfo -h >/dev/null 2>&1; then
@@ -141,7 +141,7 @@ check_cluster() {
   cpus="${cpus:-$((8 * procs < most ? 8 * procs : most))}"
 }
 
-# What would end the job as soon as it has waited its turn: flags that contradict each other, a batch that does not divide, too little memory.
+# Refuse what would end the job after it has waited its turn: contradicting flags, a batch that does not divide, too little memory.
 check_plan() {
   local text verdict
   [ -n "$plan" ] && [ -z "$array" ] && grep -q '_launch\.sh' "$(recipe_path)" || return 0
@@ -155,7 +155,7 @@ check_plan() {
   _say "submit.sh: plan for $gpu_memory: $verdict"
 }
 
-# The advice of every plan on stdin; 1 when one of them does not fit.
+# Print the advice of every plan on stdin; return 1 when one of them does not fit.
 read_verdict() {
   python -c '
 import json, sys
@@ -204,7 +204,8 @@ print_script() {
 
 submit() {
   local id log
-  mkdir -p "$log_dir" # Slurm does not make it, and a job without its log fails without a word
+  # Slurm does not make the folder, and a job that cannot open its log fails without a word.
+  mkdir -p "$log_dir"
   id="$(print_script | sbatch --parsable)"
   id="${id%%;*}"
   if [ -n "$parsable" ]; then echo "$id"; return; fi
@@ -217,7 +218,7 @@ state    squeue -j $id; scontrol show job $id
 cancel   scancel $id
 TEXT
   if [ -z "$array" ]; then
-    echo "save     scancel --batch --signal=USR1 $id    saves now and requeues; $PWD/runs/slurm/control/$id/status.json tells how it stands"
+    echo "save     scancel --batch --signal=USR1 $id    saves now and requeues; $PWD/runs/slurm/control/$id/status.json holds the state of the run"
   fi
 }
 

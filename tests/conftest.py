@@ -45,6 +45,33 @@ def _load(name: str) -> Any:
     return module
 
 
+# Files whose slow tests take longest: one that began last would keep one worker busy while the other has nothing left.
+LONGEST = ("test_drive_vlm", "test_bench_launch", "test_resume", "test_spin_synthetic", "test_spin_rounds")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first; a file's own order stays, so that what it shares is made once."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    last = len(LONGEST)
+    place = {path: LONGEST.index(path.stem) if path.stem in LONGEST else last for path in slow}
+    items.sort(key=lambda item: place.get(item.path, last + 1))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How the time divides between quick and slow tests, for the table of tests/_parts.sh as well."""
+    seconds = {"quick": 0.0, "slow": 0.0}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds["slow" if "slow" in report.keywords else "quick"] += report.duration
+    workers = getattr(config.option, "numprocesses", None) or 1
+    for name, value in seconds.items():
+        terminalreporter.write_line(f"{name} tests: {value / workers:.0f} s on each of {workers} workers")
+        if parts := os.environ.get("TEST_PARTS"):
+            with open(parts, "a") as file:
+                file.write(f"tests, {name}\t{value / workers:.0f}\n")
+
+
 @pytest.fixture(autouse=True)
 def _fresh_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("fresh"):

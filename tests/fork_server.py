@@ -56,7 +56,7 @@ MODULES = (
 READ_AT_IMPORT = re.compile(
     r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_.*|HOME|XDG_.*|HF_.*|HUGGINGFACE_.*"
     r"|TRANSFORMERS_.*|DS_.*|DEEPSPEED_.*|OMP_.*|MKL_.*|OPENBLAS_.*|KMP_.*|ACCELERATE_.*|MPL.*|TRL_.*|USE_.*|PYTORCH_.*"
-    r"|TORCH_(LOGS|DEVICE|SHOW|HOME|EXT|ALLOW|FORCE).*|TORCH_DISTRIBUTED_DEBUG|TORCH(DYNAMO|INDUCTOR)_.*"
+    r"|TORCH_(LOGS|DEVICE|SHOW|HOME|EXT|ALLOW|FORCE).*|TORCH_DISTRIBUTED_DEBUG|TORCHDYNAMO_.*"
 )
 FRESH_MODULES = {"pip", "mypy", "venv", "ruff", "pytest", "ensurepip"}
 
@@ -196,8 +196,8 @@ class Server:
         sys.executable = f"{folder}/bin/python"  # before multiprocessing keeps it
         sys.path[:] = self.path
         _import_everything()
-        self.at_import = {name: value for name, value in before.items() if READ_AT_IMPORT.fullmatch(name)}
         self.set_by_imports = {name: value for name, value in os.environ.items() if name not in before}
+        self.at_import = read_at_import(self.set_by_imports | before)
         self.top_level = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
         # jemalloc, which comes with datasets, stops and starts its own thread around a fork; no other thread would survive one.
         threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
@@ -268,7 +268,7 @@ class Server:
             return "imports started threads"
         if request.kind == "-m" and request.what.partition(".")[0] in FRESH_MODULES:
             return request.what
-        given = {name: value for name, value in request.env.items() if READ_AT_IMPORT.fullmatch(name)}
+        given = read_at_import(self.set_by_imports | request.env)
         if different := {name for name, _ in given.items() ^ self.at_import.items()}:
             return f"{sorted(different)} read at import"
         for folder in request.folders():
@@ -343,6 +343,10 @@ class Server:
         import numpy
 
         numpy.random.seed()
+
+
+def read_at_import(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if READ_AT_IMPORT.fullmatch(name)}
 
 
 def _import_everything() -> None:

@@ -17,6 +17,7 @@ from drive_vlm.config import (
     from_namespace,
     nearest,
     plain,
+    run_tool,
 )
 
 
@@ -138,3 +139,35 @@ def test_numbers_outside_their_range_are_refused(capsys):
     assert "--num_frames: invalid int value: 'x'" in told(DataConfig, "--num_frames", "x")
     for flag, value in (("top_p", "2"), ("temperature", "-1"), ("temperature", "nan"), ("batch_size", "0")):
         assert f"--{flag}: must be at" in told(GenerateConfig, "--out", "o", f"--{flag}", value)
+
+
+def test_the_tail_of_a_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Result to --json and to `show`, whose answer is the exit status; a ValueError of the main rank is one line."""
+
+    def tool(run: Any, show: Any = None) -> Any:
+        parser = CommandParser(prog="python tools/x.py")
+        parser.add_argument("--json")
+        monkeypatch.setattr("sys.argv", ["x.py", "--json", str(tmp_path / "new" / "out.json")])
+        try:
+            run_tool(parser, run, show)
+        except SystemExit as stopped:
+            return stopped.code
+        return 0
+
+    def fails(args: Any) -> None:
+        raise ValueError("rows.jsonl:3: no answer. Fix it.")
+
+    assert tool(lambda args: {"path": Path("ü")}, lambda result, args: print(result["path"], args.json)) == 0
+    assert (tmp_path / "new" / "out.json").read_text() == '{\n  "path": "ü"\n}\n'
+    assert capsys.readouterr().out == f"ü {tmp_path}/new/out.json\n"
+    assert tool(lambda args: {}, lambda result, args: "not every claim holds") == "not every claim holds"
+    assert tool(lambda args: None, lambda result, args: 1 / 0) == 0
+    assert tool(fails) == 2
+    assert capsys.readouterr().err == "python tools/x.py: error: rows.jsonl:3: no answer. Fix it.\n"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert tool(fails) == 2 and capsys.readouterr().err == ""
+    monkeypatch.delenv("WORLD_SIZE")
+    assert tool(fails) == 2 and "no answer" in capsys.readouterr().err

@@ -30,6 +30,7 @@ def pairs(kit: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.supports("llama dpo lora optional")
 def test_dpo_on_real_answers_raises_the_margin(run: Callable, pairs: Path, smollm2: Path, tmp_path: Path) -> None:
     """The reference is the model with its adapter off, so that the answers of these steps are read twice, not all 392."""
     out = tmp_path / "run"

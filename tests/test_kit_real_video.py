@@ -134,6 +134,7 @@ def test_the_cache_holds_what_the_tower_says(model: Path, videos: Path, cache: P
         before = kept
 
 
+@pytest.mark.supports("siglip_qwen sft lora features optional")
 def test_a_step_from_the_cache_and_a_text_for_every_video(
     run: Callable, model: Path, videos: Path, cache: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def merge(run: Callable, checkpoint: Path, out: Path, *flags: object) -> tuple[i
 
 
 @pytest.mark.parametrize("layout", ["zero2", "zero3"])
+@pytest.mark.supports("internvl sft zero2", "internvl sft zero3")
 def test_shards_become_the_model_that_trained(
     run: Callable, trained: Callable, tiny_model: Path, synthetic_data: Path, tmp_path: Path, layout: str
 ) -> None:

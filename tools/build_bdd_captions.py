@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.rewrites import clean, fault, words
-from drive_vlm.builders.row_writer import RowWriter, meta_entry, write_json
+from drive_vlm.builders.row_writer import RowWriter, meta_entry
 from drive_vlm.builders.split_entry import Rewrite, audit_of, rows_of
 from drive_vlm.builders.splits import held_out_groups
 from drive_vlm.builders.video_captions import VideoCaption, read_video_captions
@@ -31,6 +31,7 @@ from drive_vlm.data.videos import MODES
 from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
 from drive_vlm.rewards.text.new_nouns import NounCheck
+from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
 python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
@@ -252,12 +253,12 @@ def show(audit: dict[str, Any], args: Any) -> str | int:
     """Print what was written, left out and spent; return the exit status: 1 when no row was written or the splits leak."""
     for name, count in audit["rows"].items():
         print(f"{args.out / name}: {count:,} rows")
-    for mode, told in audit["modes"].items():
-        lost = ", ".join(f"{entry['count']} {reason}" for reason, entry in told["left_out"].items())
-        again = ", ".join(f"{count} {reason}" for reason, count in told["asked_again"].items())
-        nouns = told["new_nouns"]
+    for mode, entry in audit["modes"].items():
+        left_out = ", ".join(f"{lost['count']} {reason}" for reason, lost in entry["left_out"].items())
+        again = ", ".join(f"{count} {reason}" for reason, count in entry["asked_again"].items())
+        nouns = entry["new_nouns"]
         print(
-            f"{mode}: {told['written']:,} written, left out: {lost or 'none'}, asked again: {again or 'none'}; "
+            f"{mode}: {entry['written']:,} written, left out: {left_out or 'none'}, asked again: {again or 'none'}; "
             f"{nouns['total']} new nouns in {nouns['rows']} rows"
         )
     usage, cost = audit["teacher"]["usage"], audit["teacher"]["cost"]
@@ -269,7 +270,7 @@ def show(audit: dict[str, Any], args: Any) -> str | int:
         print(f"{audit['bad_rows']['total']:,} caption rows left out: {audit['bad_rows']['by_reason']}")
     for leak in audit["leaks"]:
         print(f"leak: {leak}", file=sys.stderr)
-    if not any(told["written"] for told in audit["modes"].values()):
+    if not any(entry["written"] for entry in audit["modes"].values()):
         return f"no usable text among all replies; see {args.out / 'audit.json'}. {audit['problem']}"
     return 1 if audit["leaks"] else 0
 

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.builders.row_writer import Row, RowWriter, write_json
+from drive_vlm.builders.row_writer import Row, RowWriter
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
+from drive_vlm.store.cache import write_json
 
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}
@@ -30,23 +31,20 @@ python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Te
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
-        "--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows"
-    )
-    parser.add_argument("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
-    parser.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
-    parser.add_argument("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
-    parser.add_argument(
-        "--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
+    add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
+    add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
+    add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
+    add("--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese")
+    add(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
-        help="error: stop at a missing picture, an empty answer or a box that is none; skip: leave the row out and count it",
+        help="error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that draw boxes")
-    parser.add_argument("--json", help="write the counts here")
+    add("--workers", type=int, default=4, help="threads that draw boxes")
+    add("--json", help="write the counts here")
     return parser
 
 
@@ -76,7 +74,7 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
     for file in files:
         match = re.fullmatch(r"(val|test)_(\w+)", file.stem)
         if match is None:
-            raise ValueError(f"{file}: expected a name such as val_0001.json, which tells the picture")
+            raise ValueError(f"{file}: expected a name such as val_0001.json, which names the picture")
         source, number = match.groups()
         content = _read_json(file)
         for task, category, box, answer, name in _entries(content, file):
@@ -115,7 +113,7 @@ def _entries(content: Any, file: Path) -> Iterator[tuple[str, str, list[float] |
 
 
 def _with_answer(row: Row, answer: str, split: str) -> Row:
-    """Test rows are prompts; their answer, where there is one, stands beside the conversation."""
+    """Test rows are prompts; their answer, where there is one, stands next to the conversation."""
     if split != "Test":
         row["conversations"].append({"from": "gpt", "value": answer})
     elif answer:
@@ -164,14 +162,15 @@ def draw_box(row: Row, root: Path) -> bool:
     if target.is_file():
         return False
     x, y, width, height = row["box"]
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(root / plain_image(row)) as picture:
             boxed = picture.convert("RGB")
         ImageDraw.Draw(boxed).rectangle([x, y, x + width, y + height], outline="red", width=2)
-        boxed.save(beside, format="JPEG")  # at Pillow's default quality, as published
-        os.replace(beside, target)
+        # At Pillow's default quality, as published.
+        boxed.save(part, format="JPEG")
+        os.replace(part, target)
     except OSError as error:
         raise ValueError(f"{target}: cannot be made from {root / plain_image(row)} ({error})") from error
     return True

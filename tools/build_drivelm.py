@@ -46,32 +46,29 @@ class Frame:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_drivelm.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
-    parser.add_argument("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
-    parser.add_argument("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
-    parser.add_argument(
-        "--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
+    add("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
+    add("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
+    add("--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture")
+    add(
         "--split",
         nargs="+",
         default=["train:0.9", "val:0.1"],
         metavar="NAME:SHARE",
         help="shares of the scenes; they sum to 1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
-    parser.add_argument("--max_frames", type=int, help="take the first N key frames only")
-    parser.add_argument(
-        "--questions_only", action="store_true", help="write rows without answers, for files that have none"
-    )
-    parser.add_argument(
+    add("--seed", type=int, default=0, help="seed of the split")
+    add("--max_frames", type=int, help="take the first N key frames only")
+    add("--questions_only", action="store_true", help="write rows without answers, for files that have none")
+    add(
         "--on_bad_row",
         choices=("error", "skip"),
         default="error",
         help="error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that stitch pictures")
-    parser.add_argument("--json", help="write the counts here")
+    add("--workers", type=int, default=4, help="threads that stitch pictures")
+    add("--json", help="write the counts here")
     return parser
 
 

@@ -21,13 +21,14 @@ from drive_vlm.builders.pair_sources import (
     read_pairs,
     without,
 )
-from drive_vlm.builders.row_writer import write_json, write_rows
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
 from drive_vlm.data.preference.pairs import NEAR, length_statistics, near_duplicates, repeated, unusable
 from drive_vlm.data.samples import Sample
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Request, check_images, judge_all, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
+from drive_vlm.store.cache import write_json
+from drive_vlm.store.keyed_lines import write_lines
 
 PROMPTS = Path(__file__).parent / "prompts"
 EXAMPLES = """
@@ -39,59 +40,54 @@ python tools/build_pairs.py --data train.jsonl --generations s0.jsonl s1.jsonl s
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_pairs.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
-        "--data", nargs="+", required=True, help="JSONL rows with answers, the prompts of the generations"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, help="JSONL rows with answers, the prompts of the generations")
+    add(
         "--generations",
         nargs="+",
         required=True,
         help="predictions of the previous round's model; several files are several answers a row",
     )
-    parser.add_argument("--out", required=True, help="pairs JSONL; OUT.audit.json stands beside it")
-    parser.add_argument("--round", type=int, default=1, help="number of the round, kept in every pair and its id")
-    parser.add_argument(
+    add("--out", required=True, help="pairs JSONL; OUT.audit.json is written next to it")
+    add("--round", type=int, default=1, help="number of the round, kept in every pair and its id")
+    add(
         "--positives",
         choices=("gold", "best"),
         default="gold",
         help="chosen answers: the rows' own, or the best generated",
     )
-    parser.add_argument(
+    add(
         "--score",
         choices=("rouge_l", "judge"),
         default="rouge_l",
         help="what says which generated answer is best (--positives best)",
     )
-    parser.add_argument(
+    add(
         "--min_margin",
         type=float,
         default=0.0,
         help="with --positives best: drop pairs whose scores differ by no more than this (ROUGE-L 0-1, judge 1-10)",
     )
-    parser.add_argument("--mix", nargs="+", default=[], help="pairs of earlier rounds to put behind the new ones")
-    parser.add_argument(
+    add("--mix", nargs="+", default=[], help="pairs of earlier rounds to put behind the new ones")
+    add(
         "--drop_near_duplicates",
         action="store_true",
         help=f"leave out pairs whose answers are at least {NEAR:.0%} alike, instead of only reporting them",
     )
-    parser.add_argument(
+    add(
         "--judge_filter",
         action="store_true",
         help="keep the pairs whose chosen answer the judge prefers in both orders",
     )
-    parser.add_argument(
+    add(
         "--on_missing",
         choices=("error", "skip"),
         default="error",
         help="rows without a generated answer: stop, or count them",
     )
-    parser.add_argument(
-        "--prompt", help="prompt file of the judge (default: tools/prompts/prefer.txt, rate.txt for --score judge)"
-    )
-    parser.add_argument(
-        "--image_root", help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    parser.add_argument("--no_images", action="store_true", help="the judge reads the texts alone")
+    add("--prompt", help="prompt file of the judge (default: tools/prompts/prefer.txt, rate.txt for --score judge)")
+    add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
+    add("--no_images", action="store_true", help="the judge reads the texts alone")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -123,20 +119,9 @@ class Judged:
         rows = JudgedRows(
             self.path, [cache_key(described, self.prompt, item) for item in items], self.args.judge_attempts
         )
-        todo, done = rows.missing(), 0
-        try:
-            for block in run([items[i] for i in todo]):
-                rows.add(
-                    {"key": rows.keys[i]} | row(result) | result.unread_after()
-                    for i, result in zip(todo[done:], block, strict=False)
-                )
-                done += len(block)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}\n{len(rows.rows):,} of {len(items):,} judgements are kept in {self.path}; mend the cause and give the same "
-                "command again to go on"
-            ) from error
-        return rows.finish()
+        todo = rows.missing()
+        blocks = run([items[i] for i in todo])
+        return rows.add_blocks(todo, blocks, lambda _, result: row(result) | result.unread_after())
 
     def images(self, sample: Sample) -> tuple[str, ...]:
         return () if self.args.no_images else check_images(sample.images, sample.where)
@@ -199,7 +184,7 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
 
 
 def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The pairs, and the audit that tells what became of every row."""
+    """The pairs, and the audit, which says what became of every row."""
     by_judge = args.positives == "best" and args.score == "judge"
     if by_judge and args.judge_filter:
         raise ValueError("--judge_filter and --score judge are two ways to ask the same judge; use one of them")
@@ -264,7 +249,7 @@ def run(args: Any) -> dict[str, Any]:
     pairs, audit = make(args)
     # The audit first: pairs without one would look like a finished file.
     write_json(out.with_name(f"{out.name}.audit.json"), audit)
-    write_rows(out, pairs)
+    write_lines(out, pairs)
     return audit
 
 

@@ -19,32 +19,31 @@ python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_siglip_qwen.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--out", required=True, help="directory to write; it must not exist or be empty")
-    parser.add_argument(
-        "--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", required=True, help="directory to write; it must not exist or be empty")
+    add("--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id")
+    add(
         "--language",
         required=True,
         help="causal language model with a ChatML tokenizer: directory, hub id or .gguf; or a siglip_qwen directory, to take its language model",
     )
-    parser.add_argument(
+    add(
         "--projector_type",
         default="mlp",
         choices=("mlp", "resampler"),
         help="mlp: average pooling and two layers; resampler: learned queries that attend to a frame",
     )
-    parser.add_argument("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
-    parser.add_argument("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
-    parser.add_argument("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
-    parser.add_argument("--max_frames", type=int, default=16, help="frames of a video at most")
-    parser.add_argument(
+    add("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
+    add("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
+    add("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
+    add("--max_frames", type=int, default=16, help="frames of a video at most")
+    add(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
         help="of the weights; auto: the language model's",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights")
+    add("--seed", type=int, default=0, help="seed of the new weights")
     return parser
 
 

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.builders import synthetic
-from drive_vlm.builders.row_writer import write_json
 from drive_vlm.builders.splits import assign_split, parse_fractions
 from drive_vlm.builders.synthetic.files import Summary, save_image, save_video, write_files
 from drive_vlm.builders.synthetic.rows import (
@@ -44,6 +43,7 @@ from drive_vlm.builders.synthetic.rows import (
     truth_of,
 )
 from drive_vlm.config import CommandParser, plain, run_tool
+from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000
@@ -75,22 +75,17 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         prog="python tools/build_synthetic.py", description="Build a synthetic driving data set.", examples=EXAMPLES
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; an earlier build there is replaced")
-    parser.add_argument("--scenes", type=int, default=1000, help="number of pictures")
-    parser.add_argument("--clips", type=int, default=0, help="number of clips")
-    parser.add_argument(
-        "--order_clips", type=int, default=0, help="clips that only the order of their frames tells apart"
-    )
-    parser.add_argument(
-        "--split_entry", action="store_true", help="write a detailed, a concise and a raw text of each clip"
-    )
-    parser.add_argument("--num_frames", type=int, default=8, help="frames in each clip")
-    parser.add_argument(
-        "--clip_format", choices=("mp4", "frames"), default="mp4", help="one video file, or a folder of pictures"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world, the choice of questions and the splits")
-    parser.add_argument("--size", type=int, default=224, help="width and height in pixels")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to write; an earlier build there is replaced")
+    add("--scenes", type=int, default=1000, help="number of pictures")
+    add("--clips", type=int, default=0, help="number of clips")
+    add("--order_clips", type=int, default=0, help="clips that differ only in the order of their frames")
+    add("--split_entry", action="store_true", help="write a detailed, a concise and a raw text of each clip")
+    add("--num_frames", type=int, default=8, help="frames in each clip")
+    add("--clip_format", choices=("mp4", "frames"), default="mp4", help="one video file, or a folder of pictures")
+    add("--seed", type=int, default=0, help="seed of the world, the choice of questions and the splits")
+    add("--size", type=int, default=224, help="width and height in pixels")
+    add(
         "--templates",
         nargs="+",
         choices=synthetic.TEMPLATES,
@@ -98,13 +93,11 @@ def make_parser() -> CommandParser:
         metavar="NAME",
         help="question templates to ask (default: all); one of " + ", ".join(synthetic.TEMPLATES),
     )
-    parser.add_argument("--questions_per_scene", type=int, default=6, help="templates drawn for each scene")
-    parser.add_argument(
-        "--splits", nargs="+", default=["train:0.8", "val:0.1", "test:0.1"], help="name:share words; shares sum to 1"
-    )
-    parser.add_argument("--image_format", choices=("jpg", "png"), default="jpg", help="file format of the pictures")
-    parser.add_argument("--jpeg_quality", type=int, default=90, help="JPEG quality, 1 to 95")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
+    add("--questions_per_scene", type=int, default=6, help="templates drawn for each scene")
+    add("--splits", nargs="+", default=["train:0.8", "val:0.1", "test:0.1"], help="name:share words; shares sum to 1")
+    add("--image_format", choices=("jpg", "png"), default="jpg", help="file format of the pictures")
+    add("--jpeg_quality", type=int, default=90, help="JPEG quality, 1 to 95")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
     return parser
 
 

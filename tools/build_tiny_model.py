@@ -24,30 +24,29 @@ _OWN: dict[str, dict[str, Any]] = {
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_tiny_model.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--corpus", nargs="+", required=True, help="JSONL rows whose words train the tokenizer")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", required=True, help="directory to write")
+    add("--corpus", nargs="+", required=True, help="JSONL rows whose words train the tokenizer")
+    add(
         "--family",
         default="internvl",
         choices=tuple(_OWN),
         help="internvl, llava_next and smolvlm (pictures in tiles), or siglip_qwen (video: SigLIP, temporal embeddings, Qwen3)",
     )
-    parser.add_argument("--image_size", type=int, default=56, help="pixels of a tile's or frame's side")
-    parser.add_argument("--patch_size", type=int, help="pixels of a patch's side (default: 7; llava_next: 14)")
-    parser.add_argument("--hidden_size", type=int, default=64, help="width of tower and language model")
-    parser.add_argument("--vision_layers", type=int, help="layers of the vision tower (default: 2; llava_next: 3)")
-    parser.add_argument("--text_layers", type=int, default=2, help="layers of the language model")
-    parser.add_argument("--vocab_size", type=int, default=2000, help="tokens of the tokenizer, at most")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
-    parser.add_argument("--max_tiles", type=int, help="internvl: tiles a row may use for its pictures (default: 4)")
-    parser.add_argument("--splits", type=int, help="smolvlm: tiles along a picture's longer edge, at most (default: 2)")
-    parser.add_argument(
-        "--projector_type", choices=("mlp", "resampler"), help="siglip_qwen: kind of projector (default: mlp)"
-    )
-    parser.add_argument("--pool_size", type=int, help="siglip_qwen: side of a pooling window in patches (default: 2)")
-    parser.add_argument("--num_queries", type=int, help="siglip_qwen: queries of the resampler (default: 8)")
-    parser.add_argument("--resampler_layers", type=int, help="siglip_qwen: layers of the resampler (default: 1)")
-    parser.add_argument("--max_frames", type=int, help="siglip_qwen: frames of a row, at most (default: 16)")
+    add("--image_size", type=int, default=56, help="pixels of a tile's or frame's side")
+    add("--patch_size", type=int, help="pixels of a patch's side (default: 7; llava_next: 14)")
+    add("--hidden_size", type=int, default=64, help="width of tower and language model")
+    add("--vision_layers", type=int, help="layers of the vision tower (default: 2; llava_next: 3)")
+    add("--text_layers", type=int, default=2, help="layers of the language model")
+    add("--vocab_size", type=int, default=2000, help="tokens of the tokenizer, at most")
+    add("--seed", type=int, default=0, help="seed of the random weights")
+    add("--max_tiles", type=int, help="internvl: tiles a row may use for its pictures (default: 4)")
+    add("--splits", type=int, help="smolvlm: tiles along a picture's longer edge, at most (default: 2)")
+    add("--projector_type", choices=("mlp", "resampler"), help="siglip_qwen: kind of projector (default: mlp)")
+    add("--pool_size", type=int, help="siglip_qwen: side of a pooling window in patches (default: 2)")
+    add("--num_queries", type=int, help="siglip_qwen: queries of the resampler (default: 8)")
+    add("--resampler_layers", type=int, help="siglip_qwen: layers of the resampler (default: 1)")
+    add("--max_frames", type=int, help="siglip_qwen: frames of a row, at most (default: 16)")
     return parser
 
 
@@ -60,7 +59,7 @@ def run(args: Any) -> dict[str, Any]:
     given = {name: getattr(args, name) for own in _OWN.values() for name in own}
     for name, value in given.items():
         if value is not None and name not in _OWN[args.family]:
-            raise ValueError(f"--{name} is no flag of --family {args.family}.")
+            raise ValueError(f"--{name} is not a flag of --family {args.family}.")
     own = {name: default if given[name] is None else given[name] for name, default in _OWN[args.family].items()}
     builders: dict[str, Callable[..., Path]] = {
         "internvl": build_tiny_internvl,

@@ -120,10 +120,10 @@ def build(args: Any) -> Counter[str]:
     version = f"misses {args.misses:g}, false hits {args.false_hits:g}, seed {args.seed}"
     detector = Detector("scene truth", hashlib.sha256(truth.read_bytes()).hexdigest(), size, 0.0, version)
     counts: Counter[str] = Counter()
-    beside = args.out.with_name(f".{args.out.name}.part")
-    beside.unlink(missing_ok=True)
-    append_detections(beside, track_videos(args, videos, detector, counts))
-    beside.replace(args.out)
+    part = args.out.with_name(f".{args.out.name}.part")
+    part.unlink(missing_ok=True)
+    append_detections(part, track_videos(args, videos, detector, counts))
+    part.replace(args.out)
     counts["videos"] = len(DetectionCache.load(args.out))
     return counts
 

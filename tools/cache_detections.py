@@ -3,8 +3,8 @@
 Frames are sampled as in training (--num_frames). Each video, and each picture of a row, becomes one line of JSONL, known by
 its path below the image root (a video that no row names: by its path as it was given); nothing found is a valid, empty
 answer. Frames are known by a hash of their pixels, so the same frame is looked at once. Finished videos are kept when the
-command is run again, unless their file has changed (size, or time and content): those are made anew, and so are lines of an
-older cache, which do not tell their file or were decoded in another way. A cache holds one detector with one setting, and
+command is run again, unless their file has changed (size, or time and content): those are made again, and so are lines of an
+older cache, which do not name their file or were decoded in another way. A cache holds one detector with one setting, and
 has one writer at a time.
 
 The detector is ultralytics YOLO, an optional extra under AGPL-3.0 (pip install drive-vlm[yolo]); no other part of the
@@ -24,6 +24,7 @@ from yolo_detector import Boxes, Detect, open_detector
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
+from drive_vlm.store.keyed_lines import check_same
 from drive_vlm.store.lock import sole_writer
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
@@ -66,7 +67,7 @@ class DetectConfig:
     merge: list[str] = field([], help="join these files into --out instead of looking at anything")
     verify: bool = field(
         False,
-        help="decode finished videos again, whatever their sizes and times tell, and make anew what has other frames",
+        help="decode finished videos again, whatever their sizes and times say, and make again what has other frames",
     )
     on_bad_row: str = field(
         "error", help="error: stop at a bad row or video; skip: leave it out and count it", choices=("error", "skip")
@@ -87,18 +88,15 @@ def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> Non
 
 
 def check_finished(cache: Any, detector: Any, items: list["Item"], config: DetectConfig, bad: list) -> dict[str, str]:
-    """{name: why} of finished items that are to be made anew. Raises ValueError naming the setting that differs from that of
+    """{name: why} of finished items that are to be made again. Raises ValueError naming the setting that differs from that of
     finished lines."""
     from drive_vlm.builders.detection_items import outdated
     from drive_vlm.data.samples import BadRow
 
-    files = ", ".join(map(str, cache.paths))
-    if cache.detector is not None and cache.detector != detector:
+    if cache.detector is not None:
+        made = f"{', '.join(map(str, cache.paths))}: made"
         was, now = dataclasses.asdict(cache.detector), dataclasses.asdict(detector)
-        moved = ", ".join(f"{name} (file: {was[name]}, now: {now[name]})" for name in was if was[name] != now[name])
-        raise ValueError(
-            f"{files}: made with another detector or setting: {moved}. Give another --out, or the old setting."
-        )
+        check_same(made, was, now, "Give another --out, or the old setting.")
     found: dict[str, str] = {}
     for item in items:
         if item.name in cache:
@@ -167,7 +165,8 @@ def check_flags(config: DetectConfig) -> None:
         return
     if not config.data or min(config.num_frames, config.batch_size, config.workers) < 1:
         raise ValueError("--data is needed, and --num_frames, --batch_size and --workers of at least 1.")
-    if config.imgsz < 32 or not 0 <= config.conf <= 1:  # 32: YOLO's stride; it sees nothing in a picture of size 0
+    # 32 is YOLO's stride: it sees nothing in a smaller picture.
+    if config.imgsz < 32 or not 0 <= config.conf <= 1:
         raise ValueError(f"--imgsz {config.imgsz} --conf {config.conf}: need at least 32, and a number in 0..1.")
 
 
@@ -203,34 +202,36 @@ def look_at_all(items: list["Item"], out: Path, config: DetectConfig, bad: list[
     from drive_vlm.store.keyed_lines import cut_torn_line
 
     topology, files = read_topology(), [out, *parts_of(out)]
-    wait_for_ranks()  # every rank has the same list before there are new parts
+    # Every rank has the same list before there are new parts.
+    wait_for_ranks()
     if topology.is_main:
         for path in files:
             cut_torn_line(path)
     wait_for_ranks()
     cache = DetectionCache.load([path for path in files if path.is_file()])
     detector, detect = open_detector(Path(config.weights), config.sha256, config.imgsz, config.conf, config.batch_size)
-    anew = check_finished(cache, detector, items, config, bad)
-    todo = [item for item in items if item.name in anew or item.name not in cache]
-    wait_for_ranks()  # every rank has read what is finished before anybody writes
+    outdated = check_finished(cache, detector, items, config, bad)
+    todo = [item for item in items if item.name in outdated or item.name not in cache]
+    # Every rank has read what is finished before anybody writes.
+    wait_for_ranks()
     if topology.is_main:
-        for path in cache.paths if anew else ():
-            drop_detections(path, anew)
+        for path in cache.paths if outdated else ():
+            drop_detections(path, outdated)
         finished = len(items) - len(todo)
-        print(f"{len(items):,} videos and pictures, {finished:,} finished before{reasons(anew, items)}", flush=True)
+        print(f"{len(items):,} videos and pictures, {finished:,} finished before{reasons(outdated, items)}", flush=True)
     wait_for_ranks()
     known = {frame.sha256: frame.objects for entry in cache for frame in entry.frames}
     mine, part = todo[topology.rank :: topology.world_size], out.with_name(f"{out.name}.part{topology.rank}")
     append_detections(part, detections(mine, detector, detect, known, config, bad))
 
 
-def reasons(anew: dict[str, str], items: list["Item"]) -> str:
-    """How many items are made anew for each reason, and the first of them: its path tells when it is of another data root."""
-    told, paths = "", {item.name: item.path for item in items}
-    for reason, count in Counter(anew.values()).items():
-        first = next(name for name in anew if anew[name] == reason)
-        told += f"; {count:,} made anew: {reason} (first {first!r}, {paths[first]})"
-    return told
+def reasons(outdated: dict[str, str], items: list["Item"]) -> str:
+    """How many items are made again for each reason, and the first of them: its path shows when it is of another data root."""
+    text, paths = "", {item.name: item.path for item in items}
+    for reason, count in Counter(outdated.values()).items():
+        first = next(name for name in outdated if outdated[name] == reason)
+        text += f"; {count:,} made again: {reason} (first {first!r}, {paths[first]})"
+    return text
 
 
 def join_parts(items: list["Item"], out: Path, bad: list[dict[str, str]]) -> Any:

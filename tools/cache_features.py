@@ -1,7 +1,7 @@
 """Run the frozen vision tower once over every picture and video of the rows, for training with --feature_cache.
 
 What is written is the tower's output, before temporal embeddings and projector: both may train from it. Videos that
-several rows name are done once. Finished ones are kept when the command is run again, changed files are done anew, and
+several rows name are done once. Finished ones are kept when the command is run again, changed files are done again, and
 ranks (torchrun) and job arrays (--shard) write into the same folder at the same time.
 """
 
@@ -147,12 +147,15 @@ def load_tower(config: FeatureConfig) -> Tower:
     )
     family = load_family(model, getattr(torch, kind))
     tower = vision_tower(family).to(device).eval()
+    assert family.vision is not None, "a family with a tower has a picture side"
     dtype = next(tower.parameters()).dtype
 
     def run(pixel_values: Any) -> Any:
         with torch.inference_mode():
             return tower_features(family, pixel_values.to(device, dtype))
 
+    # vision_tower() above has refused a model without pictures.
+    assert family.vision is not None
     dummy = family.vision.dummy_inputs()
     if set(dummy) != {"pixel_values"} or dummy["pixel_values"].ndim != 4:
         shapes = ", ".join(f"{name} of shape {list(value.shape)}" for name, value in sorted(dummy.items()))

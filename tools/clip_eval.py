@@ -4,7 +4,7 @@ Per sample a CSV row; per data set mean, spread, quantiles, a 95 % bootstrap int
 pictures), and the same scores against the reference and picture of another sample: only the distance to that shuffled
 baseline says something. Several --predictions compare checkpoints on the samples they have in common.
 
-`image` of a row is relative to --images. A row that says "images/x.jpg" beside --images data/images is also found, as
+`image` of a row is relative to --images. A row that says "images/x.jpg" with --images data/images is also found, as
 long as only one of data/images/images/x.jpg and data/images/x.jpg exists.
 """
 
@@ -29,21 +29,18 @@ METRICS = {"text_text": "prediction - reference", "text_image": "prediction - pi
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    parser.add_argument("--images", required=True, help="folder that the rows' pictures are relative to")
-    parser.add_argument("--out", required=True, help="CSV with one line for each sample and checkpoint")
-    parser.add_argument(
-        "--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py"
-    )
-    parser.add_argument(
-        "--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
-    parser.add_argument("--plot", help="write the distributions and differences to this PNG")
-    parser.add_argument("--json", help="write every number to this file")
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    add("--images", required=True, help="folder that the rows' pictures are relative to")
+    add("--out", required=True, help="CSV with one line for each sample and checkpoint")
+    add("--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py")
+    add("--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)")
+    add("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
+    add("--workers", type=int, default=2, help="threads that decode pictures")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
+    add("--plot", help="write the distributions and differences to this PNG")
+    add("--json", help="write every number to this file")
     return parser
 
 
@@ -58,12 +55,12 @@ def find_images(item: "Prediction", root: Path) -> list[Path]:
     for image in item.images:
         direct = Path(resolve_below(str(root), image, name))
         first, *rest = Path(image).parts
-        beside = [root.joinpath(*rest)] if rest and first == root.resolve().name else []
-        there = [path for path in (direct, *beside) if path.is_file()]
+        without_root = [root.joinpath(*rest)] if rest and first == root.resolve().name else []
+        there = [path for path in (direct, *without_root) if path.is_file()]
         if len(there) == 2:
             raise ValueError(f"{name}: {image!r} may be {there[0]} or {there[1]}; rename one, or give {root.parent}")
         if not there:
-            tried = " and ".join(str(path) for path in (direct, *beside))
+            tried = " and ".join(str(path) for path in (direct, *without_root))
             raise ValueError(f"{name}: no picture {tried}; --images must be the folder that {image!r} is relative to")
         found += there
     return found
@@ -90,7 +87,8 @@ def score_files(files: list[list["Prediction"]], images: list[list[Path]], encod
                 workers=args.workers,
                 progress=lambda count: progress.advance(task, count),
             )
-            progress.update(task, completed=total)  # equal pictures under two names were counted twice
+            # Equal pictures under two names were counted twice.
+            progress.update(task, completed=total)
     except ImageError as error:
         by_file = {path.resolve(): item for path, item in where.items()}
         item = by_file[error.path]
@@ -199,9 +197,9 @@ def show(result: dict[str, Any], args: Any) -> None:
                 highlight=False,
             )
     for name, checkpoint in result["checkpoints"].items():
-        told = [f"{count} {word}" for word, count in checkpoint["counts"].items() if count]
-        if told:
-            console.print(f"{name}: {', '.join(told)}", highlight=False)
+        counts = [f"{count} {word}" for word, count in checkpoint["counts"].items() if count]
+        if counts:
+            console.print(f"{name}: {', '.join(counts)}", highlight=False)
     encoded = result["encoded"]
     console.print(
         f"{result['clip']}: encoded {encoded['texts']} texts and {encoded['images']} pictures", highlight=False

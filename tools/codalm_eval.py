@@ -42,26 +42,27 @@ class Answer:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/codalm_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--predictions",
         nargs="+",
         required=True,
         help="predictions JSONL, or published answer files or their folder; together one model's answers",
     )
-    parser.add_argument(
+    add(
         "--rows",
         help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
     )
-    parser.add_argument("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
-    parser.add_argument("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
-    parser.add_argument(
+    add("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
+    add("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
+    add(
         "--on_missing",
         choices=("error", "skip"),
         default="error",
         help="rows without an answer: stop, or count them and leave them out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    parser.add_argument("--json", help="write every number to this file")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--json", help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -198,22 +199,12 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
         )
         for i in todo
     ]
-    done = 0
-    try:
-        for block in judge_all(judge, requests, parse_rating, args.judge_attempts):
-            kept.add(rating_row(keys[i], answers[i], judged) for i, judged in zip(todo[done:], block, strict=False))
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} ratings are kept in {args.out}, and every reply in the cache; "
-            "mend the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = judge_all(judge, requests, parse_rating, args.judge_attempts)
+    return kept.add_blocks(todo, blocks, lambda i, judged: rating_row(answers[i], judged)), kept.stale
 
 
-def rating_row(key: str, answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
+def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
     return {
-        "key": key,
         "id": answer.id,
         "task": answer.task,
         "category": answer.category,

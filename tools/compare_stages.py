@@ -31,7 +31,8 @@ python tools/compare_stages.py --predictions s2.jsonl s3.jsonl --names "stage 2"
 python tools/compare_stages.py --predictions s2.detailed.jsonl s2.concise.jsonl s3.detailed.jsonl s3.concise.jsonl --names s2 s2 s3 s3 --detections d.jsonl --out compare
 python tools/compare_stages.py --models runs/stage1 runs/stage2 runs/stage3 --data data/split_entry_test.jsonl --detections d.jsonl --limit 4 --out compare
 """
-Key = tuple[str, str, str]  # video, mode, question
+# (video, mode, question)
+Key = tuple[str, str, str]
 
 
 def make_parser() -> CommandParser:
@@ -135,16 +136,16 @@ def read_checkpoints(files: list[str], names: list[str]) -> dict[str, dict[Key, 
     references: dict[Key, Prediction] = {}
     for name, path in zip(names, files, strict=True):
         for item in read_predictions(path, need_reference=False):
-            video, told = item.row.get("video"), f"{item.where}: id {item.id!r}"
+            video, where = item.row.get("video"), f"{item.where}: id {item.id!r}"
             if not isinstance(video, str) or not video:
-                raise ValueError(f'{told} has no "video"; generate the file from rows with videos, or add it')
+                raise ValueError(f'{where} has no "video"; generate the file from rows with videos, or add it')
             key = (video, str(item.row.get("mode") or ""), str(item.row.get("question") or ""))
             if before := checkpoints[name].get(key):
-                raise ValueError(f"{told}: a second answer of {name} about {video!r}, the first is at {before.where}")
+                raise ValueError(f"{where}: a second answer of {name} about {video!r}, the first is at {before.where}")
             first = references.setdefault(key, item)
             if first.reference != item.reference:
                 raise ValueError(
-                    f"{told} has another reference than at {first.where}; compare answers to the same rows"
+                    f"{where} has another reference than at {first.where}; compare answers to the same rows"
                 )
             checkpoints[name][key] = item
     return checkpoints

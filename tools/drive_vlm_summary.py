@@ -1,32 +1,35 @@
-"""Gather what recipes/drive_vlm_synthetic.sh measured into summary.json and print it claim by claim; exit 1 when one does not hold.
+"""Collect what recipes/drive_vlm_synthetic.sh measured in summary.json and print it claim by claim; exit 1 when one does not hold.
 
 Claims: stage 1 lowers the loss of held-out captions to LOSS_LEFT of its start's, and of what it is with the frames of other
 clips, so that it comes from seeing and not from knowing the texts; stage 2 obeys both granularities and uses the order of frames; stage 3 raises the reward and
 the precision against the exact truth, while recall and F1 do not fall by more than NOISE, nor the length by more than WORD_LOSS.
 Stage 3 is judged on sampled texts (temperature 1), the distribution that GRPO trains; its change of the greedy texts is printed
-beside it.
+next to it.
 """
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = "python tools/drive_vlm_summary.py --run runs/drive_vlm_synthetic --seconds 600"
-LOSS_LEFT = 0.5  # share of the start's held-out loss that stage 1 may leave, and of the loss with other clips
-ORDER_POINTS = 15  # that the order questions must be answered better than with shuffled frames
-NOISE = 0.01  # of recall and F1, which another draw of the texts moved by up to 0.03
-WORD_LOSS = 0.15  # share of its words that a text of stage 3 may lose
+# Share of the start's held-out loss that stage 1 may leave, and of the loss with other clips.
+LOSS_LEFT = 0.5
+# Points by which the order questions must be answered better than with shuffled frames.
+ORDER_POINTS = 15
+# Of recall and F1, which another draw of the texts moved by up to 0.03.
+NOISE = 0.01
+# Share of its words that a text of stage 3 may lose.
+WORD_LOSS = 0.15
 
 
-def parse() -> Any:
+def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/drive_vlm_summary.py", description=__doc__, examples=EXAMPLES)
     parser.add_argument("--run", type=Path, required=True, help="the recipe's directory")
     parser.add_argument("--seconds", type=float, required=True, help="how long the recipe took")
-    return parser.parse_args()
+    return parser
 
 
 def load(path: Path) -> Any:
@@ -153,18 +156,24 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
     ]
 
 
-def main() -> None:
-    args = parse()
+def run(args: Any) -> dict[str, Any]:
+    """Collect, judge, write summary.json, which is returned."""
     summary = summarize(args.run, args.seconds)
-    found = claims(summary)
-    summary["claims"] = [{"found": text, "holds": holds} for text, holds in found]
+    summary["claims"] = [{"found": text, "holds": holds} for text, holds in claims(summary)]
     (args.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def show(summary: dict[str, Any], args: Any) -> str | None:
     print(f"\nDrive-VLM at small size: {summary['ranks']} ranks, ZeRO-{summary['zero_stage']}, {summary['seconds']} s")
-    for text, holds in found:
-        print(f"  {'holds ' if holds else 'FAILS '} {text}")
+    for claim in summary["claims"]:
+        print(f"  {'holds ' if claim['holds'] else 'FAILS '} {claim['found']}")
     print(f"  pictures {args.run}/video_scores.png, sampled_scores.png\n  summary  {args.run}/summary.json")
-    if not all(holds for _, holds in found):
-        sys.exit("Not every claim holds.")
+    return None if all(claim["holds"] for claim in summary["claims"]) else "Not every claim holds."
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

@@ -33,28 +33,21 @@ python tools/drivelm_eval.py --predictions output.json --reference test_eval.jso
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/drivelm_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", required=True, help="output.json or predictions.jsonl")
-    parser.add_argument("--reference", required=True, help="test_eval.json of the challenge")
-    parser.add_argument(
-        "--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back"
-    )
-    parser.add_argument(
-        "--judge_model", help="model that rates answers for the GPT part; without it the part is left out"
-    )
-    parser.add_argument(
-        "--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge"
-    )
-    parser.add_argument("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
-    parser.add_argument(
-        "--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt"
-    )
-    parser.add_argument("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--predictions", required=True, help="output.json or predictions.jsonl")
+    add("--reference", required=True, help="test_eval.json of the challenge")
+    add("--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back")
+    add("--judge_model", help="model that rates answers for the GPT part; without it the part is left out")
+    add("--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
+    add("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
+    add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
+    add("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
+    add(
         "--cache",
         help="directory that keeps the judge's replies by its name; a second run asks nothing (another model of the same name: "
         "another directory)",
     )
-    parser.add_argument("--json", "--out", dest="json", help="write the score with all its parts and counts here")
+    add("--json", "--out", dest="json", help="write the score with all its parts and counts here")
     return parser
 
 

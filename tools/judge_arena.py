@@ -41,22 +41,23 @@ class Planned:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
-    parser.add_argument("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
+    add("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
+    add(
         "--pairs",
         choices=("all", "vs-first"),
         default="all",
         help="all: every pair of models; vs-first: each against the first file's",
     )
-    parser.add_argument("--battles", type=int, help="judge a random sample of N battles (default: every question)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and the bootstrap")
-    parser.add_argument("--image_root", help="folder that picture paths start from (default: the first file's folder)")
-    parser.add_argument("--no_images", action="store_true", help="the judge reads the texts alone")
-    parser.add_argument("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
-    parser.add_argument("--category_column", default="category", help="column of the table by category")
-    parser.add_argument("--json", help="write every number to this file")
-    parser.add_argument("--plot", help="PNG with the ratings and the matrix of win rates")
+    add("--battles", type=int, help="judge a random sample of N battles (default: every question)")
+    add("--seed", type=int, default=0, help="of the sample and the bootstrap")
+    add("--image_root", help="folder that picture paths start from (default: the first file's folder)")
+    add("--no_images", action="store_true", help="the judge reads the texts alone")
+    add("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
+    add("--category_column", default="category", help="column of the table by category")
+    add("--json", help="write every number to this file")
+    add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -77,7 +78,8 @@ def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
     places = [(row, pair) for row in range(len(files[0])) for pair in pairs]
     if args.battles is not None and not 0 < args.battles <= len(places):
         raise ValueError(f"--battles {args.battles}: there are {len(places):,} pairs of answers to choose from")
-    if args.battles is not None:  # the first N of one shuffled order: a larger sample holds the smaller one
+    if args.battles is not None:
+        # The first N of one shuffled order: a larger sample holds the smaller one.
         random.Random(args.seed).shuffle(places)
         places = sorted(places[: args.battles])
     root = args.image_root or str(Path(args.predictions[0]).resolve().parent)
@@ -112,22 +114,11 @@ def judge_battles(
     kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
     equal = [i for i in todo if same(planned[i])]
-    kept.add(battle_row(keys[i], planned[i], None, args.category_column) for i in equal)
+    kept.add({"key": keys[i]} | battle_row(planned[i], None, args.category_column) for i in equal)
     open_ = [i for i in todo if not same(planned[i])]
-    done = 0
-    try:
-        for block in comparer.compare([comparison(planned[i]) for i in open_]):
-            kept.add(
-                battle_row(keys[i], planned[i], compared, args.category_column)
-                for i, compared in zip(open_[done:], block, strict=False)
-            )
-            done += len(block)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}\n{len(kept.rows):,} of {len(keys):,} battles are kept in {args.out}, and every reply in "
-            "the cache; mend the cause and give the same command again to go on"
-        ) from error
-    return kept.finish(), kept.stale
+    blocks = comparer.compare([comparison(planned[i]) for i in open_])
+    rows = kept.add_blocks(open_, blocks, lambda i, result: battle_row(planned[i], result, args.category_column))
+    return rows, kept.stale
 
 
 def same(battle: Planned) -> bool:
@@ -142,11 +133,10 @@ def comparison(battle: Planned) -> Comparison:
     return Comparison(values, first.prediction, second.prediction, battle.images)
 
 
-def battle_row(key: str, battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
+def battle_row(battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
     """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
     item = battle.items[0]
     row: dict[str, Any] = {
-        "key": key,
         "id": item.id,
         "dataset": item.dataset,
         "category": str(item.row.get(category_column) or "(none)"),

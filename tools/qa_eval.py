@@ -1,4 +1,4 @@
-"""Answer accuracy: exact match after normalisation, with what a blind model and a guess would get beside it.
+"""Answer accuracy: exact match after normalisation, with what a blind model and a guess would get next to it.
 
 Normalised: lower case, no punctuation, no articles, single spaces (drive_vlm/evaluation/answer_accuracy.py). Accuracy
 comes overall, for each category and for each template, with 95 % bootstrap intervals that resample whole scenes.
@@ -27,14 +27,15 @@ python tools/qa_eval.py --predictions p.jsonl --train data/train.jsonl --blind_p
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/qa_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    parser.add_argument("--train", help="training rows, for the majority baseline and chance")
-    parser.add_argument("--blind_predictions", help="predictions of the last checkpoint with its pictures blanked")
-    parser.add_argument("--template_column", default="template", help="column that says which questions are alike")
-    parser.add_argument("--category_column", default="category", help="column of the coarse kind of question")
-    parser.add_argument("--out", help="CSV with one line for each question and checkpoint")
-    parser.add_argument("--json", help="write every number to this file")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    add = parser.add_argument
+    add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
+    add("--train", help="training rows, for the majority baseline and chance")
+    add("--blind_predictions", help="predictions of the last checkpoint with its pictures blanked")
+    add("--template_column", default="template", help="column that says which questions are alike")
+    add("--category_column", default="category", help="column of the coarse kind of question")
+    add("--out", help="CSV with one line for each question and checkpoint")
+    add("--json", help="write every number to this file")
+    add("--seed", type=int, default=0, help="of the bootstrap")
     return parser
 
 
@@ -60,7 +61,7 @@ def training_answers(path: str, template_column: str) -> "TrainingAnswers":
 def column(row: dict[str, Any], name: str, where: str) -> str:
     if row.get(name) in (None, ""):
         raise ValueError(
-            f'{where}: the row has no "{name}", which tells like questions apart; '
+            f'{where}: the row has no "{name}", which says which questions are alike; '
             "name another column (--template_column, --category_column)"
         )
     return str(row[name])

@@ -1,21 +1,21 @@
-"""Gather the quickstart's results into summary.json and training.png, and print them; exit 1 when the model learned nothing to see."""
+"""Collect the quickstart's results in summary.json and training.png, and print them; exit 1 when the model learned nothing to see."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = "python tools/quickstart_summary.py --run runs/quickstart --seconds 400"
-MARGIN = 0.15  # above the better blind baseline and chance
+# Above the better of blind baseline and chance.
+MARGIN = 0.15
 
 
-def parse() -> Any:
-    parser = CommandParser(description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--run", required=True, help="the quickstart's directory")
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/quickstart_summary.py", description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--run", type=Path, required=True, help="the quickstart's directory")
     parser.add_argument("--seconds", type=float, required=True, help="how long the quickstart took")
-    return parser.parse_args()
+    return parser
 
 
 def load(path: Path) -> Any:
@@ -69,14 +69,16 @@ def plot_training(run: Path) -> None:
     figure.savefig(run / "training.png", dpi=120)
 
 
-def main() -> None:
-    flags = parse()
-    run = Path(flags.run)
-    summary = summarize(run, flags.seconds)
-    plot_training(run)
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    baseline = max(summary["accuracy_blind"], summary["accuracy_chance"])
-    gain = summary["accuracy_after"] - baseline
+def run(args: Any) -> dict[str, Any]:
+    """Collect, plot, write summary.json, which is returned."""
+    summary = summarize(args.run, args.seconds)
+    plot_training(args.run)
+    (args.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def show(summary: dict[str, Any], args: Any) -> str | None:
+    gain = summary["accuracy_after"] - max(summary["accuracy_blind"], summary["accuracy_chance"])
     print(f"\nQuickstart: {summary['world_size']} ranks, ZeRO-{summary['zero_stage']}, {summary['seconds']} s")
     print(
         f"  answer accuracy on held-out scenes   {summary['accuracy_before']:.1%} before -> {summary['accuracy_after']:.1%} after training"
@@ -87,15 +89,21 @@ def main() -> None:
     for part, name in (("text_text", "CLIP text-text "), ("text_image", "CLIP text-image")):
         before, after = summary[f"clip_{part}_before"], summary[f"clip_{part}_after"]
         print(
-            f"  {name}                      {before:.3f} -> {after:.3f} (difference {after - before:+.3f}; its interval stands in the table above)"
+            f"  {name}                      {before:.3f} -> {after:.3f} (difference {after - before:+.3f}; its interval is in the table above)"
         )
+    run = args.run
     print(
         f"  pictures   {run}/clip_scores.png  {run}/training.png\n  logs       tensorboard --logdir {run}/run/tensorboard\n  summary    {run}/summary.json"
     )
     if gain < MARGIN:
-        sys.exit(
+        return (
             f"The model is only {100 * gain:.1f} points above the blind baseline; expected at least {100 * MARGIN:.0f}."
         )
+    return None
+
+
+def main() -> None:
+    run_tool(make_parser(), run, show)
 
 
 if __name__ == "__main__":

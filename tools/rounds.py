@@ -1,4 +1,4 @@
-"""The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and people.
+"""The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and for people.
 
 start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
 done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
@@ -31,29 +31,26 @@ python tools/rounds.py start --out runs/spin --model runs/sft --data train.jsonl
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/rounds.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("action", choices=tuple(ACTIONS), help="see above")
-    parser.add_argument("--out", required=True, help="folder of the chain; rounds.json lies in it")
-    parser.add_argument(
-        "--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}"
-    )
-    parser.add_argument("--step", choices=STEPS, help="step of the round")
-    parser.add_argument("--model", help="start: model of round 0")
-    parser.add_argument("--direct", help="start: model before any fine-tuning, for the table")
-    parser.add_argument("--data", help="start: training rows")
-    parser.add_argument("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
-    parser.add_argument("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
-    parser.add_argument("--image_root", help="start: folder that picture paths start from (default: the file's own)")
-    parser.add_argument("--sampling", default="", help="start: how answers are generated, as words to be kept")
-    parser.add_argument(
+    add = parser.add_argument
+    add("action", choices=tuple(ACTIONS), help="see above")
+    add("--out", required=True, help="folder of the chain; rounds.json lies in it")
+    add("--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}")
+    add("--step", choices=STEPS, help="step of the round")
+    add("--model", help="start: model of round 0")
+    add("--direct", help="start: model before any fine-tuning, for the table")
+    add("--data", help="start: training rows")
+    add("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
+    add("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
+    add("--image_root", help="start: folder that picture paths start from (default: the file's own)")
+    add("--sampling", default="", help="start: how answers are generated, as words to be kept")
+    add(
         "--metric",
         default="checkpoints.answers.accuracy",
         help="start: the number in scores.json that counts; higher is better",
     )
-    parser.add_argument(
-        "--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next"
-    )
-    parser.add_argument("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
-    parser.add_argument("--seconds", type=float, help="check: how long the rounds took, to be printed")
+    add("--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next")
+    add("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
+    add("--seconds", type=float, help="check: how long the rounds took, to be printed")
     return parser  # fmt: skip
 
 
@@ -91,6 +88,7 @@ def split(args: Any) -> None:
     """
     from drive_vlm.builders.splits import find_leaks, split_position
     from drive_vlm.data.sources import open_sources
+    from drive_vlm.store.keyed_lines import write_lines
 
     rows = rows_of(open_sources([args.data], args.image_root))
     if args.eval_data:
@@ -110,12 +108,12 @@ def split(args: Any) -> None:
         folder = Path(args.out) / "data"
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
-            write_rows(folder / f"{name}.jsonl", part)
+            write_lines(folder / f"{name}.jsonl", part)
         print(f"{folder}: {len(parts['train']):,} rows to train on, {len(parts['eval']):,} held out")
 
 
 def rows_of(sources: list["Source"]) -> list[dict[str, Any]]:
-    """All rows as they stand in the files. Raises ValueError for a row that is none."""
+    """All rows as they stand in the files. Raises ValueError for a row that cannot be read."""
     from drive_vlm.data.table import read_sample
 
     rows = []
@@ -130,12 +128,6 @@ def group_of(row: dict[str, Any]) -> str:
     """The row's group, else its pictures or its video, else its id."""
     media = row.get("image") or row.get("images") or row.get("video")
     return str(row.get("group") or (media if isinstance(media, str) else " ".join(media or ())) or row.get("id"))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    from drive_vlm.store.keyed_lines import write_lines
-
-    write_lines(path, rows)
 
 
 def done(args: Any) -> None:

@@ -1,9 +1,9 @@
 """Train a small open_clip model on one's own pictures and captions, for machines where no CLIP weights can be had.
 
 Reads rows {"image", "caption_short", "caption_long"} (pictures relative to the file's folder), trains both towers from
-scratch with open_clip's contrastive loss, prints the retrieval on held-out pictures beside chance, and writes a
+scratch with open_clip's contrastive loss, prints the retrieval on held-out pictures next to chance, and writes a
 directory for `tools/clip_eval.py --clip_model DIR`. Such a model knows the pictures it was trained on and nothing
-else: its scores compare checkpoints on the same kind of data, and must not be set beside published CLIP scores.
+else: its scores compare checkpoints on the same kind of data, and must not be compared with published CLIP scores.
 """
 
 import json
@@ -26,21 +26,22 @@ python tools/train_clip.py --captions data/captions_train.jsonl --out runs/clip 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_clip.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--captions", required=True, help="JSONL rows {image, caption_short, caption_long}")
-    parser.add_argument("--out", required=True, help="directory for configuration and weights")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training pictures")
-    parser.add_argument("--steps", type=int, help="optimizer steps instead of --epochs")
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures in one contrastive batch")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="peak of the cosine schedule")
-    parser.add_argument("--held_out", type=float, default=0.1, help="share of the groups kept for the retrieval test")
-    parser.add_argument("--image_size", type=int, default=64, help="side of the square picture in pixels")
-    parser.add_argument("--patch_size", type=int, default=8, help="side of a patch in pixels")
-    parser.add_argument("--width", type=int, default=128, help="width of both towers, a multiple of 64")
-    parser.add_argument("--layers", type=int, default=3, help="layers of each tower")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, split and order")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--json", help="write losses, retrieval and settings to this file")
+    add = parser.add_argument
+    add("--captions", required=True, help="JSONL rows {image, caption_short, caption_long}")
+    add("--out", required=True, help="directory for configuration and weights")
+    add("--epochs", type=int, default=10, help="passes over the training pictures")
+    add("--steps", type=int, help="optimizer steps instead of --epochs")
+    add("--batch_size", type=int, default=64, help="pictures in one contrastive batch")
+    add("--learning_rate", type=float, default=5e-4, help="peak of the cosine schedule")
+    add("--held_out", type=float, default=0.1, help="share of the groups kept for the retrieval test")
+    add("--image_size", type=int, default=64, help="side of the square picture in pixels")
+    add("--patch_size", type=int, default=8, help="side of a patch in pixels")
+    add("--width", type=int, default=128, help="width of both towers, a multiple of 64")
+    add("--layers", type=int, default=3, help="layers of each tower")
+    add("--seed", type=int, default=0, help="of weights, split and order")
+    add("--workers", type=int, default=2, help="threads that decode pictures")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    add("--json", help="write losses, retrieval and settings to this file")
     return parser
 
 
@@ -151,7 +152,8 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
             optimizer.step()
             schedule.step()
             with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))  # as in the CLIP paper, section 2.5
+                # As in the CLIP paper, section 2.5.
+                model.logit_scale.clamp_(0, math.log(100))
             losses.append(loss.item())
             progress.update(task, advance=1, loss=losses[-1])
     return losses

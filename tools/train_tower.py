@@ -22,7 +22,8 @@ EXAMPLES = """
 python tools/train_tower.py --data data/synthetic --out runs/tower
 python tools/train_tower.py --data data/synthetic --out runs/tower --steps 3000 --layers 6 --device cuda
 """
-_LEAST_SHARE = 0.3  # of a patch, or of the object, that must lie in the other for the patch to show the object
+# Share of a patch, or of the object, that must lie in the other for the patch to show the object.
+_LEAST_SHARE = 0.3
 
 
 def make_parser() -> CommandParser:

@@ -8,7 +8,8 @@ from typing import Any
 
 from drive_vlm.launch.topology import read_topology
 
-Boxes = tuple[Any, ...]  # DetectedObject of one frame
+# The DetectedObjects of one frame.
+Boxes = tuple[Any, ...]
 Detect = Callable[[list[Any]], list[Boxes]]
 
 
@@ -26,7 +27,8 @@ def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 and digest != sha256.lower():
         raise ValueError(f"--weights {path}: its SHA-256 is {digest}, not --sha256 {sha256}. It was not loaded.")
-    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")  # else in the home directory
+    # ultralytics would write its settings into the home directory.
+    settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")
     settings.mkdir(parents=True, exist_ok=True)
     os.environ |= {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
@@ -37,10 +39,11 @@ def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch
         ) from error
     try:
         model = ultralytics.YOLO(str(path), task="detect")
-    except (TypeError, AttributeError, KeyError) as error:  # as it stumbles over what is no checkpoint of its own
+    except (TypeError, AttributeError, KeyError) as error:
+        # How ultralytics fails on a file that is not a checkpoint of its own.
         problem = str(error).partition("\n")[0]
         raise ValueError(
-            f"--weights {path}: no YOLO weights, or not the whole file ({problem}). Fetch it again."
+            f"--weights {path}: not YOLO weights, or not the whole file ({problem}). Fetch it again."
         ) from error
     version = f"ultralytics {ultralytics.__version__}"
     return Detector(path.name, digest, imgsz, conf, version), yolo_pass(model, imgsz, conf, batch_size)

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 from drive_vlm.builders.splits import SharedValues
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import audit_bad_rows
-from drive_vlm.store.cache import write_atomically
 
 Row = dict[str, Any]
 
@@ -78,14 +77,3 @@ class RowWriter:
 def meta_entry(root: str, name: str, length: int) -> dict[str, Any]:
     """An entry of InternVL's meta form: a file of rows as a source for --data."""
     return {"root": root, "annotation": name, "repeat_time": 1, "length": length}
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """One JSONL file, whole or not at all."""
-    with RowWriter(path.parent) as writer:
-        writer.add(path.name, rows)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that `path` holds either the old or the new content, never a part."""
-    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"))

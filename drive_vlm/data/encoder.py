@@ -11,7 +11,8 @@ from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
-from drive_vlm.data.vision import Layout, VisionAdapter, checked_image_size, load_image, load_video, video_length
+from drive_vlm.data.vision import checked_image_size, load_image, load_video, video_length
+from drive_vlm.models.vision import Layout, VisionAdapter
 from drive_vlm.store.cache import cache_key
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
-from drive_vlm.data.vision import Layout
+from drive_vlm.models.vision import Layout
 from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash
 

@@ -4,18 +4,14 @@ import io
 import os
 import re
 import struct
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.data.samples import BadRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# How one picture is cut: its number of tiles; or (tiles, ...) where a family needs more to tell its tokens.
-Layout = int | tuple[int, ...]
 
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 # How a frame is put upright, by the signs of a, b, c, d in its display matrix: x' = a x + c y, y' = b x + d y, y down
@@ -30,38 +26,6 @@ _UPRIGHT = {
     (0, -1, -1, 0): "TRANSVERSE",
 }
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-
-
-class VisionAdapter(Protocol):
-    """What the data path needs to know of a model's pictures; each family in drive_vlm/models provides one."""
-
-    image_token: str
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Whatever changes token counts or pixels: the key of caches."""
-
-    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> Layout:
-        """How one of `num_images` pictures of this size is cut, told without its pixels."""
-
-    def frame_layout(self) -> Layout:
-        """How every frame of a video is cut, whatever its size."""
-
-    def image_ids(self, layout: Layout) -> list[int]:
-        """Token ids that stand for one picture cut like this."""
-
-    def expand_video(self, text: str, num_frames: int) -> str:
-        """`text` with the template's video placeholder written out as one image token a frame.
-
-        A template that writes nothing for a video is given the frames as pictures instead.
-        """
-
-    def load_pixels(
-        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
-    ) -> tuple[dict[str, Any], Sequence[Layout]]:
-        """Vision tensors of one row, and how each picture was cut, as the tensors tell it."""
-
-    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Join the vision tensors of the rows of a batch."""
 
 
 @lru_cache(maxsize=1 << 16)

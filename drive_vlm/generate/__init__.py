@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace
+from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace, user_errors
 from drive_vlm.data.predictions import check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.config import GenerateConfig
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch.topology import read_topology
-from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.sampling.local import LocalModel, batches_of
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
 from drive_vlm.store.keyed_lines import LineWriter, check_same
@@ -33,10 +32,8 @@ def main(words: Sequence[str]) -> None:
     add_dataclass(parser, GenerateConfig)
     add_dataclass(parser, ModelConfig)
     namespace = parser.parse_args(list(words))
-    try:
+    with user_errors(parser.prog):
         generate(from_namespace(ModelConfig, namespace), from_namespace(GenerateConfig, namespace))
-    except ValueError as error:
-        stop_on_user_error("generate", error)
 
 
 def generate(model: ModelConfig, config: GenerateConfig) -> None:

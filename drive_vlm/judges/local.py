@@ -24,9 +24,7 @@ class LocalJudge:
         from drive_vlm.sampling.local import LocalModel, Sampling, batches_of
 
         sampling = Sampling(
-            max_new_tokens=self.config.judge_max_tokens,
-            temperature=RETRY_TEMPERATURE if attempt else 0.0,
-            seed=attempt,
+            max_new_tokens=self.config.judge_max_tokens, temperature=RETRY_TEMPERATURE if attempt else 0.0, seed=attempt
         )
         if self._model is None:
             self._model = LocalModel(ModelConfig(model=self.path), DataConfig(data=[]))

@@ -1,53 +1,61 @@
 """Model families: how a checkpoint becomes a model, a processor, named parts and picture tokens.
 
-A new family is one file with a `build` function and one line in MODELS.
+A new family is one file that ends in a `FAMILY` (family.py) and one line in MODELS; ADDING.md walks through it.
 """
 
 import importlib
-import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import ModelConfig, nearest
-from drive_vlm.models.family import Family, ProcessorParts
+from drive_vlm.models.family import Family, FamilyModel, FamilySpec, ProcessorParts
+from drive_vlm.models.loading import build_on_meta, has_own_head, model_type, read_model, read_processor, stored_config
 from drive_vlm.models.quantize import check_quantization
 
-# model_type of config.json -> "module:builder"; a builder takes (path, ModelConfig, dtype) and returns a Family.
-# The module also has load_processor(path, ModelConfig) -> ProcessorParts, which reads no weights.
+if TYPE_CHECKING:
+    import torch
+
+# model_type of config.json -> "module:spec"; naming a family imports neither torch nor transformers.
 MODELS = {
-    "internvl": "drive_vlm.models.internvl:build",
-    "llama": "drive_vlm.models.language:build",
-    "mistral": "drive_vlm.models.language:build",
-    "qwen2": "drive_vlm.models.language:build",
-    "qwen3": "drive_vlm.models.language:build",
-    "llava_next": "drive_vlm.models.llava_next:build",
-    "idefics3": "drive_vlm.models.smolvlm:build",
-    "smolvlm": "drive_vlm.models.smolvlm:build",
-    "siglip_qwen": "drive_vlm.models.siglip_qwen.family:build",
+    "internvl": "drive_vlm.models.internvl:FAMILY",
+    "llama": "drive_vlm.models.language:FAMILY",
+    "mistral": "drive_vlm.models.language:FAMILY",
+    "qwen2": "drive_vlm.models.language:FAMILY",
+    "qwen3": "drive_vlm.models.language:FAMILY",
+    "llava_next": "drive_vlm.models.llava_next:FAMILY",
+    "idefics3": "drive_vlm.models.smolvlm:FAMILY",
+    "smolvlm": "drive_vlm.models.smolvlm:FAMILY",
+    "siglip_qwen": "drive_vlm.models.siglip_qwen.family:FAMILY",
 }
 
 
-def model_type(path: str, trust_remote_code: bool = False) -> str:
-    """The `model_type` of a local directory or hub id. Raises ValueError when there is no readable config."""
-    config = Path(path) / "config.json"
-    if config.is_file():
-        return json.loads(config.read_text())["model_type"]
-    if Path(path).is_dir():
+def known_models() -> dict[str, str]:
+    """MODELS, and what DRIVE_VLM_MODELS adds: "model_type=module:spec", comma-separated, for families outside this package."""
+    added = os.environ.get("DRIVE_VLM_MODELS", "")
+    lines = [line.strip() for line in added.split(",") if line.strip()]
+    for line in lines:
+        if "=" not in line or ":" not in line.partition("=")[2]:
+            raise ValueError(
+                f'DRIVE_VLM_MODELS: {line!r} is not "model_type=module:spec", such as llava=my_family:FAMILY.'
+            )
+    return MODELS | {kind: place for kind, _, place in (line.partition("=") for line in lines)}
+
+
+def family_spec(kind: str, where: str = "config.json") -> FamilySpec:
+    """The family of a `model_type`, without torch. Raises ValueError for an unknown one, with the nearest known one."""
+    models = known_models()
+    if kind not in models:
         raise ValueError(
-            f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
+            f"{where}: model_type {kind!r} is not supported (known: {', '.join(models)}).{nearest(kind, models)}"
         )
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
-    except OSError as error:
-        raise ValueError(
-            f"{path}: neither a local directory nor reachable on the hub. Download it and give the directory."
-        ) from error
+    module, _, name = models[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-def _find(config: ModelConfig) -> tuple[Any, str, str, str | None]:
-    """(module and builder of the family, path of the model, path of a LoRA adapter on it or None) of `config.model`."""
+def _find(config: ModelConfig) -> tuple[FamilySpec, str, str | None]:
+    """(family, path of the model, path of a LoRA adapter on it or None) of `config.model`."""
     path, adapter = config.model, None
     if (Path(path) / "adapter_config.json").is_file():
         from drive_vlm.models.lora import base_of
@@ -61,12 +69,7 @@ def _find(config: ModelConfig) -> tuple[Any, str, str, str | None]:
         raise ValueError(
             f'{error} {adapter} is an adapter on it: "base_model_name_or_path" in its adapter_config.json.'
         ) from error
-    if kind not in MODELS:
-        raise ValueError(
-            f"{path}: model_type {kind!r} is not supported (known: {', '.join(MODELS)}).{nearest(kind, MODELS)}"
-        )
-    module, builder = MODELS[kind].split(":")
-    return importlib.import_module(module), builder, path, adapter
+    return family_spec(kind, path), path, adapter
 
 
 def load_processor(config: ModelConfig) -> ProcessorParts:
@@ -74,19 +77,22 @@ def load_processor(config: ModelConfig) -> ProcessorParts:
 
     Raises ValueError for an unknown family, with the nearest known one.
     """
-    module, _, path, _ = _find(config)
-    return module.load_processor(path, config)
+    spec, path, _ = _find(config)
+    return read_processor(spec, path, config)
 
 
-def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chunk_tokens: int | None = None) -> Family:
+def load_family(
+    config: ModelConfig, dtype: "torch.dtype | str", for_training: bool = False, chunk_tokens: int | None = None
+) -> Family:
     """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
 
-    With `for_training` the loss is computed in chunks and every batch passes the vision tower (training_forward.py).
+    With `for_training` the loss is computed in chunks and every batch passes the vision tower: model.forward and the
+    head's forward are patched then (training_forward.py).
     Raises ValueError for an unknown family, with the nearest known one, and where `--quantize` cannot work.
     """
-    module, builder, path, adapter = _find(config)
+    spec, path, adapter = _find(config)
     check_quantization(config, for_training and adapter is None)
-    family = getattr(module, builder)(path, config, dtype)
+    family = read_model(spec, path, config, dtype)
     _keep_used_renamings(family.model)
     if for_training:
         from drive_vlm.models.training_forward import install_training_forward
@@ -97,6 +103,22 @@ def load_family(config: ModelConfig, dtype: Any, for_training: bool = False, chu
 
         family.model = load_adapter(family.model, adapter, path, for_training)
     return family
+
+
+def model_on_meta(config: ModelConfig, stored: Mapping[str, Any] | None = None) -> FamilyModel:
+    """The real classes of `config.model` without its weights, on torch's meta device: for counting, not for computing.
+
+    `freeze`, `apply_lora`, `count_parameters` and `train_flops` work on it as on a loaded family. The directory needs a
+    config.json only; where weights lie there too, their header says whether the head is tied, as load_family has it.
+    Of a directory with a LoRA adapter this is the model below it. `stored` is the content of a config.json in place of
+    the one of `config.model`, for models that are not at hand (architectures/*.json). `--quantize` is left to the caller.
+    Raises ValueError for an unknown family, with the nearest known one.
+    """
+    if stored is not None:
+        return build_on_meta(family_spec(stored["model_type"], config.model), stored, config, own_head=False)
+    spec, path, _ = _find(config)
+    own_head = spec.own_head and bool(has_own_head(path))
+    return build_on_meta(spec, stored_config(path), config, own_head)
 
 
 def _keep_used_renamings(model: Any) -> None:

@@ -1,42 +1,125 @@
 """What the rest of the project knows of a model: its processor, picture side, named parts and picture tokens."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.models.vision import Tiling, VisionAdapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+
+def llm_linears(body: str) -> str:
+    """Regular expression of the linear layers of a Llama-like language model in the module `body`; "" for all of a model."""
+    inside = rf"{body}\..*" if body else ""
+    return rf".*{inside}\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def nothing(*_: Any) -> None:
+    """The default of a family's hooks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySpec:
+    """A family as its file declares it (`FAMILY`); reading it loads neither torch nor transformers.
+
+    Attributes:
+        name: of the family, as caches and messages show it.
+        parts: part name -> module path prefixes, e.g. {"projector": ("model.multi_modal_projector",)}.
+        lora_targets: regular expression of the linear layers that `--lora_rank` adapts.
+        tile_tokens: config (the whole config.json as a dict) -> (tokens of the vision tower for one tile, what the
+            projector makes of them); both for the FLOPs count.
+        tiling, adapter: the family's two classes of vision.py; None for a plain language model.
+        own_head: whether the language model's head is untied where the checkpoint stores an lm_head of its own.
+        register: makes the family's own classes known to transformers; called before a config is read.
+        configure: (config, its config.json, tiling or None): what from_pretrained would get wrong.
+        settle: what a model needs once it exists, e.g. to freeze weights that no gradient reaches.
+        tiny: "module:function" that builds the family's tiny random twin (models/tiny); None without one.
+    """
+
+    name: str
+    parts: Mapping[str, tuple[str, ...]]
+    lora_targets: str
+    tile_tokens: Callable[[Mapping[str, Any]], tuple[int, int]] = lambda config: (0, 0)
+    tiling: type[Tiling] | None = None
+    adapter: type[VisionAdapter] | None = None
+    own_head: bool = True
+    register: Callable[[], None] = nothing
+    configure: Callable[["PreTrainedConfig", Mapping[str, Any], Tiling | None], None] = nothing
+    settle: Callable[["PreTrainedModel"], None] = nothing
+    tiny: str | None = None
+
+    def tiling_of(
+        self, config: Mapping[str, Any], processor: Mapping[str, Any], max_tiles: int | None = None
+    ) -> Tiling | None:
+        """The tiling of a model that is not at hand, from its config.json and what is known of its processor_config.json.
+
+        None for a plain language model; errors as of Tiling.read.
+        """
+        if self.tiling is None:
+            return None
+        # Where the tokens of a tile follow from the config, as pooling does, the processor need not repeat them.
+        return self.tiling.read({"image_seq_length": self.tile_tokens(config)[1], **processor}, max_tiles)
 
 
 @dataclasses.dataclass
 class ProcessorParts:
     """What the data path needs of a model, loaded without its weights; fields as in Family."""
 
-    processor: Any
-    tokenizer: Any
+    processor: "ProcessorMixin | PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase"
     template: str
-    vision: Any
+    vision: VisionAdapter | None
 
 
 @dataclasses.dataclass
-class Family:
-    """A loaded model and what the rest of the project needs to know of it.
+class FamilyModel:
+    """A model and what its family says of it: enough to freeze, to adapt and to count.
 
     Attributes:
-        model: the transformers model, perhaps wrapped by peft.
-        processor: its processor; saved beside every checkpoint.
-        tokenizer: the processor's fast tokenizer.
-        template: its Jinja chat template.
-        vision: picture side for the data path (drive_vlm.data.vision.VisionAdapter); None for a plain language model.
-        parts: part name -> module path prefixes, e.g. {"projector": ("model.multi_modal_projector",)}.
-        lora_targets: regular expression of the linear layers that `--lora_rank` adapts.
+        spec: the family.
+        model: the transformers model, perhaps wrapped by peft, perhaps on the meta device.
         tokens_per_tile: vision tower tokens for one tile, and
         projector_tokens: what the projector makes of them (both for the FLOPs count).
     """
 
-    name: str
+    spec: FamilySpec
+    # Any: modules of a family's own names are reached through it, and peft wraps it.
     model: Any
-    processor: Any
-    tokenizer: Any
-    template: str
-    vision: Any
-    parts: dict[str, tuple[str, ...]]
-    lora_targets: str
     tokens_per_tile: int
     projector_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        return self.spec.parts
+
+    @property
+    def lora_targets(self) -> str:
+        return self.spec.lora_targets
+
+    @property
+    def base(self) -> Any:
+        """The transformers model itself, without peft around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+
+@dataclasses.dataclass
+class Family(FamilyModel):
+    """A loaded model with its data side.
+
+    Attributes:
+        processor: the model's processor; saved with every checkpoint. A plain language model has its tokenizer here.
+        tokenizer: the processor's fast tokenizer.
+        template: its Jinja chat template.
+        vision: picture side for the data path; None for a plain language model.
+    """
+
+    processor: "ProcessorMixin | PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase"
+    template: str
+    vision: VisionAdapter | None

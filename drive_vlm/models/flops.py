@@ -4,7 +4,7 @@ on, 2 for the weight's own gradient. Attention scores are left out; recomputed a
 import dataclasses
 from typing import Any
 
-from drive_vlm.models.family import Family
+from drive_vlm.models.family import FamilyModel
 from drive_vlm.models.freezing import parameter_size
 
 
@@ -20,10 +20,9 @@ class TrainFlops:
         return self.token * tokens + self.label * labels + self.tile * tiles
 
 
-def train_flops(family: Family) -> TrainFlops:
+def train_flops(family: FamilyModel) -> TrainFlops:
     """FLOPs of `family` as it is frozen and adapted now."""
-    model = family.model
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = family.base
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     body = _part_weights(base, family, "language_model", skip=(embedding, head))
     tower = _part_weights(base, family, "vision_tower")
@@ -38,13 +37,14 @@ def train_flops(family: Family) -> TrainFlops:
     )
 
 
-def _part_weights(base: Any, family: Family, part: str, skip: tuple[Any, ...] = ()) -> tuple[int, bool]:
+def _part_weights(base: Any, family: FamilyModel, part: str, skip: tuple[Any, ...] = ()) -> tuple[int, bool]:
     """(weights of the part's matrices, whether any of its own weights trains)."""
     left_out = {id(parameter) for module in skip for parameter in module.parameters()}
     total, trains = 0, False
     for prefix in family.parts.get(part, ()):
         for name, parameter in base.get_submodule(prefix).named_parameters():
-            if id(parameter) in left_out or "lora_" in name:
+            # Next to the part that peft trains in full (modules_to_save) lies the original, which no token passes.
+            if id(parameter) in left_out or "lora_" in name or "original_module." in name:
                 continue
             total += parameter_size(parameter)
             trains |= parameter.requires_grad

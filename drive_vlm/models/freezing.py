@@ -1,13 +1,13 @@
 """Which parameters train: freezing by part name, and a table of what is left."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drive_vlm.config import nearest
 
 
-def freeze(model: Any, parts: dict[str, tuple[str, ...]], names: Sequence[str]) -> None:
+def freeze(model: Any, parts: Mapping[str, tuple[str, ...]], names: Sequence[str]) -> None:
     """Turn off gradients of the named parts, or of any module path such as `model.language_model.layers.0`.
 
     Raises ValueError for a name that is neither, and when nothing is left to train.
@@ -25,7 +25,7 @@ def freeze(model: Any, parts: dict[str, tuple[str, ...]], names: Sequence[str]) 
         raise ValueError(f"--freeze {' '.join(names)}: no parameter is left to train. Leave a part out.")
 
 
-def count_parameters(model: Any, parts: dict[str, tuple[str, ...]]) -> dict[str, dict[str, int]]:
+def count_parameters(model: Any, parts: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, int]]:
     """{part: {"total", "trainable"}}, with "other" for what belongs to no part and "all" for the sum.
 
     A tensor that two modules share is counted once; a ZeRO-3 shard or a 4-bit weight counts with its full size.
@@ -46,7 +46,7 @@ def count_parameters(model: Any, parts: dict[str, tuple[str, ...]]) -> dict[str,
 
 
 def parameter_size(parameter: Any) -> int:
-    """Numbers in a weight: those of a ZeRO-3 shard's whole, and those that a 4-bit weight stands for."""
+    """Element count of a parameter; for ZeRO-3 shards and 4-bit weights, that of the full tensor."""
     state = getattr(parameter, "quant_state", None)
     return math.prod(state.shape) if state is not None else getattr(parameter, "ds_numel", parameter.numel())
 

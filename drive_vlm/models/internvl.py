@@ -1,54 +1,87 @@
 """InternVL (InternVL3-1B-hf and its kin) through the native transformers classes."""
 
-import json
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import ModelConfig
-from drive_vlm.models.family import Family, ProcessorParts
-from drive_vlm.models.quantize import quantization_arguments
+from drive_vlm.models.family import FamilySpec, llm_linears
+from drive_vlm.models.vision import Tiling, VisionAdapter
 
-ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
 _PIXEL_SETTINGS = ("image_processor_type", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize")
 
 
-class InternVLVision:
-    """Picture side of InternVL: dynamic tiles of the native image processor, `image_seq_length` tokens a tile.
+class InternVLTiling(Tiling[int]):
+    """Dynamic tiles: the grid with the nearest aspect ratio, and the whole picture as a thumbnail where there are several.
 
-    A row with n pictures may use max(1, max_tiles // n) tiles for each, as InternVL trains; a frame of a video is one
-    tile. `pixel_values float[P, 3, H, W]` holds the tiles of all pictures, each picture's thumbnail last.
+    A row with n pictures may use max(1, max_tiles // n) tiles for each, as InternVL trains; a frame of a video is one tile.
     """
 
-    def __init__(self, processor: Any, max_tiles: int | None = None) -> None:
-        self.processor = processor
-        self.max_tiles = max_tiles or processor.image_processor.max_patches
-        self.image_token = processor.image_token
+    def __init__(self, tile: tuple[int, int], tile_tokens: int, max_tiles: int) -> None:
+        self.tile, self.tile_tokens, self.max_tiles = tile, tile_tokens, max_tiles
 
-    def fingerprint(self) -> dict[str, Any]:
-        size = self.processor.image_processor.size
-        pixels = self.processor.image_processor.to_dict()
-        return {
-            "family": "internvl",
-            "tile": [size["height"], size["width"]],
-            "tokens": self.processor.image_seq_length,
-            "max_tiles": self.max_tiles,
-            "pixels": {name: pixels[name] for name in _PIXEL_SETTINGS if name in pixels},
-        }
+    @classmethod
+    def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "InternVLTiling":
+        pixels = numbers["image_processor"]
+        tile = int(pixels["size"]["height"]), int(pixels["size"]["width"])
+        return cls(tile, int(numbers["image_seq_length"]), max_tiles or int(pixels["max_patches"]))
 
-    def _crop(self, num_images: int, max_tiles: int | None) -> dict[str, Any]:
-        limit = max(1, (max_tiles or self.max_tiles) // num_images)
-        return {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
+    def share(self, num_images: int, max_tiles: int | None) -> int:
+        """Tiles that each of `num_images` pictures may have."""
+        return max(1, (max_tiles or self.max_tiles) // num_images)
 
-    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
-        return self.processor.image_processor.get_number_of_image_patches(
-            height, width, self._crop(num_images, max_tiles)
-        )
+    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
+        columns, rows = best_grid(height, width, self.tile, self.share(num_images, max_tiles))
+        return columns * rows + (columns * rows > 1)
 
     def frame_layout(self) -> int:
         return 1
 
+    def largest(self) -> int:
+        return self.max_tiles + (self.max_tiles > 1)
+
+    def tokens(self, layout: int) -> int:
+        return layout * self.tile_tokens + 2
+
+
+@functools.lru_cache(maxsize=4096)
+def best_grid(height: int, width: int, tile: tuple[int, int], limit: int) -> tuple[int, int]:
+    """(columns, rows) of at most `limit` tiles whose aspect ratio is nearest to the picture's.
+
+    Of equally near grids the larger wins while the picture has more than half its pixels. This is
+    `get_optimal_tiled_canvas` of transformers' GotOcr2ImageProcessor, which cannot be imported without torch.
+    """
+    ratio, best, nearest = width / height, (1, 1), float("inf")
+    # Small grids first and, among grids of one size, narrow ones first: on a tie the order decides.
+    grids = ((columns, rows) for columns in range(1, limit + 1) for rows in range(1, limit // columns + 1))
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        distance = abs(ratio - columns / rows)
+        larger = distance == nearest and height * width > 0.5 * tile[0] * tile[1] * columns * rows
+        if distance < nearest or larger:
+            best, nearest = (columns, rows), distance
+    return best
+
+
+class InternVLVision(VisionAdapter[int]):
+    """Picture side of InternVL: `pixel_values float[P, 3, H, W]` holds the tiles of all pictures, each one's thumbnail last."""
+
+    tiling: InternVLTiling
+
+    def fingerprint(self) -> dict[str, Any]:
+        pixels = self.processor.image_processor.to_dict()
+        return {
+            "family": "internvl",
+            "tile": list(self.tiling.tile),
+            "tokens": self.tiling.tile_tokens,
+            "max_tiles": self.tiling.max_tiles,
+            "pixels": {name: pixels[name] for name in _PIXEL_SETTINGS if name in pixels},
+        }
+
     def image_ids(self, layout: int) -> list[int]:
-        context = [self.processor.image_token_id] * (layout * self.processor.image_seq_length)
+        context = [self.processor.image_token_id] * (layout * self.tiling.tile_tokens)
         return [self.processor.start_image_token_id, *context, self.processor.end_image_token_id]
 
     def expand_video(self, text: str, num_frames: int) -> str:
@@ -56,103 +89,50 @@ class InternVLVision:
         return text.replace(self.processor.video_token, frames)
 
     def load_pixels(
-        self, images: Sequence[Any], max_tiles: int | None, is_video: bool
-    ) -> tuple[dict[str, Any], list[int]]:
-        crop = self._crop(len(images), 1 if is_video else max_tiles)
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
+        limit = self.tiling.share(len(images), 1 if is_video else max_tiles)
+        crop = {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
         out = self.processor.image_processor(images=list(images), return_tensors="pt", **crop)
         return {"pixel_values": out["pixel_values"]}, [int(n) for n in out["num_patches"]]
 
-    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
+        """One black tile."""
         import torch
 
-        return {"pixel_values": torch.cat([row["pixel_values"] for row in rows])} if rows else {}
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """One black tile, for batches without a picture (see training_forward.py)."""
-        import torch
-
-        size = self.processor.image_processor.size
-        return {"pixel_values": torch.zeros(1, 3, size["height"], size["width"])}
+        return {"pixel_values": torch.zeros(1, 3, *self.tiling.tile)}
 
 
-def load_processor(path: str, config: ModelConfig) -> ProcessorParts:
-    """The processor and what the data path takes from it; no weights are read."""
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(path)
-    return ProcessorParts(
-        processor=processor,
-        tokenizer=processor.tokenizer,
-        template=processor.chat_template or processor.tokenizer.chat_template,
-        vision=InternVLVision(processor, config.max_tiles),
-    )
+def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The tower's class token goes on with the patches; the pixel shuffle makes the projector's tokens fewer."""
+    return round(config["image_seq_length"] / config["downsample_ratio"] ** 2) + 1, config["image_seq_length"]
 
 
-def build(path: str, config: ModelConfig, dtype: Any) -> Family:
-    """Load model and processor. The head stays untied where the checkpoint has a head of its own."""
-    from transformers import AutoModelForImageTextToText
-
-    hf_config = internvl_config(path)
-    if has_own_head(path):
-        # InternVLConfig ties by default; InternVL3-1B has its own lm_head, which tying would throw away silently.
-        hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
-    parts = load_processor(path, config)
-    model = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=hf_config,
-        dtype=dtype,
-        attn_implementation=ATTENTION[config.attn_implementation],
-        **quantization_arguments(config, ("model.vision_tower", "model.multi_modal_projector")),
-    )
-    return Family(
-        name="internvl",
-        model=model,
-        processor=parts.processor,
-        tokenizer=parts.tokenizer,
-        template=parts.template,
-        vision=parts.vision,
-        parts={
-            "vision_tower": ("model.vision_tower",),
-            "projector": ("model.multi_modal_projector",),
-            "language_model": ("model.language_model", "lm_head"),
-        },
-        lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        tokens_per_tile=round(parts.processor.image_seq_length / hf_config.downsample_ratio**2) + 1,
-        projector_tokens=parts.processor.image_seq_length,
-    )
-
-
-def has_own_head(path: str) -> bool:
-    """Whether the checkpoint stores an lm_head tensor, read from the safetensors header or index."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
-    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is not None:
-        with open(index) as file:
-            names = list(json.load(file)["weight_map"])
-    else:
-        weights = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-        if weights is None:
-            raise ValueError(
-                f"{path}: no model.safetensors. Weights are loaded from safetensors only: convert the checkpoint with save_pretrained."
-            )
-        with safe_open(weights, "pt") as file:
-            names = list(file.keys())
-    return any(name.endswith("lm_head.weight") for name in names)
-
-
-def internvl_config(path: str) -> Any:
-    """InternVLConfig of a directory or hub id, with the vision tower that it names.
+def _name_tower(hf_config: Any, stored: Mapping[str, Any], tiling: Tiling | None) -> None:
+    """The vision config that the checkpoint names.
 
     InternVLConfig reads every vision_config as an InternViT, whatever its model_type says: a DINOv2 tower would come
     back as an InternViT of the default size, with random weights.
     """
-    from transformers import AutoConfig, PreTrainedConfig
-
-    config = AutoConfig.from_pretrained(path)
-    stored = dict(PreTrainedConfig.get_config_dict(path)[0].get("vision_config") or {})
-    kind = stored.pop("model_type", "internvl_vision")
+    vision = dict(stored.get("vision_config") or {})
+    kind = vision.pop("model_type", "internvl_vision")
     if kind != "internvl_vision":
-        config.vision_config = AutoConfig.for_model(kind, **stored)
-    return config
+        from transformers import AutoConfig
+
+        hf_config.vision_config = AutoConfig.for_model(kind, **vision)
+
+
+FAMILY = FamilySpec(
+    name="internvl",
+    parts={
+        "vision_tower": ("model.vision_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language_model": ("model.language_model", "lm_head"),
+    },
+    lora_targets=llm_linears("language_model"),
+    tile_tokens=_tile_tokens,
+    tiling=InternVLTiling,
+    adapter=InternVLVision,
+    configure=_name_tower,
+    tiny="drive_vlm.models.tiny.tiny:build_tiny_internvl",
+)

@@ -1,154 +1,150 @@
 """LLaVA-NeXT (llava-hf/llama3-llava-next-8b-hf and its kin) through the native transformers classes."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import ModelConfig
-from drive_vlm.models.family import Family, ProcessorParts
-from drive_vlm.models.internvl import ATTENTION, has_own_head
-from drive_vlm.models.quantize import quantization_arguments
+from drive_vlm.models.family import FamilySpec, llm_linears
+from drive_vlm.models.vision import Tiling, VisionAdapter
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
 
 Crops = tuple[int, int]  # of one picture: crops with the whole picture first, tokens
 
 
-class LlavaNextVision:
-    """Picture side of LLaVA-NeXT: the whole picture as one crop, and crops of it laid out on the best grid ("anyres").
+class LlavaNextTiling(Tiling[Crops]):
+    """The whole picture as one crop, and crops of it laid out on the best of a list of grids ("anyres").
 
-    The grid is one of the processor's `image_grid_pinpoints`. Tokens of the padding around the picture are left out and
-    each line of tokens ends with a newline token, so that a picture's tokens follow from its height and width.
-    A frame of a video is scaled to a square of one crop's side, which fixes its tokens.
-    `pixel_values float[P, 3, H, W]` holds the crops of all pictures, `image_sizes int64[N, 2]` their (height, width).
+    Tokens of the padding around the picture are left out and each line of tokens ends with a newline token, so that a
+    picture's tokens follow from its height and width. A frame of a video is scaled to a square of one crop's side, which
+    fixes its tokens. `--max_tiles` leaves only the grids of at most so many crops, the whole picture's among them.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        self.image_token = processor.image_token
-        pixels = processor.image_processor
-        self.side = int(pixels.crop_size["height"])
-        self.grids = [list(grid) for grid in pixels.image_grid_pinpoints]
+    def __init__(self, side: int, patch_size: int, grids: Sequence[Sequence[int]], extra_tokens: int) -> None:
+        """`grids`: (height, width) in pixels; `extra_tokens`: of the whole picture next to its patches, -1, 0 or 1."""
+        self.side, self.patch_size, self.extra_tokens = side, patch_size, extra_tokens
+        self.grids = [list(grid) for grid in grids]
+        self.tile = (side, side)
 
-    def fingerprint(self) -> dict[str, Any]:
-        pixels = self.processor.image_processor
-        return {
-            "family": "llava_next",
-            "crop": [self.side, self.processor.patch_size],
-            "grids": self.grids,
-            "features": [self.processor.vision_feature_select_strategy, self.processor.num_additional_image_tokens],
-            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
-        }
+    @classmethod
+    def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "LlavaNextTiling":
+        pixels = numbers["image_processor"]
+        default = numbers["vision_feature_select_strategy"] == "default"
+        tiling = cls(
+            int(pixels["crop_size"]["height"]),
+            int(numbers["patch_size"]),
+            pixels["image_grid_pinpoints"],
+            int(numbers["num_additional_image_tokens"]) - default,
+        )
+        if max_tiles is not None:
+            crops = [tiling.crops(grid) for grid in tiling.grids]
+            if max_tiles < min(crops):
+                raise ValueError(
+                    f"--max_tiles {max_tiles}: the smallest grid of the model has {min(crops)} crops. Give at least as many."
+                )
+            tiling.grids = [grid for grid, count in zip(tiling.grids, crops, strict=True) if count <= max_tiles]
+        return tiling
 
-    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> Crops:
+    def crops(self, grid: Sequence[int]) -> int:
+        """Crops of a picture on `grid`, with the whole picture."""
+        return (grid[0] // self.side) * (grid[1] // self.side) + 1
+
+    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> Crops:
         """Raises ValueError where a data file asks for fewer crops than the model's grids give."""
-        from transformers.image_processing_utils import select_best_resolution
-
-        grid_height, grid_width = select_best_resolution((height, width), self.grids)
-        crops = (grid_height // self.side) * (grid_width // self.side) + 1
+        grid = best_resolution(height, width, self.grids)
+        crops = self.crops(grid)
         if max_tiles is not None and crops > max_tiles:
             raise ValueError(
                 f"max_dynamic_patch {max_tiles}: a picture of {width} x {height} has {crops} crops. LLaVA-NeXT has one list of grids for "
                 "all rows: leave max_dynamic_patch out and give --max_tiles."
             )
-        return crops, self._tokens(height, width)
+        return crops, self._whole_tokens() + self._crop_tokens(height, width, grid)
 
-    def _tokens(self, height: int, width: int) -> int:
-        """By the processor's own arithmetic."""
-        tokens = self.processor._get_number_of_features(height, width, self.side, self.side)
-        return tokens - (self.processor.vision_feature_select_strategy == "default")
+    def _whole_tokens(self) -> int:
+        return (self.side // self.patch_size) ** 2 + self.extra_tokens
+
+    def _crop_tokens(self, height: int, width: int, grid: Sequence[int]) -> int:
+        """Tokens of the crops without those of padding, and a newline for each line of them.
+
+        The arithmetic of LlavaNextProcessor._get_unpadded_features, with its rounding: the model unpads by the same.
+        """
+        patches = self.side // self.patch_size
+        lines, columns = (patches * (edge // self.side) for edge in grid)
+        if width / height > columns / lines:
+            lines -= (lines - int(round(height * (columns / width), 7))) // 2 * 2
+        else:
+            columns -= (columns - int(round(width * (lines / height), 7))) // 2 * 2
+        return lines * columns + lines
 
     def frame_layout(self) -> Crops:
-        return self.layout(self.side, self.side, 1, None)
+        return self.layout(self.side, self.side)
+
+    def largest(self) -> Crops:
+        return max(self.layout(*grid) for grid in self.grids)
+
+    def tokens(self, layout: Crops) -> int:
+        return layout[1]
+
+
+def best_resolution(height: int, width: int, grids: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The grid (height, width) that keeps most pixels of a picture, and of those the one with least padding.
+
+    This is `select_best_resolution` of transformers, which cannot be imported without torch.
+    """
+
+    def merit(grid: Sequence[int]) -> tuple[int, int]:
+        scale = min(grid[1] / width, grid[0] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - grid[0] * grid[1]
+
+    # max() returns the first of equals, as the original does.
+    return max(grids, key=merit)
+
+
+class LlavaNextVision(VisionAdapter[Crops]):
+    """`pixel_values float[P, 3, H, W]` holds the crops of all pictures, `image_sizes int64[N, 2]` their (height, width)."""
+
+    tiling: LlavaNextTiling
+    keys = ("pixel_values", "image_sizes")
+
+    def __init__(self, processor: Any, tiling: LlavaNextTiling) -> None:
+        super().__init__(processor, tiling)
+        # The processor must cut as the tiling says, also where --max_tiles left grids out.
+        processor.image_processor.image_grid_pinpoints = tiling.grids
+
+    def fingerprint(self) -> dict[str, Any]:
+        pixels = self.processor.image_processor
+        return {
+            "family": "llava_next",
+            "crop": [self.tiling.side, self.tiling.patch_size],
+            "grids": self.tiling.grids,
+            "features": [self.processor.vision_feature_select_strategy, self.processor.num_additional_image_tokens],
+            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
+        }
 
     def image_ids(self, layout: Crops) -> list[int]:
         return [self.processor.image_token_id] * layout[1]
 
-    def expand_video(self, text: str, num_frames: int) -> str:
-        return text.replace("<video>", "\n".join([self.image_token] * num_frames))
-
     def load_pixels(
-        self, images: Sequence[Any], max_tiles: int | None, is_video: bool
-    ) -> tuple[dict[str, Any], list[Crops]]:
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, "torch.Tensor"], list[Crops]]:
         import torch
 
         if is_video:
-            images = [image.resize((self.side, self.side)) for image in images]
+            images = [image.resize(self.tiling.tile) for image in images]
         # One call a picture: together they would be padded to the most crops among them.
         out = [self.processor.image_processor(images=[image], return_tensors="pt") for image in images]
         crops, sizes = [one["pixel_values"][0] for one in out], [one["image_sizes"] for one in out]
-        layouts = [(len(c), self._tokens(*size[0].tolist())) for c, size in zip(crops, sizes, strict=True)]
+        layouts = [(len(c), self.tiling.layout(*size[0].tolist())[1]) for c, size in zip(crops, sizes, strict=True)]
         return {"pixel_values": torch.cat(crops), "image_sizes": torch.cat(sizes)}, layouts
 
-    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
+        """One black picture."""
         import torch
 
-        return {key: torch.cat([row[key] for row in rows]) for key in ("pixel_values", "image_sizes")} if rows else {}
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """One black picture, for batches without one (see training_forward.py)."""
-        import torch
-
-        pixels = torch.zeros(self.frame_layout()[0], 3, self.side, self.side)
-        return {"pixel_values": pixels, "image_sizes": torch.tensor([[self.side, self.side]])}
-
-
-def load_processor(path: str, config: ModelConfig) -> ProcessorParts:
-    """The processor and what the data path takes from it; no weights are read.
-
-    `--max_tiles` leaves only the grids of at most so many crops, the whole picture's among them. Raises ValueError when
-    none is left.
-    """
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(path)
-    pixels = processor.image_processor
-    if config.max_tiles is not None:
-        side = int(pixels.crop_size["height"])
-        crops = {(h, w): (h // side) * (w // side) + 1 for h, w in pixels.image_grid_pinpoints}
-        if config.max_tiles < min(crops.values()):
-            raise ValueError(
-                f"--max_tiles {config.max_tiles}: the smallest grid of {path} has {min(crops.values())} crops. Give at least as many."
-            )
-        pixels.image_grid_pinpoints = [list(grid) for grid, count in crops.items() if count <= config.max_tiles]
-    template = processor.chat_template or processor.tokenizer.chat_template
-    return ProcessorParts(processor, processor.tokenizer, template, LlavaNextVision(processor))
-
-
-def build(path: str, config: ModelConfig, dtype: Any) -> Family:
-    """Load model and processor. Layers of the tower that the model does not read are frozen: no gradient reaches them."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    parts = load_processor(path, config)
-    hf_config = AutoConfig.from_pretrained(path)
-    hf_config.image_grid_pinpoints = parts.vision.grids  # both must cut a picture alike
-    if has_own_head(path):
-        hf_config.tie_word_embeddings = hf_config.text_config.tie_word_embeddings = False
-    model = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=hf_config,
-        dtype=dtype,
-        attn_implementation=ATTENTION[config.attn_implementation],
-        **quantization_arguments(config, ("model.vision_tower", "model.multi_modal_projector")),
-    )
-    tower = model.model.vision_tower
-    read = layers_read(hf_config.vision_feature_layer, hf_config.vision_config.num_hidden_layers)
-    for module in (*tower.encoder.layers[read:], tower.post_layernorm):
-        module.requires_grad_(False)
-    vision = hf_config.vision_config
-    return Family(
-        name="llava_next",
-        model=model,
-        processor=parts.processor,
-        tokenizer=parts.tokenizer,
-        template=parts.template,
-        vision=parts.vision,
-        parts={
-            "vision_tower": ("model.vision_tower",),
-            "projector": ("model.multi_modal_projector",),
-            "language_model": ("model.language_model", "lm_head"),
-        },
-        lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        tokens_per_tile=(vision.image_size // vision.patch_size) ** 2 + 1,
-        projector_tokens=(vision.image_size // vision.patch_size) ** 2,
-    )
+        pixels = torch.zeros(self.frame_layout()[0], 3, *self.tiling.tile)
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([self.tiling.tile])}
 
 
 def layers_read(chosen: int | Sequence[int], depth: int) -> int:
@@ -156,3 +152,39 @@ def layers_read(chosen: int | Sequence[int], depth: int) -> int:
     return max(
         layer if layer >= 0 else depth + 1 + layer for layer in ([chosen] if isinstance(chosen, int) else chosen)
     )
+
+
+def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    patches = (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2
+    return patches + 1, patches
+
+
+def _use_grids(hf_config: Any, stored: Mapping[str, Any], tiling: Tiling | None) -> None:
+    if isinstance(tiling, LlavaNextTiling):
+        # Model and processor must cut a picture alike.
+        hf_config.image_grid_pinpoints = tiling.grids
+
+
+def _freeze_unread(model: Any) -> None:
+    """Freeze the tower's layers behind the one that the model reads: no gradient reaches them, and DDP would wait for one."""
+    config, tower = model.config, model.model.vision_tower
+    read = layers_read(config.vision_feature_layer, config.vision_config.num_hidden_layers)
+    for module in (*tower.encoder.layers[read:], tower.post_layernorm):
+        module.requires_grad_(False)
+
+
+FAMILY = FamilySpec(
+    name="llava_next",
+    parts={
+        "vision_tower": ("model.vision_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language_model": ("model.language_model", "lm_head"),
+    },
+    lora_targets=llm_linears("language_model"),
+    tile_tokens=_tile_tokens,
+    tiling=LlavaNextTiling,
+    adapter=LlavaNextVision,
+    configure=_use_grids,
+    settle=_freeze_unread,
+    tiny="drive_vlm.models.tiny.tiny_pictures:build_tiny_llava_next",
+)

@@ -1,4 +1,4 @@
-"""LoRA through peft: the language model gets the adapter, parts that are not frozen train in full beside it.
+"""LoRA through peft: the language model gets the adapter, parts that are not frozen train in full next to it.
 
 A saved adapter is nothing without the model that it was trained on: its directory names that model (adapter_config.json) and
 holds a hash of its weights (base_model.json), so that another model in its place is noticed.
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models.family import Family
+from drive_vlm.models.family import FamilyModel
 
 CONFIG, BASE = "adapter_config.json", "base_model.json"
 
 
-def apply_lora(family: Family, config: ModelConfig, frozen: Sequence[str]) -> Any:
+def apply_lora(family: FamilyModel, config: ModelConfig, frozen: Sequence[str]) -> Any:
     """Wrap `family.model`: adapters on the language model's linear layers, other unfrozen parts in `modules_to_save`.
 
     Weights that were frozen before stay frozen. Raises ValueError when the language model or a layer of it is to be
@@ -50,7 +50,8 @@ def apply_lora(family: Family, config: ModelConfig, frozen: Sequence[str]) -> An
         ),
     )
     _name_base(model, family.model.name_or_path)
-    for name, parameter in model.named_parameters():  # peft turns on the whole of a module that it saves
+    # peft turns on the whole of a module in modules_to_save, also what was frozen in it.
+    for name, parameter in model.named_parameters():
         if name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") in kept:
             parameter.requires_grad_(False)
     return model
@@ -65,7 +66,7 @@ def base_of(adapter: str | Path) -> str:
 
 
 def record_base(model: Any, directory: str | Path) -> None:
-    """Write which model the adapters of `model` belong to beside them, in `directory`."""
+    """Write which model the adapters of `model` belong to, in `directory`, where they lie."""
     content = _fingerprint(model.peft_config["default"].base_model_name_or_path)
     (Path(directory) / BASE).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -77,32 +78,33 @@ def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any
 
     file = Path(adapter) / "adapter_model.safetensors"
     if not file.is_file():
-        raise ValueError(f"{adapter}: no {file.name} beside {CONFIG}. Copy it there, or give another --model.")
+        raise ValueError(f"{adapter}: no {file.name} next to {CONFIG}. Copy it there, or give another --model.")
     record = Path(adapter) / BASE
     then = json.loads(record.read_text()) if record.is_file() else {}  # an adapter from elsewhere has none
     now = _fingerprint(base) if then else {}
     wrong = f"{adapter} is an adapter of another model than {base}"
-    mend = f'Name its own in {Path(adapter) / CONFIG} ("base_model_name_or_path"), or train it anew.'
+    way_out = f'Name its own in {Path(adapter) / CONFIG} ("base_model_name_or_path"), or train it again.'
     if moved := [key for key in ("weights", "hub_commit") if then.get(key) and now.get(key) and then[key] != now[key]]:
-        raise ValueError(f"{wrong}, which has other weights now ({moved[0]} in {BASE}). {mend}")
+        raise ValueError(f"{wrong}, which has other weights now ({moved[0]} in {BASE}). {way_out}")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # told below, as an error
+            # Missing keys are reported below, as an error with both names.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
             loaded = PeftModel.from_pretrained(model, adapter, is_trainable=for_training)
     except RuntimeError as error:
-        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:300]} {mend}") from error
+        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:300]} {way_out}") from error
     with safe_open(file, framework="pt") as saved:
         there = set(saved.keys())
     expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
     if odd := sorted(expected ^ there):
         what = "has no weights for" if odd[0] in expected else "has weights for"
-        raise ValueError(f"{wrong}: it {what} {odd[0]} ({len(odd)} such). {mend}")
+        raise ValueError(f"{wrong}: it {what} {odd[0]} ({len(odd)} such). {way_out}")
     _name_base(loaded, base)
     return loaded
 
 
 def _name_base(model: Any, base: str) -> None:
-    """A relative path would be another one from another folder."""
+    """Record the base with an absolute path: a relative one would be another model from another folder."""
     model.peft_config["default"].base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
 
 

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from drive_vlm.config import IGNORE_INDEX
-
-_CHUNK_ELEMENTS = 1 << 26  # logits held at a time: 256 MB in fp32
+from drive_vlm.config import CHUNK_ELEMENTS, IGNORE_INDEX
 
 
 def _cross_entropy_sum(
@@ -41,7 +39,7 @@ def chunked_log_probs(
     chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """float32[N]: log-probability of each of `labels int64[N]`, in chunks as chunked_cross_entropy has them."""
-    rows = chunk_tokens or max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
     chunks = zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
     return torch.cat([checkpoint(_token_log_probs, h, weight, bias, y, use_reentrant=False) for h, y in chunks])
 
@@ -64,7 +62,7 @@ def chunked_cross_entropy(
 
     At most `chunk_tokens` rows of logits exist at a time, forward or backward (default: 64 M elements).
     """
-    rows = chunk_tokens or max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
     total = hidden.new_zeros((), dtype=torch.float32)
     # Without a label there is still one (empty) chunk, so that every rank's graph reaches every parameter.
     for h, y in zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True):

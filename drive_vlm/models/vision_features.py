@@ -15,7 +15,7 @@ import torch
 
 from drive_vlm.models.family import Family
 
-# What changes a tower's numbers without changing a weight's name, shape or value.
+# Config fields that change the tower's output but cannot be seen in its weights.
 _SEMANTIC = (
     "model_type",
     "hidden_act",
@@ -31,7 +31,7 @@ class CachedTower(torch.nn.Module):
     """Stands in the tower's place and hands on the features that it is given as `pixel_values float[P, L, Dv]`."""
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> Any:
-        """Raises ValueError for pictures."""
+        """`pixel_values` as a tower's output, unchanged. Raises ValueError for pictures."""
         from transformers.modeling_outputs import BaseModelOutput
 
         if pixel_values.ndim != 3:
@@ -40,11 +40,6 @@ class CachedTower(torch.nn.Module):
                 "loaded for --feature_cache, without its vision tower."
             )
         return BaseModelOutput(last_hidden_state=pixel_values)
-
-
-def _base(family: Family) -> Any:
-    model = family.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _tower_path(family: Family) -> str:
@@ -58,12 +53,12 @@ def _tower_path(family: Family) -> str:
 
 def vision_tower(family: Family) -> Any:
     """The tower's module. Raises ValueError for a model without one."""
-    return _base(family).get_submodule(_tower_path(family))
+    return family.base.get_submodule(_tower_path(family))
 
 
 def tower_features(family: Family, pixel_values: torch.Tensor) -> torch.Tensor:
     """`float[P, L, Dv]` of `pixel_values float[P, 3, H, W]`: the tower's output before whatever follows it."""
-    body = _base(family).model
+    body = family.base.model
     if hasattr(body, "tower_features"):
         return body.tower_features(pixel_values)
     layer = getattr(body.config, "vision_feature_layer", -1)
@@ -75,8 +70,8 @@ def tower_features(family: Family, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _whole(module: Any) -> Iterator[None]:
-    """All weights of `module` on every rank while inside: ZeRO-3 holds shards of them."""
+def _gathered(module: Any) -> Iterator[None]:
+    """Gather the ZeRO-3 shards of `module` on every rank inside the context."""
     sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
     if not sharded:
         yield
@@ -94,7 +89,7 @@ def tower_identity(family: Family) -> dict[str, Any]:
     """
     tower = vision_tower(family)
     digest = hashlib.blake2b(digest_size=16)
-    with torch.no_grad(), _whole(tower):
+    with torch.no_grad(), _gathered(tower):
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
@@ -118,12 +113,13 @@ def detach_tower(family: Family, feature_shape: tuple[int, int], keep: bool) -> 
     Before the model is moved to a device, so that the tower never lies on it. Returns the tower's weights on the CPU,
     by their names in the model, for checkpoints to be whole; {} without `keep`.
     """
-    base, path = _base(family), _tower_path(family)
+    base, path = family.base, _tower_path(family)
     tower = base.get_submodule(path)
     weights: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), _whole(tower):
+    with torch.no_grad(), _gathered(tower):
         if keep:
             weights = {f"{path}.{name}": tensor.to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
+    # Patch 1: the tower's place in the module tree. No rank enters the tower again, so ZeRO-3 sees one order of modules.
     base.set_submodule(path, CachedTower())
     native = "vision_features" in inspect.signature(base.model.forward).parameters
     if not native:
@@ -143,4 +139,5 @@ def _take_features_as_pixels(body: Any) -> None:
             kwargs["pixel_values"] = vision_features
         return own_forward(*args, **kwargs)
 
+    # Patch 2: of the body's forward. A batch says `vision_features`, which native classes do not know.
     body.forward = forward

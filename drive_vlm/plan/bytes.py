@@ -10,8 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-CONTEXT = 1 << 30  # CUDA context, NCCL and kernels of libraries: an assumption
-FRAGMENTATION = 0.05  # share of the peak that the caching allocator cannot use: an assumption
+# CUDA context, NCCL and kernels of libraries: an assumption.
+CONTEXT = 1 << 30
+# Share of the peak that the caching allocator cannot use: an assumption.
+FRAGMENTATION = 0.05
+# Optimizer bytes a trained weight where they are not those of Adam's two fp32 moments.
 _MOMENTS = {
     "sgd": 0,
     "adafactor": 0.1,
@@ -24,7 +27,7 @@ _MOMENTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class WeightSize:
     """One weight: its number of elements, whether it trains, and its bytes where they are not those of the dtype (NF4)."""
 
     elements: int
@@ -33,7 +36,7 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class TrainingSetup:
     """What all layouts share: `weight_bytes` of the dtype in memory, accumulation, Adam's bytes a weight."""
 
     world_size: int
@@ -44,7 +47,7 @@ class Setting:
 
     @property
     def temporaries(self) -> float:
-        """Bytes a weight that an unfused Adam needs beside its state: the root of the second moment, and its quotient."""
+        """Bytes a weight that an unfused Adam needs next to its state: the root of the second moment, and its quotient."""
         return 8 if self.optim == "adamw_torch" else 0
 
     @property
@@ -92,8 +95,8 @@ def layout_of(name: str, config: dict[str, Any] | None) -> Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Static:
-    """Bytes of one process that do not depend on the batch, and `cpu`: bytes in host memory of one process."""
+class StaticMemory:
+    """Bytes of one process that do not depend on the batch; `cpu` are its bytes in host memory."""
 
     weights: float
     gradients: float
@@ -102,8 +105,10 @@ class Static:
     buffers: float
     step: float
     cpu: float
-    kept: float = 0  # of gradients and buffers, what is not freed after a step
-    grows: bool = False  # gradients come one by one in the only backward pass of a step, while activations go
+    # Of gradients and buffers, what is not freed after a step.
+    kept: float = 0
+    # Gradients come one by one in the only backward pass of a step, while activations go.
+    grows: bool = False
 
     @property
     def resident(self) -> float:
@@ -111,58 +116,58 @@ class Static:
         return self.weights + self.master + self.optimizer
 
 
-def static(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static:
+def static(sizes: Sequence[WeightSize], layout: Layout, setup: TrainingSetup) -> StaticMemory:
     """Weights, gradients, optimizer and buffers of one process under `layout`."""
     if layout.stage == 0:
-        return _without_zero(sizes, setting)
+        return _without_zero(sizes, setup)
     if layout.stage < 3:
-        return _zero_1_2(sizes, layout, setting)
-    return _zero_3(sizes, layout, setting)
+        return _zero_1_2(sizes, layout, setup)
+    return _zero_3(sizes, layout, setup)
 
 
-def _bytes(sizes: Sequence[Size], weight_bytes: int) -> float:
+def _bytes(sizes: Sequence[WeightSize], weight_bytes: int) -> float:
     return sum(size.elements * (weight_bytes if size.own_bytes is None else size.own_bytes) for size in sizes)
 
 
-def _trained(sizes: Sequence[Size]) -> int:
+def _trained(sizes: Sequence[WeightSize]) -> int:
     return sum(size.elements for size in sizes if size.trains)
 
 
-def _without_zero(sizes: Sequence[Size], setting: Setting) -> Static:
+def _without_zero(sizes: Sequence[WeightSize], setup: TrainingSetup) -> StaticMemory:
     """DDP: everything in full; its reducer holds the gradients a second time, autocast caches a bf16 copy of trained weights."""
-    trained, each = _trained(sizes), setting.weight_bytes
-    cast = 2 * trained if setting.autocast else 0
-    return Static(
+    trained, each = _trained(sizes), setup.weight_bytes
+    cast = 2 * trained if setup.autocast else 0
+    return StaticMemory(
         weights=_bytes(sizes, each),
         gradients=trained * each,
         master=0,
-        optimizer=trained * setting.moments * each / 4,
-        buffers=cast + (trained * each if setting.world_size > 1 else 0),
-        step=setting.temporaries * max(size.elements for size in sizes if size.trains),
+        optimizer=trained * setup.moments * each / 4,
+        buffers=cast + (trained * each if setup.world_size > 1 else 0),
+        step=setup.temporaries * max(size.elements for size in sizes if size.trains),
         cpu=0,
-        kept=trained * each if setting.world_size > 1 else 0,
-        grows=setting.accumulation == 1,
+        kept=trained * each if setup.world_size > 1 else 0,
+        grows=setup.accumulation == 1,
     )
 
 
-def _zero_1_2(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static:
+def _zero_1_2(sizes: Sequence[WeightSize], layout: Layout, setup: TrainingSetup) -> StaticMemory:
     """Weights in full; master and moments sharded; gradients in full (1) or sharded (2), one more share while accumulating."""
-    trained, each = _trained(sizes), setting.weight_bytes
-    share = trained / setting.world_size
+    trained, each = _trained(sizes), setup.weight_bytes
+    share = trained / setup.world_size
     bucket = layout.reduce_bucket * each * (2 if layout.overlap else 1)
-    gradients = trained * each if layout.stage == 1 else share * each * (2 if setting.accumulation > 1 else 1)
+    gradients = trained * each if layout.stage == 1 else share * each * (2 if setup.accumulation > 1 else 1)
     weights = _bytes(sizes, each)
     if not layout.offload_optimizer:
-        step, grows = (4 + setting.temporaries) * share, setting.accumulation == 1
-        return Static(weights, gradients, 4 * share, setting.moments * share, bucket, step, 0, grows=grows)
+        step, grows = (4 + setup.temporaries) * share, setup.accumulation == 1
+        return StaticMemory(weights, gradients, 4 * share, setup.moments * share, bucket, step, 0, grows=grows)
     largest = max(size.elements for size in sizes if size.trains)
-    cpu = (8 + setting.moments + each) * share + (each * share if setting.accumulation > 1 else 0)
-    return Static(weights, largest * each, 0, 0, bucket + largest * each, 0, cpu)
+    cpu = (8 + setup.moments + each) * share + (each * share if setup.accumulation > 1 else 0)
+    return StaticMemory(weights, largest * each, 0, 0, bucket + largest * each, 0, cpu)
 
 
-def _zero_3(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static:
+def _zero_3(sizes: Sequence[WeightSize], layout: Layout, setup: TrainingSetup) -> StaticMemory:
     """Everything sharded but the weights below the persistence threshold; gathered ones live up to the limits of the JSON."""
-    each, world = setting.weight_bytes, setting.world_size
+    each, world = setup.weight_bytes, setup.world_size
     trained = _trained(sizes)
     share, all_bytes = trained / world, _bytes(sizes, each)
     persistent = sum(size.elements for size in sizes if size.elements < layout.persistence)
@@ -176,10 +181,12 @@ def _zero_3(sizes: Sequence[Size], layout: Layout, setting: Setting) -> Static:
     gradients = each * share
     bucket = layout.reduce_bucket * each
     if layout.offload_optimizer:
-        cpu = (8 + setting.moments) * share + gradients + (shard if layout.offload_param else 0)
-        return Static(0 if layout.offload_param else shard, 0, 0, 0, gathered + bucket, 0, cpu)
-    step = (4 + setting.temporaries) * min(share, layout.sub_group)
-    return Static(shard, gradients, 4 * share, setting.moments * share, gathered + bucket, step, 0, gradients + bucket)
+        cpu = (8 + setup.moments) * share + gradients + (shard if layout.offload_param else 0)
+        return StaticMemory(0 if layout.offload_param else shard, 0, 0, 0, gathered + bucket, 0, cpu)
+    step = (4 + setup.temporaries) * min(share, layout.sub_group)
+    return StaticMemory(
+        shard, gradients, 4 * share, setup.moments * share, gathered + bucket, step, 0, gradients + bucket
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +206,12 @@ class Peak:
     between_steps: float
 
 
-def peak(fixed: Static, kept: float, work: float, logits: float) -> Peak:
+def peak(fixed: StaticMemory, kept: float, work: float, logits: float) -> Peak:
     """The larger of the backward pass and the optimizer step.
 
     The backward pass begins with all activations and the loss at work, and ends with all gradients and a layer at work.
     Gradients that are there from the beginning (accumulated, or in a buffer of their own) count at both ends. In the step
-    they have an fp32 copy under ZeRO, and an unfused Adam works beside it. `needed` adds fragmentation and the CUDA context.
+    they have an fp32 copy under ZeRO, and an unfused Adam works next to it. `needed` adds fragmentation and the CUDA context.
     """
     start = kept + max(work, logits) + (0 if fixed.grows else fixed.gradients)
     backward = fixed.resident + fixed.buffers + max(start, fixed.gradients + work)

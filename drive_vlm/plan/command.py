@@ -1,14 +1,14 @@
 """The plan of a run: configuration with origins, batch equation, parameters, memory for every ZeRO stage, time and disk.
 
-Reads config.json (or a shipped architecture) only: no weights, no GPU, no hub. Every flag of the planned command is accepted.
+Reads a config.json, or what ships of a published model: no weights, no GPU, no hub. Every flag of the planned command is accepted.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 
-from drive_vlm.config import CommandParser, nearest, plain
-from drive_vlm.plan.make import EXAMPLES, STAGES, make_plan
+from drive_vlm.config import CommandParser, nearest, plain, user_errors
+from drive_vlm.plan.make import EXAMPLES, make_plan
+from drive_vlm.stages import STAGES
 
 
 def main(words: Sequence[str]) -> None:
@@ -17,7 +17,9 @@ def main(words: Sequence[str]) -> None:
     if stage in ("-h", "--help"):
         parser = CommandParser(prog="python -m drive_vlm plan", description=__doc__, examples=EXAMPLES)
         parser.add_argument(
-            "stage", choices=(*STAGES, "systems"), help="command to plan, or the table of published systems"
+            "stage",
+            choices=(*STAGES, "systems", "record"),
+            help="command to plan; or the table of published systems; or write what ships of them again, from their classes",
         )
         parser.parse_args(["--help"])
     if stage == "systems":
@@ -25,15 +27,17 @@ def main(words: Sequence[str]) -> None:
 
         show_systems(words[1:])
         return
-    try:
+    if stage == "record":
+        from drive_vlm.plan.record import record_everything
+
+        print("\n".join(map(str, record_everything())) or "nothing has changed")
+        return
+    with user_errors(f"python -m drive_vlm plan {stage}"):
         if stage not in STAGES:
             raise ValueError(
-                f"{stage} cannot be planned (known: {', '.join(STAGES)}, systems).{nearest(stage, STAGES)}"
+                f"{stage} cannot be planned (known: {', '.join(STAGES)}, systems, record).{nearest(stage, STAGES)}"
             )
         plan = make_plan(stage, words[1:])
-    except ValueError as error:
-        print(f"python -m drive_vlm plan {stage}: error: {error}", file=sys.stderr)
-        sys.exit(2)
     if plan.pop("as_json"):
         print(json.dumps(plain(plan), indent=2))
         return

@@ -1,45 +1,32 @@
-"""The flags of a planned stage: parsed without importing transformers, each value with its origin."""
+"""The flags of a planned stage, each value with its origin: the stage's own parser, without importing transformers.
 
-import ast
+`parse_stage` and the stage's `check` are the real ones. Only the flags of TrainingArguments are read from a shipped list of
+their fields (training_fields.json), since the classes take the seconds that importing torch takes. The list is that of the
+versions it names; with others installed the classes are asked. `python -m drive_vlm plan record` writes it again, and a test
+compares it with the classes (tests/plan/test_flags.py).
+"""
+
 import dataclasses
-import importlib.util
+import functools
 import json
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from drive_vlm.config import (
-    CommandParser,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    add_dataclass,
-    field,
-    from_namespace,
-    nearest,
-)
-from drive_vlm.plan.architecture import load_architecture
-
-if TYPE_CHECKING:
-    from drive_vlm.plan.groups import Groups
+from drive_vlm.config import CommandParser, DataConfig, ModelConfig, RunConfig, field, nearest
+from drive_vlm.models import family_spec
+from drive_vlm.models.loading import model_type
+from drive_vlm.models.lora import base_of
+from drive_vlm.plan.groups import GenerationBatch, generation_batch_of
+from drive_vlm.stages import STAGES
+from drive_vlm.stages.engine.arguments import NOT_FOR_USERS, parse_stage
+from drive_vlm.stages.engine.run import TRAINING_DEFAULTS
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
-PAIR_STAGES = ("dpo", "spin")
-_CLASSES = {
-    "sft": "transformers.TrainingArguments",
-    "dpo": "trl.DPOConfig",
-    "spin": "trl.DPOConfig",
-    "grpo": "trl.GRPOConfig",
-}
-# Defaults of training_arguments() in stages/engine/run.py, which differ from transformers' own.
-ENGINE_DEFAULTS = {
-    "per_device_train_batch_size": 8,
-    "output_dir": "runs/sft",
-    "save_strategy": "epoch",
-    "logging_steps": 10,
-}
+FIELDS = Path(__file__).with_name("training_fields.json")
 
 
 @dataclasses.dataclass
@@ -61,11 +48,11 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
+class PlanFlags:
     """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved.
 
     `sides` rows make a sequence: 2 for preference pairs. The `reference` of a pair is "cached" or "live", that of grpo "live"
-    (None without one). `groups` are those of grpo.
+    (None without one). `groups` is the generation batch of grpo.
     """
 
     model: ModelConfig
@@ -76,72 +63,44 @@ class Flags:
     resolved: dict[str, tuple[Any, str]]
     reference: str | None = None
     sides: int = 1
-    groups: "Groups | None" = None
+    groups: GenerationBatch | None = None
 
 
-def parse(command: str, examples: str, words: Sequence[str], description: str) -> Flags:
-    """Parse the words after `plan sft`. Exits with 2 and one line for what the stage itself would refuse."""
-    from drive_vlm.stages import STAGES
-    from drive_vlm.stages.engine.arguments import NOT_FOR_USERS, _yaml_words
-
-    known = training_fields() | _own_fields(command)
-    parser = CommandParser(prog=f"python -m drive_vlm plan {command}", description=description, examples=examples)
-    parser.add_argument(
-        "--config", metavar="FILE.yaml", help="flags as `name: value` lines; flags on the command line win"
+def parse(name: str, examples: str, words: Sequence[str], description: str) -> PlanFlags:
+    """Parse the words after `plan sft`. Exits with 2 for words that no flag takes. Raises ValueError as the stage itself does."""
+    stage = STAGES[name]
+    given = parse_stage(
+        name,
+        stage,
+        words,
+        prog=f"python -m drive_vlm plan {name}",
+        description=description,
+        examples=examples,
+        more_configs=(PlanConfig,),
+        # A model's sizes can be planned before there are rows, rewards and what these need.
+        needed=("model",),
+        parse_training=training_flags,
     )
-    try:
-        classes: tuple[Any, ...] = (ModelConfig, DataConfig, RunConfig, PlanConfig)
-        classes += tuple(cls for cls in STAGES[command].config_classes(words) if cls not in classes)
-        for cls in classes:
-            add_dataclass(parser, cls)
-        for (
-            action
-        ) in parser._actions:  # a model's sizes can be planned before there are rows, rewards and what these need
-            if action.required and action.dest != "model":
-                action.required, action.default = False, []
-        from_file = _yaml_words(parser, words, _CLASSES[command])
-        namespace, rest = parser.parse_known_args([*from_file, *words])
-        given = _training_flags(rest, known, NOT_FOR_USERS, {action.dest for action in parser._actions})
-        model, data, run, plan, *own = (from_namespace(cls, namespace) for cls in classes)
-        given_model, model = model, trained_adapter(model)
-        checked, reference, groups = _checked(command, model, data, run, plan, own, given)
-    except ValueError as error:
-        parser.error(str(error))
-    training = known | ENGINE_DEFAULTS | checked
-    values = training | {k: v for item in (model, data, run, plan, *own) for k, v in dataclasses.asdict(item).items()}
-    origin = origins(from_file, words)
-    adapter = {name: "adapter" for name, value in vars(model).items() if value != getattr(given_model, name)}
-    resolved = {name: (value, (origin | adapter).get(name, "default")) for name, value in values.items()}
-    return Flags(model, data, run, plan, training, resolved, reference, 1 + (command in PAIR_STAGES), groups)
-
-
-def _checked(
-    command: str,
-    model: ModelConfig,
-    data: DataConfig,
-    run: RunConfig,
-    plan: PlanConfig,
-    own: list[Any],
-    given: dict[str, Any],
-) -> tuple[dict[str, Any], str | None, "Groups | None"]:
-    """(training flags with the stage's own defaults, reference, groups). Raises ValueError for what the stage refuses."""
-    from drive_vlm.stages import STAGES
-    from drive_vlm.stages.engine.stage import StageFlags
-
-    stage = STAGES[command]
-    training = StageFlags(command, (model, data, run, *own), given).checked(stage, plan.world_size).training
-    if stage.kind == "pairs":
-        return training, own[0].reference, None
+    plan = given.of(PlanConfig)
+    flags = given.checked(stage, plan.world_size)
+    training = {**training_defaults(stage.training_arguments), **TRAINING_DEFAULTS, **flags.training}
+    model = trained_adapter(flags.model)
+    configs = [model if config is flags.model else config for config in flags.configs]
+    origin = origins(given.from_file, words)
+    adapter = {key: "adapter" for key, value in vars(model).items() if value != getattr(flags.model, key)}
+    values = training | {key: value for config in configs for key, value in dataclasses.asdict(config).items()}
+    resolved = {key: (value, (origin | adapter).get(key, "default")) for key, value in values.items()}
+    groups, reference = None, values.get("reference") if stage.kind == "pairs" else None
     if stage.kind == "prompts":
-        from drive_vlm.plan.groups import groups_of
-
-        groups = groups_of(run, training_fields() | _own_fields(command) | ENGINE_DEFAULTS | training, plan.world_size)
-        return training, "live" if training["beta"] else None, groups
-    return training, None, None
+        groups = generation_batch_of(flags.run, training, plan.world_size)
+        reference = "live" if training["beta"] else None
+    return PlanFlags(
+        model, flags.data, flags.run, plan, training, resolved, reference, 1 + (stage.kind == "pairs"), groups
+    )
 
 
 def trained_adapter(model: ModelConfig) -> ModelConfig:
-    """An adapter directory as the flags that would make its adapter anew; any other model as it is."""
+    """If --model is a LoRA directory, return the ModelConfig that would recreate it; otherwise return it unchanged."""
     path = Path(model.model) / "adapter_config.json"
     if model.lora_rank or not path.is_file():
         return model
@@ -149,7 +108,7 @@ def trained_adapter(model: ModelConfig) -> ModelConfig:
     targets, copies = made["target_modules"], made.get("modules_to_save") or ()
     if not isinstance(targets, str):
         targets = rf".*\.({'|'.join(targets)})"
-    parts = load_architecture(model.model).parts.items()
+    parts = family_spec(model_type(base_of(path.parent))).parts.items()
     still = [part for part, (first, *_) in parts if part != "language_model" and first.rsplit(".", 1)[-1] not in copies]
     freeze = [*model.freeze, *(part for part in still if part not in model.freeze)]
     return dataclasses.replace(
@@ -157,80 +116,58 @@ def trained_adapter(model: ModelConfig) -> ModelConfig:
     )
 
 
-def training_fields() -> dict[str, Any]:
-    """{field: default} of transformers.TrainingArguments, read from its source: importing it would take seconds.
+@functools.cache
+def training_fields(training_class: str) -> dict[str, list[Any]]:
+    """{field: [its kind, its default]} of a TrainingArguments class that a stage names."""
+    shipped = json.loads(FIELDS.read_text())
+    if all(version(library) == known for library, known in shipped["versions"].items()) and training_class in shipped:
+        return shipped[training_class]
+    from drive_vlm.plan.record import record_fields
 
-    A default that is no literal is None.
-    """
-    fields = _fields_of("transformers", "training_args.py", "TrainingArguments")
-    return fields | {"optim": "adamw_torch_fused"}  # a constant in the source
-
-
-def _own_fields(command: str) -> dict[str, Any]:
-    """What the TRL configuration of a stage adds to them, and changes."""
-    package, _, name = _CLASSES[command].partition(".")
-    if package != "trl":
-        return {}
-    file = f"trainer/{name.removesuffix('Config').lower()}_config.py"
-    return _fields_of("trl", "trainer/base_config.py", "_BaseConfig") | _fields_of("trl", file, name)
+    return record_fields(training_class)
 
 
-def _fields_of(package: str, file: str, name: str) -> dict[str, Any]:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"{package} is not installed. Install the project: pip install -e .")
-    tree = ast.parse((Path(spec.origin).parent / file).read_text())
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return {
-        item.target.id: _default(item.value)
-        for item in body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    }
+def training_defaults(training_class: str) -> dict[str, Any]:
+    return {name: default for name, (_, default) in training_fields(training_class).items()}
 
 
-def _default(value: ast.expr | None) -> Any:
-    if isinstance(value, ast.Call):
-        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
-    try:
-        return None if value is None else ast.literal_eval(value)
-    except ValueError:
-        return None
-
-
-def _training_flags(words: list[str], known: dict[str, Any], refused: dict[str, str], ours: set[str]) -> dict[str, Any]:
+def training_flags(parser: CommandParser, training_class: str, words: list[str]) -> dict[str, Any]:
+    """What `parse_training_flags` of stages/engine/arguments.py gives, from the list of fields. Raises ValueError as it does."""
+    fields, ours = training_fields(training_class), {action.dest for action in parser._actions}
     given: dict[str, list[str]] = {}
     name = ""
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             given[name] = [value] if equals else []
-            if name in refused:
-                raise ValueError(f"--{name} is not taken. {refused[name]}")
-            if name not in known:
-                raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *known])}")
+            if name in NOT_FOR_USERS:
+                raise ValueError(f"--{name} is not taken. {NOT_FOR_USERS[name]}")
+            if name not in fields:
+                raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *fields])}")
         elif not name:
             raise ValueError(f"unexpected word {word!r}; flags begin with --")
         else:
             given[name].append(word)
-    return {name: _value(values, known[name], name) for name, values in given.items()}
+    return {name: _value(values, fields[name][0], name) for name, values in given.items()}
 
 
-def _value(words: list[str], default: Any, name: str) -> Any:
-    """The words of one flag as the kind of its default. Raises ValueError where a number is no number."""
-    if not words:
+def _value(words: list[str], kind: str, name: str) -> Any:
+    """The words of one flag as its kind. Raises ValueError where a number is expected and none is given."""
+    if kind.endswith("+"):
+        return [_value([word], kind[:-1], name) for word in words]
+    if not words and kind == "bool":
         return True
-    if len(words) > 1:
-        return words
+    if len(words) != 1:
+        raise ValueError(f"--{name} {' '.join(words)}: expected one value.")
     (word,) = words
-    if isinstance(default, bool) or word.lower() in ("true", "false"):
-        return word.lower() in ("true", "1", "yes")
-    try:
-        number = float(word)
-    except ValueError as error:
-        if isinstance(default, (int, float)):
+    if kind == "bool" and word.lower() in ("true", "false", "t", "f", "yes", "no", "y", "n", "1", "0"):
+        return word.lower() in ("true", "t", "yes", "y", "1")
+    if kind in ("int", "float"):
+        try:
+            return int(word) if kind == "int" else float(word)
+        except ValueError as error:
             raise ValueError(f"--{name} {word}: expected a number.") from error
-        return word
-    return int(number) if number.is_integer() and "." not in word and "e" not in word.lower() else number
+    return word
 
 
 def origins(from_file: Sequence[str], words: Sequence[str]) -> dict[str, str]:
@@ -265,5 +202,5 @@ def local_world_size(plan: PlanConfig) -> int:
     """Processes of a node. Raises ValueError when they do not divide the world."""
     local = plan.local_world_size or min(plan.world_size, 8)
     if plan.world_size < 1 or local < 1 or plan.world_size % local:
-        raise ValueError(f"--world_size {plan.world_size} is no multiple of --local_world_size {local}.")
+        raise ValueError(f"--world_size {plan.world_size} is not a multiple of --local_world_size {local}.")
     return local

@@ -1,11 +1,10 @@
-"""Groups of GRPO: the batch equation, and memory of the two phases in which nothing is learned.
+"""The generation batch of GRPO: the batch equation, and memory of the two phases in which nothing is learned.
 
 A generation batch is sampled at once on each process (a cache of keys and values for every completion), then scored by the
 policy (where its batches are not fresh) and the reference, a micro batch at a time, then learned from as any other batch.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import RunConfig
@@ -19,12 +18,13 @@ from drive_vlm.plan.activations import (
     kept_features,
     key_value_cache,
 )
-from drive_vlm.plan.architecture import Architecture, Weight
-from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, Peak, Static, peak
+from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, Peak, StaticMemory, peak
+from drive_vlm.plan.model_sizes import ModelSizes
+from drive_vlm.sampling import may_memoise
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class GenerationBatch:
     """A generation batch: `prompts` over all processes with `generations` completions each, of `length` tokens at most.
 
     Attributes:
@@ -47,8 +47,8 @@ class Groups:
     whole: bool
 
 
-def groups_of(run: RunConfig, training: dict[str, Any], world_size: int) -> Groups:
-    """The groups of the flags. Raises ValueError with all numbers when they do not divide a generation batch."""
+def generation_batch_of(run: RunConfig, training: dict[str, Any], world_size: int) -> GenerationBatch:
+    """The generation batch of the flags. Raises ValueError with all numbers when they do not divide a generation batch."""
     from drive_vlm.stages.rl.grpo import generation_batch
 
     micro = int(training["per_device_train_batch_size"])
@@ -56,7 +56,7 @@ def groups_of(run: RunConfig, training: dict[str, Any], world_size: int) -> Grou
     steps, iterations = size // (micro * world_size), int(training["num_iterations"])
     accumulation = accumulation_steps(run.global_batch_size, micro, world_size)
     fresh = accumulation % (steps * iterations) == 0
-    return Groups(
+    return GenerationBatch(
         prompts=size // int(training["num_generations"]),
         generations=int(training["num_generations"]),
         length=int(training["max_completion_length"]),
@@ -82,23 +82,17 @@ class GroupPeak(Peak):
     learning: float
 
 
-def without_tower(weights: Sequence[Weight]) -> list[Weight]:
-    return [weight for weight in weights if weight.part != "vision_tower"]
-
-
-def has_memo(weights: Sequence[Weight], layout: Layout) -> bool:
-    """Whether a tower runs once for each picture of a generation batch (stages/policy.install_memo)."""
-    tower = [weight for weight in weights if weight.part == "vision_tower"]
-    return bool(tower) and layout.stage != 3 and not any(weight.trains for weight in tower)
+def has_memo(model: ModelSizes, layout: Layout) -> bool:
+    """Whether a frozen tower runs once for each picture of a generation batch."""
+    return model.has("vision_tower") and may_memoise("vision_tower" not in model.parts_that_train(), layout.stage)
 
 
 def group_peak(
-    groups: Groups,
-    architecture: Architecture,
-    weights: Sequence[Weight],
+    groups: GenerationBatch,
+    model: ModelSizes,
     layout: Layout,
     batch: Batch,
-    fixed: Static,
+    fixed: StaticMemory,
     live: Activations,
     each: int,
     compute: int,
@@ -111,23 +105,24 @@ def group_peak(
     Adam's states lie there in all of them; gradients do while sampling and scoring where these come amid accumulation.
     """
     rows, tiles = max(groups.rows, batch.rows), batch.tiles // batch.rows
-    prompt, memo = batch.tokens - groups.length, has_memo(weights, layout)
+    prompt, memo = batch.tokens - groups.length, has_memo(model, layout)
     distinct = -(-rows // groups.generations) * tiles if memo else rows * tiles
-    features = kept_features(architecture, distinct, each) if memo else 0
+    features = kept_features(model, distinct, each) if memo else 0
     held = fixed.resident + fixed.kept + features + (fixed.gradients if groups.inside else 0)
-    gathered = fixed.buffers - fixed.kept if layout.stage == 0 else 0.0  # the policy's weights as autocast keeps them
+    # Without ZeRO the buffers are the policy's weights as autocast keeps them.
+    gathered = fixed.buffers - fixed.kept if layout.stage == 0 else 0.0
     if layout.stage == 3:
         gathered = policy if groups.whole else fixed.buffers
 
-    before, cache = (key_value_cache(architecture, rows, n, each, compute) for n in (prompt, batch.tokens))
+    before, cache = (key_value_cache(model.text, rows, n, each, compute) for n in (prompt, batch.tokens))
     asked = Batch(rows, prompt, rows * tiles, 0)
-    first = before + inference(architecture, weights, asked, compute, attention, distinct)
-    last = cache + decoding(architecture, rows, batch.tokens, cache, compute)
+    first = before + inference(model, asked, compute, attention, distinct)
+    last = cache + decoding(model.text, rows, batch.tokens, cache, compute)
     sampling = held + gathered + max(first, last)
 
-    head = (architecture, batch.labels, compute, each)
-    trains = any(weight.trains and weight.part in ("lm_head", "embeddings") for weight in weights)
-    scored = inference(architecture, weights, batch, compute, attention, 0 if memo else None)
+    head = (model.text, batch.labels, compute, each)
+    trains = bool(model.parts_that_train() & {"lm_head", "embeddings"})
+    scored = inference(model, batch, compute, attention, 0 if memo else None)
     scoring = held + (fixed.buffers if layout.stage == 3 else 0) + max(scored, fused_head(*head, False, trains))
 
     learning = peak(fixed, live.kept + features, live.work, fused_head(*head, True, trains))
@@ -140,7 +135,7 @@ def group_peak(
     return GroupPeak(**parts, cache=cache, sampling=sampling, scoring=scoring, learning=learning.peak)
 
 
-def step_flops(groups: Groups, train: float, forward: float, tower: float, memo: bool) -> float:
+def step_flops(groups: GenerationBatch, train: float, forward: float, tower: float, memo: bool) -> float:
     """FLOPs that one completion costs a step: sampled and scored once for `iterations` steps, learned from in each.
 
     `train` and `forward` are those of prompt and completion with their pictures; with a memo `tower`, the tower's share of a

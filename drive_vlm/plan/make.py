@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-STAGES = ("sft", "dpo", "spin", "grpo")
+from drive_vlm.plan.model_sizes import Weight, load_sizes
+from drive_vlm.stages import STAGES
+
 EXAMPLES = """
 python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero1 --bf16 --world_size 8
 python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --gpu_memory 24GB
@@ -40,33 +42,30 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     """The plan as --json prints it. Raises ValueError for what the run itself would refuse."""
     from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.models.quantize import check_training
-    from drive_vlm.plan.architecture import load_architecture
     from drive_vlm.plan.cost import disk, time_and_tokens
     from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
-    from drive_vlm.plan.groups import has_memo, without_tower
-    from drive_vlm.plan.memory_table import Case, layouts, memory, weight_bytes
+    from drive_vlm.plan.groups import has_memo
+    from drive_vlm.plan.memory_table import PlanCase, layouts, memory, weight_bytes
     from drive_vlm.plan.rows import typical_row
 
     flags = parse(stage, EXAMPLES, words, __doc__ or "")
     world, local = flags.plan.world_size, local_world_size(flags.plan)
     micro = int(flags.training["per_device_train_batch_size"])
     accumulation = accumulation_steps(flags.run.global_batch_size, micro, world)
-    architecture = load_architecture(flags.model.model).with_frames(flags.data.num_frames)
-    four_bit = flags.model.quantize == "nf4"
-    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets, four_bit)
-    groups, kind = flags.groups, "prompts" if flags.groups else "rows" if flags.sides == 1 else "pairs"
-    rows = typical_row(flags.data, architecture, flags.plan.row_tokens, flags.model.max_tiles, flags.model.model, kind)
+    model = load_sizes(flags.model).with_frames(flags.data.num_frames)
+    groups, kind = flags.groups, STAGES[stage].kind
+    rows = typical_row(flags.data, model, flags.plan.row_tokens, flags.model.model, kind)
     if groups:
         rows = dataclasses.replace(rows, tokens=rows.tokens + groups.length, labels=groups.length)
-    loaded = without_tower(weights) if flags.data.feature_cache else weights
-    case = Case(flags, architecture, loaded, rows, accumulation)
+    loaded = model.without_tower() if flags.data.feature_cache else model
+    case = PlanCase(flags, loaded, rows, accumulation)
     all_layouts, chosen = layouts(flags)
     own = next(layout for layout in all_layouts if layout.name == chosen)
     check_training(flags.model, own.stage)
     return {
         "as_json": flags.plan.json,
         "stage": stage,
-        "model": {"name": architecture.name, "estimate": architecture.estimate, "note": architecture.note},
+        "model": {"name": model.name, "estimate": model.estimate, "note": model.note},
         "configuration": {name: {"value": value, "origin": origin} for name, (value, origin) in flags.resolved.items()},
         "shown_defaults": list(_SHOWN),
         "batch": {
@@ -81,10 +80,10 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
             "typical_row": rows.tokens,
             "gradient_checkpointing": case.checkpointing(),
         },
-        "parameters": count(weights),
+        "parameters": count(model.weights),
         "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
-        "cost": time_and_tokens(flags, architecture, loaded, rows, micro * accumulation * world, has_memo(loaded, own)),
-        "disk": disk(flags, weights, weight_bytes(case, own)),
+        "cost": time_and_tokens(flags, loaded, rows, micro * accumulation * world, has_memo(loaded, own)),
+        "disk": disk(flags, model.weights, weight_bytes(case, own)),
         "data": {
             "rows": rows.count,
             "source": rows.source,
@@ -96,13 +95,13 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def count(weights: Sequence[Any]) -> dict[str, dict[str, int]]:
+def count(weights: Sequence[Weight]) -> dict[str, dict[str, int]]:
     """{part: {"total", "trainable"}} with "all" for the sum."""
     counts: dict[str, dict[str, int]] = {}
     for weight in weights:
         for name in (weight.part, "all"):
             entry = counts.setdefault(name, {"total": 0, "trainable": 0})
-            entry["total"] += weight.size
-            entry["trainable"] += weight.size if weight.trains else 0
+            entry["total"] += weight.elements
+            entry["trainable"] += weight.elements if weight.trains else 0
     counts["all"] = counts.pop("all")
     return counts

@@ -1,30 +1,31 @@
 """Memory under every layout of ds_configs and without DeepSpeed: by part, what fits, and the largest micro batch."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.launch.deepspeed import load_deepspeed_config
 from drive_vlm.plan.activations import Batch, activations
-from drive_vlm.plan.architecture import NF4_BYTES, Architecture, Weight
-from drive_vlm.plan.bytes import Layout, Peak, Setting, Size, Static, layout_of, peak, static
-from drive_vlm.plan.flags import Flags
-from drive_vlm.plan.groups import group_peak, has_memo, without_tower
-from drive_vlm.plan.rows import Rows
+from drive_vlm.plan.bytes import Layout, Peak, StaticMemory, TrainingSetup, WeightSize, layout_of, peak, static
+from drive_vlm.plan.flags import PlanFlags
+from drive_vlm.plan.groups import group_peak, has_memo
+from drive_vlm.plan.model_sizes import ModelSizes
+from drive_vlm.plan.rows import RowStatistics
+from drive_vlm.stages.engine.run import weight_dtype
 
-# ddp: without DeepSpeed, on one process or several
+# ddp: without DeepSpeed, on one process or several.
 NAMES = ("ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+# QLoRA: 4 bits, 8-bit scales for 64 weights, fp32 scales for 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class PlanCase:
     """Everything that a peak depends on but the layout and the micro batch."""
 
-    flags: Flags
-    architecture: Architecture
-    weights: Sequence[Weight]
-    rows: Rows
+    flags: PlanFlags
+    model: ModelSizes
+    rows: RowStatistics
     accumulation: int
 
     def half(self) -> bool:
@@ -34,15 +35,12 @@ class Case:
         return bool(self.flags.training["gradient_checkpointing"])
 
 
-def weight_bytes(case: Case, layout: Layout) -> int:
-    """Bytes of a weight in memory, as model_dtype() in stages/engine/run.py chooses."""
-    dtype = case.flags.model.dtype
-    if dtype != "auto":
-        return 2 if dtype == "bfloat16" else 4
-    return 2 if case.half() and layout.name != "ddp" else 4
+def weight_bytes(case: PlanCase, layout: Layout) -> int:
+    """Bytes of a weight in memory; under DeepSpeed fp16 takes what bf16 takes."""
+    return 2 if weight_dtype(case.flags.model, case.half(), layout.name != "ddp") == "bfloat16" else 4
 
 
-def layouts(flags: Flags) -> tuple[list[Layout], str]:
+def layouts(flags: PlanFlags) -> tuple[list[Layout], str]:
     """All layouts to compare, the chosen one among them, and its name."""
     chosen = flags.run.deepspeed or "ddp"
     names = [*NAMES, *([] if chosen in NAMES else [chosen])]
@@ -53,12 +51,11 @@ def layouts(flags: Flags) -> tuple[list[Layout], str]:
     return [layout_of(short[name], config) for name, config in configs.items()], short[chosen]
 
 
-def longest(case: Case, micro: int) -> Batch:
+def longest(case: PlanCase, micro: int) -> Batch:
     """A micro batch of rows as long as --max_length allows; a pair is two of them, in grpo a completion comes behind it."""
-    data, pictures = case.flags.data, case.architecture.pictures
+    data, pictures = case.flags.data, case.model.pictures
     room = data.max_length // pictures.tokens if pictures.tokens else 0
-    limit = None if pictures.video else case.flags.model.max_tiles
-    tiles = room if data.packing else min(room, pictures.tiles if limit is None else limit + (limit > 1))
+    tiles = room if data.packing else min(room, pictures.tiles)
     text = max(1, data.max_length - tiles * pictures.tokens)
     rows, groups = micro * case.flags.sides, case.flags.groups
     if groups is not None:
@@ -66,7 +63,7 @@ def longest(case: Case, micro: int) -> Batch:
     return Batch(rows, data.max_length, rows * tiles, rows * text)
 
 
-def typical(case: Case, micro: int) -> Batch:
+def typical(case: PlanCase, micro: int) -> Batch:
     """A micro batch of typical rows; packs are full."""
     if case.flags.data.packing:
         return longest(case, micro)
@@ -74,53 +71,58 @@ def typical(case: Case, micro: int) -> Batch:
     return Batch(number, rows.tokens, number * rows.tiles, number * rows.labels)
 
 
-def sizes_of(case: Case) -> list[Size]:
-    """The weights of the policy and of a reference beside it: the whole model once more; in grpo of an adapter its copy."""
-    sizes = [Size(w.size, w.trains, NF4_BYTES if w.four_bit else None) for w in case.weights]
+def sizes_of(case: PlanCase) -> list[WeightSize]:
+    """Sizes of all weights on a process: the policy, plus a live reference.
+
+    The reference is a full copy, or only the adapter's copy in grpo with LoRA.
+    """
+    four_bit, weights = case.flags.model.quantize == "nf4", case.model.weights
+    sizes = [WeightSize(w.elements, w.trains, NF4_BYTES if four_bit and w.four_bit else None) for w in weights]
     if case.flags.reference != "live":
         return sizes
     if not case.flags.model.lora_rank:
-        return sizes + [Size(w.size, False) for w in case.weights]
-    return sizes + [Size(w.size, False) for w in case.weights if w.trains and case.flags.groups]
+        return sizes + [WeightSize(w.elements, False) for w in weights]
+    return sizes + [WeightSize(w.elements, False) for w in weights if w.trains and case.flags.groups]
 
 
-def fixed_of(case: Case, layout: Layout, accumulation: int | None = None) -> Static:
+def fixed_of(case: PlanCase, layout: Layout, accumulation: int | None = None) -> StaticMemory:
     """What does not depend on the batch."""
     each = weight_bytes(case, layout)
-    setting = Setting(
+    setup = TrainingSetup(
         case.flags.plan.world_size,
         each,
         accumulation or case.accumulation,
         str(case.flags.training["optim"] or "adamw_torch"),
         autocast=case.half() and each == 4,
     )
-    return static(sizes_of(case), layout, setting)
+    return static(sizes_of(case), layout, setup)
 
 
-def peak_of(case: Case, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
+def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
     """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
     fixed, groups = fixed_of(case, layout, accumulation), case.flags.groups
-    memo = groups is not None and has_memo(case.weights, layout)
-    live = activations(
-        case.architecture,
-        without_tower(case.weights) if memo else case.weights,
-        batch,
+    memo, each, compute = (
+        groups is not None and has_memo(case.model, layout),
+        weight_bytes(case, layout),
         2 if case.half() else 4,
+    )
+    attention = case.flags.model.attn_implementation
+    live = activations(
+        case.model.without_tower() if memo else case.model,
+        batch,
+        compute,
         checkpointing,
-        case.flags.model.attn_implementation,
+        attention,
         case.flags.run.chunk_tokens,
     )
     if groups is None:
         return peak(fixed, live.kept, live.work, live.logits)
-    each, compute = weight_bytes(case, layout), 2 if case.half() else 4
-    attention, shards = case.flags.model.attn_implementation, case.flags.plan.world_size > 1 or layout.offload_param
-    whole = each * sum(weight.size for weight in case.weights) if shards else 0
-    return group_peak(
-        groups, case.architecture, case.weights, layout, batch, fixed, live, each, compute, attention, whole
-    )
+    shards = case.flags.plan.world_size > 1 or layout.offload_param
+    whole = each * sum(weight.elements for weight in case.model.weights) if shards else 0
+    return group_peak(groups, case.model, layout, batch, fixed, live, each, compute, attention, whole)
 
 
-def largest_micro(case: Case, layout: Layout, limit: int) -> int:
+def largest_micro(case: PlanCase, layout: Layout, limit: int) -> int:
     """The largest power of two of longest rows that fits `limit` bytes; 0 when not even one does."""
     micro = 0
     for number in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -130,7 +132,7 @@ def largest_micro(case: Case, layout: Layout, limit: int) -> int:
     return micro
 
 
-def memory(case: Case, limit: int, local_world: int) -> dict[str, Any]:
+def memory(case: PlanCase, limit: int, local_world: int) -> dict[str, Any]:
     """{layout: parts, peaks with and without checkpointing, fit}, with the chosen layout named."""
     all_layouts, chosen = layouts(case.flags)
     micro = int(case.flags.training["per_device_train_batch_size"])

@@ -46,9 +46,7 @@ from typing import Any, Protocol
 from drive_vlm.config import nearest
 
 # name -> "module:build"
-REWARDS = {
-    "physics": "drive_vlm.rewards.physics:build",
-}
+REWARDS = {"physics": "drive_vlm.rewards.physics:build"}
 
 
 class Reward(Protocol):

@@ -5,6 +5,7 @@ from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig
 from drive_vlm.data.caches.feature_cache import FeatureCache, cache_settings
+from drive_vlm.models.family import Family
 
 
 def build_command(model: ModelConfig, data: DataConfig) -> str:
@@ -16,9 +17,9 @@ def build_command(model: ModelConfig, data: DataConfig) -> str:
 
 
 def open_features(
-    family: Any, model: ModelConfig, data: DataConfig, args: Any
+    family: Family, model: ModelConfig, data: DataConfig, args: Any
 ) -> tuple[FeatureCache | None, dict[str, Any]]:
-    """`take_features` for a training with `args`. Raises ValueError for a tower that trains as well."""
+    """`take_features` for a training with TrainingArguments `args`. Raises ValueError for a tower that trains as well."""
     if data.feature_cache is not None:
         from drive_vlm.models.vision_features import require_frozen_tower
 
@@ -27,7 +28,7 @@ def open_features(
 
 
 def take_features(
-    family: Any, model: ModelConfig, data: DataConfig, keep: bool
+    family: Family, model: ModelConfig, data: DataConfig, keep: bool
 ) -> tuple[FeatureCache | None, dict[str, Any]]:
     """The cache of `--feature_cache` and, with `keep`, the weights of the tower that was taken out of `family.model`, for saving.
 
@@ -38,6 +39,9 @@ def take_features(
         return None, {}
     from drive_vlm.models.vision_features import detach_tower, tower_identity
 
-    settings = cache_settings(tower_identity(family), family.vision.fingerprint(), data.num_frames)
+    # tower_identity() refuses a model without pictures.
+    tower = tower_identity(family)
+    assert family.vision is not None
+    settings = cache_settings(tower, family.vision.fingerprint(), data.num_frames)
     features = FeatureCache(data.feature_cache, settings, build_command(model, data))
     return features, detach_tower(family, features.feature_shape, keep)

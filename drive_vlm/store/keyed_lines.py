@@ -139,6 +139,26 @@ class JudgedRows:
                 self.rows[row["key"]] = row
                 file.append(row)
 
+    def add_blocks(
+        self, places: Iterable[int], blocks: Iterable[Iterable[Any]], row: Callable[[int, Any], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Append `row(place, result)` as the blocks come, which hold the results of `places` in order; then `finish`.
+
+        A ValueError on the way says as well how many rows are kept, and how to go on.
+        """
+        rest = iter(places)
+        try:
+            for block in blocks:
+                self.add(
+                    {"key": self.keys[place]} | row(place, result) for result, place in zip(block, rest, strict=False)
+                )
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\n{len(self.rows):,} of {len(self.keys):,} judgements are kept in {self.path}, and every reply in the "
+                "cache; fix the cause and give the same command again to go on"
+            ) from error
+        return self.finish()
+
     def finish(self) -> list[dict[str, Any]]:
         """Write all rows in the order of `keys`, and return them."""
         write_lines(self.path, [self.rows[key] for key in dict.fromkeys(self.keys)])

@@ -38,7 +38,6 @@ def commands(text: str) -> Iterator[list[str]]:
                 continue
             while words and _ASSIGNMENT.fullmatch(words[0]):
                 words = words[1:]
-            if words[:3] == ["python", "-m", "drive_vlm"] or (
-                words[:1] == ["python"] and len(words) > 1 and words[1].startswith(("tools/", "tests/"))
-            ):
+            is_tool = words[:1] == ["python"] and len(words) > 1 and words[1].startswith("tools/")
+            if is_tool or words[:3] == ["python", "-m", "drive_vlm"]:
                 yield words

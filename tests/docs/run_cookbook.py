@@ -5,6 +5,7 @@ SigLIP tower, a random Qwen3, a random YOLO and two training steps. It takes min
 page are checked by test_pages.py.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -64,7 +65,9 @@ def build_weights(work: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    work = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="cookbook_")).resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", nargs="?", type=Path, help="folder for everything that is made (default: a new one)")
+    work = (parser.parse_args().work or Path(tempfile.mkdtemp(prefix="cookbook_"))).resolve()
     work.mkdir(parents=True, exist_ok=True)
     spec = importlib.util.spec_from_file_location("chat_server", ROOT / "tests" / "chat_server.py")
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

@@ -16,10 +16,17 @@ from pages import ROOT
 from drive_vlm.models import MODELS
 
 PAGE = ROOT / "docs" / "support.md"
-STAGES = {"sft": "sft", "grpo": "grpo", "dpo": "dpo", "spin": "spin", "generate": "generate"}
-LAYOUTS = {"ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "offload": "offload"}
+STAGES = ("sft", "grpo", "dpo", "spin", "generate")
+LAYOUTS = {
+    "ddp": "ranks without DeepSpeed",
+    "zero1": "ZeRO-1",
+    "zero2": "ZeRO-2",
+    "zero3": "ZeRO-3",
+    "offload": "offload",
+}
 FEATURES = {"packing": "packing", "lora": "LoRA", "features": "feature cache", "nf4": "NF4"}
-OUTCOMES = ("tested", "refused", "optional")
+TRAINING = {"zero1", "zero2", "zero3", "offload", "packing"}  # of no meaning for generate
+OUTCOMES = ("tested", "optional", "refused")  # the strongest first
 HEAD = """# What works together
 
 Made from the marks of the tests by `python tests/docs/support_matrix.py --write`; a test checks that this page is up to date.
@@ -90,11 +97,12 @@ def _cell(found: list[Claim], family: str, column: str) -> str:
 
 def page() -> str:
     """The text of docs/support.md."""
-    found = sorted(set(claims()), key=lambda claim: (list(STAGES).index(claim.stage), claim.family, claim.traits))
-    columns = {"one": "one process"} | LAYOUTS | FEATURES
+    found = sorted(set(claims()), key=lambda claim: (STAGES.index(claim.stage), dataclasses.astuple(claim)))
+    every = {"one": "one process"} | LAYOUTS | FEATURES
     parts = [HEAD]
     for stage in STAGES:
         here = [claim for claim in found if claim.stage == stage]
+        columns = {word: name for word, name in every.items() if stage != "generate" or word not in TRAINING}
         parts.append(f"## {stage}\n\n| family | {' | '.join(columns.values())} |\n|{'---|' * (len(columns) + 1)}\n")
         rows = ("".join(f" {_cell(here, family, column)} |" for column in columns) for family in MODELS)
         parts[-1] += "".join(f"| {family} |{row}\n" for family, row in zip(MODELS, rows, strict=True))
@@ -105,8 +113,8 @@ def page() -> str:
         family = "every family" if claim.family == "*" else claim.family
         tests.setdefault((claim.stage, family, names, claim.outcome), []).append(claim.test)
     for key, names in tests.items():
-        cited = ", ".join(f"`{name.removeprefix('tests/')}`" for name in sorted(names))
-        parts[-1] += f"| {' | '.join(key)} | {cited} |\n"
+        shown = ", ".join(f"`{name}`" for name in sorted(names))
+        parts[-1] += f"| {' | '.join(key)} | {shown} |\n"
     return "\n".join(parts)
 
 

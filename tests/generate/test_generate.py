@@ -25,6 +25,7 @@ def command(model, data, out, *more):
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl generate", "internvl generate ddp")
 def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, synthetic_data, tmp_path, free_port):
     one = tmp_path / "one.jsonl"
     done = run(command(tiny_model, synthetic_data, one, "--batch_size", 5))

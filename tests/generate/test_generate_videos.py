@@ -88,6 +88,7 @@ def test_what_cannot_be_asked(clips, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl generate")
 def test_the_command_line_over_videos_and_frames(run, tiny_model, clips, tmp_path):
     out = tmp_path / "texts.jsonl"
     words = [
@@ -136,6 +137,7 @@ def test_the_command_line_over_videos_and_frames(run, tiny_model, clips, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.supports("siglip_qwen generate", "siglip_qwen generate features")
 def test_answers_from_cached_features_are_those_of_the_pictures(run, tiny_video_model, clips, synthetic_data, tmp_path):
     """Rows of videos, of a folder of frames, of a picture and of none; --mode over a video and a folder that are in the cache."""
     picture = next((synthetic_data / "images").iterdir())

@@ -94,7 +94,7 @@ def test_processor_without_weights_equals_the_family(tiny_model: Path, tmp_path:
     shutil.copytree(tiny_model, tmp_path / "light")
     (tmp_path / "light" / "model.safetensors").unlink()
     parts = load_processor(ModelConfig(model=str(tmp_path / "light"), max_tiles=3))
-    assert parts.vision.fingerprint() == family.vision.fingerprint() and parts.vision.max_tiles == 3
+    assert parts.vision.fingerprint() == family.vision.fingerprint() and parts.vision.tiling.max_tiles == 3
     assert parts.template == family.template and len(parts.tokenizer) == len(family.tokenizer)
 
 

@@ -14,6 +14,7 @@ from drive_vlm.models.lora import apply_lora
 
 
 @pytest.mark.parametrize("name", ["tiny_model", "tiny_video_model"])
+@pytest.mark.supports("internvl sft nf4 refused", "siglip_qwen sft nf4 refused")
 def test_what_cannot_work_is_refused(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +40,7 @@ def test_what_cannot_work_is_refused(
 
 
 @pytest.mark.parametrize("name", ["tiny_model", "tiny_video_model"])
+@pytest.mark.supports("internvl sft lora nf4 optional", "siglip_qwen sft lora nf4 optional")
 def test_only_the_language_model_is_in_four_bits(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

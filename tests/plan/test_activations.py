@@ -1,13 +1,16 @@
 """Activation bytes by formula against what autograd really keeps in a small model."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import drive_vlm  # noqa: F401
+from drive_vlm.config import ModelConfig
 from drive_vlm.plan.activations import Batch, activations
-from drive_vlm.plan.architecture import Architecture, Pictures
+from drive_vlm.plan.model_sizes import ModelSizes, load_sizes
 
 CONFIG = {
     "model_type": "internvl",
@@ -22,6 +25,19 @@ CONFIG = {
         "intermediate_size": 512, "vocab_size": 300, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+
+
+def sizes_of(folder: Path, config: dict[str, Any], freeze: list[str]) -> ModelSizes:
+    """The sizes of a model that is a config.json and the numbers of a processor."""
+    pixels = {"size": {"height": 56, "width": 56}, "max_patches": 1}
+    processor = {
+        "image_seq_length": config["image_seq_length"],
+        "max_frames": config.get("max_frames"),
+        "image_processor": pixels,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return load_sizes(ModelConfig(model=str(folder), freeze=freeze))
 
 
 def kept_bytes(dtype: torch.dtype, freeze_tower: bool, checkpointing: bool) -> int:
@@ -49,7 +65,8 @@ def saved_bytes(model: Any, inputs: dict[str, Any]) -> int:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+            # Held, so that no address comes twice.
+            kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -60,11 +77,10 @@ def saved_bytes(model: Any, inputs: dict[str, Any]) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("freeze_tower", "checkpointing"), [(True, False), (False, False), (True, True)])
 def test_what_autograd_keeps_is_what_the_formula_says(
-    dtype: torch.dtype, freeze_tower: bool, checkpointing: bool
+    dtype: torch.dtype, freeze_tower: bool, checkpointing: bool, tmp_path: Path
 ) -> None:
-    architecture = Architecture("small", CONFIG, Pictures(16, 65, 1, 3 * 56 * 56), False, "")
-    weights = architecture.weights(["vision_tower"] if freeze_tower else [])
-    planned = activations(architecture, weights, Batch(1, 256, 1, 0), dtype.itemsize, checkpointing).kept
+    sizes = sizes_of(tmp_path, CONFIG, ["vision_tower"] if freeze_tower else [])
+    planned = activations(sizes, Batch(1, 256, 1, 0), dtype.itemsize, checkpointing).kept
     real = kept_bytes(dtype, freeze_tower, checkpointing)
     print(f"planned {planned:,}, kept {real:,}: {planned / real - 1:+.1%}")
     assert planned == pytest.approx(real, rel=0.1)
@@ -84,7 +100,7 @@ VIDEO: dict[str, Any] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("settings", [("mlp", 1), ("mlp", 2), ("resampler", 1)], ids=str)
-def test_what_the_video_projectors_keep(dtype: torch.dtype, settings: tuple[str, int]) -> None:
+def test_what_the_video_projectors_keep(dtype: torch.dtype, settings: tuple[str, int], tmp_path: Path) -> None:
     """Four frames of 64 patches with gradient checkpointing and a frozen tower: bytes of the projector and what is around it."""
     from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
     from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
@@ -99,10 +115,10 @@ def test_what_the_video_projectors_keep(dtype: torch.dtype, settings: tuple[str,
     ids[0, : 4 * config.image_seq_length] = 299
     pixels = torch.zeros(4, 3, 56, 56, dtype=dtype)
     real = saved_bytes(model, {"input_ids": ids, "pixel_values": pixels, "use_cache": False})
-    real += pixels.untyped_storage().nbytes()  # autograd lets go of them, the batch does not
-    pictures = Pictures(config.image_seq_length, 64, 4, 3 * 56 * 56, True)
-    architecture = Architecture("small", {**words, "model_type": "siglip_qwen"}, pictures, False, "")
-    weights = architecture.weights(["vision_tower"])
-    planned = activations(architecture, weights, Batch(1, 320, 4, 0), dtype.itemsize, True).kept
+    # Autograd lets go of them, the batch does not.
+    real += pixels.untyped_storage().nbytes()
+    words |= {"model_type": "siglip_qwen", "image_seq_length": config.image_seq_length}
+    sizes = sizes_of(tmp_path, words, ["vision_tower"])
+    planned = activations(sizes, Batch(1, 320, 4, 0), dtype.itemsize, True).kept
     print(f"planned {planned:,}, kept {real:,}: {planned / real - 1:+.1%}")
     assert planned == pytest.approx(real, rel=0.1)

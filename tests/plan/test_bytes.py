@@ -5,15 +5,15 @@ import dataclasses
 import pytest
 
 from drive_vlm.launch.deepspeed import load_deepspeed_config
-from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, Setting, Size, layout_of, peak, static
+from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, TrainingSetup, WeightSize, layout_of, peak, static
 
 # 100 weights that train (one of 60, one of 40) and 50 that are frozen
-SIZES = [Size(60, True), Size(40, True), Size(50, False)]
-BF16 = Setting(world_size=4, weight_bytes=2, optim="adamw_torch_fused")
+SIZES = [WeightSize(60, True), WeightSize(40, True), WeightSize(50, False)]
+BF16 = TrainingSetup(world_size=4, weight_bytes=2, optim="adamw_torch_fused")
 
 
-def figures(layout: Layout, setting: Setting = BF16) -> tuple[float, ...]:
-    fixed = static(SIZES, layout, setting)
+def figures(layout: Layout, setup: TrainingSetup = BF16) -> tuple[float, ...]:
+    fixed = static(SIZES, layout, setup)
     return fixed.weights, fixed.gradients, fixed.master, fixed.optimizer, fixed.buffers, fixed.step, fixed.cpu
 
 
@@ -35,34 +35,34 @@ def test_bytes_of_each_stage(layout: Layout, expected: tuple[float, ...]) -> Non
 
 
 def test_without_deepspeed_weights_are_fp32_and_ddp_holds_gradients_twice() -> None:
-    assert figures(Layout("ddp"), Setting(1, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 0, 0, 0)
-    assert figures(Layout("ddp"), Setting(2, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 400, 0, 0)
-    assert figures(Layout("ddp"), Setting(2, 4, autocast=True))[4] == 400 + 200
+    assert figures(Layout("ddp"), TrainingSetup(1, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 0, 0, 0)
+    assert figures(Layout("ddp"), TrainingSetup(2, 4, optim="adamw_torch_fused")) == (600, 400, 0, 800, 400, 0, 0)
+    assert figures(Layout("ddp"), TrainingSetup(2, 4, autocast=True))[4] == 400 + 200
 
 
 def test_accumulation_keeps_one_more_share_under_zero2_only() -> None:
-    accumulating = Setting(4, 2, accumulation=3)
+    accumulating = TrainingSetup(4, 2, accumulation=3)
     assert figures(Layout("zero2", 2), accumulating)[1] == 2 * figures(Layout("zero2", 2))[1]
     assert figures(Layout("zero1", 1), accumulating)[1] == figures(Layout("zero1", 1))[1]
 
 
 def test_one_rank_under_zero3_gathers_nothing() -> None:
-    assert figures(Layout("zero3", 3, persistence=45, max_live=20), Setting(1, 2))[4] == 0
+    assert figures(Layout("zero3", 3, persistence=45, max_live=20), TrainingSetup(1, 2))[4] == 0
 
 
-def test_an_unfused_adam_works_beside_its_state() -> None:
+def test_an_unfused_adam_works_next_to_its_state() -> None:
     plain = dataclasses.replace(BF16, optim="adamw_torch")
     assert figures(Layout("zero2", 2), plain)[5] == (4 + 8) * 25
-    assert figures(Layout("ddp"), Setting(1, 4))[5] == 8 * 60
+    assert figures(Layout("ddp"), TrainingSetup(1, 4))[5] == 8 * 60
 
 
 def test_optimizers_have_their_own_bytes() -> None:
-    assert figures(Layout("ddp"), Setting(1, 4, optim="sgd"))[3] == 0
-    assert figures(Layout("ddp"), Setting(1, 4, optim="rmsprop"))[3] == 400
+    assert figures(Layout("ddp"), TrainingSetup(1, 4, optim="sgd"))[3] == 0
+    assert figures(Layout("ddp"), TrainingSetup(1, 4, optim="rmsprop"))[3] == 400
 
 
 def test_four_bit_weights_keep_their_own_bytes() -> None:
-    assert static([Size(100, False, 0.5), Size(10, True)], Layout("zero2", 2), BF16).weights == 50 + 20
+    assert static([WeightSize(100, False, 0.5), WeightSize(10, True)], Layout("zero2", 2), BF16).weights == 50 + 20
 
 
 def test_the_peak_is_the_fuller_end_of_the_backward_pass_or_the_step() -> None:

@@ -124,6 +124,12 @@ def test_the_whole_recipe_has_a_way_with_four_bits(dry: Callable, run: Callable,
 
 
 @pytest.mark.slow
+@pytest.mark.supports(
+    "siglip_qwen sft zero2 features",
+    "siglip_qwen sft zero2 lora features",
+    "siglip_qwen grpo zero2 lora features",
+    "siglip_qwen generate ddp lora",
+)
 def test_what_each_of_the_three_stages_teaches(run: Callable, tmp_path: Path, spacy_model: str) -> None:
     """The recipe itself fails when a claim does not hold: see claims() in tools/drive_vlm_summary.py."""
     out = tmp_path / "run"

@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl sft zero2", "internvl spin zero2", "internvl generate ddp")
 def test_sft_and_a_round_of_spin_end_in_a_judged_table(run: Callable, tmp_path: Path) -> None:
     """So short a training teaches nothing: the last step may say that the margin has not grown."""
     out = tmp_path / "run"

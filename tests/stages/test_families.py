@@ -16,6 +16,7 @@ FAMILIES = ["llava_next", "idefics3"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.supports("llava_next sft", "llava_next sft zero3", "idefics3 sft", "idefics3 sft zero2")
 def test_two_ranks_walk_the_curve_of_one(
     kind: str, sft: Callable, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -54,6 +55,7 @@ def test_two_ranks_walk_the_curve_of_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.supports("llava_next generate", "idefics3 generate")
 def test_it_answers(
     kind: str, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -66,6 +68,7 @@ def test_it_answers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.supports("llava_next sft packing", "idefics3 sft packing")
 def test_a_pack_is_the_sum_of_its_rows(kind: str, world: Any, tiny_families: Callable[[str], Path]) -> None:
     from drive_vlm.data.collate import Collator
     from drive_vlm.data.encoder import Encoder

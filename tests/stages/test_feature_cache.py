@@ -75,6 +75,7 @@ def tensors(model: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl sft features", "siglip_qwen sft features")
 def test_losses_and_weights_are_those_of_pixels(runs: tuple[Any, Any]) -> None:
     pixels, features = runs
     assert len(pixels.curve()) == 4
@@ -102,6 +103,7 @@ def test_models_and_checkpoints_are_whole(runs: tuple[Any, Any], model: Path, fe
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl sft lora features", "siglip_qwen sft lora features")
 def test_a_resumed_run_and_the_next_stage_use_the_same_cache(
     runs: tuple[Any, Any], model: Path, rows: Path, features: Path, fresh: Callable, sft: Callable
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_resumed_run_and_the_next_stage_use_the_same_cache(
 
 
 @pytest.mark.slow
+@pytest.mark.supports("siglip_qwen sft packing features")
 def test_packed_rows_equal_too(tiny_video_model: Path, rows: Path, fresh: Callable, sft: Callable) -> None:
     features = cache_features(tiny_video_model, rows, rows.parent / f"features-{tiny_video_model.name}")
     common = (
@@ -136,6 +139,7 @@ def test_packed_rows_equal_too(tiny_video_model: Path, rows: Path, fresh: Callab
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl sft zero3 features", "siglip_qwen sft zero3 features")
 def test_zero3_needs_no_tower(
     runs: tuple[Any, Any], model: Path, rows: Path, features: Path, world: Any, fresh: Callable, sft: Callable
 ) -> None:

@@ -92,6 +92,7 @@ def start(trainer: Any) -> None:
 
 
 @pytest.mark.parametrize("attention", IMPLEMENTATIONS)
+@pytest.mark.supports("internvl sft packing")
 def test_a_pack_is_the_sum_of_its_rows(attention: str, tiny_model: Path, rows_file: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model, rows_file, tmp_path, attention)
     start(trainer)

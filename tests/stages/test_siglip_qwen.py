@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from drive_vlm.plan.architecture import load_architecture
+from drive_vlm.config import ModelConfig
+from drive_vlm.plan.model_sizes import load_sizes
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +39,7 @@ def video_sft(sft: Callable, mixed: Path, tiny_video_model: Path) -> Callable:
     return run
 
 
+@pytest.mark.supports("siglip_qwen sft", "siglip_qwen sft zero2", "siglip_qwen sft zero3")
 def test_every_layout_learns_the_same(video_sft: Callable, fresh: Callable, world: Any) -> None:
     one = video_sft(fresh("one"))
     assert one.curve()[-1] < one.curve()[0]
@@ -53,16 +55,16 @@ def test_every_layout_learns_the_same(video_sft: Callable, fresh: Callable, worl
 
 
 def architecture_total(path: Path) -> int:
-    return sum(weight.size for weight in load_architecture(str(path)).weights())
+    return sum(weight.elements for weight in load_sizes(ModelConfig(model=str(path))).weights)
 
 
+@pytest.mark.supports("siglip_qwen sft lora", "siglip_qwen sft zero2 lora")
 def test_lora_with_the_projector_leaves_tower_and_time_alone(
     video_sft: Callable, fresh: Callable, tiny_video_model: Path
 ) -> None:
     """Stage 2: adapters on all linear layers of the language model, the projector whole; what is frozen keeps its bytes."""
     import torch
 
-    from drive_vlm.config import ModelConfig
     from drive_vlm.models import load_family
 
     freeze = ("--freeze", "vision_tower", "temporal_embeddings", "--lora_rank", 4, "--gradient_checkpointing")
@@ -84,6 +86,7 @@ def test_lora_with_the_projector_leaves_tower_and_time_alone(
     assert not torch.equal(moved, before["model.projector.linear_1.weight"])
 
 
+@pytest.mark.supports("siglip_qwen sft packing")
 def test_stage_one_moves_projector_and_time_only(video_sft: Callable, fresh: Callable, tiny_video_model: Path) -> None:
     run = video_sft(fresh("stage1"), "--freeze", "vision_tower", "language_model", "--packing", "--max_length", 256)
     before, after = (load_file(path / "model.safetensors") for path in (tiny_video_model, run.out))

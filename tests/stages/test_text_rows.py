@@ -11,6 +11,7 @@ from drive_vlm.data.order import EpochOrder
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl sft zero3")
 def test_a_rank_with_text_only_beside_one_with_pictures(sft: Callable, fresh: Callable, world: Any) -> None:
     """Every micro-batch of rank 1 is text only, every one of rank 0 has pictures; two epochs of 8 steps of 2 rows."""
     rows = [json.loads(line) for line in world.train.read_text().splitlines()]

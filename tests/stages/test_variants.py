@@ -12,6 +12,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "sft_curve.json"
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.supports("internvl sft lora")
 def test_lora_trains_and_saves_only_the_adapter(sft: Callable, fresh: Callable, world: Any) -> None:
     out = fresh("lora")
     flags = ("--freeze", "vision_tower", "projector", "--lora_rank", 4, "--learning_rate", 1e-2)

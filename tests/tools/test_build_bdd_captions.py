@@ -114,8 +114,12 @@ def test_rows_splits_and_audit(build, data, chat_server, run):
     assert "microscope.txt" in audit["teacher"]["prompts"]
     again = build("--base_url", chat_server.url.replace("127.0.0.1", "localhost"))
     assert again.returncode == 0 and len(chat_server.requests) == 16, "the second run must ask nobody, at no address"
-    told = audit_of(data)["teacher"]
-    assert told["usage"]["cached"] == 16 and told["tokens"]["prompt"] == prompt and told["usage"]["prompt_tokens"] == 0
+    reported = audit_of(data)["teacher"]
+    assert (
+        reported["usage"]["cached"] == 16
+        and reported["tokens"]["prompt"] == prompt
+        and reported["usage"]["prompt_tokens"] == 0
+    )
     # One meta file for each kind and split: what trains on one sees no other stage's rows and no held-out video.
     counts = {"split_entry_train": 12, "split_entry_test": 4, "raw_captions_train": 6, "raw_captions_test": 2}
     assert {path.name for path in out.glob("*meta*")} == {f"{name}.meta.json" for name in counts}

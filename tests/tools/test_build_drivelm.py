@@ -187,6 +187,26 @@ def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message):
     assert not list(tmp_path.glob("out/*.jsonl"))
 
 
+def test_bad_rows_are_left_out_and_counted(tmp_path):
+    """A frame without a picture and an empty answer; the official numbers of the other questions do not change."""
+    content = make(tmp_path, frames=3)
+    content["s0"]["key_frames"]["f1"]["image_paths"].pop("CAM_FRONT")
+    content["s0"]["key_frames"]["f2"]["QA"]["perception"][0]["A"] = ""
+    done = build(tmp_path, content, "--split", "train:1", "--on_bad_row", "skip", "--json", tmp_path / "n.json")
+    assert done.returncode == 0, done.stderr
+    ids = [row["drivelm_id"] for row in rows_of(tmp_path / "out" / "train.jsonl")]
+    assert ids == [*(f"s0_f0_{i}" for i in range(4)), *(f"s0_f2_{i}" for i in range(1, 4))]
+    result = json.loads((tmp_path / "n.json").read_text())
+    assert result["bad_rows"]["by_reason"] == {"camera_missing": 1, "empty_text": 1}
+    assert "left out: 1 camera_missing" in done.stdout
+
+
+def test_a_picture_in_two_splits_is_a_leak(tmp_path):
+    content = make(tmp_path, scenes=40)
+    done = build(tmp_path, content, "--split", "train:0.7", "val:0.3")
+    assert done.returncode == 1 and "6 leaks between the splits, e.g. image 'samples/CAM_BACK/a.jpg'" in done.stderr
+
+
 @pytest.mark.kit
 def test_real_annotations(tmp_path):
     if not KIT.is_dir():

@@ -145,13 +145,3 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert done.returncode == 2
     assert "not this tool's" in done.stderr
     assert (tmp_path / "images" / "mine.jpg").read_bytes() == b"precious"
-
-
-def test_the_benchmark_writes_its_json(tmp_path):
-    words = ("--scenes", 40, "--size", 64, "--workers", 1, "--json", tmp_path / "b.json")
-    done = run(*words, tool="bench/bench_synthetic.py")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "b.json").read_text())
-    assert result["ours"] > 0
-    assert result["peer"] is None
-    assert result["ratio"] is None

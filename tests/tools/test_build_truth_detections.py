@@ -77,12 +77,12 @@ def test_without_faults_the_cache_is_the_truth(run, videos, tmp_path):
 
 
 def test_faults_have_their_shares_and_are_named(run, videos, tmp_path):
-    out, told = tmp_path / "detections.jsonl", tmp_path / "counts.json"
-    done = detect(run, videos, out, "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4, "--json", told)
+    out, reported = tmp_path / "detections.jsonl", tmp_path / "counts.json"
+    done = detect(run, videos, out, "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4, "--json", reported)
     assert done.returncode == 0, done.stderr
     cache = DetectionCache.load(out)
     assert cache.detector.version == "misses 0.3, false hits 0.2, seed 0"
-    counts = json.loads(told.read_text())
+    counts = json.loads(reported.read_text())
     truth = {row["video"]: set(row["truth_classes"]) for s in ("train", "test") for row in rows_of(videos / f"split_entry_{s}.jsonl")}  # fmt: skip
     missed = sum(len(classes - cache.classes(video)) for video, classes in truth.items())
     invented = sum(len(cache.classes(video) - classes) for video, classes in truth.items())

@@ -189,8 +189,8 @@ def test_other_settings_are_named(detect: Callable, data: Path, weights: Path) -
     other = data / "other.pt"
     other.write_bytes(weights.read_bytes() + b"\0")
     for flags, named in (
-        (("--conf", 0.5), "conf (file: 0.3, now: 0.5)"),
-        (("--imgsz", 96), "imgsz (file: 64, now: 96)"),
+        (("--conf", 0.5), "conf: 0.3 then, 0.5 now"),
+        (("--imgsz", 96), "imgsz: 64 then, 96 now"),
         (("--num_frames", 2), "--num_frames 2 takes [1, 3] of it"),
     ):
         _, text = detect(*flags, code=2)
@@ -198,7 +198,7 @@ def test_other_settings_are_named(detect: Callable, data: Path, weights: Path) -
     assert (data / "out.jsonl").read_text() == before
 
 
-def test_what_was_replaced_is_made_anew(detect: Callable, data: Path) -> None:
+def test_what_was_replaced_is_made_again(detect: Callable, data: Path) -> None:
     """A clip of as many frames and a picture, without --verify; a new time alone changes nothing."""
     detect("--conf", "1e-6")
     before = DetectionCache.load(data / "out.jsonl")
@@ -208,7 +208,7 @@ def test_what_was_replaced_is_made_anew(detect: Callable, data: Path) -> None:
     shutil.copy(data / rows[-2]["image"], picture)
     os.utime(other, (1, 1))
     _, text = detect("--conf", "1e-6")
-    assert "5 videos and pictures, 3 finished before; 2 made anew: changed" in text
+    assert "5 videos and pictures, 3 finished before; 2 made again: changed" in text
     after = DetectionCache.load(data / "out.jsonl")
     assert len(after) == 5
     for made, like in ((rows[0]["video"], rows[2]["video"]), (rows[-1]["image"], rows[-2]["image"])):
@@ -222,16 +222,16 @@ def test_verify_looks_at_what_size_and_time_do_not_tell(detect: Callable, data: 
     rows = read_rows(data / "rows.jsonl")
     lines = read_rows(data / "out.jsonl")
     line = next(line for line in lines if line["video"] == rows[0]["video"])
-    told, line["frames"][0]["sha256"] = line["frames"][0]["sha256"], "00"
+    reported, line["frames"][0]["sha256"] = line["frames"][0]["sha256"], "00"
     write_rows(data / "out.jsonl", lines)
     _, text = detect()
     assert "5 finished before" in text
     _, text = detect("--verify")
-    assert "4 finished before; 1 made anew: changed" in text
-    assert DetectionCache.load(data / "out.jsonl").entry(rows[0]["video"]).frames[0].sha256 == told
+    assert "4 finished before; 1 made again: changed" in text
+    assert DetectionCache.load(data / "out.jsonl").entry(rows[0]["video"]).frames[0].sha256 == reported
 
 
-def test_lines_of_an_older_cache_are_read_and_made_anew(detect: Callable, data: Path) -> None:
+def test_lines_of_an_older_cache_are_read_and_made_again(detect: Callable, data: Path) -> None:
     detect()
     whole = (data / "out.jsonl").read_text()
     write_rows(
@@ -239,11 +239,11 @@ def test_lines_of_an_older_cache_are_read_and_made_anew(detect: Callable, data: 
     )
     assert len(DetectionCache.load(data / "out.jsonl")) == 5
     _, text = detect()
-    assert "0 finished before; 5 made anew: from an older cache" in text
+    assert "0 finished before; 5 made again: from an older cache" in text
     assert (data / "out.jsonl").read_text() == whole
 
 
-def test_lines_decoded_by_another_version_are_made_anew(detect: Callable, data: Path) -> None:
+def test_lines_decoded_by_another_version_are_made_again(detect: Callable, data: Path) -> None:
     """Frames of a rotated video have been sideways: the transform tells, and GRPO reads both kinds."""
     detect()
     whole = (data / "out.jsonl").read_text()
@@ -253,7 +253,7 @@ def test_lines_decoded_by_another_version_are_made_anew(detect: Callable, data: 
         write_rows(data / "out.jsonl", lines)
         assert len(DetectionCache.load(data / "out.jsonl")) == 5
         _, text = detect()
-        assert "0 finished before; 5 made anew: from a version that decodes in another way" in text
+        assert "0 finished before; 5 made again: from a version that decodes in another way" in text
         assert (data / "out.jsonl").read_text() == whole
 
 
@@ -267,7 +267,7 @@ def test_a_second_run_is_refused_at_once(detect: Callable, data: Path) -> None:
     detect()
 
 
-def test_a_lost_part_is_told(detect: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_part_is_reported(detect: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from drive_vlm.rewards import detections
 
     write = detections.append_detections
@@ -282,7 +282,7 @@ def test_a_lost_part_is_told(detect: Callable, data: Path, monkeypatch: pytest.M
     assert "5 of 5 videos and pictures are not in it (first 'clips/" in text
 
 
-def test_another_data_root_is_seen_in_what_is_made_anew(detect: Callable, data: Path) -> None:
+def test_another_data_root_is_seen_in_what_is_made_again(detect: Callable, data: Path) -> None:
     rows = read_rows(data / "rows.jsonl")
     videos = [row["video"] for row in rows if "video" in row]
     for root, video in (("a", videos[0]), ("b", videos[-1])):
@@ -290,26 +290,26 @@ def test_another_data_root_is_seen_in_what_is_made_anew(detect: Callable, data: 
         shutil.copy(data / video, data / root / "clips" / "x.mp4")
         write_rows(data / root / "rows.jsonl", [rows[0] | {"video": "clips/x.mp4"}])
         _, text = detect(rows=f"{root}/rows.jsonl")
-    assert f"1 made anew: changed (first 'clips/x.mp4', {data / 'b' / 'clips' / 'x.mp4'})" in text
+    assert f"1 made again: changed (first 'clips/x.mp4', {data / 'b' / 'clips' / 'x.mp4'})" in text
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "reported"),
     [
         (("--imgsz", 0), "--imgsz 0 --conf 0.3: need at least 32"),
         (("--conf", 1.5), "--imgsz 64 --conf 1.5: need"),
         (("--conf", "nan"), "--conf nan"),
         (("--out", "{data}"), "is a folder. Give the path of a file"),
         (("--out", "{data}/rows.jsonl/out.jsonl"), "rows.jsonl/out.jsonl: cannot be written to"),
-        (("--weights", "{data}/cut.pt"), "cut.pt: no YOLO weights, or not the whole file"),
+        (("--weights", "{data}/cut.pt"), "cut.pt: not YOLO weights, or not the whole file"),
     ],
 )
 def test_what_cannot_work_is_refused(
-    flags: tuple[str, Any], told: str, detect: Callable, data: Path, weights: Path
+    flags: tuple[str, Any], reported: str, detect: Callable, data: Path, weights: Path
 ) -> None:
     (data / "cut.pt").write_bytes(weights.read_bytes()[:1000])
     _, text = detect(flags[0], str(flags[1]).format(data=data), code=2)
-    assert told in text and not (data / "out.jsonl").exists()
+    assert reported in text and not (data / "out.jsonl").exists()
 
 
 def test_bad_videos_stop_or_are_counted(detect: Callable, data: Path) -> None:
@@ -337,7 +337,7 @@ def test_weights_are_checked_before_they_are_loaded(
     assert "pip install drive-vlm[yolo]" in text and "AGPL-3.0" in text
 
 
-def test_names_are_those_that_rewards_are_told(detect: Callable, data: Path) -> None:
+def test_names_are_those_that_rewards_see(detect: Callable, data: Path) -> None:
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import read_sample
     from drive_vlm.stages.rl.prompts import columns_of
@@ -352,8 +352,8 @@ def test_names_are_those_that_rewards_are_told(detect: Callable, data: Path) -> 
     cache = DetectionCache.load(data / "out.jsonl")
     (source,) = open_sources([str(data / "rows.jsonl")])
     for i in range(len(rows)):
-        told = columns_of(read_sample(source, i), source.root)
-        assert (told["video"] or told["image"]) in cache
+        reported = columns_of(read_sample(source, i), source.root)
+        assert (reported["video"] or reported["image"]) in cache
 
 
 def test_one_name_for_two_files_stops(detect: Callable, data: Path) -> None:
@@ -411,7 +411,7 @@ def test_real_clips_and_videos(detect: Callable, kit: Path, yolov8n: tuple[Path,
     names = []
     for clip in sorted(path for path in (kit / "noncommercial" / "camvid").iterdir() if path.is_dir()):
         (tmp_path / clip.name).mkdir()
-        for frame in clip.glob("0*.png"):  # the kit keeps masks beside the frames
+        for frame in clip.glob("0*.png"):  # the kit keeps masks next to the frames
             shutil.copy(frame, tmp_path / clip.name)
         names.append(clip.name)
     for name in ("solidWhiteRight.mp4", "test_video.mp4"):

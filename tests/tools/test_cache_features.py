@@ -196,7 +196,7 @@ def test_bad_videos_stop_or_are_counted(build: Callable, data: Path) -> None:
 
 
 def test_a_bad_row_is_recorded_once(build: Callable, data: Path) -> None:
-    """Whether its header tells it, or the decoder; a video that is mended is done."""
+    """Whether its header says it, or the decoder; a video that is fixed is done."""
     rows = read_rows(data / "rows.jsonl")[:2]
     clip = data / rows[0]["video"]
     whole = (data / read_rows(data / "rows.jsonl")[-1]["image"][0]).read_bytes()
@@ -256,7 +256,7 @@ def test_an_out_that_is_no_folder_stops(build: Callable, data: Path) -> None:
 
 
 def test_more_frames_than_the_model_knows_are_refused_in_the_words_of_training(build: Callable, data: Path) -> None:
-    from drive_vlm.models.siglip_qwen.processing import too_many_frames
+    from drive_vlm.models.siglip_qwen.tiling import too_many_frames
 
     frame = next((data / "images").iterdir())
     (data / "long").mkdir()
@@ -270,7 +270,7 @@ def test_more_frames_than_the_model_knows_are_refused_in_the_words_of_training(b
     assert counts["written"] == counts["entries"], "short videos fit"
 
 
-def test_the_command_that_mends_the_cache_builds_the_same(tool: ModuleType) -> None:
+def test_the_command_that_fixes_the_cache_builds_the_same(tool: ModuleType) -> None:
     asked = {"model": "my model", "data": ["a b.jsonl", "c.json"], "out": "it's", "image_root": "/p q", "max_tiles": 4}
     config = tool.FeatureConfig(**asked, stored="float32", num_frames=5, batch_size=3)
     words = shlex.split(config.command())
@@ -304,7 +304,7 @@ def test_other_settings_never_mix(build: Callable, data: Path, tiny_model: Path)
     assert entries(data / "out") == before
 
 
-def test_too_little_space_is_told_before(
+def test_too_little_space_is_reported_before(
     tool: ModuleType, data: Path, tiny_video_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tool.FeatureConfig(
@@ -334,7 +334,7 @@ def test_real_clips_and_videos_go_through(kit: Path, run: Callable, tiny_video_m
     """CamVid's folders of frames and two dashcam videos: frames by the sampling of training, features of every one."""
     folders = []
     for clip in sorted(path for path in (kit / "noncommercial" / "camvid").iterdir() if path.is_dir()):
-        folders.append(tmp_path / clip.name)  # the kit keeps masks beside the frames
+        folders.append(tmp_path / clip.name)  # the kit keeps masks next to the frames
         folders[-1].mkdir()
         for frame in clip.glob("0*.png"):
             shutil.copy(frame, folders[-1])

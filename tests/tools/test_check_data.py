@@ -31,7 +31,7 @@ def rows(synthetic_data: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def write(tmp_path: Path, synthetic_data: Path) -> Callable[[str, list[Any]], Path]:
-    """`write(name, rows)`: a data file beside a copy of the pictures; a row that is a text is written as it is."""
+    """`write(name, rows)`: a data file next to a copy of the pictures; a row that is a text is written as it is."""
     shutil.copytree(synthetic_data / "images", tmp_path / "images")
 
     def to_file(name: str, rows: list[Any]) -> Path:
@@ -94,7 +94,7 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_usable_row_is_told_with_its_reasons(rows, write, check):
+def test_no_usable_row_is_reported_with_its_reasons(rows, write, check):
     path = write("train.jsonl", ["{broken", "[]"])
     result, done = check(1, "--data", path)
     assert result["splits"]["train"]["bad_rows"]["by_reason"] == {"broken_json": 1, "not_an_object": 1}

@@ -102,8 +102,8 @@ def test_compare_two_checkpoints(world, clip, call, tmp_path):
     [change] = result["comparisons"]
     assert change["text_text"]["low"] > 0 and change["text_image"]["low"] > 0
     assert change["text_text"]["n"] == 34 and change["text_text"]["losses"] == 0
-    told = {name: list(entry["counts"].values()) for name, entry in result["checkpoints"].items()}
-    assert told == {"before": [2, 0, 0], "after": [0, 0, 0]}
+    reported = {name: list(entry["counts"].values()) for name, entry in result["checkpoints"].items()}
+    assert reported == {"before": [2, 0, 0], "after": [0, 0, 0]}
     datasets = result["checkpoints"]["after"]["datasets"]
     assert list(datasets) == ["circles", "squares", "(all)"]
     assert datasets["(all)"]["text_image"]["above_shuffled"]["low"] > 0
@@ -122,7 +122,7 @@ def test_compare_two_checkpoints(world, clip, call, tmp_path):
 
 @pytest.mark.slow
 def test_paths_with_the_folder_name(world, clip, call, tmp_path):
-    """ "images/000.png" beside --images .../images is found; when both readings exist it is an error."""
+    """ "images/000.png" with --images .../images is found; when both readings exist it is an error."""
     rows = [{**row, "image": "images/" + row["image"]} for row in predictions(world, "p", 2)[:4]]
     path = write(tmp_path / "p.jsonl", rows)
     flags = ["--predictions", path, "--out", tmp_path / "s.csv", "--clip_model", clip]
@@ -165,7 +165,7 @@ def test_bad_rows_are_named(world, clip, call, tmp_path, change, words):
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_an_empty_prediction_is_scored_and_told(world, clip, call, tmp_path):
+def test_an_empty_prediction_is_scored_and_reported(world, clip, call, tmp_path):
     rows = predictions(world, "p", 2)[:3]
     rows[1]["prediction"] = ""
     path = write(tmp_path / "p.jsonl", rows)
@@ -185,7 +185,7 @@ def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, env
 
 @pytest.mark.fresh("what it imports is looked at")
 def test_help_is_quick_and_loads_no_torch(environment):
-    for tool in ("clip_eval", "qa_eval", "train_clip", "bench/bench_clip_eval"):
+    for tool in ("clip_eval", "qa_eval", "train_clip"):
         code = (
             "import runpy, sys\n"
             f"sys.argv = ['x', '--help']\n"

@@ -38,7 +38,7 @@ def worth(task, i):
 
 @pytest.fixture
 def published(tmp_path, rows):
-    """The benchmark's answer files in their folder, region answers with labels beside those without."""
+    """The benchmark's answer files in their folder, region answers with labels next to those without."""
     folder = tmp_path / "results"
     folder.mkdir()
     for row in map(json.loads, rows.read_text().splitlines()):

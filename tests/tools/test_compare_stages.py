@@ -51,8 +51,8 @@ def answers(data, tmp_path_factory):
         question, reference = (turn["value"].replace("<video>", "").strip() for turn in row["conversations"])
         kept = {key: row[key] for key in ("id", "video", "mode", "group")}
         rows.append(kept | {"dataset": "clips", "question": question, "reference": reference})
-    told = [rows[(i + 2) % len(rows)]["reference"] for i in range(len(rows))]
-    write(folder / "s1.jsonl", [row | {"prediction": text} for row, text in zip(rows, told, strict=True)])
+    reported = [rows[(i + 2) % len(rows)]["reference"] for i in range(len(rows))]
+    write(folder / "s1.jsonl", [row | {"prediction": text} for row, text in zip(rows, reported, strict=True)])
     write(folder / "s2.jsonl", [row | {"prediction": EVIL} for row in rows])
     write(folder / "s3.jsonl", [row | {"prediction": row["reference"]} for row in rows])
     return [folder / f"s{i}.jsonl" for i in (1, 2, 3)]
@@ -80,9 +80,9 @@ def compare(tool, data, spacy_model, tmp_path, monkeypatch, capfd):
             code = 0
         except SystemExit as end:
             code = end.code
-        told = capfd.readouterr()
-        assert code == expect, told.out[-1000:] + told.err[-3000:]
-        return json.loads((tmp_path / "r.json").read_text()) if not expect else told.err
+        reported = capfd.readouterr()
+        assert code == expect, reported.out[-1000:] + reported.err[-3000:]
+        return json.loads((tmp_path / "r.json").read_text()) if not expect else reported.err
 
     return start
 
@@ -184,22 +184,22 @@ def test_files_of_one_name_are_one_checkpoint(compare, answers, tmp_path):
     assert "n/a" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_what_does_not_fit_is_told(compare, answers, data, tmp_path):
+def test_what_does_not_fit_is_reported(compare, answers, data, tmp_path):
     rows = read(answers[1])
     short = write(tmp_path / "short.jsonl", rows[1:])
-    told = compare("--predictions", answers[0], short, expect=2)
-    assert f"short has no answer to id '{rows[0]['id']}'" in told and "s1.jsonl:1" in told
+    reported = compare("--predictions", answers[0], short, expect=2)
+    assert f"short has no answer to id '{rows[0]['id']}'" in reported and "s1.jsonl:1" in reported
     compare("--predictions", answers[0], short, "--ids", rows[2]["group"])  # the others are not asked for
-    told = compare("--predictions", answers[0], "--ids", "clips/nine", expect=2)
-    assert "no row has 'clips/nine' as id, video or group" in told
-    told = compare(
+    reported = compare("--predictions", answers[0], "--ids", "clips/nine", expect=2)
+    assert "no row has 'clips/nine' as id, video or group" in reported
+    reported = compare(
         "--predictions", answers[0], write(tmp_path / "twice.jsonl", [*rows, rows[0] | {"id": "x"}]), expect=2
     )
-    assert "twice.jsonl:13: id 'x': a second answer of twice" in told
+    assert "twice.jsonl:13: id 'x': a second answer of twice" in reported
     other = write(tmp_path / "other.jsonl", [rows[0] | {"reference": "Other."}, *rows[1:]])
     assert (
-        "other.jsonl:1" in (told := compare("--predictions", answers[0], other, expect=2))
-        and "another reference" in told
+        "other.jsonl:1" in (reported := compare("--predictions", answers[0], other, expect=2))
+        and "another reference" in reported
     )
     novideo = write(tmp_path / "novideo.jsonl", [{key: rows[0][key] for key in ("id", "prediction", "reference")}])
     assert 'has no "video"' in compare("--predictions", novideo, expect=2)
@@ -212,19 +212,26 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
     rows = read(answers[0])
     part = tmp_path / "part.jsonl"
     part.write_text("".join(line for line in lines if json.loads(line)["video"] != rows[0]["video"]))
-    told = compare("--predictions", answers[0], expect=2, detections=part)
+    reported = compare("--predictions", answers[0], expect=2, detections=part)
     assert (
-        "s1.jsonl:1: id" in told and f"no detections for '{rows[0]['video']}'" in told and "cache_detections.py" in told
+        "s1.jsonl:1: id" in reported
+        and f"no detections for '{rows[0]['video']}'" in reported
+        and "cache_detections.py" in reported
     )
-    told = compare("--predictions", answers[0], "--videos", tmp_path, expect=2)
-    assert "s1.jsonl:1: id" in told and "does not exist" in told and "(--videos)" in told and "image_root" not in told
+    reported = compare("--predictions", answers[0], "--videos", tmp_path, expect=2)
+    assert (
+        "s1.jsonl:1: id" in reported
+        and "does not exist" in reported
+        and "(--videos)" in reported
+        and "image_root" not in reported
+    )
     copy = tmp_path / "copy" / rows[0]["video"]
     copy.mkdir(parents=True)
     frames = sorted((data / rows[0]["video"]).iterdir())
     for frame in frames[:3]:
         (copy / frame.name).write_bytes(frame.read_bytes())
-    told = compare("--predictions", answers[0], "--videos", tmp_path / "copy", "--limit", 1, expect=2)
-    assert "the detections are of the frames [0, 1, 2, 3]" in told and "frames are missing" in told
+    reported = compare("--predictions", answers[0], "--videos", tmp_path / "copy", "--limit", 1, expect=2)
+    assert "the detections are of the frames [0, 1, 2, 3]" in reported and "frames are missing" in reported
     Image.new("RGB", (64, 64), "red").save(copy / frames[3].name)
     result = compare("--predictions", answers[0], "--videos", tmp_path / "copy", "--limit", 1)
     assert [frame["changed"] for frame in result["videos"][0]["frames"]] == [False, False, False, True]

@@ -157,7 +157,7 @@ def test_a_wrong_key_is_named_without_showing_any(arena, chat_server, tmp_path):
     chat_server.required_key = SECRET
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
     done = arena(paths, key="sk-wrong-key-9876543210")
-    assert done.returncode == 2 and "401" in done.stderr and "0 of 12 battles are kept" in done.stderr
+    assert done.returncode == 2 and "401" in done.stderr and "0 of 12 judgements are kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert "sk-wrong" not in done.stdout + done.stderr
     assert arena(paths).returncode == 0
@@ -167,7 +167,7 @@ def test_a_server_that_dies_loses_nothing_that_was_judged(arena, chat_server, tm
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2}, questions=50)
     chat_server.dies_after = 80
     done = arena(paths)
-    assert done.returncode == 2 and "32 of 50 battles are kept" in done.stderr and "go on" in done.stderr
+    assert done.returncode == 2 and "32 of 50 judgements are kept" in done.stderr and "go on" in done.stderr
     assert len(battles_of(tmp_path)) == 32 and "Traceback" not in done.stderr
     with open(tmp_path / "arena.jsonl", "a") as file:
         file.write('{"key": "torn')
@@ -185,7 +185,7 @@ def test_timeouts_and_malformed_replies_on_the_way(arena, chat_server, tmp_path)
     assert result_of(tmp_path)["pairs"]["b"]["a"]["wins"] == 12
 
 
-def test_changed_answers_are_judged_anew(arena, chat_server, tmp_path):
+def test_changed_answers_are_judged_again(arena, chat_server, tmp_path):
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})
     assert arena(paths).returncode == 0
     paths[1].write_text(paths[1].read_text().replace("quality 2 of b", "quality 0 of b", 1))

@@ -82,7 +82,7 @@ def test_numbers_by_hand(tmp_path, train):
     assert [row["correct"] for row in rows] == ["1", "0", "0", "0", "1", "1", "1", "0"]
 
 
-def test_unseen_template_is_told(tmp_path, train):
+def test_unseen_template_is_reported(tmp_path, train):
     text = predictions(tmp_path / "p.jsonl", ["a"] * 4).read_text().replace('"count"', '"other"')
     (tmp_path / "p.jsonl").write_text(text)
     done = run("--predictions", tmp_path / "p.jsonl", "--train", train)

@@ -116,7 +116,7 @@ def test_numbers_by_hand(evaluate, tmp_path):
     assert len(rows) == 12 and rows[0]["false_claims"] == "bus" and rows[0]["missed"] == "person"
     assert float(rows[0]["object"]) == 0.5 and rows[4]["unverified"] == "1"
     assert Image.open(plot).size[0] > 500
-    for told in (
+    for reported in (
         "CHAIR_i",
         "objects against the exact classes",
         "median",
@@ -125,7 +125,7 @@ def test_numbers_by_hand(evaluate, tmp_path):
         "F1, exact",
         "change of",
     ):
-        assert told in done.stdout, done.stdout
+        assert reported in done.stdout, done.stdout
     assert re.search(r"CIDEr +│ +[+-]", done.stdout), done.stdout
 
 
@@ -156,7 +156,7 @@ def changed(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"video": None}, "p.jsonl:2: id 'a.mp4-concise' has no \"video\""),
         ({"video": "b.mp4"}, "has another video or mode than at"),
@@ -166,10 +166,10 @@ def changed(path, **changes):
         ({"mode": "detailed"}, "has another video or mode than at"),
     ],
 )  # fmt: skip
-def test_rows_that_do_not_fit_are_told(evaluate, tmp_path, changes, told):
+def test_rows_that_do_not_fit_are_reported(evaluate, tmp_path, changes, reported):
     files = [write(tmp_path / "o.jsonl", BEFORE), changed(write(tmp_path / "p.jsonl", BEFORE), **changes)]
     _, done = evaluate("--predictions", *files, expect=2)
-    assert told in done.stderr and "Traceback" not in done.stderr
+    assert reported in done.stderr and "Traceback" not in done.stderr
 
 
 def test_two_texts_of_a_mode_and_other_ids(evaluate, tmp_path):
@@ -201,10 +201,12 @@ def test_two_captions_of_one_video_are_paired_by_their_ids(evaluate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [({"id": "a-3-concise", "mode": "detailed"}, "a second detailed text"), ({"truth_classes": ["wagon"]}, "'wagon'")],
 )
-def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes, told, run, detections, spacy_model):
+def test_rows_are_checked_before_any_text_is_parsed(
+    evaluate, tmp_path, changes, reported, run, detections, spacy_model
+):
     """A parser that cannot be asked: no row's fault may wait for it."""
     file = changed(write(tmp_path / "p.jsonl", BEFORE), **changes)
     stopped = (
@@ -224,11 +226,11 @@ def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes,
         spacy_model,
     ]
     done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
-    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert done.returncode == 2 and reported in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "told"),
+    ("flag", "value", "reported"),
     [
         ("--processes", 0, "--processes must be at least 1, got 0"),
         ("--num_frames", 0, "--num_frames must be at least 1"),
@@ -237,12 +239,12 @@ def test_rows_are_checked_before_any_text_is_parsed(evaluate, tmp_path, changes,
         ("--json", "FOLDER/file/x/y", "file is not a folder"),
     ],
 )
-def test_flags_are_checked_before_anything_is_read(evaluate, tmp_path, flag, value, told):
+def test_flags_are_checked_before_anything_is_read(evaluate, tmp_path, flag, value, reported):
     (tmp_path / "file").touch()
     here = str(tmp_path)
     words = ["--predictions", tmp_path / "none.jsonl", flag, str(value).replace("FOLDER", here)]
     _, done = evaluate(*words, expect=2)
-    assert told.replace("FOLDER", here) in done.stderr and "Traceback" not in done.stderr
+    assert reported.replace("FOLDER", here) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_clip_needs_the_videos(evaluate, tmp_path):

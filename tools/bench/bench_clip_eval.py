@@ -1,4 +1,4 @@
-"""Speed of our CLIP scores beside torchmetrics' `clip_score`, on one CLIP and the same JPEG files.
+"""Speed of our CLIP scores next to torchmetrics' `clip_score`, on one CLIP and the same JPEG files.
 
 A random transformers CLIPModel (ViT-B/32 in size unless flags say otherwise) serves torchmetrics; its weights,
 converted, make the open_clip model that ours runs. Every picture has several questions, as in DriveLM. Both sides
@@ -7,17 +7,15 @@ documentation shows, on batches of pictures and texts. What differs: ours encode
 and leaves out padding; torchmetrics encodes every pair. Exit code 1 when the scores differ by more than 1e-4.
 """
 
-import json
 import os
-import platform
 import random
 import statistics
-import sys
-import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -38,19 +36,28 @@ QUESTIONS = (
 )
 
 
-def parse() -> CommandParser:
-    parser = CommandParser(prog="python tools/bench/bench_clip_eval.py", description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--pictures", type=int, default=32, help="different pictures")
-    parser.add_argument("--questions", type=int, default=6, help="texts for each picture, at most 6")
-    parser.add_argument("--batch_size", type=int, default=32, help="of both sides")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each side, in turns; the median counts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads of both sides")
-    parser.add_argument("--layers", type=int, default=12, help="layers of each tower")
-    parser.add_argument("--vision_width", type=int, default=768, help="a multiple of 64")
-    parser.add_argument("--text_width", type=int, default=512, help="a multiple of 64; also the embedding size")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the pictures and of the model's input")
-    parser.add_argument("--json", help="write the measurement to this file")
-    return parser
+NUMBERS = {
+    "pictures": (32, "different pictures"),
+    "questions": (6, "texts for each picture, at most 6"),
+    "batch_size": (32, "of both sides"),
+    "repeats": (3, "timed runs of each side, in turns; the median counts"),
+    "threads": (os.cpu_count() or 1, "torch threads of both sides"),
+    "layers": (12, "layers of each tower"),
+    "vision_width": (768, "a multiple of 64"),
+    "text_width": (512, "a multiple of 64; also the embedding size"),
+    "image_size": (224, "side of the pictures and of the model's input"),
+}
+
+
+def make_parser() -> CommandParser:
+    return measure.bench_parser("bench_clip_eval", __doc__, EXAMPLES, NUMBERS)
+
+
+def check(args: Any) -> None:
+    """Raises ValueError."""
+    measure.at_least(args, **dict.fromkeys(NUMBERS, 1))
+    if args.questions > len(QUESTIONS):
+        raise ValueError(f"--questions {args.questions}: 1 to {len(QUESTIONS)}")
 
 
 def random_clip(args: Any) -> Any:
@@ -163,8 +170,8 @@ def max_difference(pairs: list[tuple[Path, str]], ours: list[float], peer: list[
     return max(abs(max(0.0, mine) - theirs) for mine, theirs in compared)
 
 
-def run(args: Any) -> dict[str, Any]:
-    """Measure both; returns what --json holds."""
+def run(args: Any, work: Path) -> dict[str, Any]:
+    """Both sides in turns, after one short run each that does not count."""
     import torch
 
     from drive_vlm.clip.convert import encoder_from_transformers
@@ -172,36 +179,36 @@ def run(args: Any) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     hf_model = random_clip(args)
     encoder, processor = encoder_from_transformers(hf_model), peer_processor(args.image_size)
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = make_data(Path(folder), args)
-        orient_positive(hf_model, encoder, pairs)
-        model = returning_tensors(hf_model)
-        our_scores(pairs[: args.questions], args.batch_size, encoder)
-        peer_scores(pairs[: args.questions], args.batch_size, model, processor)
-        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-        for _ in range(args.repeats):
-            started = time.perf_counter()
-            ours = our_scores(pairs, args.batch_size, encoder)
-            seconds["ours"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            peer = peer_scores(pairs, args.batch_size, model, processor)
-            seconds["peer"].append(time.perf_counter() - started)
-        call = lambda part: peer_scores(part, 1, model, processor)  # noqa: E731
-        difference = max_difference(pairs, ours, peer, args, call)
+    pairs = make_data(work, args)
+    orient_positive(hf_model, encoder, pairs)
+    model = returning_tensors(hf_model)
+    sides: dict[str, Callable[[Any, int], list[float]]] = {
+        "ours": lambda part, size: our_scores(part, size, encoder),
+        "peer": lambda part, size: peer_scores(part, size, model, processor),
+    }
+    scores = {}
+
+    def timed(side: str) -> dict[str, float]:
+        started = time.perf_counter()
+        scores[side] = sides[side](pairs, args.batch_size)
+        return {"seconds": time.perf_counter() - started}
+
+    for side in sides.values():
+        side(pairs[: args.questions], args.batch_size)
+    runs = measure.in_turns({"ours": lambda _: timed("ours"), "peer": lambda _: timed("peer")}, args.repeats)
+    seconds = {side: [run["seconds"] for run in found] for side, found in runs.items()}
     rates = {side: len(pairs) / statistics.median(times) for side, times in seconds.items()}
     return {
-        "ours": rates["ours"],
-        "peer": rates["peer"],
+        **rates,
         "ratio": rates["ours"] / rates["peer"],
         "unit": "image-text pairs/s",
-        "max_abs_difference": difference,
-        "score_sd": statistics.pstdev(ours),
+        "max_abs_difference": max_difference(
+            pairs, scores["ours"], scores["peer"], args, lambda part: sides["peer"](part, 1)
+        ),
+        "score_sd": statistics.pstdev(scores["ours"]),
         "seconds": seconds,
         "pairs": len(pairs),
         "distinct": {"pictures": args.pictures, "texts": len({text for _, text in pairs})},
-        "settings": {key: value for key, value in vars(args).items() if key != "json"},
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "open_clip_torch", "torchmetrics", "transformers")},
     }
 
 
@@ -216,43 +223,26 @@ def orient_positive(hf_model: Any, encoder: Any, pairs: list[tuple[Path, str]]) 
             encoder.model.visual.proj.neg_()
 
 
-def print_table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    settings, distinct = result["settings"], result["distinct"]
-    title = f"{result['pairs']} pairs, batches of {settings['batch_size']}, {settings['threads']} threads"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "pairs/s", "seconds (all runs)"):
-        table.add_column(column, justify="left" if not column else "right")
+def show(result: dict[str, Any], args: Any) -> str | None:
+    """Print the rates; the exit status where the two sides do not agree."""
+    rows = []
     for side, name in (("ours", "drive-vlm on open_clip"), ("peer", "torchmetrics clip_score")):
-        table.add_row(name, f"{result[side]:.1f}", " ".join(f"{value:.2f}" for value in result["seconds"][side]))
-    Console(width=100).print(table)
+        rows.append([name, f"{result[side]:.1f}", " ".join(f"{value:.2f}" for value in result["seconds"][side])])
+    title = f"{result['pairs']} pairs, batches of {args.batch_size}, {args.threads} threads"
+    measure.table(title, ("", "pairs/s", "seconds (all runs)"), rows)
+    difference, distinct = result["max_abs_difference"], result["distinct"]
     print(
-        f"ratio {result['ratio']:.2f}, largest difference of scores {result['max_abs_difference']:.1e} "
-        f"(scores spread by {result['score_sd']:.1e})"
+        f"ratio {result['ratio']:.2f}, largest difference of scores {difference:.1e} (scores spread by {result['score_sd']:.1e})"
     )
     print(
         f"ours encoded {distinct['pictures']} pictures and {distinct['texts']} texts, "
         f"torchmetrics {result['pairs']} of each; decoding is in both times"
     )
+    return f"the scores differ by {difference:.1e}, more than {TOLERANCE:.0e}" if difference > TOLERANCE else None
 
 
 def main() -> None:
-    parser = parse()
-    args = parser.parse_args()
-    try:
-        if not 1 <= args.questions <= len(QUESTIONS):
-            raise ValueError(f"--questions {args.questions}: 1 to {len(QUESTIONS)}")
-        result = run(args)
-    except ValueError as error:
-        parser.error(str(error))
-    print_table(result)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
-    if result["max_abs_difference"] > TOLERANCE:
-        sys.exit(f"the scores differ by {result['max_abs_difference']:.1e}, more than {TOLERANCE:.0e}")
+    measure.run_bench(make_parser(), run, show, check=check, peers=("torchmetrics", "open_clip_torch"))
 
 
 if __name__ == "__main__":

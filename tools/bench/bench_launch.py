@@ -1,29 +1,24 @@
-"""What our launcher costs: start of a run, saves and resumes beside a bare torchrun script, and our share of each step.
+"""What our launcher costs: start of a run, saves and resumes next to a bare torchrun script, and our share of each step.
 
 Start: seconds from the command to the log of the first optimizer step. Ours is a recipe's `launch sft` (recipes/_launch.sh)
-with manifest, audit, watchdog and row lengths measured anew (cold) or found in the cache (warm); the peer is
-bench_launch_peer.py, a transformers Trainer without our code, by torchrun. On one process `launch` needs no torchrun, so
-the peer is also started by plain python. Same rows, model, flags, DeepSpeed layout and threads, all sides in turns after
-one run each that does not count; both write the log that is waited for.
+with manifest, audit, watchdog and row lengths measured again (cold) or found in the cache (warm); the peer is
+bench_launch_peer.py, a transformers Trainer without our code, by torchrun. Same rows, model, flags, DeepSpeed layout and
+threads, all sides in turns after one run each that does not count; both write the log that is waited for.
 Save and resume: a larger random model; the seconds of the Trainer's save on the main rank (ours flushes to the disk, the
 peer's leaves that to the system), and the start of a run that goes on from a checkpoint.
-Overhead: our parts of a step by a clock around each (bench_launch_probe.py), as a share of the median step, and the same
-run with the parts left out in every other block of steps.
-CPU seconds are those of all processes of a side: on a machine that others use, they vary less than the clock on the wall.
+Overhead: our parts of a step by a clock around each (bench_launch_probe.py), as a share of the median step.
 """
 
 import json
+import math
 import os
 import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_launch_sides import TOOLS, Bench, gpu_count
-from bench_launch_tables import print_tables
+import measure
 
 from drive_vlm.config import CommandParser
 
@@ -45,31 +40,27 @@ NUMBERS = {
     "saves": (3, "saves of the larger model"),
     "steps": (400, "steps of the overhead run with the small model"),
     "large_steps": (40, "steps of the overhead run with the larger model"),
-    "switch_every": (10, "steps of a block with, then without our parts"),
+}
+NAMES = {
+    "cold": "ours, rows measured again",
+    "warm": "ours, row lengths cached",
+    "peer": "bare torchrun script",
+    "ours": "ours",
 }
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(prog="python tools/bench/bench_launch.py", description=__doc__, examples=EXAMPLES)
+    parser = measure.bench_parser("bench_launch", __doc__, EXAMPLES, NUMBERS)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
     add("--processes", nargs="+", type=int, default=[1, 2], help="numbers of processes (default: 1 2)")
     add("--deepspeed", default="zero2", help="memory layout of both sides, or none for DDP (default: zero2)")
-    for name, (default, text) in NUMBERS.items():
-        add(f"--{name}", type=int, default=default, help=text)
-    add("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
-    add("--prepare", action="store_true", help="only data and models; the tool starts this itself")
-    add("--json", type=Path, help="write the measurement to this file")
     return parser
 
 
 def check(args: Any) -> None:
     """Raises ValueError for settings that measure nothing."""
-    low = [name for name in NUMBERS if getattr(args, name) < 1]
-    if low or min(args.processes) < 1:
-        raise ValueError(f"--{(low or ['processes'])[0]}: at least 1")
-    if min(args.steps, args.large_steps) < 4 * args.switch_every or args.rows < 6:
-        raise ValueError("--steps, --large_steps: at least four blocks of --switch_every; --rows: at least 6")
+    measure.at_least(args, **dict.fromkeys(NUMBERS, 1) | {"processes": 1, "rows": 6, "steps": 4, "large_steps": 4})
     if 0 < gpu_count() < max(args.processes):
         raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
     if args.deepspeed != "none":
@@ -78,71 +69,149 @@ def check(args: Any) -> None:
         load_deepspeed_config(args.deepspeed, cpu=not gpu_count())
 
 
-# ---- prepare
+def gpu_count() -> int:
+    """GPUs that both sides would use; 0 runs them on the CPU."""
+    from drive_vlm.launch.manifest import gpus
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(gpus()) if visible is None else len([word for word in visible.split(",") if word and word != "-1"])
 
 
 def prepare(args: Any, work: Path) -> None:
     """Rows with one picture each, and the two models."""
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
 
-    build = ["build_synthetic.py", "--out", work / "data", "--scenes", max(4, -(-args.rows // 6)), "--size", 112]
-    words = [sys.executable, TOOLS / build[0], *build[1:], "--splits", "train:1"]
-    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (work / "data" / "train.jsonl").read_text().splitlines()][: args.rows]
-    (work / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    corpus = corpus_of(rows)
+    data = measure.build_synthetic(work, scenes=max(4, -(-args.rows // 6)), size=112)
+    rows = measure.json_lines(data / "train.jsonl")[: args.rows]
+    measure.write_json_lines(data / "rows.jsonl", rows)
     for name, width, layers, tower in (
         ("small", args.hidden_size, args.layers, args.layers),
         ("large", args.save_hidden_size, args.save_layers, max(1, args.save_layers // 2)),
     ):
         sizes: dict[str, Any] = {"hidden_size": width, "text_layers": layers, "vision_layers": tower}
-        build_tiny_internvl(work / name, corpus, **IMAGE, **sizes)
+        build_tiny_internvl(work / name, corpus_of(rows), **IMAGE, **sizes)
 
 
 def parameters(model: Path) -> int:
     from safetensors import safe_open
 
     with safe_open(model / "model.safetensors", framework="np") as file:
-        return sum(_product(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
 
 
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+# ---- the two sides
+
+
+class Sides:
+    """Starts both sides in a work folder that `prepare` has filled."""
+
+    def __init__(self, args: Any, work: Path) -> None:
+        self.args, self.work, self.cpu = args, work, not gpu_count()
+        self.deepspeed = None if args.deepspeed == "none" else args.deepspeed
+        self.recipe = work / "bench_recipe.sh"
+        self.recipe.write_text(
+            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{measure.TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
+        )
+        self.env = measure.environment(work, args.threads) | ({"DS_ACCELERATOR": "cpu"} if self.cpu else {})
+
+    def arguments(self, steps: int, out: Path, **more: Any) -> dict[str, Any]:
+        """TrainingArguments of both sides."""
+        own = {"output_dir": str(out), "max_steps": steps, "per_device_train_batch_size": self.args.batch_size}
+        logs = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": False}
+        return measure.TRAINING | own | logs | {"learning_rate": 1e-4} | more
+
+    def _our_words(self, model: str, processes: int, arguments: dict[str, Any], resume: Path | None) -> list[str]:
+        ours = {
+            "model": self.work / model,
+            "data": self.work / "data" / "rows.jsonl",
+            "freeze": "vision_tower",
+            "packing": False,
+            "global_batch_size": processes * self.args.batch_size,
+            **({"deepspeed": self.deepspeed} if self.deepspeed else {}),
+            **({"resume": resume} if resume else {}),
+        }
+        return measure.flags(ours | arguments)
+
+    def ours(
+        self, model: str, processes: int, arguments: dict[str, Any], cache: str = "warm", resume: Path | None = None
+    ) -> dict[str, float]:
+        words = ["bash", self.recipe, *self._our_words(model, processes, arguments, resume)]
+        env = {"NPROC_PER_NODE": str(processes), "DRIVE_VLM_CACHE": str(self.work / cache)}
+        return self._start(words, Path(arguments["output_dir"]), env)
+
+    def probe(self, model: str, processes: int, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the probe of each rank saw."""
+        out = Path(arguments["output_dir"])
+        words = [*measure.torchrun(processes), measure.BENCH / "bench_launch_probe.py"]
+        self._start([*words, *self._our_words(model, processes, arguments, None)], out, {})
+        return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
+
+    def peer(
+        self, model: str, processes: int, arguments: dict[str, Any], resume: Path | None = None
+    ) -> dict[str, float]:
+        from drive_vlm.launch.deepspeed import load_deepspeed_config
+
+        layout = load_deepspeed_config(self.deepspeed, self.cpu) if self.deepspeed else None
+        arguments = arguments | {
+            "use_cpu": self.cpu,
+            "deepspeed": layout,
+            "ddp_backend": "gloo" if self.cpu and not layout else None,
+            "ddp_find_unused_parameters": False,
+            "dataloader_pin_memory": not self.cpu,
+            "remove_unused_columns": False,
+            "save_total_limit": 2,
+        }
+        settings = {
+            "model": str(self.work / model),
+            "data": str(self.work / "data" / "rows.jsonl"),
+            "freeze": "vision_tower",
+            "resume": str(resume) if resume else None,
+            "arguments": arguments,
+        }
+        out = Path(arguments["output_dir"])
+        file = out.with_suffix(".json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+        env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
+        return self._start([*measure.torchrun(processes), measure.BENCH / "bench_launch_peer.py", file], out, env)
+
+    def _start(self, words: list[Any], out: Path, env: dict[str, str]) -> dict[str, float]:
+        """Seconds until the first log, and to the end."""
+        out.mkdir(parents=True)
+        found = measure.start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
+        return {"seconds": found["seconds_to_first"], "seconds_to_the_end": found["seconds"]}
 
 
 # ---- what is measured
 
 
-def measure_start(bench: Bench, processes: int) -> dict[str, Any]:
-    """Sides in turns; the run numbered 0 of each warms the disk cache and does not count."""
-    runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "peer": []}
-    if processes == 1:
-        runs["peer_python"] = []
-    for repeat in range(bench.args.repeats + 1):
-        for side, found in runs.items():
-            out = bench.work / f"start{processes}" / f"{side}{repeat}"
-            flags = bench.flags(1, out)
-            if side.startswith("peer"):
-                run = bench.peer("small", processes, flags, plain=side == "peer_python")
-            else:
-                run = bench.ours("small", processes, flags, "warm" if side == "warm" else f"cold{processes}-{repeat}")
-            found += [run] if repeat else []
-            shutil.rmtree(out)
-    sides = {side: summary(found) for side, found in runs.items()}
-    return sides | {"ratio": {side: ratio(sides[side], sides["peer"]) for side in runs if side != "peer"}}
+def measure_start(sides: Sides, processes: int) -> dict[str, Any]:
+    """The run numbered 0 of each side warms the disk cache and does not count."""
+
+    def side(name: str, repeat: int) -> dict[str, float]:
+        out = sides.work / f"start{processes}" / f"{name}{repeat}"
+        arguments = sides.arguments(1, out)
+        if name == "peer":
+            run = sides.peer("small", processes, arguments)
+        else:
+            run = sides.ours("small", processes, arguments, "warm" if name == "warm" else f"cold{processes}-{repeat}")
+        shutil.rmtree(out)
+        return run
+
+    runs = {name: partial(side, name) for name in ("cold", "warm", "peer")}
+    return summary(measure.in_turns(runs, sides.args.repeats, warm_up=1))
 
 
-def measure_save(bench: Bench, processes: int) -> dict[str, Any]:
+def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
     """Saves of the larger model after each step, then runs that go on from the last."""
-    count, root = bench.args.saves, bench.work / f"save{processes}"
-    flags = {side: bench.flags(count, root / side, save_steps=1) for side in ("ours", "peer")}
-    clock = bench.probe("large", processes, flags["ours"])[0]["once"]
-    bench.peer("large", processes, flags["peer"])
-    lines = (root / "peer" / "saves.jsonl").read_text().splitlines()
-    seconds = {"ours": clock["save"], "peer": [json.loads(line)["seconds"] for line in lines]}
+    count, root = sides.args.saves, sides.work / f"save{processes}"
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    clock = sides.probe("large", processes, sides.arguments(count, root / "ours", **saving))[0]["once"]
+    sides.peer("large", processes, sides.arguments(count, root / "peer", **saving))
+    seconds = {
+        "ours": clock["save"],
+        "peer": [line["seconds"] for line in measure.json_lines(root / "peer" / "saves.jsonl")],
+    }
     last = {side: root / side / f"checkpoint-{count}" for side in seconds}
     save: dict[str, Any] = {
         side: {"seconds": statistics.median(found), "runs": found, "bytes_on_disk": bytes_of(last[side])}
@@ -150,20 +219,17 @@ def measure_save(bench: Bench, processes: int) -> dict[str, Any]:
     }
     save["ours"]["of_it_flush_and_rename"] = statistics.median(clock["flush_and_rename"])
     save["ratio"] = save["ours"]["seconds"] / save["peer"]["seconds"]
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-    for repeat in range(bench.args.repeats + 1):
-        for side, found in runs.items():
-            out = root / f"resume-{side}{repeat}"
-            again = bench.flags(count + 1, out)
-            if side == "ours":
-                run = bench.ours("large", processes, again, "warm", last[side])
-            else:
-                run = bench.peer("large", processes, again, last[side])
-            found += [run] if repeat else []
-            shutil.rmtree(out)
-    resume = {side: summary(found) for side, found in runs.items()}
+
+    def ours(repeat: int) -> dict[str, float]:
+        arguments = sides.arguments(count + 1, root / f"resume-ours{repeat}")
+        return sides.ours("large", processes, arguments, resume=last["ours"])
+
+    def peer(repeat: int) -> dict[str, float]:
+        return sides.peer("large", processes, sides.arguments(count + 1, root / f"resume-peer{repeat}"), last["peer"])
+
+    resume = summary(measure.in_turns({"ours": ours, "peer": peer}, sides.args.repeats, warm_up=1))
     shutil.rmtree(root)
-    return {"save": save, "resume": resume | {"ratio": ratio(resume["ours"], resume["peer"])}}
+    return {"save": save, "resume": resume}
 
 
 def bytes_of(checkpoint: Path) -> dict[str, int]:
@@ -172,98 +238,102 @@ def bytes_of(checkpoint: Path) -> dict[str, int]:
     return {"whole": sum(s.st_size for s in stats), "added": sum(s.st_size for s in stats if s.st_nlink == 1)}
 
 
-def measure_overhead(bench: Bench, model: str, processes: int) -> dict[str, Any]:
-    """Median microseconds of each part in a step (mean over ranks), their share of the median step, that step without them."""
-    steps = bench.args.steps if model == "small" else bench.args.large_steps
-    out = bench.work / f"overhead-{model}{processes}"
-    flags = bench.flags(steps, out) | {"logging_steps": 10}
-    ranks = bench.probe(model, processes, flags, switch_every=bench.args.switch_every)
+def measure_overhead(sides: Sides, model: str, processes: int) -> dict[str, Any]:
+    """Median microseconds of each part in a step (mean over ranks), and the share of the median step."""
+    steps = sides.args.steps if model == "small" else sides.args.large_steps
+    out = sides.work / f"overhead-{model}{processes}"
+    ranks = sides.probe(model, processes, sides.arguments(steps, out, logging_steps=10))
     shutil.rmtree(out)
-    parts: dict[str, dict[str, float]] = {}
-    for name in sorted({name for rank in ranks for name in rank["parts"]}):
-        parts[name] = {
-            key: statistics.mean(rank["parts"].get(name, {}).get(key, 0.0) for rank in ranks)
-            for key in ("wall_us", "mean_wall_us", "cpu_us")
-        }
-    result: dict[str, Any] = {"parts": parts, "steps": ranks[0]["counted"], "once": ranks[0]["once"]}
-    for key in ("wall", "cpu"):
-        per_step = {
-            on: statistics.median(step[key] for rank in ranks for step in rank["steps"] if step["on"] is on)
-            for on in (True, False)
-        }
-        total = sum(part[f"{key}_us"] for part in parts.values())
-        result[key] = {
-            "total_us": total,
-            "step_ms": per_step[True] * 1e3,
-            "share": total / 1e6 / per_step[True],
-            "step_ms_without": per_step[False] * 1e3,
-            "with_to_without": per_step[True] / per_step[False],
-        }
-    return result
-
-
-def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians, least and most of a side's runs, and the runs themselves."""
-    names = ("seconds", "cpu_seconds")
-    medians = {name: statistics.median(run[name] for run in runs) for name in names}
-    spread = {name: [min(run[name] for run in runs), max(run[name] for run in runs)] for name in names}
-    return medians | {"spread": spread, "runs": runs}
-
-
-def ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
-    """Ours to the peer's: medians, and the quickest runs, which other load on the machine touches least."""
-    names = ("seconds", "cpu_seconds")
-    medians = {name: ours[name] / peer[name] for name in names}
-    return medians | {"least_seconds": ours["spread"]["seconds"][0] / peer["spread"]["seconds"][0]}
-
-
-def measure(args: Any, work: Path) -> dict[str, Any]:
-    """Prepare, run all parts, return what --json holds."""
-    from drive_vlm.launch.manifest import machine, versions
-
-    load = os.getloadavg()
-    names = ["deepspeed", "processes", *NUMBERS]
-    flags = [f"--{name}={getattr(args, name)}" for name in NUMBERS]
-    words = [sys.executable, __file__, "--prepare", "--work", str(work), *flags]
-    subprocess.run(words, check=True)  # its imports stay out of this process, which all others are forked from
-    bench = Bench(args, work)
-    result: dict[str, Any] = {name: {} for name in ("start", "save", "resume", "overhead")}
-    for processes in args.processes:
-        if "start" in args.parts:
-            result["start"][str(processes)] = measure_start(bench, processes)
-        if "save" in args.parts:
-            for name, found in measure_save(bench, processes).items():
-                result[name][str(processes)] = found
-        if "overhead" in args.parts:
-            models = ("small", "large")
-            result["overhead"][str(processes)] = {m: measure_overhead(bench, m, processes) for m in models}
-    return result | {
-        "parameters": {name: parameters(work / name) for name in ("small", "large")},
-        "settings": {name: getattr(args, name) for name in names},
-        "load_average": {"before": load, "after": os.getloadavg()},
-        "machine": machine(),
-        "versions": versions(),
+    parts = {
+        name: {key: statistics.mean(rank["parts"][name][key] for rank in ranks) for key in ("wall_us", "mean_wall_us")}
+        for name in sorted(ranks[0]["parts"])
+    }
+    step = statistics.median(seconds for rank in ranks for seconds in rank["steps"])
+    total = sum(part["wall_us"] for part in parts.values())
+    return {
+        "parts": parts,
+        "steps": len(ranks[0]["steps"]),
+        "once": ranks[0]["once"],
+        "total_us": total,
+        "step_ms": step * 1e3,
+        "share": total / 1e6 / step,
     }
 
 
+def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians, least and most of each side, its runs, and its ratio to the peer's: of medians and of the quickest runs."""
+    result: dict[str, Any] = {}
+    for side, found in runs.items():
+        seconds = [run["seconds"] for run in found]
+        result[side] = measure.medians(found) | {"spread": [min(seconds), max(seconds)], "runs": found}
+    result["ratio"] = {
+        side: {
+            "seconds": result[side]["seconds"] / result["peer"]["seconds"],
+            "least_seconds": result[side]["spread"][0] / result["peer"]["spread"][0],
+        }
+        for side in runs
+        if side != "peer"
+    }
+    return result
+
+
+def run(args: Any, work: Path) -> dict[str, Any]:
+    """Run all parts."""
+    sides = Sides(args, work)
+    result: dict[str, Any] = {name: {} for name in ("start", "save", "resume", "overhead")}
+    for processes in args.processes:
+        if "start" in args.parts:
+            result["start"][str(processes)] = measure_start(sides, processes)
+        if "save" in args.parts:
+            for name, found in measure_save(sides, processes).items():
+                result[name][str(processes)] = found
+        if "overhead" in args.parts:
+            models = ("small", "large")
+            result["overhead"][str(processes)] = {m: measure_overhead(sides, m, processes) for m in models}
+    return result | {"parameters": {name: parameters(work / name) for name in ("small", "large")}}
+
+
+# ---- what is shown
+
+
+def show(result: dict[str, Any], args: Any) -> None:
+    for title, part in (("start to the first step", "start"), ("resume to the first step", "resume")):
+        for processes, sides in result[part].items():
+            rows = []
+            for side in sides.keys() - {"ratio"}:
+                low, high = sides[side]["spread"]
+                ratio = "" if side == "peer" else f"{sides['ratio'][side]['seconds']:.2f}"
+                rows.append([NAMES[side], f"{sides[side]['seconds']:.2f}", f"{low:.2f} - {high:.2f}", ratio])
+            measure.table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
+    for processes, save in result["save"].items():
+        for side in ("ours", "peer"):
+            size = save[side]["bytes_on_disk"]
+            print(
+                f"save, {processes} process(es), {NAMES[side]}: {save[side]['seconds']:.2f} s; "
+                f"{size['whole'] / 2**20:.0f} MiB, {size['added'] / 2**20:.0f} MiB of them new on the disk"
+            )
+        print(f"  ratio {save['ratio']:.2f}; flush and rename {save['ours']['of_it_flush_and_rename']:.2f} s of ours")
+    for processes, models in result["overhead"].items():
+        for model, found in models.items():
+            rows = [
+                [
+                    name,
+                    f"{part['wall_us']:.0f}",
+                    f"{part['wall_us'] / 1e3 / found['step_ms']:.3%}",
+                    f"{part['mean_wall_us']:.0f}",
+                ]
+                for name, part in found["parts"].items()
+            ]
+            rows.append(["all", f"{found['total_us']:.0f}", f"{found['share']:.3%}", ""])
+            title = f"our part of a step of {found['step_ms']:.2f} ms, {processes} process(es), {model} model"
+            measure.table(title, ("", "us a step", "share of a step", "mean us"), rows)
+    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
+    load = result["load_average"]
+    print(f"parameters: {sizes}; load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
+
+
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        if args.prepare:
-            prepare(args, args.work)
-            return
-        check(args)
-        with tempfile.TemporaryDirectory() as temporary:
-            work = (args.work or Path(temporary)).resolve()
-            work.mkdir(parents=True, exist_ok=True)
-            result = measure(args, work)
-    except ValueError as error:
-        parser.error(str(error))
-    print_tables(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    measure.run_bench(make_parser(), run, show, prepare, check)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The other side of bench_launch.py: SFT as one writes it by hand, a transformers Trainer with no code of this project.
 
 Started by that tool with torchrun. Rows become tensors in the collator by the processor's chat template; all tokens but
-the padding are learned. Only `import drive_vlm` is ours: beside a CPU build of torch the public torchvision needs its hook.
+the padding are learned. Only `import drive_vlm` is ours: next to a CPU build of torch the public torchvision needs its hook.
 Every log is a line of metrics.jsonl, every save's seconds one of saves.jsonl.
 """
 

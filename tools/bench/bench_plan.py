@@ -1,28 +1,28 @@
-"""The plan's memory model beside real training: predicted and measured bytes of one process, through the sft command.
+"""The plan's memory model next to real training: predicted and measured bytes of one process, through the sft command.
 
 Each case trains three optimizer steps of a random InternVL in processes of its own. Before step 2 the memory that stays
 (weights, master copy, optimizer states) is read; during step 2 the peak. On a GPU both are torch.cuda's allocated bytes.
 On a CPU the first is the sum of all tensor storages, the second adds the largest sum of allocations that torch's
-profiler saw; peak RSS less the RSS before the model was loaded stands beside them. The prediction is drive_vlm.plan's
+profiler saw; peak RSS less the RSS before the model was loaded stands next to them. The prediction is drive_vlm.plan's
 for the very batch that step 2 had (rows, tokens, tiles, labels).
 On a CPU the model has some 50 M weights. On a GPU the cases are InternVL3-1B at full size, and Qwen3-4B with LoRA behind
 its tower, with random weights from drive_vlm/models/architectures.
 """
 
-import gc
 import json
 import os
-import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench_plan_probe import largest_sums, storages
+import measure
+from bench_plan_probe import measure_stage
 
 from drive_vlm.config import CommandParser
 
-TOOLS = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from drive_vlm.plan.activations import Batch
 
 EXAMPLES = """
 python tools/bench/bench_plan.py --json runs/bench_plan.json
@@ -64,16 +64,13 @@ GPU_CASES: dict[str, tuple[int, str, list[str]]] = {
 }
 
 
+NUMBERS = {"hidden_size": (512, "width of the CPU model"), "micro_batch": (2, "packs of a micro batch")}
+
+
 def make_parser() -> CommandParser:
-    parser = CommandParser(prog="python tools/bench/bench_plan.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
-    add("--cases", nargs="+", help="cases to run (default: all of this device)")
-    add("--hidden_size", type=int, default=512, help="width of the CPU model")
-    add("--max_length", type=int, help="tokens of a pack (default: 512 on a CPU, 4096 on a GPU)")
-    add("--micro_batch", type=int, default=2, help="packs of a micro batch")
-    add("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
-    add("--json", type=Path, help="write the measurement to this file")
-    add("--child", type=Path, help="measure one run and write it to this file; the tool starts this itself")
+    parser = measure.bench_parser("bench_plan", __doc__, EXAMPLES, NUMBERS)
+    parser.add_argument("--cases", nargs="+", help="cases to run (default: all of this device)")
+    parser.add_argument("--max_length", type=int, help="tokens of a pack (default: 512 on a CPU, 4096 on a GPU)")
     return parser
 
 
@@ -82,50 +79,18 @@ def make_parser() -> CommandParser:
 
 def measure_child(out: Path, words: list[str]) -> None:
     """Run sft with `words` and write what step 2 took to `out` (rank 0)."""
-    import torch
-    from transformers import TrainerCallback
-
-    from drive_vlm import models, stages
-    from drive_vlm.launch.manifest import peak_resident_bytes
-    from drive_vlm.stages import sft
+    from drive_vlm import models
 
     found: dict[str, Any] = {}
-    cuda, load = torch.cuda.is_available(), models.load_family
+    load = models.load_family
 
     def load_family(*args: Any, **kwargs: Any) -> Any:
-        found["rss"] = -_resident()
+        found["resident_at_load"] = _resident()
         return load(*args, **kwargs)
 
     models.load_family = load_family
 
-    class Meter(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step != 1:
-                return
-            gc.collect()
-            found["static"] = torch.cuda.memory_allocated() if cuda else storages()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            else:
-                found["profiler"] = torch.profiler.profile(profile_memory=True)
-                found["profiler"].__enter__()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step != 2:
-                return
-            if cuda:
-                found["peak"] = torch.cuda.max_memory_allocated()
-            else:
-                profiler = found.pop("profiler")
-                profiler.__exit__(None, None, None)
-                found["peak"] = found["static"] + largest_sums(profiler)[""]
-            found["rss"] += peak_resident_bytes()
-
-    build = sft.build_trainer
-
-    def build_metered(*args: Any) -> Any:
-        trainer = build(*args)
-        trainer.add_callback(Meter())
+    def change(trainer: Any) -> None:
         step = trainer.training_step
 
         def training_step(model: Any, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> Any:
@@ -136,12 +101,8 @@ def measure_child(out: Path, words: list[str]) -> None:
             return step(model, inputs, *rest, **kwargs)
 
         trainer.training_step = training_step
-        return trainer
 
-    setattr(sft, "build_trainer", build_metered)  # noqa: B010 - a stage has no hook for this, and needs none
-    stages.run("sft", words)
-    if os.environ.get("RANK", "0") == "0":
-        out.write_text(json.dumps(found))
+    measure_stage(out, "sft", words, found, change)
 
 
 def _resident() -> int:
@@ -152,57 +113,16 @@ def _resident() -> int:
 # ---- the tool
 
 
-def prepare(work: Path, args: Any, cuda: bool) -> dict[str, Path]:
+def prepare_models(work: Path, hidden_size: int, cuda: bool) -> dict[str, Path]:
     """Data, layouts and models in `work`; {model name: directory}."""
-    data = work / "data"
-    if not data.is_dir():
-        tool = TOOLS / "build_synthetic.py"
-        build = [
-            sys.executable,
-            tool,
-            "--out",
-            data,
-            "--scenes",
-            "60",
-            "--size",
-            "112",
-            "--splits",
-            "train:1",
-            "--workers",
-            "1",
-        ]
-        subprocess.run([str(word) for word in build], check=True, stdout=subprocess.DEVNULL)
+    corpus = measure.build_synthetic(work, scenes=60, size=112, workers=1) / "train.jsonl"
     for stage in (1, 2, 3):
         zero = {"zero_optimization": {"stage": stage, **_ZERO, **(_ZERO3 if stage == 3 else {})}}
         (work / f"zero{stage}.json").write_text(json.dumps(zero))
     if cuda:
-        return {name: random_model(work / name, data / "train.jsonl", name) for name in ("internvl3_1b", "qwen3_4b")}
-    sizes = [
-        "--image_size",
-        "112",
-        "--patch_size",
-        "14",
-        "--hidden_size",
-        str(args.hidden_size),
-        "--vision_layers",
-        "6",
-    ]
-    sizes += [
-        "--text_layers",
-        "8",
-        "--max_tiles",
-        "1",
-        "--corpus",
-        str(data / "train.jsonl"),
-        "--out",
-        str(work / "small"),
-    ]
-    subprocess.run(
-        [sys.executable, str(TOOLS / "build_tiny_model.py"), *sizes],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return {"small": work / "small"}
+        return {name: random_model(work / name, corpus, name) for name in ("internvl3_1b", "qwen3_4b")}
+    sizes = {"image_size": 112, "patch_size": 14, "hidden_size": hidden_size, "vision_layers": 6, "text_layers": 8}
+    return {"small": measure.build_tiny(work, "small", corpus, **sizes)}
 
 
 def random_model(out: Path, corpus: Path, name: str) -> Path:
@@ -212,14 +132,14 @@ def random_model(out: Path, corpus: Path, name: str) -> Path:
 
     from drive_vlm.data.jsonl import JsonlFile
     from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
-    from drive_vlm.plan.architecture import load_architecture
+    from drive_vlm.plan.model_sizes import shipped
 
     tiny = build_tiny_internvl(
         out.with_name(f"{name}_parts"), corpus_of(JsonlFile(corpus)), image_size=448, patch_size=14, max_tiles=1
     )
     processor = AutoProcessor.from_pretrained(tiny)
-    internvl = load_architecture("internvl3_1b").config
-    text = internvl["text_config"] if name == "internvl3_1b" else load_architecture("siglip2_qwen3_4b").text
+    internvl = shipped("internvl3_1b")[1]["config"]
+    text = (internvl if name == "internvl3_1b" else shipped("siglip2_qwen3_4b")[1]["config"])["text_config"]
     tied = text["tie_word_embeddings"]
     vision = {key: value for key, value in internvl["vision_config"].items() if key != "model_type"}
     config = InternVLConfig(
@@ -239,125 +159,128 @@ def random_model(out: Path, corpus: Path, name: str) -> Path:
     return out
 
 
-def sft_words(work: Path, model: Path, args: Any, layout: str, flags: list[str], cuda: bool) -> list[str]:
-    words = ["--model", model, "--data", work / "data" / "train.jsonl", "--packing", "--max_length", args.max_length]
-    words += [
-        "--per_device_train_batch_size",
-        args.micro_batch,
-        "--max_steps",
-        "3",
-        "--save_strategy",
-        "no",
-        "--report_to",
-        "none",
-    ]
-    words += ["--disable_tqdm", "true", "--optim", "adamw_torch", *([] if cuda else ["--use_cpu", "true"])]
-    words += [] if layout == "ddp" else ["--deepspeed", work / f"{layout}.json"]
-    words += [] if "--freeze" in flags else ["--freeze", "vision_tower"]
-    return [str(word) for word in [*words, *flags]]
+def sft_words(work: Path, model: Path, args: Any, layout: str, more: list[str], cuda: bool) -> list[str]:
+    values = {
+        "model": model,
+        "data": work / "data" / "train.jsonl",
+        "packing": True,
+        "max_length": args.max_length,
+        "per_device_train_batch_size": args.micro_batch,
+        "max_steps": 3,
+        **measure.TRAINING,
+        **({} if cuda else {"use_cpu": True}),
+        **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
+        **({} if "--freeze" in more else {"freeze": "vision_tower"}),
+    }
+    return [*measure.flags(values), *more]
 
 
 def run_case(
-    work: Path, name: str, model: Path, args: Any, case: tuple[int, str, list[str]], cuda: bool
+    script: str,
+    work: Path,
+    name: str,
+    ranks: int,
+    words: list[str],
+    predict: Callable[[list[str], Any], dict[str, float]],
+    rest_is: str = "peak",
 ) -> dict[str, Any]:
-    """Train, measure, predict. Raises ValueError with the end of the log when the run fails."""
-    ranks, layout, flags = case
-    words = sft_words(work, model, args, layout, flags, cuda)
-    out, log = work / f"{name}.json", work / f"{name}.log"
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *start, __file__, "--child", str(out), *words, "--output_dir", str(work / name)]
-    env = os.environ | {
-        "DRIVE_VLM_CACHE": str(work / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+    """Train `words` in a process of `script --child`, predict the same, compare; `rest_is` names what is in no phase.
+
+    Raises ValueError when the run fails.
+    """
+    out = work / f"{name}.json"
+    ranked = measure.torchrun(ranks) if ranks > 1 else [sys.executable]
+    command = [*ranked, script, "--child", out, *words, "--output_dir", work / name]
+    measure.start(command, work / f"{name}.log", measure.environment(work))
+    found = json.loads(out.read_text())
+    measured = {"static": found["static"], **{name or rest_is: size for name, size in found["peak"].items()}}
+    predicted = predict([*words, "--world_size", str(ranks)], found["batch"])
+    error = {key: predicted[key] / measured[key] - 1 for key in measured}
+    grown = found["resident"] - found["resident_at_load"] if "resident_at_load" in found else 0
+    return {
+        "case": name,
+        "batch": found["batch"],
+        "measured": measured | ({"rss": grown} if grown else {}),
+        "predicted": predicted,
+        "error": error,
     }
-    with open(log, "wb") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env, check=False).returncode
-    if code:
-        raise ValueError(f"{name} ended with code {code}: {log.read_text(errors='replace')[-2000:]}")
-    measured = json.loads(out.read_text())
-    predicted = predict([*words, "--world_size", str(ranks)], measured["batch"])
-    error = {key: predicted[key] / measured[key] - 1 for key in ("static", "peak")}
-    return {"case": name, "batch": measured["batch"], "measured": measured, "predicted": predicted, "error": error}
+
+
+def planned(stage: str, words: list[str], tokens: int, batch: "Callable[[int], Batch]", **groups: Any) -> Any:
+    """The plan's peak of a process for `batch(micro batch size)` of rows of `tokens`; `groups` replaces fields of a generation batch."""
+    import dataclasses
+
+    from drive_vlm.launch.topology import accumulation_steps
+    from drive_vlm.plan.flags import parse
+    from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
+    from drive_vlm.plan.model_sizes import load_sizes
+    from drive_vlm.plan.rows import RowStatistics
+
+    parsed = parse(stage, "", words, "")
+    if groups:
+        assert parsed.groups is not None
+        parsed = dataclasses.replace(parsed, groups=dataclasses.replace(parsed.groups, **groups))
+    micro = int(parsed.training["per_device_train_batch_size"])
+    accumulation = accumulation_steps(parsed.run.global_batch_size, micro, parsed.plan.world_size)
+    rows = RowStatistics(None, tokens, 0, 0, None, "", None)
+    case = PlanCase(parsed, load_sizes(parsed.model), rows, accumulation)
+    all_layouts, chosen = layouts(parsed)
+    layout = next(item for item in reversed(all_layouts) if item.name == chosen)
+    return peak_of(case, layout, batch(micro), case.checkpointing())
 
 
 def predict(words: list[str], batch: list[int]) -> dict[str, float]:
     """The plan's figures for `batch`: what stays between steps, and the peak."""
-    from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.plan.activations import Batch
-    from drive_vlm.plan.architecture import load_architecture
-    from drive_vlm.plan.flags import parse
-    from drive_vlm.plan.memory_table import Case, layouts, peak_of
-    from drive_vlm.plan.rows import Rows
 
-    flags = parse("sft", "", words, "")
-    architecture = load_architecture(flags.model.model)
-    weights = architecture.weights(flags.model.freeze, flags.model.lora_rank, flags.model.lora_targets)
-    micro = int(flags.training["per_device_train_batch_size"])
-    accumulation = accumulation_steps(flags.run.global_batch_size, micro, flags.plan.world_size)
-    case = Case(flags, architecture, weights, Rows(None, batch[1], 0, 0, None, "", None), accumulation)
-    all_layouts, chosen = layouts(flags)
-    layout = next(item for item in reversed(all_layouts) if item.name == chosen)
-    peak = peak_of(case, layout, Batch(*batch), case.checkpointing())
+    peak = planned("sft", words, batch[1], lambda micro: Batch(*batch))
     return {"static": peak.between_steps, "peak": peak.peak}
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
-    print(
-        f"{'case':<34}{'static':>10}{'measured':>10}{'error':>8}{'peak':>10}{'measured':>10}{'error':>8}{'RSS grown':>11}"
-    )
-    for row in results:
-        cells = [row["predicted"]["static"], row["measured"]["static"]]
-        more = [row["predicted"]["peak"], row["measured"]["peak"]]
-        line = (
-            f"{row['case']:<34}"
-            + "".join(f"{cell / 2**20:>10,.1f}" for cell in cells)
-            + f"{row['error']['static']:>8.1%}"
+def print_errors(cases: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Predicted and measured MiB and the error of each of `columns`."""
+    print(f"{'case':<36}" + "".join(f"{name:>12}{'measured':>10}{'error':>8}" for name in columns))
+    for row in cases:
+        cells = (
+            f"{row['predicted'][key] / 2**20:>12,.1f}{row['measured'][key] / 2**20:>10,.1f}{row['error'][key]:>8.1%}"
+            for key in columns
         )
-        line += "".join(f"{cell / 2**20:>10,.1f}" for cell in more) + f"{row['error']['peak']:>8.1%}"
-        print(line + f"{row['measured']['rss'] / 2**20:>11,.1f}", flush=True)
+        print(f"{row['case']:<36}" + "".join(cells))
     print("MiB of one process; error = predicted / measured - 1")
 
 
-def main() -> None:
-    if "--child" in sys.argv:
-        place = sys.argv.index("--child")
-        measure_child(Path(sys.argv[place + 1]), sys.argv[place + 2 :])
-        return
-    parser = make_parser()
-    args = parser.parse_args()
+def run(args: Any, work: Path) -> dict[str, Any]:
     import torch
-
-    from drive_vlm.launch.manifest import machine, versions
 
     cuda = torch.cuda.is_available()
     cases = GPU_CASES if cuda else CPU_CASES
-    unknown = set(args.cases or ()) - set(cases)
-    if unknown:
-        parser.error(f"--cases {' '.join(unknown)}: not known here. Cases: {', '.join(cases)}")
+    if unknown := set(args.cases or ()) - set(cases):
+        raise ValueError(f"--cases {' '.join(unknown)}: not known here. Cases: {', '.join(cases)}")
     args.max_length = args.max_length or (4096 if cuda else 512)
+    models = prepare_models(work, args.hidden_size, cuda)
     results = []
-    with tempfile.TemporaryDirectory() as temporary:
-        work = (args.work or Path(temporary)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        models = prepare(work, args, cuda)
-        try:
-            for name in args.cases or cases:
-                model = next(
-                    (path for key, path in models.items() if name.startswith(key)), next(iter(models.values()))
-                )
-                results.append(run_case(work, name, model, args, cases[name], cuda))
-        except ValueError as error:
-            parser.error(str(error))
-    print_table(results)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        device = torch.cuda.get_device_name() if cuda else "CPU"
-        args.json.write_text(
-            json.dumps({"device": device, "machine": machine(), "versions": versions(), "cases": results}, indent=2)
-            + "\n"
-        )
+    for name in args.cases or cases:
+        ranks, layout, more = cases[name]
+        model = next((path for key, path in models.items() if name.startswith(key)), next(iter(models.values())))
+        words = sft_words(work, model, args, layout, more, cuda)
+        results.append(run_case(__file__, work, name, ranks, words, predict))
+    return {"device": torch.cuda.get_device_name() if cuda else "CPU", "cases": results}
+
+
+def show(result: dict[str, Any], args: Any) -> None:
+    print_errors(result["cases"], ("static", "peak"))
+    for row in result["cases"]:
+        print(f"{row['case']}: RSS grew by {row['measured']['rss'] / 2**20:,.1f} MiB")
+
+
+def main(child: Callable[[Path, list[str]], None], tool: Callable[[], None]) -> None:
+    """`--child FILE WORDS` measures one run into FILE: the tool starts that itself."""
+    if "--child" in sys.argv:
+        place = sys.argv.index("--child")
+        child(Path(sys.argv[place + 1]), sys.argv[place + 2 :])
+    else:
+        tool()
 
 
 if __name__ == "__main__":
-    main()
+    main(measure_child, lambda: measure.run_bench(make_parser(), run, show))

@@ -1,8 +1,77 @@
-"""What tensors take in the memory of this process, measured on a CPU; imported by tools/bench/bench_plan.py and bench_plan_grpo.py."""
+"""The measured process of bench_plan.py and bench_plan_grpo.py: one run of a stage that notes what its step 2 takes."""
 
 import gc
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+
+def measure_stage(
+    out: Path,
+    stage: str,
+    words: list[str],
+    found: dict[str, Any],
+    change: Callable[[Any], None],
+    phases: Sequence[str] = (),
+) -> None:
+    """Run the command `stage` with `words`; rank 0 writes `found` to `out`.
+
+    1. `change(trainer)` wraps what the tool wants to note of the trainer.
+    2. Before step 2: found["static"], the bytes that stay between steps.
+    3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases; found["resident"], the peak RSS.
+    """
+    from drive_vlm import stages
+    from drive_vlm.stages.engine import run
+
+    training = run.run_training
+
+    def metered(trainer: Any, *rest: Any) -> None:
+        trainer.add_callback(meter(found, phases))
+        change(trainer)
+        training(trainer, *rest)
+
+    # A stage has no hook for this, and needs none.
+    setattr(run, "run_training", metered)  # noqa: B010 - its type is narrower
+    stages.run(stage, words)
+    if os.environ.get("RANK", "0") == "0":
+        out.write_text(json.dumps({name: value for name, value in found.items() if name != "profiler"}))
+
+
+def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
+    """A callback that measures step 2. "profiler" is in `found` while it runs."""
+    import torch
+    from transformers import TrainerCallback
+
+    from drive_vlm.launch.manifest import peak_resident_bytes
+
+    cuda = torch.cuda.is_available()
+
+    class Meter(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step != 1:
+                return
+            gc.collect()
+            found["static"] = torch.cuda.memory_allocated() if cuda else storages()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            else:
+                found["profiler"] = torch.profiler.profile(profile_memory=True)
+                found["profiler"].__enter__()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step != 2:
+                return
+            if cuda:
+                found["peak"] = {"": torch.cuda.max_memory_allocated()}
+            else:
+                profiler = found.pop("profiler")
+                profiler.__exit__(None, None, None)
+                found["peak"] = {name: found["static"] + size for name, size in largest_sums(profiler, phases).items()}
+            found["resident"] = peak_resident_bytes()
+
+    return Meter()
 
 
 def storages() -> int:
@@ -25,9 +94,8 @@ def largest_sums(profiler: Any, phases: Sequence[str] = ()) -> dict[str, int]:
     """
     from torch._C._profiler import _EventType
 
-    allocations: list[
-        tuple[int, int, int, bool]
-    ] = []  # nanosecond, address, bytes (negative: released), whether gloo's
+    # (nanosecond, address, bytes (negative: released), whether gloo's)
+    allocations: list[tuple[int, int, int, bool]] = []
     spans: list[tuple[int, int, str]] = []
     todo = [(event, False) for event in profiler.profiler.kineto_results.experimental_event_tree()]
     while todo:
@@ -40,7 +108,8 @@ def largest_sums(profiler: Any, phases: Sequence[str] = ()) -> dict[str, int]:
     most, now = dict.fromkeys(["", *phases], 0), 0
     held: dict[int, int] = {}
     for at, address, size, sends in sorted(allocations):
-        if size > 0:  # an address that is given out again was released by a thread that the profiler does not watch
+        if size > 0:
+            # An address that is given out again was released by a thread that the profiler does not watch.
             now -= held.pop(address, 0)
             held[address] = 0 if sends else size
             now += held[address]

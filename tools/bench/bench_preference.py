@@ -7,17 +7,14 @@ Memory is the peak of a process: allocated on a GPU, resident on a CPU.
 """
 
 import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+import measure
 
-TOOLS = Path(__file__).resolve().parents[1]
+from drive_vlm.config import CommandParser
 
 EXAMPLES = """
 python tools/bench/bench_preference.py --json runs/bench_preference.json
@@ -40,39 +37,27 @@ SIZES = ("hidden_size", "vision_layers", "text_layers", "image_size", "patch_siz
 
 
 def make_parser() -> CommandParser:
-    parser = CommandParser(prog="python tools/bench/bench_preference.py", description=__doc__, examples=EXAMPLES)
-    for name, (default, text) in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--model", type=Path, help="model directory (default: a tiny random InternVL is built)")
-    parser.add_argument("--data", type=Path, help="pairs of that model (default: built from synthetic scenes)")
-    parser.add_argument("--work", type=Path, help="folder to keep data, model and logs (default: a temporary one)")
-    parser.add_argument("--json", type=Path, help="write the measurement to this file")
-    parser.add_argument("--flags", nargs="...", default=[], help="further flags of `dpo` for all sides; stands last")
+    parser = measure.bench_parser("bench_preference", __doc__, EXAMPLES, NUMBERS)
+    add = parser.add_argument
+    add("--model", type=Path, help="model directory (default: a tiny random InternVL is built)")
+    add("--data", type=Path, help="pairs of that model (default: built from synthetic scenes)")
+    add("--flags", nargs="...", default=[], help="further flags of `dpo` for all sides; stands last")
     return parser
 
 
-def start(words: list[Any], log: Path) -> None:
-    """Run to the end. Raises ValueError with the end of its output when it fails."""
-    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    with open(log, "w") as file:
-        code = subprocess.run(
-            [str(word) for word in words], stdout=file, stderr=subprocess.STDOUT, env=env, check=False
-        )
-    if code.returncode:
-        raise ValueError(f"{words[3]} failed ({log}):\n{log.read_text()[-2000:]}")
+def check(args: Any) -> None:
+    """Raises ValueError."""
+    if bool(args.model) != bool(args.data):
+        raise ValueError("--model and --data belong together: give both, or neither to have them built.")
+    measure.at_least(args, repeats=1, batch_size=1, steps=2, pairs=8)
 
 
 def build(args: Any, work: Path) -> tuple[Path, Path]:
     """(model, pairs): captions and short answers as chosen, another row's as rejected."""
     if args.model and args.data:
         return args.model, args.data
-    tools, data = TOOLS, work / "data"
-    scenes = ("--scenes", max(8, -(-args.pairs // 4)), "--size", args.image_size, "--splits", "train:1")
-    start([sys.executable, tools / "build_synthetic.py", "--out", data, *scenes], work / "data.log")
-    short, long = (
-        [json.loads(line) for line in (data / name).read_text().splitlines()]
-        for name in ("train.jsonl", "captions_train.jsonl")
-    )
+    data = measure.build_synthetic(work, scenes=max(8, -(-args.pairs // 4)), size=args.image_size)
+    short, long = (measure.json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
     rows = []
     for i in range(args.pairs):
         kind = long if i % 4 == 0 else short
@@ -83,33 +68,34 @@ def build(args: Any, work: Path) -> tuple[Path, Path]:
             if answer.split() != chosen.split():
                 break
         rows.append(row | {"id": f"pair-{i}", "rejected": answer})
-    pairs = data / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sizes = [word for name in SIZES for word in (f"--{name}", getattr(args, name))]
-    tiny = [sys.executable, tools / "build_tiny_model.py", "--out", work / "model", "--corpus", pairs, "--max_tiles", 1]
-    start([*tiny, *sizes], work / "model.log")
-    return work / "model", pairs
+    pairs = measure.write_json_lines(data / "pairs.jsonl", rows)
+    return measure.build_tiny(work, "model", pairs, **{name: getattr(args, name) for name in SIZES}), pairs
 
 
-def train(args: Any, work: Path, model: Path, data: Path, side: str, out: Path) -> dict[str, float]:
+def train(args: Any, work: Path, model: Path, data: Path, side: str, repeat: int) -> dict[str, float]:
     """One run of a side."""
-    batch, length = args.batch_size, args.max_length
-    reference: tuple[object, ...] = ("--reference", "live")
-    if side != "live":
-        reference = ("--reference_cache", work / "reference")
+    out, batch, length = work / f"{side}{repeat}", args.batch_size, args.max_length
+    reference: dict[str, Any] = {"reference": "live"} if side == "live" else {"reference_cache": work / "reference"}
     if side == "packed":
-        tokens = json.loads((work / "live0" / "data_audit.json").read_text())["train"]["tokens"]
-        rows = json.loads((work / "live0" / "data_audit.json").read_text())["train"]["rows_used"]
-        batch, length = 1, max(int(tokens["max"]), round(args.batch_size * tokens["total"] / rows))
-        reference = (*reference, "--packing")
-    words = [
-        sys.executable, "-m", "drive_vlm", "dpo", "--model", model, "--data", data, "--output_dir", out, "--max_length", length,
-        "--per_device_train_batch_size", batch, "--max_steps", args.steps, "--logging_steps", args.steps, "--logging_first_step",
-        "true", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", *reference, *args.flags,
-    ]  # fmt: skip
-    start(words, work / f"{out.name}.log")
-    logs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in logs if "loss" in row][-1]
+        audit = json.loads((work / "live0" / "data_audit.json").read_text())["train"]
+        tokens = audit["tokens"]
+        batch, length = 1, max(int(tokens["max"]), round(args.batch_size * tokens["total"] / audit["rows_used"]))
+        reference["packing"] = True
+    values = {
+        "model": model,
+        "data": data,
+        "output_dir": out,
+        "max_length": length,
+        "per_device_train_batch_size": batch,
+        "max_steps": args.steps,
+        "logging_steps": args.steps,
+        "logging_first_step": True,
+        **measure.TRAINING,
+        **reference,
+    }
+    words = [sys.executable, "-m", "drive_vlm", "dpo", *measure.flags(values), *args.flags]
+    measure.start(words, work / f"{out.name}.log", measure.environment(work))
+    last = measure.logged(out)[-1]
     facts = json.loads((out / "run.json").read_text())
     return {
         "pairs_per_second": last["samples_per_second"],
@@ -118,70 +104,35 @@ def train(args: Any, work: Path, model: Path, data: Path, side: str, out: Path) 
     }
 
 
-def measure(args: Any, work: Path) -> dict[str, Any]:
-    """Build, compute the cache, run all sides in turns; what --json holds."""
-    from drive_vlm.launch.manifest import machine, versions
-
+def run(args: Any, work: Path) -> dict[str, Any]:
+    """Build, compute the cache, run all sides in turns."""
     model, data = build(args, work)
-    words = ["--model", model, "--data", data, "--out", work / "reference", "--batch_size", args.batch_size]
-    start(
-        [sys.executable, "-m", "drive_vlm", "reference", *words, "--max_length", args.max_length],
-        work / "reference.log",
-    )
+    values = {"model": model, "data": data, "out": work / "reference", "batch_size": args.batch_size}
+    words = [sys.executable, "-m", "drive_vlm", "reference", *measure.flags(values | {"max_length": args.max_length})]
+    measure.start(words, work / "reference.log", measure.environment(work))
     cache = json.loads((work / "reference.log").read_text().splitlines()[-1])
-    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for repeat in range(args.repeats):
-        for side in SIDES:
-            runs[side].append(train(args, work, model, data, side, work / f"{side}{repeat}"))
-    medians = {
-        side: {name: statistics.median(run[name] for run in found) for name in found[0]} for side, found in runs.items()
-    }
-    rates = {side: found["pairs_per_second"] for side, found in medians.items()}
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    runs = measure.in_turns({side: partial(train, args, work, model, data, side) for side in SIDES}, args.repeats)
+    found = {side: measure.medians(runs[side]) for side in SIDES}
     return {
-        **{side: medians[side] | {"runs": runs[side]} for side in SIDES},
-        "speed_up": {side: rate / rates["live"] for side, rate in rates.items()},
+        **{side: found[side] | {"runs": runs[side]} for side in SIDES},
+        "speed_up": {side: found[side]["pairs_per_second"] / found["live"]["pairs_per_second"] for side in SIDES},
         "reference": {"pairs_per_second": cache["computed"] / cache["seconds"], **cache},
-        "settings": settings,
-        "machine": machine(),
-        "versions": versions(),
     }
 
 
-def print_table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for column in ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"):
-        table.add_column(column, justify="left" if column == "reference" else "right")
+def show(result: dict[str, Any], args: Any) -> None:
     names = {"live": "live, padded", "cached": "cached, padded", "packed": "cached, packed"}
+    rows = []
     for side, name in names.items():
         row = result[side]
-        cells = (f"{row['pairs_per_second']:.2f}", f"{row['tokens_per_second']:.0f}", f"{row['peak_memory_gib']:.2f}")
-        table.add_row(name, *cells, f"{result['speed_up'][side]:.2f}x")
-    Console(width=100).print(table)
+        cells = (f"{row['pairs_per_second']:.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['peak_memory_gib']:.2f}")
+        rows.append([name, *cells, f"{result['speed_up'][side]:.2f}x"])
+    measure.table(None, ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"), rows)
     print(f"the cache: {result['reference']['pairs_per_second']:.2f} pairs/s, once for all epochs")
 
 
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        if bool(args.model) != bool(args.data):
-            raise ValueError("--model and --data belong together: give both, or neither to have them built.")
-        if min(args.repeats, args.batch_size) < 1 or args.steps < 2 or args.pairs < 8:
-            raise ValueError("--repeats and --batch_size: at least 1; --steps: at least 2; --pairs: at least 8")
-        with tempfile.TemporaryDirectory() as temporary:
-            work = (args.work or Path(temporary)).resolve()
-            work.mkdir(parents=True, exist_ok=True)
-            result = measure(args, work)
-    except ValueError as error:
-        parser.error(str(error))
-    print_table(result)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    measure.run_bench(make_parser(), run, show, check=check)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser
+from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = """
 python tools/bench/bench_sft_trl.py --work runs/bench_sft --check
@@ -131,18 +131,17 @@ def train_peer(args: Any, work: Path, out: Path) -> None:
     (out / "timed.json").write_text(json.dumps(timed))
 
 
+def run(args: Any) -> None:
+    if args.check:
+        check_rows(args.work, args.peer_rows)
+    elif args.out is None:
+        raise ValueError("--out: give the folder of the trainer's output")
+    else:
+        train_peer(args, args.work, args.out)
+
+
 def main() -> None:
-    parser = make_parser()
-    args = parser.parse_args()
-    try:
-        if args.check:
-            check_rows(args.work, args.peer_rows)
-        elif args.out is None:
-            raise ValueError("--out: give the folder of the trainer's output")
-        else:
-            train_peer(args, args.work, args.out)
-    except ValueError as error:
-        parser.error(str(error))
+    run_tool(make_parser(), run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ A benchmark is `run_bench(make_parser(), measure, show)`: `measure(args, work)` 
 machine, versions and load, writes --json and calls `show(result, args)`.
 """
 
+import argparse
+import importlib.metadata
 import json
 import os
 import statistics
@@ -19,6 +21,16 @@ from drive_vlm.config import CommandParser, run_tool
 
 BENCH = Path(__file__).resolve().parent
 TOOLS = BENCH.parent
+# TrainingArguments of every run: nothing is saved or tracked, and the learning rate does not move.
+TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "optim": "adamw_torch",
+    "seed": 0,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NNODES", "RESUME", "PLAN")
 
 
@@ -35,21 +47,40 @@ def bench_parser(
 
 
 def run_bench(
-    parser: CommandParser, measure: Callable[[Any, Path], dict[str, Any]], show: Callable[[Any, Any], Any]
+    parser: CommandParser,
+    measure: Callable[[Any, Path], dict[str, Any]],
+    show: Callable[[Any, Any], Any],
+    prepare: Callable[[Any, Path], None] | None = None,
+    check: Callable[[Any], None] | None = None,
+    peers: Sequence[str] = (),
 ) -> None:
-    """Measure in a work folder, report, show."""
+    """Check the flags, prepare the work folder, measure, report, show. `peers` are packages whose versions count as well.
 
-    def run(args: Any) -> dict[str, Any]:
+    `prepare` runs in a process of its own: a child begins with the peak memory of the process that forks it, so what loads
+    torch must not run in the one that starts the sides.
+    """
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
+
+    def run(args: Any) -> dict[str, Any] | None:
         from drive_vlm.launch.manifest import machine, versions
 
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "work")}
+        if prepare and args.prepare:
+            prepare(args, args.work)
+            return None
+        if check:
+            check(args)
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "work", "prepare")}
         before = os.getloadavg()
         with tempfile.TemporaryDirectory() as temporary:
             work = (args.work or Path(temporary)).resolve()
             work.mkdir(parents=True, exist_ok=True)
+            if prepare:
+                words = [sys.executable, sys.argv[0], *sys.argv[1:], "--prepare", "--work", work]
+                start(words, work / "prepare.log", environment(work))
             found = measure(args, work)
         load = {"before": before, "after": os.getloadavg()}
-        return {"settings": settings, "machine": machine(), "versions": versions(), "load_average": load} | found
+        used = versions() | {name: importlib.metadata.version(name) for name in peers}
+        return {"settings": settings, "machine": machine(), "versions": used, "load_average": load} | found
 
     run_tool(parser, run, show)
 
@@ -73,7 +104,12 @@ def environment(work: Path, threads: int | None = None) -> dict[str, str]:
         if name not in _LAUNCHER and not name.startswith(("SLURM_", "TORCHELASTIC_", "DRIVE_VLM_"))
     }
     cache = str(work / "cache")
-    env |= {"DRIVE_VLM_CACHE": cache, "HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= {
+        "DRIVE_VLM_CACHE": cache,
+        "HF_DATASETS_CACHE": cache,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     env["PYTHONPATH"] = f"{TOOLS.parent}{os.pathsep}{env.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
@@ -87,13 +123,15 @@ def start(command: Sequence[Any], log: Path, env: Mapping[str, str], first: Path
     started, found = time.perf_counter(), {}
     with open(log, "wb") as file:
         process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=subprocess.STDOUT, env=env)
-        while first is not None and "seconds_to_first" not in found and os.waitid(
-            os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ) is None:
+        while (
+            first is not None
+            and "seconds_to_first" not in found
+            and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             if first.exists():
                 found["seconds_to_first"] = time.perf_counter() - started
             time.sleep(0.005)
-        # wait4 and not wait(): it tells the memory of this one child, not of all children so far.
+        # wait4 and not wait(): it returns the memory of this one child, not of all children so far.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or (first is not None and "seconds_to_first" not in found):

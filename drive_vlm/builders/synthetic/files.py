@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from drive_vlm.builders.row_writer import RowWriter, meta_entry, write_json
+from drive_vlm.builders.row_writer import RowWriter, meta_entry
+from drive_vlm.store.cache import write_json
 
 
 def save_image(path: Path, pixels: np.ndarray, jpeg_quality: int) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.builders import synthetic
+from drive_vlm.builders.synthetic.clip import clip_caption, clip_questions, order_questions, video_id
+from drive_vlm.builders.synthetic.scene import Scene, coco_classes
+from drive_vlm.builders.synthetic.words import Question, concise, detailed, long_caption, short_caption
 from drive_vlm.config import plain
 from drive_vlm.data.videos import MODES, RAW_CAPTION
 
@@ -15,42 +17,42 @@ _ASK_CAPTION = {
 }
 
 
-def clip_rows(scenes: list[synthetic.Scene], media: dict[str, str], rng: np.random.Generator) -> list[dict[str, Any]]:
+def clip_rows(scenes: list[Scene], media: dict[str, str], rng: np.random.Generator) -> list[dict[str, Any]]:
     """One row asks for the caption of the clip, the others for what changes."""
     group, asked = scenes[0].group, _ASK_CAPTION["clip_caption"][rng.integers(2)]
-    caption = synthetic.Question("caption", "clip_caption", asked, synthetic.clip_caption(scenes))
-    return [question_row(group, media, question) for question in [caption, *synthetic.clip_questions(scenes)]]
+    caption = Question("caption", "clip_caption", asked, clip_caption(scenes))
+    return [question_row(group, media, question) for question in [caption, *clip_questions(scenes)]]
 
 
-def order_rows(scenes: list[synthetic.Scene], media: dict[str, str]) -> list[dict[str, Any]]:
+def order_rows(scenes: list[Scene], media: dict[str, str]) -> list[dict[str, Any]]:
     """The questions about an order clip; twins share `group`, their ids begin with the name of their video."""
-    rows = [question_row(scenes[0].group, media, question) for question in synthetic.order_questions(scenes)]
-    return [{**row, "id": f"{synthetic.video_id(scenes)}-{row['template']}"} for row in rows]
+    rows = [question_row(scenes[0].group, media, question) for question in order_questions(scenes)]
+    return [{**row, "id": f"{video_id(scenes)}-{row['template']}"} for row in rows]
 
 
-def split_entry_rows(scenes: list[synthetic.Scene], media: dict[str, str]) -> list[dict[str, Any]]:
+def split_entry_rows(scenes: list[Scene], media: dict[str, str]) -> list[dict[str, Any]]:
     """The clip's text in each of MODES, asked for by the mode's instruction; `truth_classes` are what a detector of
     COCO's classes should find in the clip."""
-    texts = {"detailed": synthetic.detailed(scenes), "concise": synthetic.concise(scenes)}
+    texts = {"detailed": detailed(scenes), "concise": concise(scenes)}
     return [
         {
-            **question_row(scenes[0].group, media, synthetic.Question("caption", mode, instruction, texts[mode])),
-            "id": f"{synthetic.video_id(scenes)}-{mode}",
+            **question_row(scenes[0].group, media, Question("caption", mode, instruction, texts[mode])),
+            "id": f"{video_id(scenes)}-{mode}",
             "mode": mode,
-            "truth_classes": synthetic.coco_classes(scenes),
+            "truth_classes": coco_classes(scenes),
         }
         for mode, instruction in MODES.items()
     ]
 
 
-def raw_caption_row(scenes: list[synthetic.Scene], media: dict[str, str]) -> dict[str, Any]:
+def raw_caption_row(scenes: list[Scene], media: dict[str, str]) -> dict[str, Any]:
     """One caption of no granularity, as a row and as the column `caption` that caption files of video sets have."""
-    caption = synthetic.clip_caption(scenes)
-    row = question_row(scenes[0].group, media, synthetic.Question("caption", "raw_caption", RAW_CAPTION, caption))
-    return {**row, "id": f"{synthetic.video_id(scenes)}-raw", "caption": caption}
+    caption = clip_caption(scenes)
+    row = question_row(scenes[0].group, media, Question("caption", "raw_caption", RAW_CAPTION, caption))
+    return {**row, "id": f"{video_id(scenes)}-raw", "caption": caption}
 
 
-def question_row(group: str, media: dict[str, str], question: synthetic.Question) -> dict[str, Any]:
+def question_row(group: str, media: dict[str, str], question: Question) -> dict[str, Any]:
     """A row of the data contract in the InternVL/LLaVA form."""
     tag = f"<{next(iter(media))}>"
     return {
@@ -66,7 +68,7 @@ def question_row(group: str, media: dict[str, str], question: synthetic.Question
     }
 
 
-def dialog_row(group: str, media: dict[str, str], questions: list[synthetic.Question]) -> dict[str, Any]:
+def dialog_row(group: str, media: dict[str, str], questions: list[Question]) -> dict[str, Any]:
     """One conversation about one picture: a model reads the picture once for all of its questions."""
     first, *others = questions
     row = question_row(group, media, first)
@@ -78,17 +80,15 @@ def dialog_row(group: str, media: dict[str, str], questions: list[synthetic.Ques
     return {**row, "id": f"{group}-dialog", "category": "dialog", "template": "dialog"}
 
 
-def caption_row(
-    scene: synthetic.Scene, media: dict[str, str], template: str, rng: np.random.Generator
-) -> dict[str, Any]:
+def caption_row(scene: Scene, media: dict[str, str], template: str, rng: np.random.Generator) -> dict[str, Any]:
     """Both captions as columns, and a conversation that asks for the one named by `template`."""
-    captions = {"caption_short": synthetic.short_caption(scene), "caption_long": synthetic.long_caption(scene)}
+    captions = {"caption_short": short_caption(scene), "caption_long": long_caption(scene)}
     asked = _ASK_CAPTION[template][rng.integers(2)]
-    row = question_row(scene.group, media, synthetic.Question("caption", template, asked, captions[template]))
+    row = question_row(scene.group, media, Question("caption", template, asked, captions[template]))
     return {**row, **captions}
 
 
-def truth_of(scene: synthetic.Scene) -> dict[str, Any]:
+def truth_of(scene: Scene) -> dict[str, Any]:
     """The scene as JSON holds it, numbers rounded to what means something (metres to 1 cm)."""
     truth = plain(scene)
     for thing in truth["objects"]:

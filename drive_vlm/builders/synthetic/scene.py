@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-ACTIONS = ("forward", "stop/slow", "left", "right")  # BDD-OIA's order
-REASONS = (  # BDD-OIA's order
+# Both in BDD-OIA's order.
+ACTIONS = ("forward", "stop/slow", "left", "right")
+REASONS = (
     *("follow traffic", "road clear", "green light"),
     *("obstacle car", "person", "rider", "others", "traffic light", "traffic sign"),
     *("front car turning left", "on left-turn lane", "light allows left"),
@@ -18,9 +19,12 @@ REASONS = (  # BDD-OIA's order
     *("obstacle on right lane", "no lane on right", "solid line right"),
 )
 VEHICLES = ("car", "truck", "bus")
-LANE_WIDTH = 3.5  # metres
-MIN_VISIBLE = 0.35  # an object with less of its box in sight is neither drawn nor labelled
-MIN_VISIBLE_SIGNAL = 0.75  # the same for lights and signs, whose lit lamp or face must show
+# Metres.
+LANE_WIDTH = 3.5
+# An object with less of its box in sight is neither drawn nor labelled.
+MIN_VISIBLE = 0.35
+# The same for lights and signs, whose lit lamp or face must show.
+MIN_VISIBLE_SIGNAL = 0.75
 # class -> width, height, length, height of its lower edge above the ground (metres)
 SIZES = {
     "car": (1.9, 1.5, 4.4, 0.0),
@@ -36,23 +40,45 @@ SIZES = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in the scene. `box` is [x1, y1, x2, y2] in pixels, x2 and y2 exclusive, inside the picture."""
+    """One thing in the scene.
 
-    name: str  # a key of SIZES
+    Attributes:
+        name: a key of SIZES.
+        lateral: metres from the middle of the ego lane to the object's middle, right is positive.
+        distance: metres ahead of the camera.
+        state: vehicles: moving | braking; lights: red | yellow | green; signs: stop | speed limit | warning.
+        signal: left | right | both | none: a vehicle's indicator, a light's green arrows.
+        lane: left | ego | right.
+        on_road: False off the carriageway (pavement, lights, signs).
+        box: x1, y1, x2, y2 in pixels, x2 and y2 exclusive, inside the picture.
+        visible: share of the whole box that lies in the picture and behind nothing nearer.
+    """
+
+    name: str
     color: str
-    lateral: float  # metres from the middle of the ego lane to the object's middle, right is positive
-    distance: float  # metres ahead of the camera
-    state: str = "none"  # vehicles: moving | braking; lights: red | yellow | green; signs: stop | speed limit | warning
-    signal: str = "none"  # left | right | both | none: a vehicle's indicator, a light's green arrows
-    lane: str = "ego"  # left | ego | right
-    on_road: bool = True  # False beside the carriageway (pavement, lights, signs)
+    lateral: float
+    distance: float
+    state: str = "none"
+    signal: str = "none"
+    lane: str = "ego"
+    on_road: bool = True
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    visible: float = 1.0  # share of the whole box that lies in the picture and behind nothing nearer
+    visible: float = 1.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's worth of world with its truth. `size` is (height, width) in pixels."""
+    """One picture's worth of world with its truth.
+
+    Attributes:
+        size: (height, width) in pixels.
+        time: day | night; weather: clear | rain; light: red | yellow | green | none.
+        sign: stop | speed limit | warning | none.
+        left, right: open | solid | none: the line to the lane on that side, or no such lane.
+        lane_arrow: left | right | both | none: arrows painted on the ego lane.
+        travelled: metres since the first frame of a clip.
+        actions, reason: int[4] and int[21], in the order of ACTIONS and REASONS.
+    """
 
     seed: int
     index: int
@@ -60,17 +86,17 @@ class Scene:
     id: str
     group: str
     size: tuple[int, int]
-    time: str  # day | night
-    weather: str  # clear | rain
-    light: str  # red | yellow | green | none
-    sign: str  # stop | speed limit | warning | none
-    left: str  # open | solid | none: the line to the left lane, or no such lane
+    time: str
+    weather: str
+    light: str
+    sign: str
+    left: str
     right: str
-    lane_arrow: str  # left | right | both | none: arrows painted on the ego lane
-    travelled: float  # metres since the first frame of a clip
+    lane_arrow: str
+    travelled: float
     objects: tuple[SceneObject, ...]
-    actions: tuple[int, ...] = ()  # int[4], order of ACTIONS
-    reason: tuple[int, ...] = ()  # int[21], order of REASONS
+    actions: tuple[int, ...] = ()
+    reason: tuple[int, ...] = ()
 
     @property
     def lead(self) -> SceneObject | None:
@@ -201,8 +227,8 @@ def _place(scene: Scene) -> tuple[SceneObject, ...]:
         if visible < (MIN_VISIBLE_SIGNAL if signal else MIN_VISIBLE):
             continue
         window[:] = True
-        beside = thing.lateral < scene.edge("left") or thing.lateral > scene.edge("right")
-        on_road = not beside and not signal
+        off_road = thing.lateral < scene.edge("left") or thing.lateral > scene.edge("right")
+        on_road = not off_road and not signal
         half = LANE_WIDTH / 2
         lane = "ego" if abs(thing.lateral) < half else "left" if thing.lateral < 0 else "right"
         placed.append(replace(thing, box=box, visible=round(visible, 3), lane=lane, on_road=on_road))
@@ -210,12 +236,14 @@ def _place(scene: Scene) -> tuple[SceneObject, ...]:
 
 
 # What a perfect detector of COCO's classes would find in this world.
-_LABELS = {  # class of the world -> COCO labels; COCO has no cone and, of the signs, the stop sign only
+# Class of the world -> COCO labels; COCO has no cone and, of the signs, the stop sign only.
+_LABELS = {
     **{"car": ("car",), "truck": ("truck",), "bus": ("bus",)},
     **{"pedestrian": ("person",), "cyclist": ("bicycle", "person")},
     **{"cone": (), "traffic light": ("traffic light",)},
 }
-COCO_LABELS = ("bicycle", "bus", "car", "person", "stop sign", "traffic light", "truck")  # all that can be found
+# All that can be found.
+COCO_LABELS = ("bicycle", "bus", "car", "person", "stop sign", "traffic light", "truck")
 
 
 def coco_labels(name: str, state: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.models import model_type
+from drive_vlm.models.loading import model_type
 
 
 def compose_siglip_qwen(

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 
-from drive_vlm.models.siglip_qwen import frame_tokens
+from drive_vlm.models.siglip_qwen.tiling import frame_tokens
 
 PROJECTORS = ("mlp", "resampler")
 

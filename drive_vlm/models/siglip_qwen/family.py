@@ -1,11 +1,56 @@
 """The family `siglip_qwen`: registered with transformers' Auto classes when first asked for."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import ModelConfig
-from drive_vlm.models.family import Family, ProcessorParts
-from drive_vlm.models.internvl import ATTENTION
-from drive_vlm.models.quantize import quantization_arguments
+from drive_vlm.models.family import FamilySpec, llm_linears
+from drive_vlm.models.siglip_qwen.tiling import WholeFrames, frame_tokens, too_many_frames
+from drive_vlm.models.vision import VisionAdapter
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+class SiglipQwenVision(VisionAdapter[int]):
+    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens."""
+
+    tiling: WholeFrames
+
+    def fingerprint(self) -> dict[str, Any]:
+        pixels = self.processor.image_processor
+        return {
+            "family": "siglip_qwen",
+            "frame": list(self.tiling.tile),
+            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
+            "tokens": self.tiling.tile_tokens,
+        }
+
+    def image_ids(self, layout: int) -> list[int]:
+        processor = self.processor
+        context = [processor.image_token_id] * (layout * self.tiling.tile_tokens)
+        return [processor.start_image_token_id, *context, processor.end_image_token_id]
+
+    def expand_video(self, text: str, num_frames: int) -> str:
+        """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which.
+
+        Raises ValueError for more frames than the model has temporal embeddings for, before anything is trained.
+        """
+        if num_frames > self.tiling.max_frames:
+            raise ValueError(too_many_frames(num_frames, self.tiling.max_frames))
+        return text.replace(self.processor.video_token, self.image_token * num_frames)
+
+    def load_pixels(
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
+        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        return {"pixel_values": out["pixel_values"]}, [1] * len(images)
+
+    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
+        """One black frame."""
+        import torch
+
+        return {"pixel_values": torch.zeros(1, 3, *self.tiling.tile)}
 
 
 def register() -> None:
@@ -22,41 +67,25 @@ def register() -> None:
     AutoProcessor.register(SiglipQwenConfig, SiglipQwenProcessor, exist_ok=True)
 
 
-def load_processor(path: str, config: ModelConfig) -> ProcessorParts:
-    """The processor and what the data path takes from it; no weights are read."""
-    from drive_vlm.models.siglip_qwen.processing import SiglipQwenProcessor, SiglipQwenVision
-
-    register()
-    processor = SiglipQwenProcessor.from_pretrained(path)
-    template = processor.tokenizer.chat_template
-    return ProcessorParts(processor, processor.tokenizer, template, SiglipQwenVision(processor))
+def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    patches = (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2
+    return patches, frame_tokens(patches, config["projector_type"], config["pool_size"], config["num_queries"])
 
 
-def build(path: str, config: ModelConfig, dtype: Any) -> Family:
-    """Load model and processor from a directory that tools/build_siglip_qwen.py or a training run wrote."""
-    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
-
-    parts = load_processor(path, config)
-    model = SiglipQwenForConditionalGeneration.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation=ATTENTION[config.attn_implementation],
-        **quantization_arguments(config, ("model.vision_tower", "model.projector")),
-    )
-    return Family(
-        name="siglip_qwen",
-        model=model,
-        processor=parts.processor,
-        tokenizer=parts.tokenizer,
-        template=parts.template,
-        vision=parts.vision,
-        parts={
-            "vision_tower": ("model.vision_tower",),
-            "temporal_embeddings": ("model.temporal_embeddings",),
-            "projector": ("model.projector",),
-            "language_model": ("model.language_model", "lm_head"),
-        },
-        lora_targets=r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        tokens_per_tile=model.config.patches,
-        projector_tokens=model.config.image_seq_length,
-    )
+FAMILY = FamilySpec(
+    name="siglip_qwen",
+    parts={
+        "vision_tower": ("model.vision_tower",),
+        "temporal_embeddings": ("model.temporal_embeddings",),
+        "projector": ("model.projector",),
+        "language_model": ("model.language_model", "lm_head"),
+    },
+    lora_targets=llm_linears("language_model"),
+    tile_tokens=_tile_tokens,
+    tiling=WholeFrames,
+    adapter=SiglipQwenVision,
+    # Our own config says truly whether the head is tied, and ZeRO-3 saves a tied head twice.
+    own_head=False,
+    register=register,
+    tiny="drive_vlm.models.tiny.tiny:build_tiny_siglip_qwen",
+)

@@ -10,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
-from drive_vlm.models.siglip_qwen.processing import too_many_frames
 from drive_vlm.models.siglip_qwen.projector import Resampler, build_projector
+from drive_vlm.models.siglip_qwen.tiling import too_many_frames
 
 
 def frame_numbers(

@@ -1,6 +1,5 @@
 """Processor and chat template: every frame becomes `<|vision_start|>`, its image tokens, `<|vision_end|>`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -38,14 +37,6 @@ def chat_template(thinks: bool) -> str:
     """
     asked = f"{{% if enable_thinking is not defined or not enable_thinking %}}{_BLOCK}{{% endif %}}"
     return _CHATML.replace("BLOCK", _BLOCK if thinks else "").replace("THINK", asked if thinks else "")
-
-
-def too_many_frames(frames: int, limit: int) -> str:
-    """The error for a row with more frames than temporal embeddings."""
-    return (
-        f"a row has {frames} frames, but the model has temporal embeddings for {limit}. Lower --num_frames, or compose the model "
-        "with a larger --max_frames."
-    )
 
 
 class SiglipQwenProcessor(ProcessorMixin):
@@ -94,58 +85,3 @@ class SiglipQwenProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-
-
-class SiglipQwenVision:
-    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens."""
-
-    def __init__(self, processor: SiglipQwenProcessor) -> None:
-        self.processor = processor
-        self.image_token = processor.image_token
-
-    def fingerprint(self) -> dict[str, Any]:
-        pixels = self.processor.image_processor
-        return {
-            "family": "siglip_qwen",
-            "frame": [pixels.size["height"], pixels.size["width"]],
-            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
-            "tokens": self.processor.image_seq_length,
-        }
-
-    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> int:
-        return 1
-
-    def frame_layout(self) -> int:
-        return 1
-
-    def image_ids(self, layout: int) -> list[int]:
-        processor = self.processor
-        context = [processor.image_token_id] * (layout * processor.image_seq_length)
-        return [processor.start_image_token_id, *context, processor.end_image_token_id]
-
-    def expand_video(self, text: str, num_frames: int) -> str:
-        """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which.
-
-        Raises ValueError for more frames than the model has temporal embeddings for, before anything is trained.
-        """
-        if num_frames > self.processor.max_frames:
-            raise ValueError(too_many_frames(num_frames, self.processor.max_frames))
-        return text.replace(self.processor.video_token, self.image_token * num_frames)
-
-    def load_pixels(
-        self, images: Sequence[Any], max_tiles: int | None, is_video: bool
-    ) -> tuple[dict[str, Any], list[int]]:
-        out = self.processor.image_processor(images=list(images), return_tensors="pt")
-        return {"pixel_values": out["pixel_values"]}, [1] * len(images)
-
-    def collate_vision(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        return {"pixel_values": torch.cat([row["pixel_values"] for row in rows])} if rows else {}
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """One black frame, for batches without a picture (see training_forward.py)."""
-        import torch
-
-        size = self.processor.image_processor.size
-        return {"pixel_values": torch.zeros(1, 3, size["height"], size["width"])}

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import ModelConfig, RunConfig, plain
+from drive_vlm.config import ModelConfig, RunConfig, plain, user_errors
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.topology import accumulation_steps, read_topology
-from drive_vlm.launch.user_error import stop_on_user_error
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.stage import Stage, load
+
+# Where this project's defaults differ from those of transformers, in every stage. The memory plan shows them too.
+TRAINING_DEFAULTS = {
+    "per_device_train_batch_size": 8,
+    "output_dir": "runs/sft",
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+}
 
 
 def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
@@ -23,13 +30,11 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
     Exits with 2 and one line on stderr for what a user can fix.
     """
     topology = read_topology()
-    try:
+    with user_errors(f"python -m drive_vlm {name}"):
         flags = parse_stage(name, stage, words).checked(stage, topology.world_size)
         with RunStatus(flags.training["output_dir"], topology.rank) as status:
             trainer, facts = load(stage.prepare)(flags)
             run_training(trainer, status, flags.run.hang_timeout, facts)
-    except ValueError as error:
-        stop_on_user_error(name, error)
 
 
 def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
@@ -45,13 +50,7 @@ def training_arguments(cls: type, run: RunConfig, extra: dict[str, Any]) -> Any:
     quiet_bars()
     topology = read_topology()
     cpu = bool(extra.get("use_cpu", not torch.cuda.is_available()))
-    extra = {
-        "per_device_train_batch_size": 8,
-        "output_dir": "runs/sft",
-        "logging_steps": 10,
-        "save_strategy": "epoch",
-        **extra,
-    }
+    extra = {**TRAINING_DEFAULTS, **extra}
     found = find_checkpoint(run.resume, Path(extra["output_dir"]))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
     config = None
@@ -144,9 +143,14 @@ def model_dtype(model: ModelConfig, args: Any) -> Any:
     """dtype of the weights in memory: DeepSpeed keeps fp32 masters of its own, plain bf16 training autocasts fp32 weights."""
     import torch
 
+    return getattr(torch, weight_dtype(model, args.bf16, bool(args.deepspeed)))
+
+
+def weight_dtype(model: ModelConfig, half: bool, deepspeed: bool) -> str:
+    """Name of the dtype of the weights in memory, with --bf16 (`half`) or without it; the memory plan asks as well."""
     if model.dtype != "auto":
-        return getattr(torch, model.dtype)
-    return torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+        return model.dtype
+    return "bfloat16" if half and deepspeed else "float32"
 
 
 def run_training(trainer: Any, status: Any, hang_timeout: float, facts: dict[str, Any]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace
-from drive_vlm.launch.user_error import stop_on_user_error
+from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace, user_errors
 from drive_vlm.store.shards import parse_shard
 
 EXAMPLES = """
@@ -45,10 +44,8 @@ def main(words: Sequence[str]) -> None:
     add_dataclass(parser, ReferenceConfig)
     add_dataclass(parser, ModelConfig)
     namespace = parser.parse_args(list(words))
-    try:
+    with user_errors(parser.prog):
         reference(from_namespace(ModelConfig, namespace), from_namespace(ReferenceConfig, namespace))
-    except ValueError as error:
-        stop_on_user_error("reference", error)
 
 
 def model_fingerprints(name: str) -> list[dict[str, Any]]:

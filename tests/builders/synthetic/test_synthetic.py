@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from drive_vlm.builders import synthetic
+from drive_vlm.builders.synthetic.render import LAMPS
 from drive_vlm.builders.synthetic.scene import SIZES, Camera, Scene, SceneObject, derive_truth, finish, housing
-from drive_vlm.builders.synthetic.things import LAMPS
 
 SCENES = [synthetic.make_scene(11, index) for index in range(600)]
 PEOPLE_AND_VEHICLES = ("car", "truck", "bus", "pedestrian", "cyclist", "cone")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from drive_vlm.config import ModelConfig
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import build_table
+from drive_vlm.models import load_processor
 from drive_vlm.models.family import Family
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 
@@ -68,10 +70,7 @@ def test_too_many_frames_are_refused_before_training_and_by_the_model(
     shutil.copytree(tiny_video_model, short)
     for name in ("config.json", "processor_config.json"):
         (short / name).write_text((short / name).read_text().replace('"max_frames": 16', '"max_frames": 3'))
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(short)
-    vision = type(family.vision)(processor)
+    vision = load_processor(ModelConfig(model=str(short))).vision
     encoder = Encoder(family.tokenizer, family.template, vision, 4)
     with pytest.raises(
         BadRow, match=r"rows.jsonl:1: .*has 4 frames, but the model has temporal embeddings for 3\. Lower --num_frames"

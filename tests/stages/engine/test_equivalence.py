@@ -54,6 +54,7 @@ def same_curve(ours: Any, reference: Any) -> None:
     assert ours.curve("learning_rate") == pytest.approx(reference.curve("learning_rate"))
 
 
+@pytest.mark.supports("internvl sft")
 def test_golden_curve(plain: Any) -> None:
     """Guards the whole line from data to optimizer. Other builds of torch differ in the fourth decimal: tolerance 1e-3.
 
@@ -68,10 +69,12 @@ def test_golden_curve(plain: Any) -> None:
     assert measured["loss"] == pytest.approx(golden["loss"], abs=1e-3)
 
 
+@pytest.mark.supports("internvl sft zero2")
 def test_zero2_on_two_ranks(zero2: Any, plain: Any) -> None:
     same_curve(zero2, plain)
 
 
+@pytest.mark.supports("internvl sft zero3")
 def test_zero3_with_every_weight_sharded(sft: Callable, fresh: Callable, world: Any, plain: Any) -> None:
     run = sft(fresh("zero3"), "--deepspeed", world.zero3, launcher="torchrun")
     same_curve(run, plain)
@@ -83,6 +86,7 @@ def test_accumulation_instead_of_ranks(sft: Callable, fresh: Callable, plain: An
     same_curve(sft(fresh("accumulation"), "--per_device_train_batch_size", 4), plain)
 
 
+@pytest.mark.supports("internvl sft ddp")
 def test_ddp_on_two_ranks(sft: Callable, fresh: Callable, plain: Any) -> None:
     run = sft(fresh("ddp"), launcher="torchrun")
     same_curve(run, plain)
@@ -94,6 +98,7 @@ def test_deepspeed_launcher(sft: Callable, fresh: Callable, plain: Any) -> None:
     same_curve(sft(fresh("launcher"), "--deepspeed", "zero2", launcher="deepspeed"), plain)
 
 
+@pytest.mark.supports("internvl sft packing", "internvl sft zero2 packing")
 def test_packed_one_process_and_zero2(sft: Callable, fresh: Callable) -> None:
     one = sft(fresh("packed"), *PACKED)
     two = sft(

@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.supports("internvl sft zero1", "internvl sft zero2 offload", "internvl sft zero3 offload")
 def test_the_layouts_learn_the_same(sft: Callable, fresh: Any) -> None:
     curves = {}
     for layout in ("zero1", "zero2_offload", "zero3_offload"):

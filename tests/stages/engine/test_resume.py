@@ -48,6 +48,7 @@ def test_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("layout", ["zero2-packed", "zero3", "zero2-lora", "ddp"])
+@pytest.mark.supports("internvl sft zero2 packing", "internvl sft zero3", "internvl sft zero2 lora", "internvl sft ddp")
 def test_the_number_of_processes_may_change(sft: Callable, fresh: Callable, world: Any, layout: str) -> None:
     """2 processes in epoch 0, 1 to the epoch's boundary (step 5, accumulating), 4 into epoch 1, then 2 again.
 

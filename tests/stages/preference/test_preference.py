@@ -119,6 +119,7 @@ def test_array_jobs_fill_one_cache(
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl dpo")
 def test_the_policy_begins_at_the_reference_and_learns(live: Path) -> None:
     found = curves(live)
     assert found["loss"][0] == pytest.approx(0.693147, abs=1e-5) and found["rewards/chosen"][0] == 0
@@ -140,6 +141,7 @@ def test_a_cache_is_as_good_as_a_second_model(live: Path, cache: Path, quick: Ca
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl dpo zero2")
 def test_zero2_on_two_ranks_with_its_own_cache(live: Path, dpo: Callable, fresh: Callable, pairs: Path) -> None:
     """Computed at the start by both ranks; four micro-batches a step, half of which the short step leaves empty."""
     evaluation = ("--eval_data", pairs.with_name("pairs_eval.jsonl"), "--eval_strategy", "steps", "--eval_steps", 7)
@@ -158,6 +160,7 @@ def test_zero2_on_two_ranks_with_its_own_cache(live: Path, dpo: Callable, fresh:
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl dpo zero3")
 def test_zero3_with_every_weight_sharded_and_a_live_reference(
     live: Path, dpo: Callable, fresh: Callable, world: Any
 ) -> None:
@@ -166,6 +169,7 @@ def test_zero3_with_every_weight_sharded_and_a_live_reference(
 
 
 @pytest.mark.slow
+@pytest.mark.supports("llava_next dpo", "llava_next dpo zero3")
 def test_llava_next_on_zero3_computes_its_own_cache(
     dpo: Callable, fresh: Callable, world: Any, tiny_families: Callable, quick: Callable
 ) -> None:
@@ -177,6 +181,7 @@ def test_llava_next_on_zero3_computes_its_own_cache(
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl spin")
 def test_spin_resumed_is_spin_uninterrupted(quick: Callable, fresh: Callable, pairs: Path, capsys: Any) -> None:
     """SPIN's optimizer, an SFT term, and the data of two rounds; the reference is what the run began with."""
     out = fresh("spin")
@@ -204,6 +209,7 @@ def test_spin_resumed_is_spin_uninterrupted(quick: Callable, fresh: Callable, pa
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl dpo lora")
 def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, quick: Callable) -> None:
     """The cache was computed from the base model; the live run has one model only. The tower trains beside the adapter."""
     flags = ("--lora_rank", 4, "--learning_rate", 1e-2)
@@ -255,6 +261,7 @@ def test_the_margin_grows(quick: Callable) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl dpo packing")
 def test_packed_pairs_do_not_see_each_other(cache: Path, quick: Callable, pairs: Path) -> None:
     """The cache was computed unpacked: the packed policy begins at exactly those log-probabilities."""
     out = quick("--packing", "--max_length", 400, "--global_batch_size", 2, "--per_device_train_batch_size", 2, "--max_steps", 2,

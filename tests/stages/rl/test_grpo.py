@@ -38,6 +38,7 @@ def samples(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl grpo")
 def test_the_reward_rises(grpo: Callable, fresh: Callable) -> None:
     """The share of vowels doubles in 16 steps; samples.jsonl holds every completion with its reward and terms."""
     out = fresh("rises")
@@ -84,6 +85,7 @@ def test_prompt_tokens_are_those_of_sft_and_generate(trainer: Callable, world: A
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl grpo lora")
 def test_the_reference_is_the_adapter_that_the_run_began_with(
     trainer: Callable, grpo: Callable, fresh: Callable, tmp_path: Path
 ) -> None:
@@ -210,6 +212,7 @@ def test_rows_that_cannot_be_decoded(grpo: Callable, fresh: Callable, world: Any
         (("--alarm_length", 0.5), "--alarm_length 0.5 above 1"),
     ],
 )  # fmt: skip
+@pytest.mark.supports("* grpo packing refused")
 def test_user_errors(
     grpo_words: Callable, tmp_path: Path, flags: tuple, words: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -246,6 +249,7 @@ def test_alarms_of_a_run(trainer: Callable, capsys: pytest.CaptureFixture) -> No
         made.train()
 
 
+@pytest.mark.supports("siglip_qwen grpo")
 def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, synthetic_data: Path) -> None:
     """Frames sampled and written as in SFT; rewards are told the video as the row gives it."""
     clips = synthetic_data / "clips_train.jsonl"
@@ -309,6 +313,7 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
 
 
 @pytest.mark.slow
+@pytest.mark.supports("smolvlm grpo")
 def test_smolvlm(trainer: Callable, tiny_families: Callable[[str], Path], world: Any) -> None:
     """Prompts of rows with one picture, two and none are those of SFT; both steps have a loss, and the reference is held to."""
     made = trainer("--model", tiny_families("smolvlm"), "--max_steps", 2)

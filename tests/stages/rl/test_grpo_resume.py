@@ -41,6 +41,7 @@ def assert_same_walk(stopped: Any, whole: Any, steps: int) -> None:
         pytest.param(("--max_steps", 6, "--deepspeed", "zero2", "--lora_rank", 4), "torchrun", id="zero2-lora"),
     ],
 )
+@pytest.mark.supports("internvl grpo", "internvl grpo zero2 lora")
 def test_resumed_equals_uninterrupted(grpo: Callable, fresh: Callable, flags: tuple, launcher: str) -> None:
     """Two iterations over each generation batch: boundaries are the even steps, and --save_steps 3 is rounded to them.
 
@@ -63,6 +64,7 @@ def test_max_steps_inside_a_generation_batch_writes_no_checkpoint(grpo: Callable
     assert (out / "model.safetensors").is_file() and not list(out.glob("checkpoint-*"))
 
 
+@pytest.mark.supports("internvl grpo zero2")
 def test_order_does_not_depend_on_the_number_of_processes(
     grpo: Callable, fresh: Callable, grpo_words: Callable
 ) -> None:

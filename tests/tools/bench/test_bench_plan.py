@@ -1,9 +1,6 @@
-"""The memory model against real training of a small model, through the tool that publishes the error."""
+"""The memory model against real runs of a small model, through the tools that publish the error."""
 
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -38,8 +35,8 @@ dist.destroy_process_group()
 """
 
 
-def test_largest_sums_of_each_phase_without_what_other_threads_release(run: Callable) -> None:
-    done = run([sys.executable, "-c", MEASURE, "tools"])
+def test_largest_sums_of_each_phase_without_what_other_threads_release(run):
+    done = run([sys.executable, "-c", MEASURE, "tools/bench"])
     sampling, scoring, outside = map(float, done.stdout.split())
     assert sampling == pytest.approx(5, abs=0.1)
     assert outside == pytest.approx(3, abs=0.1)  # without gloo's copy of 5 MiB
@@ -48,17 +45,26 @@ def test_largest_sums_of_each_phase_without_what_other_threads_release(run: Call
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["one_process", "zero2_2ranks", "zero3_2ranks"])
-def test_planned_memory_is_near_the_measured(run: Callable, tmp_path: Path, case: str) -> None:
-    out = tmp_path / "bench.json"
-    words = ["--cases", case, "--hidden_size", 256, "--max_length", 256, "--work", tmp_path, "--json", out]
-    done = run([sys.executable, "tools/bench/bench_plan.py", *words], timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (row,) = json.loads(out.read_text())["cases"]
-    print(done.stdout)
+def test_planned_memory_is_near_the_measured(bench, case):
+    result, text = bench("bench_plan", "--cases", case, "--hidden_size", 256, "--max_length", 256)
+    (row,) = result["cases"]
+    print(text)
     assert abs(row["error"]["static"]) < 0.1
     assert abs(row["error"]["peak"]) < 0.25
+    assert row["measured"]["rss"] > 0
 
 
-def test_an_unknown_case_is_refused(run: Callable) -> None:
-    done = run([sys.executable, "tools/bench/bench_plan.py", "--cases", "zero9"])
-    assert done.returncode == 2 and "zero9: not known here" in done.stderr
+@pytest.mark.slow
+def test_planned_memory_of_grpo_is_near_the_measured(bench):
+    result, text = bench("bench_plan_grpo", "--cases", "lora", "--hidden_size", 256, "--completion", 48)
+    (row,) = result["cases"]
+    print(text)
+    for phase in ("sampling", "scoring", "learning"):
+        # Of what a phase adds, without what lies there anyway.
+        added = [row[side][phase] - row[side]["static"] for side in ("predicted", "measured")]
+        assert added[0] == pytest.approx(added[1], rel=0.4), phase
+        assert abs(row["error"][phase]) < 0.1
+
+
+def test_an_unknown_case_is_refused(refused):
+    assert "zero9: not known here" in refused("bench_plan", "--cases", "zero9")

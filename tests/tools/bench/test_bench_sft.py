@@ -1,85 +1,59 @@
 """tools/bench/bench_sft.py with tiny settings: both sides train the same tokens; no time is asserted."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-TOOL = Path(__file__).parents[3] / "tools" / "bench" / "bench_sft.py"
 TINY = ("--patch_size", 28, "--hidden_size", 32, "--text_layers", 1, "--vision_layers", 1, "--vocab_size", 600)
 
 
-def load(tool: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(tool.stem, tool)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    return load(TOOL)
+def bench_sft(load):
+    return load("bench_sft")
 
 
 @pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
-def test_both_sides_run(run, tmp_path):
-    out = tmp_path / "bench.json"
-    flags = (*TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0)
-    done = run([sys.executable, TOOL, *flags, "--json", out, "--work", tmp_path / "work"], timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(out.read_text())
+def test_both_sides_run(bench, tmp_path):
+    result, _ = bench("bench_sft", *TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0)
     ours, peer = result["ours"], result["peer"]
     assert result["ratio"]["tokens"] == pytest.approx(ours["tokens_per_second"] / peer["tokens_per_second"])
     assert result["ratio"]["samples"] == pytest.approx(ours["samples_per_second"] / peer["samples_per_second"])
     assert ours["tokens_per_step"] == pytest.approx(peer["tokens_per_step"], rel=0.05)
     assert min(ours["peak_rss_mb"], peer["peak_rss_mb"]) > 100
-    assert {"machine", "versions", "settings"} <= set(result)
     plan = json.loads((tmp_path / "work" / "plan.json").read_text())
     timed = json.loads((tmp_path / "work" / "peer0" / "timed.json").read_text())
     assert timed["samples"] == 96 - result["peer"]["batch"] and timed["steps"] == plan["steps"]["peer"]
     assert 0 < timed["tokens"] < plan["tokens"]  # by TRL's own count, without its first step
 
 
-def test_plan_by_hand(bench):
+def test_plan_by_hand(bench_sft):
     """Packs of 50 = 10 + 40 tokens: two of them hold the tokens of four rows, and the first step takes two packs."""
-    plan = bench.make_plan(np.array([10, 40] * 6), max_length=50, batch_size=2)
+    plan = bench_sft.make_plan(np.array([10, 40] * 6), max_length=50, batch_size=2)
     assert plan["batch"] == {"ours": 2, "peer": 4} and plan["steps"] == {"ours": 3, "peer": 3}
     assert plan["tokens_per_step"] == {"ours": 100, "peer": 100} and plan["timed"] == {"samples": 8, "tokens": 200}
     with pytest.raises(ValueError, match="more than 5 % apart"):
-        bench.make_plan(np.array([40, 50, 10, 50, 50] * 6), max_length=50, batch_size=1)
+        bench_sft.make_plan(np.array([40, 50, 10, 50, 50] * 6), max_length=50, batch_size=1)
     with pytest.raises(ValueError, match="only 2 steps"):
-        bench.make_plan(np.array([10, 40] * 4), max_length=50, batch_size=2)
+        bench_sft.make_plan(np.array([10, 40] * 4), max_length=50, batch_size=2)
 
 
-def test_rows_are_mixed(bench):
+def test_rows_are_mixed(bench_sft):
     def row(i: int, answer: str) -> dict:
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
         return {"id": str(i), "image": f"{i}.jpg", "conversations": turns}
 
-    rows = bench.mixed_rows([row(i, "go") for i in range(9)], [row(90, "A long caption.")], 16)
-    assert [len([row["image"]] if isinstance(row.get("image"), str) else row.get("image", [])) for row in rows] == [
-        1,
-        0,
-        6,
-        1,
-        1,
-        1,
-        1,
-        1,
-    ] * 2
+    rows = bench_sft.mixed_rows([row(i, "go") for i in range(9)], [row(90, "A long caption.")], 16)
+    pictures = [[row["image"]] if isinstance(row.get("image"), str) else row.get("image", []) for row in rows]
+    assert list(map(len, pictures)) == [1, 0, 6, 1, 1, 1, 1, 1] * 2
     for found in rows:
         assert found["conversations"][0]["value"].count("<image>") == len(found.get("image", []))
     assert [rows[i]["conversations"][1]["value"] for i in (0, 1, 8)] == ["A long caption.", "go", "A long caption."]
     assert len({row["id"] for row in rows}) == 16
 
 
-def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_data):
+def test_different_tokens_are_refused(bench_sft, load, tmp_path, tiny_model, synthetic_data):
     """A processor that cuts pictures into tiles where ours does not: the sides would not train the same."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
@@ -88,14 +62,14 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
     from drive_vlm.models import load_processor
 
     questions = [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()]
-    rows = bench.mixed_rows(questions, questions, 4)
+    rows = bench_sft.mixed_rows(questions, questions, 4)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "data" / "images").symlink_to(synthetic_data / "images")
     parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(tmp_path / "data" / "mixed.jsonl")]), encoder)
-    peer = load(TOOL.with_name("bench_sft_trl.py"))
+    peer = load("bench_sft_trl")
     for form in peer.ROWS:
         dataset = peer.peer_dataset(tmp_path, form)
         parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 1
@@ -106,8 +80,7 @@ def test_different_tokens_are_refused(bench, tmp_path, tiny_model, synthetic_dat
 
 
 @pytest.mark.slow
-def test_user_errors(run):
-    done = run([sys.executable, TOOL, "--rows", 4])
-    assert done.returncode == 2 and "--rows: at least 16" in done.stderr
-    done = run([sys.executable, TOOL, *TINY, "--rows", 16, "--max_length", 32, "--repeats", 1])
-    assert done.returncode == 2 and "more than --max_length 32" in done.stderr and "Traceback" not in done.stderr
+def test_user_errors(refused):
+    assert "--rows: at least 16" in refused("bench_sft", "--rows", 4)
+    words = [*TINY, "--rows", 16, "--max_length", 32, "--repeats", 1]
+    assert "more than --max_length 32" in refused("bench_sft", *words)

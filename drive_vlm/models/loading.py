@@ -1,0 +1,155 @@
+"""From a family's spec to its processor and its model: with weights, or on the meta device from a config alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.config import ModelConfig
+from drive_vlm.models.family import Family, FamilyModel, FamilySpec, ProcessorParts
+from drive_vlm.models.quantize import quantization_arguments
+from drive_vlm.models.vision import Tiling
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
+
+
+def model_type(path: str, trust_remote_code: bool = False) -> str:
+    """The `model_type` of a local directory or hub id. Raises ValueError when there is no readable config."""
+    config = Path(path) / "config.json"
+    if config.is_file():
+        return json.loads(config.read_text())["model_type"]
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
+        )
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
+    except OSError as error:
+        raise ValueError(
+            f"{path}: neither a local directory nor reachable on the hub. Download it and give the directory."
+        ) from error
+
+
+def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> ProcessorParts:
+    """The processor and what the data path takes from it; no weights are read.
+
+    Raises ValueError for a language model without a chat template, and for a `--max_tiles` that the family cannot keep.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    spec.register()
+    if spec.tiling is None or spec.adapter is None:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if not tokenizer.chat_template:
+            raise ValueError(f"{path}: the tokenizer has no chat template. Take the instruct variant of the model.")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return ProcessorParts(tokenizer, tokenizer, tokenizer.chat_template, None)
+    processor = AutoProcessor.from_pretrained(path)
+    vision = spec.adapter(processor, spec.tiling.read(processor.to_dict(), config.max_tiles))
+    template = processor.chat_template or processor.tokenizer.chat_template
+    return ProcessorParts(processor, processor.tokenizer, template, vision)
+
+
+def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.dtype | str") -> Family:
+    """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
+    parts = read_processor(spec, path, config)
+    hf_config = _config(spec, stored_config(path), parts.vision.tiling if parts.vision else None)
+    if spec.own_head:
+        own_head = has_own_head(path)
+        if own_head is None:
+            raise ValueError(
+                f"{path}: no model.safetensors. Weights are loaded from safetensors only: convert the checkpoint with save_pretrained."
+            )
+        _untie(hf_config, own_head)
+    outside = [path for name, paths in spec.parts.items() if name != "language_model" for path in paths]
+    model = _auto_class(spec).from_pretrained(
+        path,
+        config=hf_config,
+        dtype=dtype,
+        attn_implementation=ATTENTION[config.attn_implementation],
+        **quantization_arguments(config, outside),
+    )
+    spec.settle(model)
+    return Family(
+        spec,
+        model,
+        *spec.tile_tokens(hf_config.to_dict()),
+        parts.processor,
+        parts.tokenizer,
+        parts.template,
+        parts.vision,
+    )
+
+
+def build_on_meta(spec: FamilySpec, stored: Mapping[str, Any], config: ModelConfig, own_head: bool) -> FamilyModel:
+    """The real classes for the config.json `stored`, on torch's meta device: names and shapes without a byte of weights."""
+    import torch
+
+    hf_config = _config(spec, dict(stored), None)
+    _untie(hf_config, own_head)
+    with torch.device("meta"):
+        model = _auto_class(spec).from_config(
+            hf_config, dtype=torch.float32, attn_implementation=ATTENTION[config.attn_implementation]
+        )
+    spec.settle(model)
+    return FamilyModel(spec, model, *spec.tile_tokens(hf_config.to_dict()))
+
+
+def _auto_class(spec: FamilySpec) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if spec.adapter else AutoModelForCausalLM
+
+
+def stored_config(path: str) -> dict[str, Any]:
+    """The config.json of a directory or hub id."""
+    from transformers import PreTrainedConfig
+
+    return PreTrainedConfig.get_config_dict(path)[0]
+
+
+def _config(spec: FamilySpec, stored: dict[str, Any], tiling: Tiling | None) -> "PreTrainedConfig":
+    """The config object of `stored`, put right by the family."""
+    from transformers import CONFIG_MAPPING
+
+    spec.register()
+    hf_config = CONFIG_MAPPING[stored["model_type"]].from_dict(stored)
+    spec.configure(hf_config, stored, tiling)
+    return hf_config
+
+
+def _untie(hf_config: Any, own_head: bool) -> None:
+    """Keep a checkpoint's own head.
+
+    Several configs tie by default: InternVL3-1B has its own lm_head, which tying would throw away silently.
+    """
+    if own_head:
+        hf_config.tie_word_embeddings = hf_config.get_text_config().tie_word_embeddings = False
+
+
+def has_own_head(path: str) -> bool | None:
+    """Whether the checkpoint stores an lm_head tensor, from the safetensors index or header; None without such a file."""
+    from transformers.utils import cached_file
+
+    def find(name: str) -> str | None:
+        local = Path(path) / name
+        if Path(path).is_dir():
+            return str(local) if local.is_file() else None
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+
+    if (index := find("model.safetensors.index.json")) is not None:
+        names = list(json.loads(Path(index).read_text())["weight_map"])
+    elif (weights := find("model.safetensors")) is not None:
+        with open(weights, "rb") as file:
+            # A safetensors file begins with the length of its JSON header in eight bytes.
+            names = list(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+    else:
+        return None
+    return any(name.endswith("lm_head.weight") for name in names)

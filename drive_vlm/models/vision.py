@@ -1,0 +1,116 @@
+"""The picture side of a family: how it cuts pictures, in plain numbers, and what the data path asks of it.
+
+A family writes two classes. Its `Tiling` knows sizes and counts only, and loads neither torch nor transformers: a memory
+plan asks it. Its `VisionAdapter` holds the real processor, asks the same tiling, and makes tokens and tensors.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from transformers import ProcessorMixin
+
+# How one picture is cut: its number of tiles; or (tiles, ...) where its tokens depend on more than that.
+Layout = int | tuple[int, ...]
+L = TypeVar("L", bound=Layout)
+
+
+def tiles_in(layout: Layout) -> int:
+    """The number of tiles of a picture cut like this."""
+    return layout if isinstance(layout, int) else layout[0]
+
+
+class Tiling(abc.ABC, Generic[L]):
+    """How pictures are cut and how many tokens they become, from the numbers of a processor alone.
+
+    Attributes:
+        tile: (height, width) of a tile in pixels.
+    """
+
+    tile: tuple[int, int]
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "Tiling[L]":
+        """The tiling of a processor; `numbers` are those of its processor_config.json, `max_tiles` is --max_tiles.
+
+        Raises ValueError for a limit that the family cannot keep, KeyError for a number that is missing.
+        """
+
+    @abc.abstractmethod
+    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> L:
+        """How one of `num_images` pictures of a row is cut; `max_tiles` is the limit of its data file."""
+
+    @abc.abstractmethod
+    def frame_layout(self) -> L:
+        """How every frame of a video is cut, whatever its size."""
+
+    @abc.abstractmethod
+    def largest(self) -> L:
+        """The layout with the most tiles that a picture alone in its row can get."""
+
+    @abc.abstractmethod
+    def tokens(self, layout: L) -> int:
+        """Tokens of the language model for one picture cut like this: the length of VisionAdapter.image_ids."""
+
+
+class VisionAdapter(abc.ABC, Generic[L]):
+    """What the data path needs to know of a model's pictures.
+
+    Attributes:
+        processor: the model's own processor.
+        tiling: how it cuts pictures.
+        image_token: the token that the chat template writes for one picture.
+        keys: names of the vision tensors, each float[P, ...] or int64[P, ...] with the tiles or pictures of a row first.
+    """
+
+    keys: tuple[str, ...] = ("pixel_values",)
+
+    def __init__(self, processor: "ProcessorMixin", tiling: Tiling[L]) -> None:
+        # Any: each family's processor has attributes of its own, which ProcessorMixin does not name.
+        own: Any = processor
+        self.processor, self.tiling = own, tiling
+        self.image_token: str = own.image_token
+
+    @abc.abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Whatever changes token counts or pixels: the key of caches."""
+
+    def layout(self, height: int, width: int, num_images: int, max_tiles: int | None) -> L:
+        """How one of `num_images` pictures of this size is cut, before any pixel is read."""
+        return self.tiling.layout(height, width, num_images, max_tiles)
+
+    def frame_layout(self) -> L:
+        """How every frame of a video is cut, whatever its size."""
+        return self.tiling.frame_layout()
+
+    @abc.abstractmethod
+    def image_ids(self, layout: L) -> list[int]:
+        """Token ids that stand for one picture cut like this."""
+
+    def expand_video(self, text: str, num_frames: int) -> str:
+        """`text` with the template's video placeholder written out as one image token a frame.
+
+        A template that writes nothing for a video is given the frames as pictures instead. Raises ValueError for more
+        frames than the model takes.
+        """
+        return text.replace("<video>", "\n".join([self.image_token] * num_frames))
+
+    @abc.abstractmethod
+    def load_pixels(
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, "torch.Tensor"], Sequence[L]]:
+        """Vision tensors of one row, and how each picture was cut: what the tensors themselves say."""
+
+    def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
+        """The vision tensors of the rows of a batch, joined along their first axis; {} without rows."""
+        import torch
+
+        return {key: torch.cat([row[key] for row in rows]) for key in self.keys} if rows else {}
+
+    @abc.abstractmethod
+    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
+        """Vision tensors of one small picture, for batches without any (training_forward.py)."""

@@ -1,0 +1,245 @@
+"""What model_sizes.py keeps of a model, from its real class on the meta device: no weights, but torch.
+
+`python -m drive_vlm plan record` writes the shipped numbers again, each for the flags that stand next to it. The two
+published models without a class (`estimate`) are modules made of the names and shapes in their files; `freeze`, `apply_lora`
+and `train_flops` are the real ones for them as well.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drive_vlm.config import ModelConfig
+from drive_vlm.models import model_on_meta
+from drive_vlm.models.family import FamilyModel, FamilySpec
+from drive_vlm.models.flops import TrainFlops, train_flops
+from drive_vlm.models.freezing import freeze
+from drive_vlm.models.lora import apply_lora
+from drive_vlm.plan.flags import FIELDS
+from drive_vlm.plan.model_sizes import SHIPPED, TextSizes, VisionSizes, all_shipped, recorded_flags
+from drive_vlm.stages import STAGES
+
+
+def record(model: ModelConfig) -> dict[str, Any]:
+    """The record of a local directory or a shipped name, as the flags freeze and adapt it.
+
+    Raises ValueError as the class, freezing and LoRA do.
+    """
+    if Path(model.model).is_dir():
+        return record_family(model_on_meta(model), model)
+    content = all_shipped()[model.model]
+    if content["estimate"]:
+        return _record_estimate(model, content)
+    return record_family(model_on_meta(model, content["config"]), model)
+
+
+def record_family(family: FamilyModel, model: ModelConfig) -> dict[str, Any]:
+    """The record of a family that is neither frozen nor adapted yet."""
+    config = family.model.config
+    sizes = {
+        "text": dataclasses.asdict(_text(config.get_text_config())),
+        "vision": dataclasses.asdict(_vision(config)) if "vision_tower" in family.parts else None,
+        "max_frames": getattr(config, "max_frames", None),
+    }
+    return {**sizes, **_count(family, model)}
+
+
+def _count(family: FamilyModel, model: ModelConfig) -> dict[str, Any]:
+    """Weights and FLOPs of `family` as the flags freeze and adapt it."""
+    freeze(family.model, family.parts, model.freeze)
+    if model.lora_rank:
+        family.model = apply_lora(family, model, model.freeze)
+    counted = Counter(_weights(family))
+    train = train_flops(family)
+    family.model.requires_grad_(False)
+    frozen = train_flops(family)
+    # A frozen model's token costs 4 a weight, half of which is the gradient that flows through: not in a forward pass.
+    forward = TrainFlops(frozen.token / 2, frozen.label / 2, frozen.tile)
+    without = train_flops(dataclasses.replace(family, tokens_per_tile=0))
+    return {
+        "flags": recorded_flags(model),
+        "tokens": family.projector_tokens,
+        "tower_tokens": family.tokens_per_tile,
+        "train": dataclasses.asdict(train),
+        "forward": dataclasses.asdict(forward),
+        "tower": frozen.tile - without.tile,
+        "weights": [[*weight, count] for weight, count in counted.items()],
+    }
+
+
+def _weights(family: FamilyModel) -> Iterator[tuple[str, int, bool, bool]]:
+    """(part, elements, trains, matrix) of each parameter; embeddings and head count apart from the rest of the language model."""
+    embeddings, head = family.base.get_input_embeddings(), family.base.get_output_embeddings()
+    own = {id(head.weight): "lm_head"} | {id(embeddings.weight): "embeddings"}
+    matrices = {id(m.weight) for m in family.model.modules() if isinstance(m, torch.nn.Linear)}
+    for name, parameter in family.model.named_parameters():
+        path = name.removeprefix("base_model.model.")
+        part = next(
+            (part for part, places in family.parts.items() if path.startswith(tuple(f"{p}." for p in places))), "other"
+        )
+        part = "lora" if "lora_" in name else own.get(id(parameter), part)
+        yield part, parameter.numel(), parameter.requires_grad, id(parameter) in matrices
+
+
+def _text(text: Any) -> TextSizes:
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return TextSizes(
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner=text.intermediate_size,
+        heads=heads,
+        queries=head * heads,
+        keys=head * text.num_key_value_heads,
+        vocabulary=text.vocab_size,
+        query_norms=text.model_type == "qwen3",
+    )
+
+
+def _vision(config: Any) -> VisionSizes:
+    vision = config.vision_config
+    # Our own projectors say what they are (siglip_qwen); all others take every patch.
+    kind, layers = getattr(config, "projector_type", "patches"), 0
+    if kind == "mlp" and config.pool_size > 1:
+        kind = "pooled"
+    elif kind == "resampler":
+        layers = config.resampler_layers
+    return VisionSizes(
+        layers=vision.num_hidden_layers,
+        width=vision.hidden_size,
+        inner=vision.intermediate_size,
+        # InternViT and DINOv2 scale the output of each layer.
+        scaled=hasattr(vision, "layer_scale_init_value") or hasattr(vision, "layerscale_value"),
+        projector=kind,
+        projector_layers=layers,
+    )
+
+
+# Estimates: published models without a class in transformers.
+
+
+def _record_estimate(model: ModelConfig, content: dict[str, Any]) -> dict[str, Any]:
+    """The record of a module with the names and shapes of an architecture file."""
+    spec = FamilySpec(
+        model.model, {part: tuple(paths) for part, paths in content["parts"].items()}, content["lora_targets"]
+    )
+    module = EstimatedModel(model.model, content)
+    family = FamilyModel(spec, module, content["tower_tokens"], content["tokens"])
+    found = _count(family, model)
+    # A token passes one of two experts: the other one's weights cost memory and no FLOPs.
+    body = sum(elements * count for part, elements, _, _, count in found["weights"] if part == "language_model")
+    for flops in (found["train"], found["forward"]):
+        flops["token"] *= 1 - module.idle / body
+    return {"text": content["text"], "vision": content["vision"], "max_frames": None, **found}
+
+
+class EstimatedModel(torch.nn.Module):
+    """A module on the meta device with the names and shapes of an architecture file. It has no forward pass.
+
+    `{N}` in a name stands for the numbers from 0 to N - 1. Matrices become linear layers, which LoRA can adapt, and
+    embeddings where their name says so; everything else is a plain parameter.
+    """
+
+    def __init__(self, name: str, content: dict[str, Any]) -> None:
+        super().__init__()
+        # peft notes it as the base of its adapters.
+        self.name_or_path = name
+        # Weights that a token does not pass.
+        self.idle = 0
+        for pattern, shape in content["shapes"].items():
+            repeats = re.search(r"\{(\d+)\}", pattern)
+            for i in range(int(repeats[1]) if repeats else 1):
+                self._add(re.sub(r"\{\d+\}", str(i), pattern), shape)
+                self.idle += math.prod(shape) if re.search(content["idle"], pattern) else 0
+
+    def _add(self, name: str, shape: list[int]) -> None:
+        path, _, leaf = name.rpartition(".")
+        *parents, last = path.split(".")
+        place: torch.nn.Module = self
+        for word in parents:
+            if word not in place._modules:
+                place.add_module(word, torch.nn.Module())
+            place = place.get_submodule(word)
+        if leaf == "weight" and len(shape) == 2:
+            outputs, inputs = shape
+            matrix = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
+            table = torch.nn.Embedding(outputs, inputs, device="meta")
+            place.add_module(last, table if "embed" in last else matrix)
+            return
+        if last not in place._modules:
+            place.add_module(last, torch.nn.Module())
+        place.get_submodule(last).register_parameter(leaf, torch.nn.Parameter(torch.empty(shape, device="meta")))
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.get_submodule("model.language_model.embed_tokens")
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.get_submodule("lm_head")
+
+
+# The shipped numbers.
+
+
+def record_everything() -> list[Path]:
+    """Write again all that ships, for the flags that stand next to it, and return the files that changed.
+
+    To ship one more set of flags, write {"flags": ...} into a file's "recorded" and call this.
+    """
+    contents = all_shipped()
+    made: dict[Path, Any] = {}
+    for file in sorted(SHIPPED.glob("*.json")):
+        content = json.loads(file.read_text())
+        for name in content["recorded"]:
+            flags = [found["flags"] for found in contents[name]["recorded"]]
+            content["recorded"][name] = [record(ModelConfig(model=name, **given)) for given in flags]
+        made[file] = content
+    classes = sorted({stage.training_arguments for stage in STAGES.values()})
+    made[FIELDS] = {"versions": {name: version(name) for name in ("transformers", "trl")}}
+    made[FIELDS] |= {name: record_fields(name) for name in classes}
+    return [file for file, content in made.items() if _write(file, content)]
+
+
+def _write(file: Path, content: dict[str, Any]) -> bool:
+    """Whether the file has changed."""
+    text = json.dumps(content, indent=2)
+    # A list of plain values on one line.
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+    if file.is_file() and file.read_text() == text:
+        return False
+    file.write_text(text)
+    return True
+
+
+def record_fields(training_class: str) -> dict[str, list[Any]]:
+    """{field: [kind, default]} of a TrainingArguments class, as HfArgumentParser reads its flags.
+
+    The kind is bool, int, float or str, with a "+" behind it for a list. A default that is none of these is None.
+    """
+    from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
+
+    module, _, name = training_class.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    # Behind a flag that is on by default stands a --no_ of the same name; the flag itself comes first.
+    actions = {action.dest: action for action in reversed(HfArgumentParser([cls])._actions)}
+    fields: dict[str, list[Any]] = {}
+    for item in dataclasses.fields(cls):
+        if item.init:
+            action = actions[item.name]
+            kinds: dict[Any, str] = {string_to_bool: "bool", int: "int", float: "float"}
+            default = getattr(action.default, "value", action.default)
+            simple = isinstance(default, (bool, int, float, str))
+            fields[item.name] = [
+                kinds.get(action.type, "str") + "+" * (action.nargs == "+"),
+                default if simple else None,
+            ]
+    return fields

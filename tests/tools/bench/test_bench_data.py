@@ -1,0 +1,32 @@
+"""tools/bench/bench_data.py, small: every case writes what it measured; no time is asserted."""
+
+import pytest
+
+
+def test_jsonl(bench):
+    """The promise is 300 MB for a million rows; a part of that, so that the test stays quick."""
+    result, text = bench("bench_data", "jsonl", "--rows", 100_000)
+    assert (result["rows"], result["row"]) == (100_000, 99_999)
+    assert result["ratio"]["seconds"] == pytest.approx(result["peer"]["seconds"] / result["ours"]["seconds"])
+    assert result["ours"]["indexing"]["seconds"] > 0 and result["ours"]["peak_rss_mb"] < 300
+    assert "drive-vlm, indexed" in text
+
+
+def test_synthetic(bench):
+    result, text = bench("bench_data", "synthetic", "--scenes", 20, "--size", 64, "--workers", 2)
+    assert result["ours"] > 0 and "images/s at 64 x 64 on 2 processes" in text
+
+
+def test_reward(bench, spacy_model):
+    flags = ["--texts", 20, "--words", 40, "--processes", 1, "--spacy", spacy_model]
+    result, text = bench("bench_data", "reward", *flags)
+    assert result["parse_and_score_texts_per_s"].keys() == {"1"} and result["score_texts_per_s"] > 0
+    assert result["parse_and_score_texts_per_cpu_s"]["1"] > 0
+    assert result["texts"] == 20 and 40 <= result["words_per_text"] < 70
+    assert "score parsed texts" in text
+
+
+def test_user_errors(refused):
+    assert "--row 10 is not in a file of --rows 10" in refused("bench_data", "jsonl", "--rows", 10, "--row", 10)
+    assert "python -m spacy download en_none" in refused("bench_data", "reward", "--spacy", "en_none")
+    assert "--scenes: at least 1" in refused("bench_data", "synthetic", "--scenes", 0)
