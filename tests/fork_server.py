@@ -113,6 +113,7 @@ def _make_programs(folder: Path, real: Path) -> None:
     """The programs of the environment; python and the launchers, which are Python scripts, are ours."""
     (folder / "bin").mkdir()
     (folder / "children").mkdir()
+    (folder / "server.log").touch()
     pythons = ("python", "python3", f"python3.{sys.version_info[1]}")
     for path in real.parent.iterdir():
         if path.name not in (*pythons, "torchrun", "deepspeed"):
