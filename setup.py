@@ -72,7 +72,11 @@ setup(
     ],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["drive_vlm", "drive_vlm.*"]),
-    package_data={"drive_vlm.models": ["architectures/*.json"], "drive_vlm.plan": ["*.json"], "drive_vlm.rewards.text": ["*.yaml"]},
+    package_data={
+        "drive_vlm.models": ["architectures/*.json"],
+        "drive_vlm.plan": ["*.json"],
+        "drive_vlm.rewards.text": ["*.yaml"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
 )

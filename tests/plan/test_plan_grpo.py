@@ -63,7 +63,9 @@ def test_the_batch_equation(plan: Callable, small: Path) -> None:
     refused = plan("--model", small, *SIZES, *BATCH, "--num_generations", 3, code=2)
     assert "16 completions (2 x 1 processes x 8 micro-batches) is not a multiple of --num_generations 3" in refused
     refused = plan("--model", small, *BATCH, "--generation_batch_size", 12, "--world_size", 4, code=2)
-    assert "--generation_batch_size 12 is not a multiple of --per_device_train_batch_size 2 x 4 processes = 8" in refused
+    assert (
+        "--generation_batch_size 12 is not a multiple of --per_device_train_batch_size 2 x 4 processes = 8" in refused
+    )
     assert "--packing has no place in grpo" in plan("--model", small, *BATCH, "--packing", code=2)
 
 
