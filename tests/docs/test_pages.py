@@ -67,6 +67,8 @@ def unknown_flags(words: list[str]) -> list[str]:
     if not rest or rest[0].startswith("-"):
         return []
     size = 2 if rest[0] == "plan" and len(rest) > 1 else 1
+    if not any(word.startswith("--") for word in rest[size:]):
+        return []  # what takes no flags may know no --help either, and would run
     known = flags_of(tuple(rest[:size])) | (training_flags() if set(rest[:size]) & _TRAINING else set())
     given = [word.partition("=")[0][2:].replace("-", "_") for word in rest[size:] if word.startswith("--")]
     return [flag for flag in given if flag not in known]
