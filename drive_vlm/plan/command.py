@@ -28,6 +28,8 @@ def main(words: Sequence[str]) -> None:
         show_systems(words[1:])
         return
     if stage == "record":
+        text = "Count again all models that ship, and the flags of the training classes. It writes into the package."
+        CommandParser(prog="python -m drive_vlm plan record", description=text).parse_args(list(words[1:]))
         from drive_vlm.plan.record import record_everything
 
         print("\n".join(map(str, record_everything())) or "nothing has changed")

@@ -1,32 +1,24 @@
-"""The flags of a planned stage, each value with its origin: the stage's own parser, without importing transformers.
-
-`parse_stage` and the stage's `check` are the real ones. Only the flags of TrainingArguments are read from a shipped list of
-their fields (training_fields.json), since the classes take the seconds that importing torch takes. The list is that of the
-versions it names; with others installed the classes are asked. `python -m drive_vlm plan record` writes it again, and a test
-compares it with the classes (tests/plan/test_flags.py).
-"""
+"""The flags of a planned stage, each value with its origin: the stage's own parser and `check`, without importing transformers."""
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, DataConfig, ModelConfig, RunConfig, field, nearest
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field
 from drive_vlm.models import family_spec
 from drive_vlm.models.loading import model_type
 from drive_vlm.models.lora import base_of
 from drive_vlm.plan.groups import GenerationBatch, generation_batch_of
+from drive_vlm.plan.training_fields import training_defaults, training_flags
 from drive_vlm.stages import STAGES
-from drive_vlm.stages.engine.arguments import NOT_FOR_USERS, parse_stage
+from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.training_arguments import TRAINING_DEFAULTS
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
-FIELDS = Path(__file__).with_name("training_fields.json")
 
 
 @dataclasses.dataclass
@@ -114,60 +106,6 @@ def trained_adapter(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(
         model, freeze=freeze, lora_rank=made["r"], lora_alpha=made["lora_alpha"], lora_targets=targets
     )
-
-
-@functools.cache
-def training_fields(training_class: str) -> dict[str, list[Any]]:
-    """{field: [its kind, its default]} of a TrainingArguments class that a stage names."""
-    shipped = json.loads(FIELDS.read_text())
-    if all(version(library) == known for library, known in shipped["versions"].items()) and training_class in shipped:
-        return shipped[training_class]
-    from drive_vlm.plan.record import record_fields
-
-    return record_fields(training_class)
-
-
-def training_defaults(training_class: str) -> dict[str, Any]:
-    return {name: default for name, (_, default) in training_fields(training_class).items()}
-
-
-def training_flags(parser: CommandParser, training_class: str, words: list[str]) -> dict[str, Any]:
-    """What `parse_training_flags` of stages/engine/arguments.py gives, from the list of fields. Raises ValueError as it does."""
-    fields, ours = training_fields(training_class), {action.dest for action in parser._actions}
-    given: dict[str, list[str]] = {}
-    name = ""
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            given[name] = [value] if equals else []
-            if name in NOT_FOR_USERS:
-                raise ValueError(f"--{name} is not taken. {NOT_FOR_USERS[name]}")
-            if name not in fields:
-                raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *fields])}")
-        elif not name:
-            raise ValueError(f"unexpected word {word!r}; flags begin with --")
-        else:
-            given[name].append(word)
-    return {name: _value(values, fields[name][0], name) for name, values in given.items()}
-
-
-def _value(words: list[str], kind: str, name: str) -> Any:
-    """The words of one flag as its kind. Raises ValueError where a number is expected and none is given."""
-    if kind.endswith("+"):
-        return [_value([word], kind[:-1], name) for word in words]
-    if not words and kind == "bool":
-        return True
-    if len(words) != 1:
-        raise ValueError(f"--{name} {' '.join(words)}: expected one value.")
-    (word,) = words
-    if kind == "bool" and word.lower() in ("true", "false", "t", "f", "yes", "no", "y", "n", "1", "0"):
-        return word.lower() in ("true", "t", "yes", "y", "1")
-    if kind in ("int", "float"):
-        try:
-            return int(word) if kind == "int" else float(word)
-        except ValueError as error:
-            raise ValueError(f"--{name} {word}: expected a number.") from error
-    return word
 
 
 def origins(from_file: Sequence[str], words: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from drive_vlm.plan.model_sizes import Weight, load_sizes
+from drive_vlm.plan.lookup import load_sizes
+from drive_vlm.plan.model_sizes import Weight
 from drive_vlm.stages import STAGES
 
 EXAMPLES = """

@@ -6,7 +6,6 @@ and `train_flops` are the real ones for them as well.
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -24,8 +23,8 @@ from drive_vlm.models.family import FamilyModel, FamilySpec
 from drive_vlm.models.flops import TrainFlops, train_flops
 from drive_vlm.models.freezing import freeze, part_of
 from drive_vlm.models.lora import apply_lora
-from drive_vlm.plan.flags import FIELDS
 from drive_vlm.plan.model_sizes import SHIPPED, TextSizes, VisionSizes, all_shipped, recorded_flags
+from drive_vlm.plan.training_fields import FIELDS, record_fields
 from drive_vlm.stages import STAGES
 
 
@@ -213,29 +212,3 @@ def _write(file: Path, content: dict[str, Any]) -> bool:
         return False
     file.write_text(text)
     return True
-
-
-def record_fields(training_class: str) -> dict[str, list[Any]]:
-    """{field: [kind, default]} of a TrainingArguments class, as HfArgumentParser reads its flags.
-
-    The kind is bool, int, float or str, with a "+" behind it for a list. A default that is none of these is None.
-    """
-    from transformers import HfArgumentParser
-    from transformers.hf_argparser import string_to_bool
-
-    module, _, name = training_class.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    # Behind a flag that is on by default stands a --no_ of the same name; the flag itself comes first.
-    actions = {action.dest: action for action in reversed(HfArgumentParser([cls])._actions)}
-    fields: dict[str, list[Any]] = {}
-    for item in dataclasses.fields(cls):
-        if item.init:
-            action = actions[item.name]
-            kinds: dict[Any, str] = {string_to_bool: "bool", int: "int", float: "float"}
-            default = getattr(action.default, "value", action.default)
-            simple = isinstance(default, (bool, int, float, str))
-            fields[item.name] = [
-                kinds.get(action.type, "str") + "+" * (action.nargs == "+"),
-                default if simple else None,
-            ]
-    return fields

@@ -10,7 +10,8 @@ import torch
 import drive_vlm  # noqa: F401
 from drive_vlm.config import ModelConfig
 from drive_vlm.plan.activations import Batch, activations
-from drive_vlm.plan.model_sizes import ModelSizes, load_sizes
+from drive_vlm.plan.lookup import load_sizes
+from drive_vlm.plan.model_sizes import ModelSizes
 
 CONFIG = {
     "model_type": "internvl",

@@ -8,7 +8,7 @@ import pytest
 
 import drive_vlm  # noqa: F401  before transformers: torchvision beside CPU torch
 from drive_vlm.config import CommandParser
-from drive_vlm.plan.flags import FIELDS, training_defaults, training_fields, training_flags
+from drive_vlm.plan.training_fields import FIELDS, training_defaults, training_fields, training_flags
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_training_flags
 
@@ -21,7 +21,7 @@ def test_the_shipped_list_is_that_of_the_class(name: str) -> None:
     import dataclasses
     import importlib
 
-    from drive_vlm.plan.record import record_fields
+    from drive_vlm.plan.training_fields import record_fields
 
     shipped = json.loads(FIELDS.read_text())
     assert shipped["versions"] == {library: version(library) for library in shipped["versions"]}
@@ -41,8 +41,8 @@ def test_the_shipped_list_is_that_of_the_class(name: str) -> None:
 
 def test_other_versions_are_asked_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     training_fields.cache_clear()
-    monkeypatch.setattr("drive_vlm.plan.flags.version", lambda library: "0")
-    monkeypatch.setattr("drive_vlm.plan.record.record_fields", lambda name: {"asked": [name, None]})
+    monkeypatch.setattr("drive_vlm.plan.training_fields.version", lambda library: "0")
+    monkeypatch.setattr("drive_vlm.plan.training_fields.record_fields", lambda name: {"asked": [name, None]})
     assert training_fields("trl.DPOConfig") == {"asked": ["trl.DPOConfig", None]}
     training_fields.cache_clear()
 

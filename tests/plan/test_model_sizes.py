@@ -12,7 +12,8 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import parse_row
 from drive_vlm.models import MODELS, load_family, load_processor
-from drive_vlm.plan.model_sizes import SHIPPED, ModelSizes, all_shipped, load_sizes
+from drive_vlm.plan.lookup import load_sizes
+from drive_vlm.plan.model_sizes import SHIPPED, ModelSizes, all_shipped
 from drive_vlm.plan.rows import picture_tokens
 
 # design reference, "Base models"; LLaVA-Next: transformers' own class, image_newline included

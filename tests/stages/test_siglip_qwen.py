@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.plan.model_sizes import load_sizes
+from drive_vlm.plan.lookup import load_sizes
 
 pytestmark = pytest.mark.slow
 

@@ -212,8 +212,8 @@ def planned(stage: str, words: list[str], tokens: int, batch: "Callable[[int], B
 
     from drive_vlm.launch.topology import accumulation_steps
     from drive_vlm.plan.flags import parse
+    from drive_vlm.plan.lookup import load_sizes
     from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
-    from drive_vlm.plan.model_sizes import load_sizes
     from drive_vlm.plan.rows import RowStatistics
 
     parsed = parse(stage, "", words, "")

@@ -1,0 +1,113 @@
+"""Where the sizes of a model come from: the first of three places that has them.
+
+1. A JSON file in drive_vlm/models/architectures, for the published models as the recipes train them.
+2. The project's cache, under a key of the model's configuration files, the flags and the versions of the libraries.
+3. The class itself (record.py), which takes the seconds of importing torch; the result goes into the cache.
+"""
+
+import dataclasses
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import ModelConfig
+from drive_vlm.models import family_spec
+from drive_vlm.models.flops import TrainFlops
+from drive_vlm.models.lora import base_of
+from drive_vlm.models.vision import tiles_in
+from drive_vlm.plan.model_sizes import (
+    ModelSizes,
+    PictureSizes,
+    TextSizes,
+    VisionSizes,
+    Weight,
+    recorded_flags,
+    shipped,
+)
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+
+_LIBRARIES = ("torch", "transformers", "peft")
+# Raise it when the meaning of a recorded number changes: what older versions cached is then recorded again.
+_FORMAT = 1
+
+
+def load_sizes(model: ModelConfig) -> ModelSizes:
+    """The sizes of a local directory, a shipped name or a hub id. Raises ValueError with what is known, and as freezing and LoRA do."""
+    path = Path(model.model)
+    if (path / "adapter_config.json").is_file():
+        return load_sizes(dataclasses.replace(model, model=base_of(path)))
+    if (path / "config.json").is_file():
+        content: dict[str, Any] = {
+            "config": _json(path / "config.json"),
+            "processor": _processor_numbers(path),
+            "note": "counted by its class",
+        }
+        # The weights say whether the head is the checkpoint's own, which config.json does not.
+        weights = [file_key(file) for file in sorted(path.glob("model.safetensors*"))]
+        return _sizes(path.name, content, _cached(model, [content["config"], weights]), model.max_tiles)
+    if path.is_dir():
+        raise ValueError(f"--model {model.model}: no config.json in it. Give a directory written by save_pretrained.")
+    name, content = shipped(model.model)
+    found = next((found for found in content["recorded"] if found["flags"] == recorded_flags(model)), None)
+    found = found or _cached(dataclasses.replace(model, model=name), content)
+    return _sizes(name, content, found, model.max_tiles)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _processor_numbers(path: Path) -> dict[str, Any]:
+    """The numbers of a processor. Older checkpoints have those of the image processor in a file of their own."""
+    numbers = _json(path / "processor_config.json")
+    return {"image_processor": _json(path / "preprocessor_config.json")} | numbers
+
+
+def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
+    """The record of `model`, from the cache or from its class. `identity` is what else the class is built from."""
+    libraries = {name: version(name) for name in _LIBRARIES}
+    key = cache_key(_FORMAT, identity, recorded_flags(model), libraries)
+    file = cache_dir() / "plan" / f"{key}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    from drive_vlm.plan.record import record
+
+    made = record(model)
+    file.parent.mkdir(exist_ok=True)
+    write_atomically(file, lambda out: out.write(json.dumps(made).encode()))
+    return made
+
+
+def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], max_tiles: int | None) -> ModelSizes:
+    spec = family_spec(content["tiling"] if content.get("estimate") else content["config"]["model_type"])
+    # Variants of a published model have the same processor but for this number.
+    numbers = {"image_seq_length": found["tokens"]} | content["processor"]
+    try:
+        tiling = spec.tiling.read(numbers, max_tiles) if spec.tiling else None
+    except KeyError as error:
+        raise ValueError(
+            f"--model {name}: its processor_config.json has no {error}, so it is not known how pictures are cut. Save the processor "
+            "again with save_pretrained."
+        ) from error
+    pictures = PictureSizes()
+    if tiling is not None:
+        tiles = found["max_frames"] or tiles_in(tiling.largest())
+        pixels, video = 3 * tiling.tile[0] * tiling.tile[1], found["max_frames"] is not None
+        pictures = PictureSizes(found["tokens"], found["tower_tokens"], tiles, pixels, video)
+    rows = (
+        (Weight(part, elements, trains, matrix), count) for part, elements, trains, matrix, count in found["weights"]
+    )
+    return ModelSizes(
+        name=name,
+        estimate=content.get("estimate", False),
+        note=content["note"],
+        text=TextSizes(**found["text"]),
+        vision=VisionSizes(**found["vision"]) if found["vision"] else None,
+        pictures=pictures,
+        tiling=tiling,
+        weights=tuple(weight for weight, count in rows for _ in range(count)),
+        train=TrainFlops(**found["train"]),
+        forward=TrainFlops(**found["forward"]),
+        tower=found["tower"],
+    )
