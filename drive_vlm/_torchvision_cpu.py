@@ -1,6 +1,6 @@
-"""Lets the public torchvision wheel live beside a CPU build of torch.
+"""Lets the public torchvision wheel work next to a CPU build of torch.
 
-The wheel's `_C.so` links libtorch_cuda. Beside CPU torch it cannot be loaded, so the schemas `torchvision::nms` and
+The wheel's `_C.so` links libtorch_cuda. Next to CPU torch it cannot be loaded, so the schemas `torchvision::nms` and
 `torchvision::qnms` are missing and `import torchvision` raises "operator torchvision::nms does not exist", which also
 breaks transformers processors, open_clip, timm, peft and TRL. `install_hook` defines the two schemas just before
 torchvision's own import, and only when `_C.so` cannot be loaded: a matching CUDA or CPU build is left untouched.

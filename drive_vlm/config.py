@@ -301,7 +301,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class RunConfig:
-    """How the run is laid out; every flag of transformers.TrainingArguments is accepted beside these."""
+    """How the run is laid out; every flag of transformers.TrainingArguments is accepted next to these."""
 
     global_batch_size: int | None = field(
         None,

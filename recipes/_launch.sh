@@ -55,7 +55,7 @@ _slurm_port() { echo $((15000 + (SLURM_JOB_ID + 1000 * SLURM_STEP_ID + _launches
 # Sets _nodes, _procs (ranks on each node) and _layout: local, nodes, slurm_nodes (a task a node) or slurm_ranks (a task a rank).
 _read_topology() {
   case "${LAUNCHER:-torchrun}" in torchrun | deepspeed) ;; *) _fail "LAUNCHER=$LAUNCHER is not known. Use torchrun or deepspeed." ;; esac
-  [[ "${MAX_RESTARTS:-0}" =~ ^[0-9]+$ ]] || _fail "MAX_RESTARTS=$MAX_RESTARTS is no number."
+  [[ "${MAX_RESTARTS:-0}" =~ ^[0-9]+$ ]] || _fail "MAX_RESTARTS=$MAX_RESTARTS is not a number."
   _layout="local" _nodes="${NNODES:-1}" _procs="${NPROC_PER_NODE:-}"
   if _in_slurm_step; then
     local tasks="${SLURM_STEP_NUM_TASKS:-${SLURM_NTASKS:-1}}"
@@ -286,11 +286,11 @@ demonstration() {
 step() { printf '\n== %s\n' "$*"; }
 
 # Empty folder $1 of a recipe's earlier run; a folder that the recipe has not made is left alone.
-begin_anew() {
+start_over() {
   local name
   name="$(basename "$0" .sh)"
   [ ! -e "$1" ] || [ -n "${DRY_RUN:-}" ] || [ -f "$1/.$name" ] ||
-    _fail "$name: $1 is there and is not one of this recipe's runs, which are begun anew. Give another OUT."
+    _fail "$name: $1 is there and is not one of this recipe's runs, which start from nothing each time. Give another OUT."
   run rm -rf "$1"
   run mkdir -p "$1"
   run touch "$1/.$name"

@@ -26,7 +26,7 @@ case "${SIZE:-full}" in
   small) scenes=800 clips=500 order_clips=600 patch=16 tower_steps=700 language_steps=250 steps1=80 steps2=300 steps3=100 ;;
   *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or small." ;;
 esac
-begin_anew "$out"
+start_over "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 shared=(--num_frames 8 --feature_cache "$out/features" --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --logging_steps "$((steps1 / 4 + 1))" --save_strategy no)

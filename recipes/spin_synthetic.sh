@@ -24,7 +24,7 @@ case "${SIZE:-full}" in
   smoke) scenes=60 rows=24 sft_steps=2 rounds=1 batch=8 epochs=1 log=1 ;;
   *) _fail "spin_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
-begin_anew "$out"
+start_over "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 

@@ -44,7 +44,7 @@ def check_quantization(config: ModelConfig, for_training: bool) -> None:
 
 
 def quantization_arguments(config: ModelConfig, other_parts: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of from_pretrained for `config.quantize`; `other_parts` are module paths beside the language model.
+    """Keyword arguments of from_pretrained for `config.quantize`; `other_parts` are module paths next to the language model.
 
     NF4 with double quantisation, computed in bfloat16 (Dettmers et al. 2023, QLoRA, section 3).
     """

@@ -81,13 +81,13 @@ def write_model(
         image_processor, tokenizer, config.image_seq_length, config.max_frames, chat_template=tokenizer.chat_template
     )
     out = Path(out)
-    beside = out.with_name(f".{out.name}.part")  # a directory that is there is whole
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
+    part = out.with_name(f".{out.name}.part")  # a directory that is there is whole
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
     if out.is_dir():
         out.rmdir()  # empty, or it is not ours to replace
-    beside.rename(out)
+    part.rename(out)
     return out
 
 
@@ -99,7 +99,7 @@ def _load_tower(path: str | Path) -> Any:
     kind = model_type(str(path))
     if kind not in ("siglip", "siglip_vision_model"):
         raise ValueError(
-            f"{path}: model_type {kind!r} is no SigLIP tower of fixed resolution. Take one such as "
+            f"{path}: model_type {kind!r} is not a SigLIP tower of fixed resolution. Take one such as "
             "google/siglip2-so400m-patch14-384; the NaFlex checkpoints have another layout."
         )
     config = SiglipVisionConfig.from_pretrained(path)
