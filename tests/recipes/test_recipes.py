@@ -139,7 +139,7 @@ def test_recipes_ask_for_the_packages_that_they_use(run, tmp_path, recipe, extra
         ({"NNODES": "2", "NPROC_PER_NODE": "2"}, "NODE_RANK"),
         ({**TWO_NODES, "MASTER_PORT": ""}, "MASTER_PORT"),
         ({"MAX_RESTARTS": "2", "LAUNCHER": "deepspeed"}, "restarts nothing"),
-        ({"MAX_RESTARTS": "often"}, "no number"),
+        ({"MAX_RESTARTS": "often"}, "not a number"),
         ({**TASK_A_GPU, "SLURM_STEP_NUM_TASKS": "15"}, "same number"),
         ({**TASK_A_GPU, "SLURM_STEP_TASKS_PER_NODE": "10,6"}, "same number"),
         ({**TASK_A_GPU, "NPROC_PER_NODE": "4"}, "one task a node"),

@@ -123,7 +123,7 @@ def test_mp4_clips_decode_to_what_was_rendered(tmp_path):
     [
         (("--splits", "train:0.8", "val:0.1"), "must sum to 1, got 0.9"),
         (("--splits", "train=1"), "expected different name:share words"),
-        (("--splits", "train:most"), "is no number"),
+        (("--splits", "train:most"), "is not a number"),
         (("--scenes", 0), "nothing to build"),
         (("--size", 16), "--size must be at least 32"),
         (("--clips", 1, "--size", 65), "mp4 needs an even size"),

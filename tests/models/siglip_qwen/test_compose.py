@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused(parts: tuple[Path, Path], tmp_path: Path) 
     from shutil import copytree
 
     vision, language = parts
-    with pytest.raises(ValueError, match="model_type 'qwen3' is no SigLIP tower of fixed resolution"):
+    with pytest.raises(ValueError, match="model_type 'qwen3' is not a SigLIP tower of fixed resolution"):
         compose_siglip_qwen(tmp_path / "x", language, language)
     with pytest.raises(ValueError, match="nowhere: neither a local directory nor reachable on the hub"):
         compose_siglip_qwen(tmp_path / "x", tmp_path / "nowhere", language)
