@@ -88,7 +88,9 @@ def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> P
             part = shared / f"{name}.part"
             # Fresh: the tools that all tests build on start as a user starts them.
             env = os.environ | {"DRIVE_VLM_TESTS_FRESH": "1"}
-            subprocess.run([sys.executable, *map(str, words), "--out", part], check=True, cwd=ROOT, timeout=300, env=env)
+            subprocess.run(
+                [sys.executable, *map(str, words), "--out", part], check=True, cwd=ROOT, timeout=300, env=env
+            )
             part.rename(out)
     return out
 
