@@ -63,8 +63,8 @@ MODULES = (
     *(f"transformers.models.{name}.video_processing_{name}" for name in ("internvl", "smolvlm")),
 )  # fmt: skip
 READ_AT_IMPORT = re.compile(
-    r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_.*|HOME|XDG_.*|HF_.*|HUGGINGFACE_.*"
-    r"|TRANSFORMERS_.*|DS_.*|DEEPSPEED_.*|OMP_.*|MKL_.*|OPENBLAS_.*|KMP_.*|ACCELERATE_.*|MPL.*|TRL_.*|USE_.*|PYTORCH_.*"
+    r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_PRELOAD|HOME|XDG_.*|HF_.*|HUGGINGFACE_.*"
+    r"|TRANSFORMERS_.*|DS_.*|DEEPSPEED_.*|OMP_(?!NUM_THREADS$).*|MKL_.*|OPENBLAS_.*|KMP_.*|ACCELERATE_.*|MPL.*|TRL_.*|USE_.*|PYTORCH_.*"
     r"|TORCH_(LOGS|DEVICE|SHOW|HOME|EXT|ALLOW|FORCE).*|TORCH_DISTRIBUTED_DEBUG|TORCHDYNAMO_.*"
 )
 FRESH_MODULES = {"pip", "mypy", "venv", "ruff", "pytest", "ensurepip"}
@@ -202,6 +202,7 @@ class Server:
     def __init__(self, listener: socket.socket, folder: Path) -> None:
         self.listener, self.folder = listener, folder
         before = dict(os.environ)
+        self.threads = before.get("OMP_NUM_THREADS", "")
         self.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
         sys.executable = f"{folder}/bin/python"  # before multiprocessing keeps it
         sys.path[:] = self.path
@@ -351,8 +352,12 @@ class Server:
         sys.dont_write_bytecode = bool(request.env.get("PYTHONDONTWRITEBYTECODE"))
         importlib.invalidate_caches()
         import numpy
+        import torch
 
         numpy.random.seed()
+        threads = request.env.get("OMP_NUM_THREADS", "")
+        if threads != self.threads:  # nothing has run in parallel yet, so that the number can still be set
+            torch.set_num_threads(int(threads) if threads.isdigit() else os.cpu_count() or 1)
 
 
 def read_at_import(environment: dict[str, str]) -> dict[str, str]:
