@@ -18,7 +18,8 @@ def test_the_report_is_quick_and_says_what_to_do(run: Callable, tmp_path: Path) 
     before = os.times()
     done = run([*DOCTOR, "--json", "--output_dir", tmp_path / "runs" / "new"], **CLEAN)
     after = os.times()
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 10
+    # Seconds of CPU, not of the clock: 4 on a quiet machine, 10 where others fill its caches. Deep checks take minutes.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 25
     content = json.loads(done.stdout)
     findings = {item["check"]: item for item in content["findings"]}
     assert {

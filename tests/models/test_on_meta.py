@@ -78,6 +78,7 @@ def test_shipped_configs_build(name: str) -> None:
     )
 
 
+@pytest.mark.fresh("it looks at what is imported")
 def test_families_and_tilings_are_read_without_torch() -> None:
     code = (
         "import json, sys\nfrom pathlib import Path\nimport drive_vlm.models as m\n"

@@ -271,13 +271,15 @@ def test_more_frames_than_the_model_knows_are_refused_in_the_words_of_training(b
 
 
 def test_the_command_that_fixes_the_cache_builds_the_same(tool: ModuleType) -> None:
+    from drive_vlm.config import from_namespace
+
     asked = {"model": "my model", "data": ["a b.jsonl", "c.json"], "out": "it's", "image_root": "/p q", "max_tiles": 4}
     config = tool.FeatureConfig(**asked, stored="float32", num_frames=5, batch_size=3)
     words = shlex.split(config.command())
     assert words[:2] == ["python", "tools/cache_features.py"]
     parser = tool.CommandParser()
     tool.add_dataclass(parser, tool.FeatureConfig)
-    again = tool.from_namespace(tool.FeatureConfig, parser.parse_args(words[2:]))
+    again = from_namespace(tool.FeatureConfig, parser.parse_args(words[2:]))
     assert again == dataclasses.replace(config, batch_size=tool.FeatureConfig.batch_size)
 
 
