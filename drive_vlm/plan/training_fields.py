@@ -1,7 +1,7 @@
 """Flags of the TrainingArguments classes from a shipped list of their fields, without importing transformers.
 
 training_fields.json is the list of the versions that it names; with others installed the classes are asked, which takes the
-seconds of importing torch. `python -m drive_vlm plan record` writes it again; tests/plan/test_flags.py compares it with the
+seconds of importing torch. A library that is not installed (TRL is an extra) has no class to ask. `python -m drive_vlm plan record` writes it again; tests/plan/test_flags.py compares it with the
 classes.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,19 @@ FIELDS = Path(__file__).with_name("training_fields.json")
 def training_fields(training_class: str) -> dict[str, list[Any]]:
     """{field: [its kind, its default]} of a TrainingArguments class that a stage names."""
     shipped = json.loads(FIELDS.read_text())
-    if all(version(library) == known for library, known in shipped["versions"].items()) and training_class in shipped:
+    if training_class in shipped and all(
+        _installed(library) in (known, None) for library, known in shipped["versions"].items()
+    ):
         return shipped[training_class]
     return record_fields(training_class)
+
+
+def _installed(library: str) -> str | None:
+    """Its version; None where it is not installed, as TRL is not where only the core of the project is."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def training_defaults(training_class: str) -> dict[str, Any]:

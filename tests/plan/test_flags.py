@@ -1,7 +1,7 @@
 """The shipped list of training flags against transformers' and TRL's classes, and the plan's reading of them against the run's."""
 
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
@@ -44,6 +44,21 @@ def test_other_versions_are_asked_themselves(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("drive_vlm.plan.training_fields.version", lambda library: "0")
     monkeypatch.setattr("drive_vlm.plan.training_fields.record_fields", lambda name: {"asked": [name, None]})
     assert training_fields("trl.DPOConfig") == {"asked": ["trl.DPOConfig", None]}
+    training_fields.cache_clear()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_core_alone_plans_every_stage(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """TRL is an extra, and PLAN=1 of a recipe installs none."""
+
+    def core_only(library: str) -> str:
+        if library == "trl":
+            raise PackageNotFoundError(library)
+        return version(library)
+
+    training_fields.cache_clear()
+    monkeypatch.setattr("drive_vlm.plan.training_fields.version", core_only)
+    assert training_fields(name) == json.loads(FIELDS.read_text())[name]
     training_fields.cache_clear()
 
 
