@@ -11,6 +11,7 @@ import enum
 import json
 import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -94,15 +95,28 @@ def _underscored(word: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
+# Seconds that the other ranks wait before they speak. An error that all ranks meet is reported by the main one, at whose end,
+# which takes a second with torch, a launcher ends the others.
+_HEAD_START = 3.0
+
+
 @contextlib.contextmanager
-def user_errors(prog: str) -> Iterator[None]:
-    """Inside, a ValueError ends the process: one line on stderr, exit code 2. Under several ranks only the main one speaks."""
+def user_errors(prog: str, main_only: bool = False) -> Iterator[None]:
+    """Inside, a ValueError ends the process: one line on stderr, exit code 2.
+
+    Under several ranks the main one speaks first, another one later, with its number: its rows are not those of the main one.
+    With `main_only` the others are silent, since RunStatus speaks for them.
+    """
     try:
         yield
     except ValueError as error:
         # RANK without WORLD_SIZE is a mistake that read_topology refuses: it must not be silent on any rank.
-        if os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ:
+        rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+        if rank == "0":
             print(f"{prog}: error: {error}", file=sys.stderr)
+        elif not main_only:
+            time.sleep(_HEAD_START)
+            print(f"{prog}: error: rank {rank}: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from drive_vlm.config import (
     nearest,
     plain,
     run_tool,
+    user_errors,
 )
 
 
@@ -144,7 +145,7 @@ def test_numbers_outside_their_range_are_refused(capsys):
 def test_the_tail_of_a_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Result to --json and to `show`, whose answer is the exit status; a ValueError of the main rank is one line."""
+    """Result to --json and to `show`, whose answer is the exit status; a ValueError is one line, also one of another rank."""
 
     def tool(run: Any, show: Any = None) -> Any:
         parser = CommandParser(prog="python tools/x.py")
@@ -168,6 +169,11 @@ def test_the_tail_of_a_tool(
     assert capsys.readouterr().err == "python tools/x.py: error: rows.jsonl:3: no answer. Fix it.\n"
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert tool(fails) == 2 and capsys.readouterr().err == ""
+    monkeypatch.setattr("drive_vlm.config._HEAD_START", 0.01)
+    assert tool(fails) == 2
+    assert capsys.readouterr().err == "python tools/x.py: error: rank 1: rows.jsonl:3: no answer. Fix it.\n"
+    with pytest.raises(SystemExit), user_errors("x", main_only=True):
+        fails(None)
+    assert capsys.readouterr().err == ""
     monkeypatch.delenv("WORLD_SIZE")
     assert tool(fails) == 2 and "no answer" in capsys.readouterr().err

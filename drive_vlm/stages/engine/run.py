@@ -25,8 +25,8 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
     3. Build the Trainer (the stage's `prepare`): model, data, training.
     4. Train and save (run_training).
     """
-    topology = read_topology()
-    with user_errors(f"python -m drive_vlm {name}"):
+    with user_errors(f"python -m drive_vlm {name}", main_only=True):
+        topology = read_topology()
         flags = parse_stage(name, stage, words).checked(stage, topology.world_size)
         with RunStatus(flags.training["output_dir"], topology.rank) as status:
             trainer, facts = load(stage.prepare)(flags)
