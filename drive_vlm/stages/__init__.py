@@ -30,6 +30,7 @@ STAGES: dict[str, Stage] = {
         ),
         more_configs="drive_vlm.stages.rl.grpo:reward_configs",
         check="drive_vlm.stages.rl.grpo:check_flags",
+        generation="drive_vlm.stages.rl.grpo:generation_of",
     ),
     "dpo": Stage(
         prepare="drive_vlm.stages.preference.stage:prepare",

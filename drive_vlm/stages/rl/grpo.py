@@ -14,6 +14,7 @@ from drive_vlm.rewards import chosen_rewards, config_class, reward_name
 from drive_vlm.stages.engine.arguments import yaml_values
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.rl.alarms import AlarmConfig
+from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.samples_file import SampleConfig
 
 if TYPE_CHECKING:
@@ -132,6 +133,30 @@ def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
             f"{' or '.join(near)} (--per_device_train_batch_size, --global_batch_size), or change --num_generations."
         )
     return size
+
+
+def generation_of(flags: StageFlags, world_size: int) -> GenerationBatch:
+    """The generation batch of all flags, defaults included. Raises ValueError as `generation_batch` does."""
+    from drive_vlm.launch.topology import accumulation_steps
+
+    training = flags.training
+    micro = int(training["per_device_train_batch_size"])
+    size = generation_batch(flags.run, training, world_size)
+    steps, iterations = size // (micro * world_size), int(training["num_iterations"])
+    accumulation = accumulation_steps(flags.run.global_batch_size, micro, world_size)
+    fresh = accumulation % (steps * iterations) == 0
+    return GenerationBatch(
+        prompts=size // int(training["num_generations"]),
+        generations=int(training["num_generations"]),
+        length=int(training["max_completion_length"]),
+        rows=size // world_size,
+        steps=steps,
+        iterations=iterations,
+        passes=(not fresh) + bool(training["beta"]),
+        inside=accumulation > steps * iterations or not fresh,
+        whole=bool(training["ds3_gather_for_generation"]),
+        reference=bool(training["beta"]),
+    )
 
 
 def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
