@@ -79,8 +79,13 @@ class StageFlags:
     from_file: tuple[str, ...] = ()
 
     def of(self, cls: type[Config]) -> Config:
-        """The instance of the dataclass `cls`."""
-        return next(config for config in self.configs if type(config) is cls)
+        """The instance of the dataclass `cls`. Raises ValueError for one that the stage's line in the table does not name."""
+        found = next((config for config in self.configs if type(config) is cls), None)
+        if found is None:
+            raise ValueError(
+                f"{self.stage} has no flags of {cls.__name__}: name the class in `configs` of its line in STAGES."
+            )
+        return found
 
     @property
     def model(self) -> ModelConfig:
