@@ -1,5 +1,5 @@
-"""Steps 5 and 9 of the flow: sequences of row numbers -> encoded rows -> one batch. Packed rows share a sequence but never see each
-other."""
+"""Steps 5 and 9 of the flow in data/__init__.py: sequences of row numbers -> encoded rows -> one batch. Packed rows share a
+sequence but never see each other."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class EncodedRows(Dataset):
 
     The index is a sequence of row numbers: one row, or a pack. Each item is what Encoder.encode returns: `input_ids int64[T]`,
     `labels int64[T]`, `vision` tensors, `sample_id`. A row that cannot be decoded stands in the list as a BadRow object, and the
-    trainer stops or counts it.
+    trainer stops or counts it. Its length is that of the table, in rows: how many sequences there are is the sampler's affair.
     """
 
     def __init__(self, table: RowTable, encoder: Encoder) -> None:

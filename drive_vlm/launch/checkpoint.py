@@ -31,7 +31,7 @@ class CheckpointFacts:
 
     step: int
     world_size: int
-    # 0: the optimizer is one file, any world size reads it.
+    # 0 without DeepSpeed: the optimizer is one file, any world size reads it. DeepSpeed may have stage 0 too, in shards.
     zero_stage: int
     deepspeed: bool
     optimizer: str

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import ModelConfig, nearest
 from drive_vlm.models.family import Family, FamilyModel, FamilySpec, ProcessorParts
-from drive_vlm.models.loading import build_on_meta, has_own_head, model_type, read_model, read_processor, stored_config
+from drive_vlm.models.loading import (
+    Extend,
+    build_on_meta,
+    extend_model,
+    has_own_head,
+    model_type,
+    read_model,
+    read_processor,
+    stored_config,
+)
 from drive_vlm.models.quantize import check_quantization
 
 if TYPE_CHECKING:
@@ -82,12 +91,17 @@ def load_processor(config: ModelConfig) -> ProcessorParts:
 
 
 def load_family(
-    config: ModelConfig, dtype: "torch.dtype | str", for_training: bool = False, chunk_tokens: int | None = None
+    config: ModelConfig,
+    dtype: "torch.dtype | str",
+    for_training: bool = False,
+    chunk_tokens: int | None = None,
+    extend: Extend | None = None,
 ) -> Family:
     """Load `config.model`: a directory or hub id of a supported family, or a directory with a LoRA adapter.
 
-    With `for_training` the loss is computed in chunks and every batch passes the vision tower: model.forward and the
-    head's forward are patched then (training_forward.py).
+    With `for_training` the loss is computed in chunks and every batch passes the vision tower: the forwards of the model, of
+    its head and, in a model with pictures, of its body are patched then (training_forward.py). `extend` adds modules of a
+    stage's own, before an adapter is put on the model.
     Raises ValueError for an unknown family, with the nearest known one, and where `--quantize` cannot work.
     """
     spec, path, adapter = _find(config)
@@ -98,6 +112,8 @@ def load_family(
         from drive_vlm.models.training_forward import install_training_forward
 
         install_training_forward(family.model, family.vision.dummy_inputs() if family.vision else None, chunk_tokens)
+    if extend is not None:
+        extend_model(family, extend, path)
     if adapter is not None:
         from drive_vlm.models.lora import load_adapter
 

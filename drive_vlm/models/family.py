@@ -82,6 +82,7 @@ class FamilyModel:
         model: the transformers model, perhaps wrapped by peft, perhaps on the meta device.
         tokens_per_tile: vision tower tokens for one tile, and
         projector_tokens: what the projector makes of them (both for the FLOPs count).
+        added: modules that a stage has added to the model (loading.extend_model); each is a part by its own name.
     """
 
     spec: FamilySpec
@@ -89,6 +90,7 @@ class FamilyModel:
     model: Any
     tokens_per_tile: int
     projector_tokens: int
+    added: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def name(self) -> str:
@@ -96,7 +98,7 @@ class FamilyModel:
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
-        return self.spec.parts
+        return {**self.spec.parts, **{name: (name,) for name in self.added}}
 
     @property
     def lora_targets(self) -> str:

@@ -1,7 +1,7 @@
 """From a family's spec to its processor and its model: with weights, or on the meta device from a config alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+# Adds modules to a family's model, at its top, under names of their own.
+Extend = Callable[[Family], None]
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
 
@@ -86,6 +88,49 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
         parts.template,
         parts.vision,
     )
+
+
+def extend_model(family: Family, extend: Extend, source: str) -> None:
+    """Let `extend` add modules to the model, and give them the weights that the directory `source` holds of them, if any.
+
+    transformers leaves weights out that its class has no place for, so they are read from the files here. Raises ValueError
+    for a module that would not be found again by its name, and for weights that do not fit.
+    """
+    model = family.model
+    before = [name for name, _ in model.named_modules()]
+    top = {name for name, _ in model.named_children()}
+    extend(family)
+    new = [name for name, _ in model.named_modules() if name not in before]
+    family.added = tuple(name for name, _ in model.named_children() if name not in top)
+    if nested := [name for name in new if name.split(".")[0] not in family.added]:
+        raise ValueError(
+            f"a stage added {nested[0]} inside {nested[0].split('.')[0]}. Add it to the model itself: its name is also that on disk."
+        )
+    for name in family.added:
+        # peft finds modules_to_save by the ends of names.
+        if others := [other for other in before if other.endswith(name)]:
+            raise ValueError(f"a stage added {name!r}, which is also the end of {others[0]}. Give it another name.")
+        module = model.get_submodule(name).to(model.dtype)
+        shapes = {f"{name}.{key}": tensor.shape for key, tensor in module.state_dict().items()}
+        found = stored_weights(source, shapes.keys())
+        wrong = [key for key, shape in shapes.items() if key not in found or found[key].shape != shape]
+        if found and wrong:
+            raise ValueError(
+                f"{source}: its weights of {name} do not fit, such as {wrong[0]}. It was saved by another version of the stage: give another --model or --output_dir."
+            )
+        if found:
+            module.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in found.items()})
+
+
+def stored_weights(directory: str, names: Set[str]) -> dict[str, "torch.Tensor"]:
+    """Those of the tensors `names` that lie in the safetensors files of a directory, by their names on disk."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in names & set(weights.keys())}
+    return found
 
 
 def build_on_meta(spec: FamilySpec, stored: Mapping[str, Any], config: ModelConfig, own_head: bool) -> FamilyModel:

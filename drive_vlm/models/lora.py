@@ -65,9 +65,10 @@ def base_of(adapter: str | Path) -> str:
     return next((str(path) for path in (Path(base), *moved) if path.is_dir()), base)
 
 
-def record_base(model: Any, directory: str | Path) -> None:
-    """Write which model the adapters of `model` belong to, in `directory`, where they lie."""
+def record_base(model: Any, directory: str | Path, added: Sequence[str] = ()) -> None:
+    """Write which model the adapters of `model` belong to, and what a stage had `added` to it, in `directory`, where they lie."""
     content = _fingerprint(model.peft_config["default"].base_model_name_or_path)
+    content |= {"added": list(added)} if added else {}
     (Path(directory) / BASE).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -95,6 +96,9 @@ def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any
         raise ValueError(f"{wrong}: {' '.join(str(error).split())[:300]} {way_out}") from error
     with safe_open(file, framework="pt") as saved:
         there = set(saved.keys())
+    # What a stage had added trains on in that stage; for others, such as merge and generate, the model is whole without it.
+    absent = [name for name in then.get("added", []) if not hasattr(model, name)]
+    there = {key for key in there if not any(key.startswith(f"base_model.model.{name}.") for name in absent)}
     expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
     if odd := sorted(expected ^ there):
         what = "has no weights for" if odd[0] in expected else "has weights for"

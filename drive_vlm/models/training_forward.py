@@ -6,7 +6,8 @@
   gathers its weights from all ranks, so a rank that left the tower out would let the others wait for ever.
 
 `load_family(for_training=True)` patches three forwards here: the model's, its head's and its body's. The loss is therefore
-computed in the patched model.forward, which Trainer.compute_loss reaches by `model(**batch)`.
+computed in the patched model.forward, which Trainer.compute_loss reaches by `model(**batch)`. It divides by the tokens of all
+ranks, and the ranks' gradients are averaged: Trainer.compute_loss multiplies the loss by the number of processes in between.
 """
 
 import dataclasses

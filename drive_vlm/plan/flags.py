@@ -11,11 +11,12 @@ from drive_vlm.config import DataConfig, ModelConfig, RunConfig, field
 from drive_vlm.models import family_spec
 from drive_vlm.models.loading import model_type
 from drive_vlm.models.lora import base_of
-from drive_vlm.plan.groups import GenerationBatch, generation_batch_of
 from drive_vlm.plan.training_fields import training_defaults, training_flags
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.engine.stage import load
 from drive_vlm.stages.engine.training_arguments import TRAINING_DEFAULTS
+from drive_vlm.stages.rl.generation import GenerationBatch
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
@@ -43,8 +44,8 @@ class PlanConfig:
 class PlanFlags:
     """The parsed flags, those of TrainingArguments, and {name: (value, origin)} of everything that was resolved.
 
-    `sides` rows make a sequence: 2 for preference pairs. The `reference` of a pair is "cached" or "live", that of grpo "live"
-    (None without one). `groups` is the generation batch of grpo.
+    `sides` rows make a sequence: 2 for preference pairs. The `reference` of a pair is "cached" or "live", that of a stage
+    that samples "live" (None without one). `groups` is the generation batch of such a stage.
     """
 
     model: ModelConfig
@@ -83,9 +84,9 @@ def parse(name: str, examples: str, words: Sequence[str], description: str) -> P
     values = training | {key: value for config in configs for key, value in dataclasses.asdict(config).items()}
     resolved = {key: (value, (origin | adapter).get(key, "default")) for key, value in values.items()}
     groups, reference = None, values.get("reference") if stage.kind == "pairs" else None
-    if stage.kind == "prompts":
-        groups = generation_batch_of(flags.run, training, plan.world_size)
-        reference = "live" if training["beta"] else None
+    if stage.generation:
+        groups = load(stage.generation)(dataclasses.replace(flags, training=training), plan.world_size)
+        reference = "live" if groups.reference else None
     return PlanFlags(
         model, flags.data, flags.run, plan, training, resolved, reference, 1 + (stage.kind == "pairs"), groups
     )

@@ -1,14 +1,11 @@
-"""The generation batch of GRPO: the batch equation, and memory of the two phases in which nothing is learned.
+"""A stage of prompts (stages/rl/generation.py): memory of the two phases in which nothing is learned, and FLOPs.
 
 A generation batch is sampled at once on each process (a cache of keys and values for every completion), then scored by the
 policy (where its batches are not fresh) and the reference, a micro batch at a time, then learned from as any other batch.
 """
 
 import dataclasses
-from typing import Any
 
-from drive_vlm.config import RunConfig
-from drive_vlm.launch.topology import accumulation_steps
 from drive_vlm.plan.activations import (
     Activations,
     Batch,
@@ -21,52 +18,7 @@ from drive_vlm.plan.activations import (
 from drive_vlm.plan.bytes import CONTEXT, FRAGMENTATION, Layout, Peak, StaticMemory, peak
 from drive_vlm.plan.model_sizes import ModelSizes
 from drive_vlm.sampling import may_memoise
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationBatch:
-    """A generation batch: `prompts` over all processes with `generations` completions each, of `length` tokens at most.
-
-    Attributes:
-        rows: completions of it on one process.
-        steps: micro batches that one pass over it takes (steps_per_generation); it is passed over `iterations` times.
-        passes: how often it is scored without gradients: by the reference, and by the policy where an optimizer step ends
-            before its last micro batch.
-        inside: whether the next one is sampled while gradients are accumulated.
-        whole: whether ZeRO-3 gathers all weights on every process to sample it.
-    """
-
-    prompts: int
-    generations: int
-    length: int
-    rows: int
-    steps: int
-    iterations: int
-    passes: int
-    inside: bool
-    whole: bool
-
-
-def generation_batch_of(run: RunConfig, training: dict[str, Any], world_size: int) -> GenerationBatch:
-    """The generation batch of the flags. Raises ValueError with all numbers when they do not divide a generation batch."""
-    from drive_vlm.stages.rl.grpo import generation_batch
-
-    micro = int(training["per_device_train_batch_size"])
-    size = generation_batch(run, training, world_size)
-    steps, iterations = size // (micro * world_size), int(training["num_iterations"])
-    accumulation = accumulation_steps(run.global_batch_size, micro, world_size)
-    fresh = accumulation % (steps * iterations) == 0
-    return GenerationBatch(
-        prompts=size // int(training["num_generations"]),
-        generations=int(training["num_generations"]),
-        length=int(training["max_completion_length"]),
-        rows=size // world_size,
-        steps=steps,
-        iterations=iterations,
-        passes=(not fresh) + bool(training["beta"]),
-        inside=accumulation > steps * iterations or not fresh,
-        whole=bool(training["ds3_gather_for_generation"]),
-    )
+from drive_vlm.stages.rl.generation import GenerationBatch
 
 
 @dataclasses.dataclass(frozen=True)

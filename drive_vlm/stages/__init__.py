@@ -23,13 +23,14 @@ STAGES: dict[str, Stage] = {
         configs=(
             "drive_vlm.config:ModelConfig",
             "drive_vlm.config:DataConfig",
-            "drive_vlm.stages.rl.grpo:GRPOStageConfig",
+            "drive_vlm.stages.rl.reward_flags:RewardFlags",
             "drive_vlm.stages.rl.samples_file:SampleConfig",
             "drive_vlm.stages.rl.alarms:AlarmConfig",
             "drive_vlm.config:RunConfig",
         ),
-        more_configs="drive_vlm.stages.rl.grpo:reward_configs",
+        more_configs="drive_vlm.stages.rl.reward_flags:reward_configs",
         check="drive_vlm.stages.rl.grpo:check_flags",
+        generation="drive_vlm.stages.rl.grpo:generation_of",
     ),
     "dpo": Stage(
         prepare="drive_vlm.stages.preference.stage:prepare",

@@ -36,6 +36,7 @@ def prepare(flags: StageFlags) -> tuple["SFTTrainer", dict[str, Any]]:
 
     # Training
     family, tables, encoder = parts.family, parts.tables, parts.encoder
+    # flash separates packed rows in a batch of one only (Collator).
     flatten = data.packing and model.attn_implementation == "flash"
     trainer = SFTTrainer(
         parts=parts,

@@ -19,7 +19,9 @@ class SFTTrainer(DriveTrainerMixin, Trainer):
     """Loss per labelled token of the whole step, whatever the number of ranks, accumulation steps or rows in a pack.
 
     The loss itself is computed inside `model.forward`, which models/training_forward.py replaces: the head runs on labelled
-    positions only, in chunks, and the sum is divided by `num_items_in_batch`.
+    positions only, in chunks, and the sum is divided by `num_items_in_batch`, which counts all ranks. DDP and DeepSpeed
+    average gradients over the ranks; Trainer.compute_loss (transformers 5.23, average_tokens_across_devices) makes up for it:
+    it multiplies the loss by the number of processes.
     """
 
     def __init__(self, parts: "RunParts", **kwargs: Any) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 from pages import ROOT
 
+from drive_vlm import stages
 from drive_vlm.models import MODELS
 
 PAGE = ROOT / "docs" / "support.md"
-STAGES = ("sft", "grpo", "dpo", "spin", "generate")
+STAGES = (*stages.STAGES, "generate")
 LAYOUTS = {
     "ddp": "ranks without DeepSpeed",
     "zero1": "ZeRO-1",

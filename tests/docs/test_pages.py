@@ -19,10 +19,10 @@ from drive_vlm.__main__ import main
 from drive_vlm.data.predictions import parse_prediction
 from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.rewards.detections import parse_detections
+from drive_vlm.stages import STAGES
 
 # A file of the project in a code span or block; x.sh stands for any recipe, and what runs write is not looked for.
 _PATH = re.compile(r"(?<![\w/.*-])((?:recipes|tools|tests|slurm|drive_vlm|ds_configs|constraints|docs)/[\w/.-]+\.(?:sh|py|json|txt|md|yaml|sbatch))\b")  # fmt: skip
-_TRAINING = {"sft", "grpo", "dpo", "spin"}
 _README_LINES = 130
 
 
@@ -69,7 +69,7 @@ def unknown_flags(words: list[str]) -> list[str]:
     size = 2 if rest[0] == "plan" and len(rest) > 1 else 1
     if not any(word.startswith("--") for word in rest[size:]):
         return []  # what takes no flags may know no --help either, and would run
-    known = flags_of(tuple(rest[:size])) | (training_flags() if set(rest[:size]) & _TRAINING else set())
+    known = flags_of(tuple(rest[:size])) | (training_flags() if set(rest[:size]) & STAGES.keys() else set())
     given = [word.partition("=")[0][2:].replace("-", "_") for word in rest[size:] if word.startswith("--")]
     return [flag for flag in given if flag not in known]
 

@@ -1,5 +1,6 @@
 """`plan grpo`: the batch equation, memory of its phases and FLOPs, by hand on a small model; Drive-VLM's stage 3 on a 24 GB card."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -7,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from drive_vlm.plan.command import main
+from drive_vlm.stages import STAGES
+from drive_vlm.stages.engine.stage import Stage, StageFlags
+from drive_vlm.stages.rl.generation import GenerationBatch
 
 TEXT = {
     "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -86,6 +92,27 @@ def test_memory_by_hand(plan: Callable, small: Path) -> None:
     assert alone["batch"]["generation"]["passes"] == 0
     shards = plan("--model", small, *SIZES, *BATCH, "--world_size", 2)["memory"]["layouts"]["zero3"]
     assert shards["sampling"] - shards["between_steps"] > 4 * WEIGHTS  # gathered whole
+
+
+def one_answer_each(flags: StageFlags, world_size: int) -> GenerationBatch:
+    micro = int(flags.training["per_device_train_batch_size"])
+    return GenerationBatch(micro * world_size, 1, 20, micro, 1, 1, passes=1, inside=False, whole=True, reference=False)
+
+
+def test_a_stage_of_prompts_on_plain_training_arguments(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its table line says how a generation batch is made; nothing of GRPOConfig is asked for."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    line = Stage(
+        "drive_vlm.stages.sft:prepare", "a stage", "prompts", generation=f"{Path(__file__).stem}:one_answer_each"
+    )
+    monkeypatch.setitem(STAGES, "reinforce", line)
+    main(["reinforce", "--model", str(small), "--row_tokens", "60", "--rows", "30", "--world_size", "2", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["batch"]["generation"]["prompts"] == 16 and found["cost"]["tokens_a_step"] == 16 * 80
+    with pytest.raises(ValueError, match="a stage of prompts names its `generation`"):
+        dataclasses.replace(line, generation=None)
 
 
 def test_flops_by_hand(plan: Callable, small: Path) -> None:

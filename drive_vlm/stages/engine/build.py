@@ -27,6 +27,7 @@ from drive_vlm.models import load_family
 from drive_vlm.models.family import Family
 from drive_vlm.models.flops import TrainFlops, train_flops
 from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
+from drive_vlm.models.loading import Extend
 from drive_vlm.models.lora import apply_lora
 from drive_vlm.sampling.features import open_features
 from drive_vlm.stages.engine.stage import StageFlags
@@ -98,12 +99,16 @@ def build_parts(
     resume: Resume | None,
     encoder_class: type[Encoder] = Encoder,
     own_batches: bool = False,
+    extend: Extend | None = None,
 ) -> RunParts:
     """Load the model, read the data. `own_batches`: the stage draws batches of its own, so no sampler is made.
 
+    `extend(family)` adds modules of the stage's own, such as a value head, to the top of the model. It is called before
+    anything is frozen, adapted or counted; each module becomes a part by its name (--freeze, run.json, LoRA's
+    modules_to_save), and finds its weights again in a resumed run, or where --model was saved by the stage.
     Raises ValueError for what a user can fix, BadRow with --on_bad_row error.
     """
-    family = load_policy(flags.model, flags.run, args)
+    family = load_policy(flags.model, flags.run, args, extend)
     parameters = count_parameters(family.model, family.parts)
     # The tower leaves the model once it is settled what trains, and before the lengths are read, which follow the cache.
     features, detached = open_features(family, flags.model, flags.data, args)
@@ -126,13 +131,15 @@ def build_parts(
 # model
 
 
-def load_policy(model: ModelConfig, run: RunConfig, args: "TrainingArguments") -> Family:
+def load_policy(model: ModelConfig, run: RunConfig, args: "TrainingArguments", extend: Extend | None = None) -> Family:
     """The family that trains: of --model, or of the checkpoint that is resumed. An adapter directory trains on from its adapter.
 
     Raises ValueError for an adapter with --lora_rank, and for freezing what an adapter is made of.
     """
     source = weights_to_load(model, args.resume_from_checkpoint)
-    family = load_family(source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens)
+    family = load_family(
+        source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens, extend=extend
+    )
     if not hasattr(family.model, "peft_config"):
         freeze(family.model, family.parts, model.freeze)
         if model.lora_rank:

@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from drive_vlm.launch import checkpoint as contract
 from drive_vlm.launch.deepspeed import zero_stage
+from drive_vlm.models.loading import stored_weights
 from drive_vlm.models.lora import record_base
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.heartbeat import Heartbeat
@@ -178,7 +179,7 @@ class CheckpointMixin(Trainer):
         finally:
             del self.model.save_pretrained
         if self.args.should_save:
-            record_base(self.model, output_dir or self.out)
+            record_base(self.model, output_dir or self.out, self.parts.family.added)
 
     def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
         """Directory with the frozen weights as safetensors; written when it is not there, or holds those of another model."""
@@ -297,7 +298,9 @@ def load_saved_weights(model: PreTrainedModel, directory: str) -> None:
         )
     # Where features come from a cache, the model has no tower and leaves its weights out.
     own = model.state_dict().keys()
-    model.load_state_dict({name: tensor for name, tensor in saved.state_dict().items() if name in own})
+    weights = {name: tensor for name, tensor in saved.state_dict().items() if name in own}
+    # Modules that the stage has added (build_parts' `extend`) are none of the class's: `saved` lacks them.
+    model.load_state_dict(weights | stored_weights(directory, own - weights.keys()))
 
 
 def convert_to_universal(checkpoint: Path) -> None:

@@ -28,6 +28,8 @@ class Stage:
         check: "module:function", (StageFlags, number of processes) -> flags of `training_arguments` with the stage's own
             defaults. Raises ValueError for what the stage refuses. Needs no torch, so that a plan refuses the same. Without
             it the flags stay as they were given.
+        generation: "module:function" of a stage of prompts, (StageFlags, number of processes) -> GenerationBatch
+            (rl/generation.py), for the plan. Its `training` has every flag, with the defaults. Needs no torch.
     """
 
     prepare: str
@@ -37,6 +39,11 @@ class Stage:
     configs: tuple[str, ...] = SHARED_CONFIGS
     more_configs: str | None = None
     check: str | None = None
+    generation: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "prompts") != bool(self.generation):
+            raise ValueError(f"{self.prepare}: a stage of prompts names its `generation`, and no other does.")
 
     def config_classes(self, words: Sequence[str]) -> list[type]:
         """The dataclasses of all its own flags. Raises ValueError where `words` choose something that is not there."""
@@ -72,8 +79,13 @@ class StageFlags:
     from_file: tuple[str, ...] = ()
 
     def of(self, cls: type[Config]) -> Config:
-        """The instance of the dataclass `cls`."""
-        return next(config for config in self.configs if type(config) is cls)
+        """The instance of the dataclass `cls`. Raises ValueError for one that the stage's line in the table does not name."""
+        found = next((config for config in self.configs if type(config) is cls), None)
+        if found is None:
+            raise ValueError(
+                f"{self.stage} has no flags of {cls.__name__}: name the class in `configs` of its line in STAGES."
+            )
+        return found
 
     @property
     def model(self) -> ModelConfig:

@@ -99,10 +99,10 @@ def _find_resume(
         return None
     default = next(item.default for item in dataclasses.fields(cls) if item.name == "optim")
     optim = str(extra.get("optim", default))
-    other_layout = check_layout(*found, zero_stage(config), bool(config), world_size, optim)
+    other_world_size = check_layout(*found, zero_stage(config), bool(config), world_size, optim)
     # A JSON file of the user's own may ask for it, whatever the number of processes.
     asked = bool(config and config.get("checkpoint", {}).get("load_universal"))
-    return Resume(found[0], convert=bool(other_layout and config) or asked)
+    return Resume(found[0], convert=bool(other_world_size and config) or asked)
 
 
 def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:

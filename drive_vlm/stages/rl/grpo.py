@@ -5,15 +5,14 @@ it is, with its adapter where it is one. Prompts are all turns of a row but the 
 column `reference`.
 """
 
-import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import RunConfig, field
-from drive_vlm.rewards import chosen_rewards, config_class, reward_name
-from drive_vlm.stages.engine.arguments import yaml_values
+from drive_vlm.config import RunConfig
+from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.rl.alarms import AlarmConfig
+from drive_vlm.stages.rl.generation import GenerationBatch
+from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
 from drive_vlm.stages.rl.samples_file import SampleConfig
 
 if TYPE_CHECKING:
@@ -52,36 +51,10 @@ SAME_WHEN_RESUMED = (
 )
 
 
-@dataclasses.dataclass
-class GRPOStageConfig:
-    """What is rewarded. Weights: --reward_weights, a number for each (default: 1)."""
-
-    rewards: list[str] = field(
-        help="rewards by name (physics), or your own as FILE.py:builder or module:builder; each brings its own flags"
-    )
-
-
-def reward_configs(words: Sequence[str]) -> list[type]:
-    """The dataclasses of the flags that the rewards of --rewards bring. Raises ValueError for a reward that is not there."""
-    return [cls for cls in map(config_class, reward_names(words)) if cls is not None]
-
-
-def reward_names(words: Sequence[str]) -> list[str]:
-    """The rewards of --rewards, from the words or the --config file among them, before anything else is parsed."""
-    named = yaml_values(words)[1].get("rewards", [])
-    return chosen_rewards(words, default=named if isinstance(named, list) else [named])
-
-
-def rewards_of(flags: StageFlags) -> list[tuple[str, Any]]:
-    """(name, its own flags; None where it has none) of each reward."""
-    classes = [(name, config_class(name)) for name in flags.of(GRPOStageConfig).rewards]
-    return [(name, flags.of(cls) if cls else None) for name, cls in classes]
-
-
 def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     """The flags for GRPOConfig with this project's defaults. Raises ValueError for flags that GRPO cannot obey, before
     anything is loaded, and as `generation_batch` does."""
-    data, rewards, extra = flags.data, flags.of(GRPOStageConfig).rewards, DEFAULTS | flags.training
+    data, rewards, extra = flags.data, flags.of(RewardFlags).rewards, DEFAULTS | flags.training
     weights = extra.get("reward_weights")
     if weights is not None and len(weights) != len(rewards):
         names = " ".join(map(reward_name, rewards))
@@ -132,6 +105,30 @@ def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
             f"{' or '.join(near)} (--per_device_train_batch_size, --global_batch_size), or change --num_generations."
         )
     return size
+
+
+def generation_of(flags: StageFlags, world_size: int) -> GenerationBatch:
+    """The generation batch of all flags, defaults included. Raises ValueError as `generation_batch` does."""
+    from drive_vlm.launch.topology import accumulation_steps
+
+    training = flags.training
+    micro = int(training["per_device_train_batch_size"])
+    size = generation_batch(flags.run, training, world_size)
+    steps, iterations = size // (micro * world_size), int(training["num_iterations"])
+    accumulation = accumulation_steps(flags.run.global_batch_size, micro, world_size)
+    fresh = accumulation % (steps * iterations) == 0
+    return GenerationBatch(
+        prompts=size // int(training["num_generations"]),
+        generations=int(training["num_generations"]),
+        length=int(training["max_completion_length"]),
+        rows=size // world_size,
+        steps=steps,
+        iterations=iterations,
+        passes=(not fresh) + bool(training["beta"]),
+        inside=accumulation > steps * iterations or not fresh,
+        whole=bool(training["ds3_gather_for_generation"]),
+        reference=bool(training["beta"]),
+    )
 
 
 def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The prompts of a GRPO run: which ones stand in which generation batch, and how a row becomes one."""
+"""The prompts of a stage that samples: which ones stand in which generation batch, and how a row becomes one."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class PromptBatches(Sampler[list[int]]):
     prompts in the same order, and one that is resumed goes on in the middle of the stream. No prompt is dropped or repeated
     where the rows do not divide: the batch that ends one pass over them begins the next.
 
-    TRL reads a generation batch once for each of its `reuse` micro-batches and generates at the first.
+    A trainer reads a generation batch once for each of its `reuse` micro-batches and samples at the first.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PromptBatches(Sampler[list[int]]):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A row as GRPO needs it.
+    """A row as a stage that samples needs it.
 
     Attributes:
         id: the row's.
@@ -95,6 +95,11 @@ class Prompt:
     input_ids: list[int]
     vision: dict[str, Any]
     columns: dict[str, Any]
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """`input_ids int64[T]` and vision tensors as Encoder.encode gives them, for sampling/local.left_padded."""
+        return {"input_ids": np.array(self.input_ids), "vision": self.vision}
 
     @property
     def text(self) -> str:

@@ -79,7 +79,8 @@ def build_rollouts(
     shuffle: bool = True,
 ) -> Rollouts:
     """Rollouts of `generation_batch` completions over all processes, `num_generations` a prompt, each batch read `reuse`
-    times. Call it after check_prompts, and before a trainer is built: adapters that it adds would get a memo as well."""
+    times. Call it after check_prompts, and before a trainer is built: a trainer that adds an adapter would have its copy of
+    the tower memoised too."""
     flags, table = parts.flags, parts.tables["train"]
     seed = args.data_seed if args.data_seed is not None else args.seed
     order = EpochOrder(table.length, seed) if shuffle else FixedOrder(len(table))
