@@ -126,8 +126,7 @@ def tiny_families(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path
     def build(kind: str) -> Path:
         if kind == "smolvlm":  # SmolVLM's own class: the tool builds SmolVLM-Instruct's
             from drive_vlm.data.jsonl import JsonlFile
-            from drive_vlm.models.tiny.tiny import corpus_of
-            from drive_vlm.models.tiny.tiny_pictures import build_tiny_smolvlm
+            from drive_vlm.models.tiny.tiny import build_tiny_smolvlm, corpus_of
 
             out = tmp_path_factory.mktemp("tiny") / kind
             return build_tiny_smolvlm(out, corpus_of(JsonlFile(synthetic_data / "train.jsonl")), kind=kind)

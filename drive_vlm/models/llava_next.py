@@ -186,5 +186,5 @@ FAMILY = FamilySpec(
     adapter=LlavaNextVision,
     configure=_use_grids,
     settle=_freeze_unread,
-    tiny="drive_vlm.models.tiny.tiny_pictures:build_tiny_llava_next",
+    tiny="drive_vlm.models.tiny.tiny:build_tiny_llava_next",
 )

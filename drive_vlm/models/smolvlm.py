@@ -163,5 +163,5 @@ FAMILY = FamilySpec(
     tile_tokens=_tile_tokens,
     tiling=SmolVLMTiling,
     adapter=SmolVLMVision,
-    tiny="drive_vlm.models.tiny.tiny_pictures:build_tiny_smolvlm",
+    tiny="drive_vlm.models.tiny.tiny:build_tiny_smolvlm",
 )

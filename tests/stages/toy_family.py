@@ -93,8 +93,7 @@ def build_tiny(out: Path, corpus: Iterable[str], side: int = 56, patch_size: int
         SiglipVisionConfig,
     )
 
-    from drive_vlm.models.tiny.tiny import SPECIAL, train_tokenizer
-    from drive_vlm.models.tiny.tiny_pictures import LLAVA_TEMPLATE
+    from drive_vlm.models.tiny.tiny import LLAVA_TEMPLATE, SPECIAL, train_tokenizer
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus, 600, (*SPECIAL[:3], "<image>"), {})

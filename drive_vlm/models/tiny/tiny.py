@@ -1,6 +1,6 @@
 """Tiny random models of the real classes, with a real BPE tokenizer and processor, built offline in a second.
 
-For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes them to disk.
+`compose_internvl` puts one together from trained parts. For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes them to disk.
 """
 
 import json
@@ -18,8 +18,20 @@ CHAT_TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
+# As LLaVA-NeXT's own templates do it: the pictures of a turn before its words, none of it for a video.
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As SmolVLM has it: one begin for the whole dialog, roles in plain words.
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<image>' if part['type'] == 'image' else '' }}{% endfor %}"
+    "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 _INTERNVL_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -56,6 +68,90 @@ def train_tokenizer(
     )
 
 
+def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """All words of conversation or messages rows, for `train_tokenizer`."""
+    return [
+        json.dumps(turn, ensure_ascii=False)
+        for row in rows
+        for turn in row.get("conversations", row.get("messages", []))
+    ]
+
+
+def _tower(hidden_size: int, layers: int, image_size: int, patch_size: int) -> dict[str, Any]:
+    """What the configs of all towers name alike."""
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, hidden_size // 32),
+        "intermediate_size": hidden_size * 4,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
+
+
+def _language(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
+    """What the configs of Qwen and Llama name alike."""
+    heads = max(1, hidden_size // 32)
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 4,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "max_position_embeddings": 4096,
+        # The 0.02 of wide models would leave the layers of a narrow one near zero.
+        "initializer_range": hidden_size**-0.5,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _tokens_of(image_size: int, patch_size: int, whose: str = "") -> int:
+    """Tokens of an InternVL tile. Raises ValueError for a side that the pixel shuffle cannot halve."""
+    grid = image_size // patch_size
+    if grid * patch_size != image_size or grid % 2:
+        raise ValueError(f"image_size {image_size} must be an even multiple of {whose or 'patch_size'} {patch_size}.")
+    return grid * grid // 4
+
+
+def _internvl(vision: Any, language: Any, processor: Any) -> Any:
+    """A random InternVLForConditionalGeneration of the two configs."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            vision_config=vision,
+            text_config=language,
+            image_token_id=processor.image_token_id,
+            image_seq_length=processor.image_seq_length,
+            downsample_ratio=0.5,
+            tie_word_embeddings=language.tie_word_embeddings,
+        )
+    )
+
+
+def _internvl_processor(tokenizer: Any, image_size: int, tokens: int, max_tiles: int, **pixels: Any) -> Any:
+    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
+
+    size = {"height": image_size, "width": image_size}
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, max_patches=max_tiles, **pixels),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size, **pixels),
+        image_seq_length=tokens,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _save(out: str | Path, model: Any, processor: Any) -> Path:
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return Path(out)
+
+
 def build_tiny_internvl(
     out: str | Path,
     corpus: Iterable[str],
@@ -71,70 +167,22 @@ def build_tiny_internvl(
 ) -> Path:
     """Write a random InternVLForConditionalGeneration with tokenizer and processor to `out`; from_pretrained loads it."""
     import torch
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-        InternVLVisionConfig,
-        Qwen2Config,
-    )
+    from transformers import InternVLVisionConfig, Qwen2Config
 
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(corpus, vocab_size)
-    grid = image_size // patch_size
-    if grid * patch_size != image_size or grid % 2:
-        raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
-    tokens = grid * grid // 4
-    heads = max(1, hidden_size // 32)
-    # The 0.02 of wide models would leave the layers of a narrow one near zero.
-    init = hidden_size**-0.5
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(
-            hidden_size=hidden_size,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=heads,
-            intermediate_size=hidden_size * 4,
-            image_size=image_size,
-            patch_size=patch_size,
-            # The pre-training value 0.1 would keep a tower from scratch silent for long.
-            layer_scale_init_value=1.0,
-            initializer_range=init,
-        ).to_dict(),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=hidden_size * 4,
-            num_hidden_layers=text_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2),
-            max_position_embeddings=4096,
-            tie_word_embeddings=tie_word_embeddings,
-            initializer_range=init,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ).to_dict(),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=tokens,
-        downsample_ratio=0.5,
-        tie_word_embeddings=tie_word_embeddings,
+    processor = _internvl_processor(tokenizer, image_size, _tokens_of(image_size, patch_size), max_tiles)
+    text = _language(tokenizer, hidden_size, text_layers)
+    vision = InternVLVisionConfig(
+        **_tower(hidden_size, vision_layers, image_size, patch_size),
+        # The pre-training value 0.1 would keep a tower from scratch silent for long.
+        layer_scale_init_value=1.0,
+        initializer_range=text["initializer_range"],
     )
-    model = InternVLForConditionalGeneration(config)
+    model = _internvl(vision, Qwen2Config(**text, tie_word_embeddings=tie_word_embeddings), processor)
     # transformers leaves them at zero.
-    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=init)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    processor = InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size={"height": image_size, "width": image_size}, max_patches=max_tiles),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size={"height": image_size, "width": image_size}),
-        image_seq_length=tokens,
-        chat_template=CHAT_TEMPLATE,
-    )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return Path(out)
+    torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=text["initializer_range"])
+    return _save(out, model, processor)
 
 
 def build_tiny_siglip_qwen(
@@ -166,48 +214,129 @@ def build_tiny_siglip_qwen(
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], *PICTURES), {})
     # They are not special tokens in Qwen3 either.
     tokenizer.add_tokens(["<think>", "</think>"])
-    heads = max(1, hidden_size // 32)
-    # As in build_tiny_internvl.
-    init = hidden_size**-0.5
-    tower = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=hidden_size,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=heads,
-            intermediate_size=hidden_size * 4,
-            image_size=image_size,
-            patch_size=patch_size,
-            vision_use_head=False,
-        )
-    )
-    language = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=hidden_size * 4,
-            num_hidden_layers=text_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2),
-            head_dim=32,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            initializer_range=init,
-        )
-    )
+    vision = _tower(hidden_size, vision_layers, image_size, patch_size)
+    text = _language(tokenizer, hidden_size, text_layers)
+    tower = SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=False))
+    # write_model names the padding token: known to the config here, it would make that token's embedding zero.
+    language = Qwen3ForCausalLM(Qwen3Config(**text | {"pad_token_id": None}, head_dim=32, tie_word_embeddings=True))
     pixels = SiglipImageProcessor(size={"height": image_size, "width": image_size})
     return write_model(
-        out, tower, language, tokenizer, pixels, thinks=True, initializer_range=init, projector_type=projector_type,
-        pool_size=pool_size, num_queries=num_queries, resampler_layers=resampler_layers, max_frames=max_frames,
+        out, tower, language, tokenizer, pixels, thinks=True, initializer_range=text["initializer_range"], max_frames=max_frames,
+        projector_type=projector_type, pool_size=pool_size, num_queries=num_queries, resampler_layers=resampler_layers,
     )  # fmt: skip
 
 
-def corpus_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """All words of conversation or messages rows, for `train_tokenizer`."""
-    return [
-        json.dumps(turn, ensure_ascii=False)
-        for row in rows
-        for turn in row.get("conversations", row.get("messages", []))
-    ]
+def _even_tower(hidden_size: int, layers: int, image_size: int, patch_size: int) -> dict[str, Any]:
+    if image_size % patch_size or image_size % 2:
+        raise ValueError(f"image_size {image_size} must be even and a multiple of patch_size {patch_size}.")
+    return {**_tower(hidden_size, layers, image_size, patch_size), "initializer_range": hidden_size**-0.5}
+
+
+def build_tiny_llava_next(
+    out: str | Path,
+    corpus: Iterable[str],
+    image_size: int = 56,
+    patch_size: int = 14,
+    hidden_size: int = 64,
+    vision_layers: int = 3,
+    text_layers: int = 2,
+    vocab_size: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Write a random LlavaNextForConditionalGeneration (CLIP tower, Llama) to `out`, with the five grids of the published one."""
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], "<image>"), {})
+    side = image_size
+    grids = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [3 * side, side], [side, 3 * side]]
+    sizes = _even_tower(hidden_size, vision_layers, image_size, patch_size)
+    vision = CLIPVisionConfig(**sizes, projection_dim=hidden_size)
+    text = LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    config = LlavaNextConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(side // patch_size) ** 2,
+        image_grid_pinpoints=grids,
+        tie_word_embeddings=False,
+    )
+    square = {"height": side, "width": side}
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=grids
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    return _save(out, LlavaNextForConditionalGeneration(config), processor)
+
+
+def build_tiny_smolvlm(
+    out: str | Path,
+    corpus: Iterable[str],
+    image_size: int = 56,
+    patch_size: int = 7,
+    hidden_size: int = 64,
+    vision_layers: int = 2,
+    text_layers: int = 2,
+    vocab_size: int = 2000,
+    seed: int = 0,
+    splits: int = 2,
+    kind: str = "idefics3",
+) -> Path:
+    """Write a random Idefics3 (as SmolVLM-Instruct is), or with kind "smolvlm" one of SmolVLM's own class, to `out`.
+
+    A picture's longer edge is `splits` tiles long.
+    """
+    import torch
+    import transformers
+
+    if kind not in ("idefics3", "smolvlm"):
+        raise ValueError(f"kind {kind!r} is unknown. Use idefics3 or smolvlm.")
+    # Any: two sets of classes of one shape.
+    hf: Any = transformers
+    torch.manual_seed(seed)
+    named = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
+    places = [f"<row_{i + 1}_col_{j + 1}>" for i in range(splits) for j in range(splits)]
+    tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:2], *named, *places), {})
+    tokenizer.eos_token = "<end_of_utterance>"
+    own = kind == "smolvlm"
+    vision_class = hf.SmolVLMVisionConfig if own else hf.Idefics3VisionConfig
+    text = hf.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    config = (hf.SmolVLMConfig if own else hf.Idefics3Config)(
+        vision_config=vision_class(**_even_tower(hidden_size, vision_layers, image_size, patch_size)).to_dict(),
+        text_config=text.to_dict(),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    pixels = {"size": {"longest_edge": splits * image_size}, "max_image_size": {"longest_edge": image_size}}
+    tokens = (image_size // patch_size // 2) ** 2
+    if own:
+        video = hf.SmolVLMVideoProcessor(size={"longest_edge": image_size}, max_image_size={"longest_edge": image_size})
+        processor = hf.SmolVLMProcessor(
+            hf.SmolVLMImageProcessor(**pixels), tokenizer, video, tokens, chat_template=SMOLVLM_TEMPLATE
+        )
+        model = hf.SmolVLMForConditionalGeneration(config)
+    else:
+        processor = hf.Idefics3Processor(
+            hf.Idefics3ImageProcessor(**pixels), tokenizer, tokens, chat_template=SMOLVLM_TEMPLATE
+        )
+        model = hf.Idefics3ForConditionalGeneration(config)
+    return _save(out, model, processor)
 
 
 def compose_internvl(
@@ -231,58 +360,28 @@ def compose_internvl(
     Raises ValueError for an image size that does not divide, and for a tokenizer without ChatML.
     """
     import torch
-    from transformers import AutoModel, InternVLConfig, InternVLForConditionalGeneration
-
-    torch.manual_seed(seed)
-    tower = AutoModel.from_pretrained(vision, dtype=torch.float32)
-    tower.config._name_or_path = ""
-    patch = tower.config.patch_size
-    grid = image_size // patch
-    if grid * patch != image_size or grid % 2:
-        raise ValueError(f"image_size {image_size} must be an even multiple of the tower's patch size {patch}.")
-    processor = _processor(vision, tokenizer, image_size, grid * grid // 4, max_tiles)
-    tokenizer = processor.tokenizer
-    language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
-    language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config = InternVLConfig(
-        vision_config=tower.config,
-        text_config=language.config,
-        image_token_id=processor.image_token_id,
-        image_seq_length=processor.image_seq_length,
-        downsample_ratio=0.5,
-        tie_word_embeddings=language.config.tie_word_embeddings,
-    )
-    model = InternVLForConditionalGeneration(config).float()
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return Path(out)
-
-
-def _processor(vision: str | Path, tokenizer: Any, image_size: int, tokens: int, max_tiles: int) -> Any:
-    """InternVL's processor with the language model's words, the picture tokens and the tower's pixel statistics."""
-    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor, PreTrainedTokenizerFast
+    from transformers import AutoModel, PreTrainedTokenizerFast
 
     if not {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab()):
         raise ValueError("The tokenizer has no <|im_start|> and <|im_end|>: the chat template writes ChatML turns.")
+    torch.manual_seed(seed)
+    tower = AutoModel.from_pretrained(vision, dtype=torch.float32)
+    tower.config._name_or_path = ""
+    tokens = _tokens_of(image_size, tower.config.patch_size, "the tower's patch size")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=_INTERNVL_TOKENS,
     )
-    size = {"height": image_size, "width": image_size}
     stored = Path(vision) / "preprocessor_config.json"
     pixels = json.loads(stored.read_text()) if stored.is_file() else {}
     pixels = {name: pixels[name] for name in ("image_mean", "image_std") if name in pixels}
-    return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size=size, max_patches=max_tiles, **pixels),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size=size, **pixels),
-        image_seq_length=tokens,
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = _internvl_processor(tokenizer, image_size, tokens, max_tiles, **pixels)
+    language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
+    language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = _internvl(tower.config, language.config, processor).float()
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    return _save(out, model, processor)
