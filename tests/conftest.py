@@ -130,8 +130,9 @@ def tiny_families(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path
 
             out = tmp_path_factory.mktemp("tiny") / kind
             return build_tiny_smolvlm(out, corpus_of(JsonlFile(synthetic_data / "train.jsonl")), kind=kind)
-        family = "smolvlm" if kind == "idefics3" else kind
-        words = ("--family", family, "--corpus", synthetic_data / "train.jsonl")
+        from drive_vlm.models import family_spec
+
+        words = ("--family", family_spec(kind).name, "--corpus", synthetic_data / "train.jsonl")
         return _build_once(tmp_path_factory, f"tiny_{kind}", "tools/build_tiny_model.py", *words)
 
     return functools.cache(build)

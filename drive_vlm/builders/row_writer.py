@@ -20,7 +20,7 @@ class RowWriter:
         with RowWriter(out, args.on_bad_row) as writer:
             writer.add("train.jsonl", rows, split="train")
             writer.reject(BadRow(...))
-        write_json(out / "audit.json", writer.audit())
+        write_json(out / "audit.json", writer.audit())  # of store/cache.py
 
     1. `add` streams rows into NAME.part, so that a million rows need no memory.
     2. When the block ends, the parts become the files, all of them. Whatever rows refer to (pictures,

@@ -62,7 +62,7 @@ class Encoder:
         features = self.features.fingerprint() if self.features else None
         return cache_key(self.template, vision, self.num_frames, cache_key(backend), features)
 
-    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> Sequence[Layout]:
+    def layouts_of(self, sample: Sample, max_tiles: int | None = None) -> Sequence[Layout]:
         """How each picture or frame is cut (its number of tiles, for most families), from headers or the feature cache."""
         if not (sample.images or sample.video):
             return []
@@ -103,7 +103,7 @@ class Encoder:
         """What the tokenizer sees of a row. Its length in the table is that of the longest."""
         return [self.render(sample, num_pictures, prompt).text]
 
-    def lengths(self, texts: Sequence[str], tiles: Sequence[Sequence[Layout]]) -> list[int]:
+    def lengths(self, texts: Sequence[str], layouts: Sequence[Sequence[Layout]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
         encoded = (
             self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -111,8 +111,8 @@ class Encoder:
             else []
         )
         return [
-            len(ids) + sum(len(self.vision.image_ids(n)) - 1 for n in counts) if self.vision else len(ids)
-            for ids, counts in zip(encoded, tiles, strict=True)
+            len(ids) + sum(len(self.vision.image_ids(layout)) - 1 for layout in row) if self.vision else len(ids)
+            for ids, row in zip(encoded, layouts, strict=True)
         ]
 
     def encode(self, sample: Sample, max_tiles: int | None = None, prompt: bool = False) -> dict[str, Any]:
@@ -120,8 +120,8 @@ class Encoder:
 
         With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
         """
-        vision, tiles = self.load_vision(sample, max_tiles)
-        ids, labels = self.tokens(self.render(sample, len(tiles), prompt), tiles, sample, prompt)
+        vision, layouts = self.load_vision(sample, max_tiles)
+        ids, labels = self.tokens(self.render(sample, len(layouts), prompt), layouts, sample, prompt)
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
     def length(self, encoded: dict[str, Any]) -> int:
@@ -129,7 +129,7 @@ class Encoder:
         return len(encoded["input_ids"])
 
     def tokens(
-        self, rendered: Rendered, tiles: Sequence[Layout], sample: Sample, prompt: bool = False
+        self, rendered: Rendered, layouts: Sequence[Layout], sample: Sample, prompt: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids int64[T], labels int64[T]) of a rendered row, pictures written out. Raises BadRow."""
         encoded = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -137,7 +137,9 @@ class Encoder:
         spoken = label_mask(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2), rendered.spans)
         labels = np.where(spoken, ids, IGNORE_INDEX)
         if self.vision is not None:
-            ids, labels = self._expand_pictures(ids, labels, [self.vision.image_ids(count) for count in tiles], sample)
+            ids, labels = self._expand_pictures(
+                ids, labels, [self.vision.image_ids(layout) for layout in layouts], sample
+            )
         if self.max_length is not None and len(ids) > self.max_length:
             raise too_long(sample.where, len(ids), self.max_length)
         if not prompt and (not spoken.any() or labels[0] != IGNORE_INDEX):
@@ -148,7 +150,7 @@ class Encoder:
 
     def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
         """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; how each picture is cut."""
-        expected = self.tile_counts(sample, max_tiles)
+        expected = self.layouts_of(sample, max_tiles)
         if not expected or self.vision is None:
             return {}, []
         if self.features is not None:
@@ -164,15 +166,15 @@ class Encoder:
             pictures = [load_image(path, sample.where) for path in sample.images]
         if self.blank_images:
             pictures = [_grey(picture) for picture in pictures]
-        tensors, counts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
-        if list(counts) != list(expected):
+        tensors, layouts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
+        if list(layouts) != list(expected):
             raise BadRow(
                 "changed_on_disk",
                 sample.where,
-                f"the pictures gave {counts} tiles, but {list(expected)} when their sizes were read: a picture changed on disk",
+                f"the pictures gave {layouts} tiles, but {list(expected)} when their sizes were read: a picture changed on disk",
                 "Start again with the files left alone",
             )
-        return tensors, counts
+        return tensors, layouts
 
     def _expand_pictures(
         self, ids: np.ndarray, labels: np.ndarray, pictures: Sequence[list[int]], sample: Sample

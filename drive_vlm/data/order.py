@@ -1,4 +1,4 @@
-"""Step 4 of the flow, the order of training: which rows stand together, in which batch, on which rank. A pure function of
+"""Step 4 of the flow in data/__init__.py, the order of training: which rows stand together, in which batch, on which rank. A pure function of
 (row lengths, seed, epoch): any rank computes the same plan, so a run can be sharded, resumed and compared.
 
 An epoch is a list of *sequences* (one row each, or several rows packed to max_length). `global_batch` sequences make

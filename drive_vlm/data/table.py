@@ -189,8 +189,8 @@ def _measure_block(
     def look(i: int) -> tuple[int, Sequence[Layout], list[str]] | BadRow:
         try:
             sample = read_sample(source, i, need_answer)
-            tiles = encoder.tile_counts(sample, source.max_tiles)
-            return i, tiles, encoder.texts(sample, len(tiles), prompt=not need_answer)
+            layouts = encoder.layouts_of(sample, source.max_tiles)
+            return i, layouts, encoder.texts(sample, len(layouts), prompt=not need_answer)
         except BadRow as error:
             return error
 

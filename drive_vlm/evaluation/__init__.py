@@ -1,1 +1,9 @@
-"""Metrics and their statistics. They work on values already read; the tools own the files and the tables."""
+"""Metrics and their statistics. They work on values already read; the tools own the files and the tables.
+
+A new evaluation is a file here and tools/NAME_eval.py; answer_accuracy.py and tools/qa_eval.py are a pair to copy:
+
+1. Here: a function of predictions and references, one value an answer, whose docstring names the formula's source.
+2. The tool reads predictions (data/predictions.py), keeps the questions that all files share, and calls it.
+3. Intervals resample whole scenes, and two models are compared by pairs (statistics.py).
+4. The test has an example by hand, and the published script's own number where there is one.
+"""

@@ -19,11 +19,7 @@ A reward of your own is one file, for example length.py, used with `--rewards le
 
 The dataclass holds the reward's flags; their names start with the reward's, since a command line may hold several rewards.
 A builder without arguments has no flags. `module:builder` works as well as `FILE.py:builder`, and a reward of this package
-gets a line in REWARDS. Rewards may import judges, clip and data. A stage reads the names first, then their flags:
-
-    names = chosen_rewards(words)                      # the words after --rewards, before anything else is parsed
-    configs = [config_class(name) for name in names]   # dataclasses for parse_stage or config.add_dataclass
-    rewards = [build_reward(name, config) for name, config in zip(names, parsed_configs)]
+gets a line in REWARDS. Rewards may import judges, clip and data.
 
 Two optional attributes:
 - `last_terms`: one dataclass or dict for each completion of the last call; a samples file shows them.
@@ -31,6 +27,12 @@ Two optional attributes:
   None where it can. `columns` hold one value a row of the data: those of a later call (`reference`, `video`, `image` ...),
   `sample` (the row itself, data.samples.Sample), and `frames` (numbers of the frames that the run takes of the video, None
   for a row without one).
+
+For the author of a stage: it reads the names first, then their flags (stages/rl/reward_flags.py does):
+
+    names = chosen_rewards(words)                      # the words after --rewards, before anything else is parsed
+    configs = [config_class(name) for name in names]   # dataclasses for parse_stage or config.add_dataclass
+    rewards = [build_reward(name, config) for name, config in zip(names, parsed_configs)]
 """
 
 import argparse
@@ -54,8 +56,9 @@ class Reward(Protocol):
 
     __name__: str
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One finite float a completion (a text, or a list of messages); `columns` hold one value a completion."""
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """One finite float a completion (a text, or a list of messages), or None: the reward does not apply to it. `columns`
+        hold one value a completion."""
 
 
 def _builder(name: str) -> Any:

@@ -48,15 +48,15 @@ def test_pictures_equal_the_native_processor(
     assert ours["input_ids"].tolist() == native["input_ids"][0].tolist()
     assert ours["vision"]["pixel_values"].shape == native["pixel_values"].shape
     assert (ours["vision"]["pixel_values"] == native["pixel_values"]).all()
-    tiles = encoder.tile_counts(sample, max_tiles)
+    tiles = encoder.layouts_of(sample, max_tiles)
     assert sum(tiles) == len(native["pixel_values"])
     assert encoder.lengths([encoder.render(sample, len(tiles)).text], [tiles]) == [len(ours["input_ids"])]
 
 
 def test_a_wide_picture_has_several_tiles_and_a_thumbnail(encoder: Encoder, pictures: Path) -> None:
-    assert encoder.tile_counts(sample_of(pictures, ["wide.png"])) == [3]  # 2 x 1 and the thumbnail
-    assert encoder.tile_counts(sample_of(pictures, ["square.png"])) == [1]
-    assert encoder.tile_counts(sample_of(pictures, ["wide.png"] * 3)) == [1, 1, 1]
+    assert encoder.layouts_of(sample_of(pictures, ["wide.png"])) == [3]  # 2 x 1 and the thumbnail
+    assert encoder.layouts_of(sample_of(pictures, ["square.png"])) == [1]
+    assert encoder.layouts_of(sample_of(pictures, ["wide.png"] * 3)) == [1, 1, 1]
 
 
 def test_video_frames_equal_the_native_processor(parts: Any, encoder: Encoder, pictures: Path) -> None:

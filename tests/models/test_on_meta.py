@@ -13,12 +13,12 @@ import torch
 
 import drive_vlm.models
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import family_spec, load_family, model_on_meta
+from drive_vlm.models import MODELS, family_spec, load_family, model_on_meta
 from drive_vlm.models.flops import train_flops
 from drive_vlm.models.freezing import freeze
 from drive_vlm.models.lora import apply_lora
 
-KINDS = ["internvl", "siglip_qwen", "llava_next", "idefics3", "smolvlm"]
+KINDS = [kind for kind in MODELS if family_spec(kind).adapter]
 ARCHITECTURES = Path(drive_vlm.models.__file__).parent / "architectures"
 NATIVE = ["internvl3_1b", "llava_next_8b", "smolvlm", "siglip2_qwen3_4b"]
 

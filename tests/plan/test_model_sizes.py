@@ -11,7 +11,7 @@ import drive_vlm  # noqa: F401  before transformers: torchvision beside CPU torc
 from drive_vlm.config import ModelConfig
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import parse_row
-from drive_vlm.models import MODELS, load_family, load_processor
+from drive_vlm.models import MODELS, family_spec, load_family, load_processor
 from drive_vlm.plan.lookup import load_sizes
 from drive_vlm.plan.model_sizes import SHIPPED, ModelSizes, all_shipped
 from drive_vlm.plan.rows import picture_tokens
@@ -23,7 +23,7 @@ TOTALS = {
     "smolvlm": 2_246_272_880,
 }
 RECORDED = [(name, i) for name, content in all_shipped().items() for i in range(len(content["recorded"]))]
-PICTURES = ["internvl", "llava_next", "idefics3", "smolvlm", "siglip_qwen"]
+PICTURES = [kind for kind in MODELS if family_spec(kind).adapter]
 LANGUAGE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
     "vocab_size": 100,
@@ -192,7 +192,7 @@ def test_the_tokens_of_a_picture_are_the_encoders(kind: str, tiny: Callable[[str
             ]
             row = {"id": "a", "image": ["a.png"] * number, "conversations": turns}
             sample = parse_row(row, "rows.jsonl:1", str(tmp_path))
-            layouts = encoder.tile_counts(sample)
+            layouts = encoder.layouts_of(sample)
             tiles, tokens = picture_tokens(sample, sizes, None, 8)
             assert tiles == sum(layout if isinstance(layout, int) else layout[0] for layout in layouts)
             real = sum(len(vision.image_ids(layout)) for layout in layouts) + number

@@ -78,6 +78,7 @@ FAMILY = FamilySpec(
     tiling=ToyTiling,
     adapter=ToyVision,
     settle=name_features,
+    tiny="tests.stages.toy_family:build_tiny",
 )
 
 

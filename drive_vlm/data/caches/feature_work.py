@@ -74,7 +74,7 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
         if entry and state == "kept":
             item.tiles = list(entry.tiles)
         else:
-            item.tiles = encoder.tile_counts(item.sample, item.max_tiles)
+            item.tiles = encoder.layouts_of(item.sample, item.max_tiles)
     except BadRow as error:
         return error
     if item.sample.video:
