@@ -152,8 +152,13 @@ def build_tiny_siglip_qwen(
     num_queries: int = 8,
     resampler_layers: int = 1,
     max_frames: int = 16,
+    text_width: int = 0,
+    heads: int = 0,
 ) -> Path:
-    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`; the last five are of SiglipQwenConfig."""
+    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`.
+
+    projector_type to max_frames are of SiglipQwenConfig; text_width is the language model's own width, heads those of the tower.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
@@ -166,14 +171,15 @@ def build_tiny_siglip_qwen(
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], *PICTURES), {})
     # They are not special tokens in Qwen3 either.
     tokenizer.add_tokens(["<think>", "</think>"])
-    heads = max(1, hidden_size // 32)
+    text_width = text_width or hidden_size
+    text_heads = max(1, text_width // 32)
     # As in build_tiny_internvl.
     init = hidden_size**-0.5
     tower = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=hidden_size,
             num_hidden_layers=vision_layers,
-            num_attention_heads=heads,
+            num_attention_heads=heads or max(1, hidden_size // 32),
             intermediate_size=hidden_size * 4,
             image_size=image_size,
             patch_size=patch_size,
@@ -183,11 +189,11 @@ def build_tiny_siglip_qwen(
     language = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=hidden_size * 4,
+            hidden_size=text_width,
+            intermediate_size=text_width * 4,
             num_hidden_layers=text_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2),
+            num_attention_heads=text_heads,
+            num_key_value_heads=max(1, text_heads // 2),
             head_dim=32,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
