@@ -6,7 +6,6 @@ ROOT/{val,test}/images_w_boxes, as the benchmark's own converter puts them. Rows
 its annotations hold one, it stands in the column "reference", for the evaluation alone.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -18,7 +17,8 @@ from drive_vlm.builders.row_writer import Row, RowWriter
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
-from drive_vlm.store.cache import write_json
+from drive_vlm.report.tables import print_table
+from drive_vlm.store.cache import read_json, write_json
 
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}
@@ -31,19 +31,18 @@ python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Te
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
     add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
     add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
     add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
     add("--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese")
-    add(
+    flag(
         "--on_bad_row",
-        choices=("error", "skip"),
-        default="error",
-        help="error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
+        ("error", "skip"),
+        "error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
-    add("--workers", type=int, default=4, help="threads that draw boxes")
+    flag("--workers", 4, "threads that draw boxes")
     add("--json", help="write the counts here")
     return parser
 
@@ -52,7 +51,7 @@ def read_questions(path: str | None) -> dict[str, str]:
     """The published questions, or those of a JSON file. Raises ValueError for a file that does not have all three."""
     if path is None:
         return QUESTIONS
-    found = _read_json(Path(path))
+    found = read_json(Path(path))
     if (
         not isinstance(found, dict)
         or set(found) != set(TASKS)
@@ -76,7 +75,7 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
         if match is None:
             raise ValueError(f"{file}: expected a name such as val_0001.json, which names the picture")
         source, number = match.groups()
-        content = _read_json(file)
+        content = read_json(file)
         for task, category, box, answer, name in _entries(content, file):
             image = (
                 f"{source}/images/{number}.jpg"
@@ -217,29 +216,18 @@ def run(args: Any) -> dict[str, dict[str, Any]]:
 
 
 def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"CODA-LM rows ({args.language})", title_justify="left")
-    for column in ("split", "images", "published", *SHORT.values(), "no answer", "bad rows"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    rows = []
     for split, audit in audits.items():
         counts = (audit["images"], audit["images_published"], *(audit["rows"].get(task, 0) for task in SHORT))
-        table.add_row(split, *(f"{n:,}" for n in (*counts, audit["without_answer"], audit["bad_rows"]["total"])))
-    Console().print(table)
+        rows.append([split, *(f"{n:,}" for n in (*counts, audit["without_answer"], audit["bad_rows"]["total"]))])
+    head = ("split", "images", "published", *SHORT.values(), "no answer", "bad rows")
+    print_table(f"CODA-LM rows ({args.language})", head, rows)
     for split, audit in audits.items():
         if audit["images"] != audit["images_published"]:
             print(f"{split}: {audit['images']:,} images, the published split has {audit['images_published']:,}")
         for reason, count in audit["bad_rows"]["by_reason"].items():
             print(f"{split}: {count:,} rows left out: {reason}")
     print(f"wrote {', '.join(f'{args.out}/{split.lower()}.jsonl' for split in audits)}; image root: {args.root}")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ object coordinates become thousandths of the stitched picture (drive_vlm/builder
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from drive_vlm.builders.stitching import LAYOUT, normalise_tags, stitch
 from drive_vlm.config import CommandParser, nearest, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.drivelm import CATEGORIES
+from drive_vlm.report.tables import print_table
+from drive_vlm.store.cache import read_json
 
 # The order of the six pictures in a row: that of `image_paths` in the official files.
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
@@ -46,11 +47,11 @@ class Frame:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_drivelm.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
     add("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
     add("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
-    add("--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture")
+    flag("--views", ("six", "stitched"), "six pictures a row, or one 3x2 picture")
     add(
         "--split",
         nargs="+",
@@ -58,16 +59,15 @@ def make_parser() -> CommandParser:
         metavar="NAME:SHARE",
         help="shares of the scenes; they sum to 1",
     )
-    add("--seed", type=int, default=0, help="seed of the split")
+    flag("--seed", 0, "seed of the split")
     add("--max_frames", type=int, help="take the first N key frames only")
-    add("--questions_only", action="store_true", help="write rows without answers, for files that have none")
-    add(
+    flag("--questions_only", False, "write rows without answers, for files that have none")
+    flag(
         "--on_bad_row",
-        choices=("error", "skip"),
-        default="error",
-        help="error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
+        ("error", "skip"),
+        "error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
     )
-    add("--workers", type=int, default=4, help="threads that stitch pictures")
+    flag("--workers", 4, "threads that stitch pictures")
     add("--json", help="write the counts here")
     return parser
 
@@ -77,10 +77,7 @@ def read_frames(annotations: Path, images: Path) -> Iterator[Frame | BadRow]:
 
     Raises ValueError, naming file, scene and frame, for what is not in the official form.
     """
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{annotations}: cannot be read as JSON ({error})") from error
+    content = read_json(annotations)
     if not isinstance(content, dict):
         raise ValueError(f"{annotations}: expected {{scene: {{key_frames: ...}}}}, got a {type(content).__name__}")
     for scene, data in content.items():
@@ -236,18 +233,10 @@ def run(args: Any) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: Any) -> str | None:
     """Print the counts; the exit status, which says when splits leak."""
-    from rich.console import Console
-    from rich.table import Table
-
     counts = {name: result[name] for name in parse_fractions(args.split, "--split")}
-    table = Table(title="DriveLM rows by split")
-    table.add_column("")
-    for split in counts:
-        table.add_column(split, justify="right")
-    for name in ("scenes", "frames", *CATEGORIES):
-        table.add_row(name, *(str(count[name]) for count in counts.values()))
-    table.add_row("rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values()))
-    Console().print(table)
+    rows = [[name, *(str(count[name]) for count in counts.values())] for name in ("scenes", "frames", *CATEGORIES)]
+    rows.append(["rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values())])
+    print_table("DriveLM rows by split", ("", *counts), rows)
     root = args.out if args.views == "stitched" else args.images
     print(f"wrote {', '.join(f'{args.out}/{split}.jsonl' for split in counts)}; image root: {root}")
     for reason, count in result.get("bad_rows", {"by_reason": {}})["by_reason"].items():
