@@ -84,6 +84,16 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unknown argument {flag}.{nearest(flag, known)}")
         return parsed
 
+    def flag(self, name: str, default: Any, help: str) -> None:
+        """A flag with a default, which says the type. False: a switch. A tuple: the choices, the first of them the default."""
+        help = help.replace("%", "%%")
+        if default is False:
+            self.add_argument(name, action="store_true", help=help)
+        elif isinstance(default, tuple):
+            self.add_argument(name, choices=default, default=default[0], help=help)
+        else:
+            self.add_argument(name, type=type(default), default=default, help=help)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
 

@@ -177,3 +177,19 @@ def test_the_tail_of_a_tool(
     assert capsys.readouterr().err == ""
     monkeypatch.delenv("WORLD_SIZE")
     assert tool(fails) == 2 and "no answer" in capsys.readouterr().err
+
+
+def test_a_flag_with_a_default_is_typed_by_it(capsys):
+    parser = CommandParser(prog="example")
+    parser.flag("--rate", 0.5, "of 90% at most")
+    parser.flag("--mode", ("slow", "fast"), "how")
+    parser.flag("--quiet", False, "say nothing")
+    assert vars(parser.parse_args([])) == {"rate": 0.5, "mode": "slow", "quiet": False}
+    assert vars(parser.parse_args(["--rate", "1", "--mode", "fast", "--quiet"])) == {
+        "rate": 1.0,
+        "mode": "fast",
+        "quiet": True,
+    }
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "of 90% at most (default: 0.5)" in capsys.readouterr().out

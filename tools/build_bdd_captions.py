@@ -42,13 +42,13 @@ PROMPTS = {"detailed": "microscope.txt", "concise": "copilot.txt"}
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_bdd_captions.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", required=True, help="caption rows, JSONL")
     add("--videos", required=True, help="folder that the rows' video paths start from; each video must be there")
     add("--out", type=output_folder, required=True, help="folder to write")
     add("--base_url", required=True, help="address of the teacher's server, e.g. http://localhost:8000/v1")
     add("--teacher", required=True, help="name of the teacher model at that server")
-    add("--api_key_env", default="OPENAI_API_KEY", help="environment variable that holds the server's key")
+    flag("--api_key_env", "OPENAI_API_KEY", "environment variable that holds the server's key")
     add(
         "--prompts",
         type=Path,
@@ -61,10 +61,10 @@ def make_parser() -> CommandParser:
         help="folder of the teacher's replies (default: OUT/teacher_cache), kept by the teacher's name wherever it is served: "
         "another model of the same name needs another folder",
     )
-    add("--attempts", type=int, default=3, help="times a text is asked for, each with another seed")
-    add("--seed", type=int, default=0, help="seed of the first attempt, and of the choice of held-out videos")
-    add("--temperature", type=float, default=0.7, help="temperature of the teacher")
-    add("--max_tokens", type=int, default=512, help="tokens of a reply, at most")
+    flag("--attempts", 3, "times a text is asked for, each with another seed")
+    flag("--seed", 0, "seed of the first attempt, and of the choice of held-out videos")
+    flag("--temperature", 0.7, "temperature of the teacher")
+    flag("--max_tokens", 512, "tokens of a reply, at most")
     add(
         "--detailed_words",
         type=int,
@@ -74,30 +74,19 @@ def make_parser() -> CommandParser:
         help="length of a detailed text",
     )
     add("--concise_words", type=int, nargs=2, default=[4, 60], metavar=("MIN", "MAX"), help="length of a concise text")
-    add(
-        "--concise_ratio",
-        type=float,
-        default=0.5,
-        help="words of the concise text for each of the detailed one, at most",
-    )
-    add("--max_new_nouns", type=int, default=2, help="nouns a text may have that its caption has not; all are counted")
-    add("--spacy_model", default="en_core_web_sm", help="name or folder of the spaCy model that finds nouns")
-    add("--held_out", type=int, default=40, help="videos that go to the test files")
-    add(
-        "--on_bad_row", choices=("error", "skip"), default="error", help="error: stop; skip: leave the row out, counted"
-    )
+    flag("--concise_ratio", 0.5, "words of the concise text for each of the detailed one, at most")
+    flag("--max_new_nouns", 2, "nouns a text may have that its caption has not; all are counted")
+    flag("--spacy_model", "en_core_web_sm", "name or folder of the spaCy model that finds nouns")
+    flag("--held_out", 40, "videos that go to the test files")
+    flag("--on_bad_row", ("error", "skip"), "error: stop; skip: leave the row out, counted")
     add("--limit", type=int, help="take the first N usable captions only")
-    add("--workers", type=int, default=8, help="requests at a time")
-    add("--timeout", type=float, default=120.0, help="seconds that one request may take")
-    add("--max_retries", type=int, default=4, help="times a request is repeated after a fault of server or network")
+    flag("--workers", 8, "requests at a time")
+    flag("--timeout", 120.0, "seconds that one request may take")
+    flag("--max_retries", 4, "times a request is repeated after a fault of server or network")
     add("--requests_per_minute", type=float, help="rate limit (default: none)")
     add("--price_in", type=float, help="price of a million prompt tokens, for the cost")
     add("--price_out", type=float, help="price of a million reply tokens")
-    add(
-        "--dry_run",
-        action="store_true",
-        help="show the prompts of the first caption, estimate tokens and cost; ask nobody",
-    )
+    flag("--dry_run", False, "show the prompts of the first caption, estimate tokens and cost; ask nobody")
     return parser
 
 

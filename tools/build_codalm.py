@@ -12,6 +12,7 @@ from typing import Any
 from drive_vlm.builders.codalm import FOLDERS, SHORT, build_split, read_questions
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.evaluation.codalm import SPLITS
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/build_codalm.py --root data/CODA --out data/codalm --splits Train Val
@@ -21,19 +22,18 @@ python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Te
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
     add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
     add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
     add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
     add("--questions", help="JSON {task: question} in place of the published questions, e.g. in Chinese")
-    add(
+    flag(
         "--on_bad_row",
-        choices=("error", "skip"),
-        default="error",
-        help="error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
+        ("error", "skip"),
+        "error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
-    add("--workers", type=int, default=4, help="threads that draw boxes")
+    flag("--workers", 4, "threads that draw boxes")
     add("--json", help="write the counts here")
     return parser
 
@@ -49,16 +49,12 @@ def run(args: Any) -> dict[str, dict[str, Any]]:
 
 
 def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"CODA-LM rows ({args.language})", title_justify="left")
-    for column in ("split", "images", "published", *SHORT.values(), "no answer", "bad rows"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    rows = []
     for split, audit in audits.items():
         counts = (audit["images"], audit["images_published"], *(audit["rows"].get(task, 0) for task in SHORT))
-        table.add_row(split, *(f"{n:,}" for n in (*counts, audit["without_answer"], audit["bad_rows"]["total"])))
-    Console().print(table)
+        rows.append([split, *(f"{n:,}" for n in (*counts, audit["without_answer"], audit["bad_rows"]["total"]))])
+    head = ("split", "images", "published", *SHORT.values(), "no answer", "bad rows")
+    print_table(f"CODA-LM rows ({args.language})", head, rows)
     for split, audit in audits.items():
         if audit["images"] != audit["images_published"]:
             print(f"{split}: {audit['images']:,} images, the published split has {audit['images_published']:,}")

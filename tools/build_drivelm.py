@@ -15,6 +15,7 @@ from drive_vlm.builders.splits import parse_fractions
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.drivelm import CATEGORIES
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --out data/drivelm
@@ -25,11 +26,11 @@ python tools/build_drivelm.py --annotations test_eval.json --images data/nuscene
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_drivelm.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
     add("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
     add("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
-    add("--views", choices=("six", "stitched"), default="six", help="six pictures a row, or one 3x2 picture")
+    flag("--views", ("six", "stitched"), "six pictures a row, or one 3x2 picture")
     add(
         "--split",
         nargs="+",
@@ -37,16 +38,15 @@ def make_parser() -> CommandParser:
         metavar="NAME:SHARE",
         help="shares of the scenes; they sum to 1",
     )
-    add("--seed", type=int, default=0, help="seed of the split")
+    flag("--seed", 0, "seed of the split")
     add("--max_frames", type=int, help="take the first N key frames only")
-    add("--questions_only", action="store_true", help="write rows without answers, for files that have none")
-    add(
+    flag("--questions_only", False, "write rows without answers, for files that have none")
+    flag(
         "--on_bad_row",
-        choices=("error", "skip"),
-        default="error",
-        help="error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
+        ("error", "skip"),
+        "error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
     )
-    add("--workers", type=int, default=4, help="threads that stitch pictures")
+    flag("--workers", 4, "threads that stitch pictures")
     add("--json", help="write the counts here")
     return parser
 
@@ -76,18 +76,10 @@ def run(args: Any) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: Any) -> str | None:
     """Print the counts; the exit status, which says when splits leak."""
-    from rich.console import Console
-    from rich.table import Table
-
     counts = {name: result[name] for name in parse_fractions(args.split, "--split")}
-    table = Table(title="DriveLM rows by split")
-    table.add_column("")
-    for split in counts:
-        table.add_column(split, justify="right")
-    for name in ("scenes", "frames", *CATEGORIES):
-        table.add_row(name, *(str(count[name]) for count in counts.values()))
-    table.add_row("rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values()))
-    Console().print(table)
+    rows = [[name, *(str(count[name]) for count in counts.values())] for name in ("scenes", "frames", *CATEGORIES)]
+    rows.append(["rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values())])
+    print_table("DriveLM rows by split", ("", *counts), rows)
     root = args.out if args.views == "stitched" else args.images
     print(f"wrote {', '.join(f'{args.out}/{split}.jsonl' for split in counts)}; image root: {root}")
     for reason, count in result.get("bad_rows", {"by_reason": {}})["by_reason"].items():

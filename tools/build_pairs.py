@@ -40,7 +40,7 @@ python tools/build_pairs.py --data train.jsonl --generations s0.jsonl s1.jsonl s
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_pairs.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", required=True, help="JSONL rows with answers, the prompts of the generations")
     add(
         "--generations",
@@ -49,45 +49,25 @@ def make_parser() -> CommandParser:
         help="predictions of the previous round's model; several files are several answers a row",
     )
     add("--out", required=True, help="pairs JSONL; OUT.audit.json is written next to it")
-    add("--round", type=int, default=1, help="number of the round, kept in every pair and its id")
-    add(
-        "--positives",
-        choices=("gold", "best"),
-        default="gold",
-        help="chosen answers: the rows' own, or the best generated",
-    )
-    add(
-        "--score",
-        choices=("rouge_l", "judge"),
-        default="rouge_l",
-        help="what says which generated answer is best (--positives best)",
-    )
-    add(
+    flag("--round", 1, "number of the round, kept in every pair and its id")
+    flag("--positives", ("gold", "best"), "chosen answers: the rows' own, or the best generated")
+    flag("--score", ("rouge_l", "judge"), "what says which generated answer is best (--positives best)")
+    flag(
         "--min_margin",
-        type=float,
-        default=0.0,
-        help="with --positives best: drop pairs whose scores differ by no more than this (ROUGE-L 0-1, judge 1-10)",
+        0.0,
+        "with --positives best: drop pairs whose scores differ by no more than this (ROUGE-L 0-1, judge 1-10)",
     )
     add("--mix", nargs="+", default=[], help="pairs of earlier rounds to put behind the new ones")
-    add(
+    flag(
         "--drop_near_duplicates",
-        action="store_true",
-        help=f"leave out pairs whose answers are at least {NEAR:.0%} alike, instead of only reporting them",
+        False,
+        f"leave out pairs whose answers are at least {NEAR:.0%} alike, instead of only reporting them",
     )
-    add(
-        "--judge_filter",
-        action="store_true",
-        help="keep the pairs whose chosen answer the judge prefers in both orders",
-    )
-    add(
-        "--on_missing",
-        choices=("error", "skip"),
-        default="error",
-        help="rows without a generated answer: stop, or count them",
-    )
+    flag("--judge_filter", False, "keep the pairs whose chosen answer the judge prefers in both orders")
+    flag("--on_missing", ("error", "skip"), "rows without a generated answer: stop, or count them")
     add("--prompt", help="prompt file of the judge (default: tools/prompts/prefer.txt, rate.txt for --score judge)")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
-    add("--no_images", action="store_true", help="the judge reads the texts alone")
+    flag("--no_images", False, "the judge reads the texts alone")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 

@@ -19,7 +19,7 @@ python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_siglip_qwen.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--out", required=True, help="directory to write; it must not exist or be empty")
     add("--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id")
     add(
@@ -27,23 +27,17 @@ def make_parser() -> CommandParser:
         required=True,
         help="causal language model with a ChatML tokenizer: directory, hub id or .gguf; or a siglip_qwen directory, to take its language model",
     )
-    add(
+    flag(
         "--projector_type",
-        default="mlp",
-        choices=("mlp", "resampler"),
-        help="mlp: average pooling and two layers; resampler: learned queries that attend to a frame",
+        ("mlp", "resampler"),
+        "mlp: average pooling and two layers; resampler: learned queries that attend to a frame",
     )
-    add("--pool_size", type=int, default=3, help="mlp: side of a pooling window in patches; 1: none")
-    add("--num_queries", type=int, default=64, help="resampler: tokens of a frame")
-    add("--resampler_layers", type=int, default=2, help="resampler: layers of cross attention")
-    add("--max_frames", type=int, default=16, help="frames of a video at most")
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16"),
-        help="of the weights; auto: the language model's",
-    )
-    add("--seed", type=int, default=0, help="seed of the new weights")
+    flag("--pool_size", 3, "mlp: side of a pooling window in patches; 1: none")
+    flag("--num_queries", 64, "resampler: tokens of a frame")
+    flag("--resampler_layers", 2, "resampler: layers of cross attention")
+    flag("--max_frames", 16, "frames of a video at most")
+    flag("--dtype", ("auto", "float32", "bfloat16"), "of the weights; auto: the language model's")
+    flag("--seed", 0, "seed of the new weights")
     return parser
 
 

@@ -75,16 +75,16 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         prog="python tools/build_synthetic.py", description="Build a synthetic driving data set.", examples=EXAMPLES
     )
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--out", type=Path, required=True, help="folder to write; an earlier build there is replaced")
-    add("--scenes", type=int, default=1000, help="number of pictures")
-    add("--clips", type=int, default=0, help="number of clips")
-    add("--order_clips", type=int, default=0, help="clips that differ only in the order of their frames")
-    add("--split_entry", action="store_true", help="write a detailed, a concise and a raw text of each clip")
-    add("--num_frames", type=int, default=8, help="frames in each clip")
-    add("--clip_format", choices=("mp4", "frames"), default="mp4", help="one video file, or a folder of pictures")
-    add("--seed", type=int, default=0, help="seed of the world, the choice of questions and the splits")
-    add("--size", type=int, default=224, help="width and height in pixels")
+    flag("--scenes", 1000, "number of pictures")
+    flag("--clips", 0, "number of clips")
+    flag("--order_clips", 0, "clips that differ only in the order of their frames")
+    flag("--split_entry", False, "write a detailed, a concise and a raw text of each clip")
+    flag("--num_frames", 8, "frames in each clip")
+    flag("--clip_format", ("mp4", "frames"), "one video file, or a folder of pictures")
+    flag("--seed", 0, "seed of the world, the choice of questions and the splits")
+    flag("--size", 224, "width and height in pixels")
     add(
         "--templates",
         nargs="+",
@@ -93,11 +93,11 @@ def make_parser() -> CommandParser:
         metavar="NAME",
         help="question templates to ask (default: all); one of " + ", ".join(synthetic.TEMPLATES),
     )
-    add("--questions_per_scene", type=int, default=6, help="templates drawn for each scene")
+    flag("--questions_per_scene", 6, "templates drawn for each scene")
     add("--splits", nargs="+", default=["train:0.8", "val:0.1", "test:0.1"], help="name:share words; shares sum to 1")
-    add("--image_format", choices=("jpg", "png"), default="jpg", help="file format of the pictures")
-    add("--jpeg_quality", type=int, default=90, help="JPEG quality, 1 to 95")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
+    flag("--image_format", ("jpg", "png"), "file format of the pictures")
+    flag("--jpeg_quality", 90, "JPEG quality, 1 to 95")
+    flag("--workers", os.cpu_count() or 1, "processes that render")
     return parser
 
 

@@ -27,6 +27,8 @@ _MEANING = {
     "splits": "tiles along a picture's longer edge, at most",
     "pool_size": "side of a pooling window in patches",
     "max_frames": "frames of a row, at most",
+    "text_width": "width of the language model; 0: hidden_size",
+    "heads": "attention heads of the vision tower; 0: one for each 32 of its width",
 }
 
 

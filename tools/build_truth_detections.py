@@ -36,23 +36,13 @@ python tools/build_truth_detections.py --data data/videos --out data/videos/trut
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_truth_detections.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with clips")
     add("--out", type=Path, required=True, help="detection cache to write; an earlier file is replaced")
-    add("--misses", type=float, default=0.1, help="share of a video's classes that are not found in it")
-    add(
-        "--false_hits",
-        type=float,
-        default=0.05,
-        help="share of the classes absent from a video that are reported in it",
-    )
-    add(
-        "--num_frames",
-        type=int,
-        default=DataConfig.num_frames,
-        help="frames of each video, evenly spread, as in training",
-    )
-    add("--seed", type=int, default=0, help="seed of misses, false hits and scores")
+    flag("--misses", 0.1, "share of a video's classes that are not found in it")
+    flag("--false_hits", 0.05, "share of the classes absent from a video that are reported in it")
+    flag("--num_frames", DataConfig.num_frames, "frames of each video, evenly spread, as in training")
+    flag("--seed", 0, "seed of misses, false hits and scores")
     add("--json", type=Path, help="write the counts to this file")
     return parser
 

@@ -23,6 +23,7 @@ from yolo_detector import Boxes, Detect, open_detector
 
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
 from drive_vlm.launch.topology import read_topology
+from drive_vlm.report.tables import print_table
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
 from drive_vlm.store.keyed_lines import check_same
 from drive_vlm.store.lock import sole_writer
@@ -84,7 +85,7 @@ def make_parser() -> CommandParser:
 def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     if config.on_bad_row == "error":
         raise error
-    bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
+    bad.append(error.facts())
 
 
 def check_finished(
@@ -269,21 +270,11 @@ def summary(cache: Any, bad: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], config: DetectConfig) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     empty = result["videos_without_objects"]
-    table = Table()
-    for column in ("class", "objects", "videos"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for label, count in result["classes"].items():
-        table.add_row(label, f"{count['objects']:,}", f"{count['videos']:,}")
-    Console(width=120).print(table)
-    print(
-        f"{len(empty):,} without any object"
-        + (f", such as {empty[0]}" if empty else "")
-        + f"; {len(result['bad'])} bad"
-    )
+    rows = [(label, f"{count['objects']:,}", f"{count['videos']:,}") for label, count in result["classes"].items()]
+    print_table(None, ("class", "objects", "videos"), rows)
+    example = f", such as {empty[0]}" if empty else ""
+    print(f"{len(empty):,} without any object{example}; {len(result['bad'])} bad")
     for row in result["bad"][:10]:
         print(f"  {row['where']}: {row['reason']}: {row['problem']}")
 

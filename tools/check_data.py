@@ -28,18 +28,18 @@ BAR, EXAMPLES_SHOWN = 50, 3
 def make_parser() -> CommandParser:
     default = {item.name: item.default for item in dataclasses.fields(DataConfig)}
     parser = CommandParser(prog="python tools/check_data.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", required=True, help="training rows: .jsonl, LLaVA .json or InternVL meta .json")
     add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
     add("--model", required=True, help="model directory or hub id; only its processor is loaded")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
-    add("--max_length", type=int, default=default["max_length"], help="tokens of a row at most, and of a pack")
+    flag("--max_length", default["max_length"], "tokens of a row at most, and of a pack")
     add("--max_tiles", type=int, help="tiles a row may use for its pictures (default: the processor's max_patches)")
-    add("--num_frames", type=int, default=default["num_frames"], help="frames taken from a video, evenly spread")
-    add("--batch_size", type=int, default=8, help="rows of an unpacked batch, for the share of padding")
-    add("--decode", action="store_true", help="decode every picture and video in full, to find truncated files")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="threads that decode")
-    add("--preview", type=int, default=3, help="rows to show as the model sees them")
+    flag("--num_frames", default["num_frames"], "frames taken from a video, evenly spread")
+    flag("--batch_size", 8, "rows of an unpacked batch, for the share of padding")
+    flag("--decode", False, "decode every picture and video in full, to find truncated files")
+    flag("--workers", os.cpu_count() or 1, "threads that decode")
+    flag("--preview", 3, "rows to show as the model sees them")
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
     add("--json", type=Path, help="write everything that was found to this file")
     return parser

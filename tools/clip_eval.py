@@ -8,11 +8,12 @@ baseline says something. Several --predictions compare checkpoints on the sample
 long as only one of data/images/images/x.jpg and data/images/x.jpg exists.
 """
 
-import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.report.tables import console, interval, table, write_csv
 
 if TYPE_CHECKING:
     from drive_vlm.clip.encoder import ClipEncoder
@@ -29,16 +30,16 @@ METRICS = {"text_text": "prediction - reference", "text_image": "prediction - pi
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
     add("--images", required=True, help="folder that the rows' pictures are relative to")
     add("--out", required=True, help="CSV with one line for each sample and checkpoint")
-    add("--clip_model", default="ViT-B-32", help="open_clip model, or a directory written by tools/train_clip.py")
+    flag("--clip_model", "ViT-B-32", "open_clip model, or a directory written by tools/train_clip.py")
     add("--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)")
-    add("--batch_size", type=int, default=64, help="pictures or texts encoded at once")
-    add("--workers", type=int, default=2, help="threads that decode pictures")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    add("--seed", type=int, default=0, help="of the shuffled baseline and the bootstrap")
+    flag("--batch_size", 64, "pictures or texts encoded at once")
+    flag("--workers", 2, "threads that decode pictures")
+    flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
+    flag("--seed", 0, "of the shuffled baseline and the bootstrap")
     add("--plot", help="write the distributions and differences to this PNG")
     add("--json", help="write every number to this file")
     return parser
@@ -150,60 +151,49 @@ def compare(names: list[str], files: list[list["Prediction"]], scores: list["Cli
     ]
 
 
-def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], scores: list["ClipScores"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "dataset", "checkpoint", "text_text", "text_image", "truncated"])
-        for name, items, part in zip(names, files, scores, strict=True):
-            for i, item in enumerate(items):
-                cosines = [f"{part.text_text[i]:.6f}", f"{part.text_image[i]:.6f}"]
-                writer.writerow([item.id, item.dataset, name, *cosines, int(part.truncated[i])])
+def csv_rows(names: list[str], files: list[list["Prediction"]], scores: list["ClipScores"]) -> Iterator[list[Any]]:
+    for name, items, part in zip(names, files, scores, strict=True):
+        for i, item in enumerate(items):
+            cosines = [f"{part.text_text[i]:.6f}", f"{part.text_image[i]:.6f}"]
+            yield [item.id, item.dataset, name, *cosines, int(part.truncated[i])]
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 150)
+    screen = console(150)
+    head = (
+        "checkpoint",
+        "data set",
+        "n",
+        "mean",
+        "95 % interval",
+        "sd",
+        "5 %",
+        "25 %",
+        "50 %",
+        "75 %",
+        "95 %",
+        "shuffled",
+    )
     for metric, title in METRICS.items():
-        table = Table(title=f"{metric}: cosine {title}", title_justify="left")
-        for column in ("checkpoint", "data set"):
-            table.add_column(column, overflow="fold")
-        for column in (
-            "n",
-            "mean",
-            "95 % interval",
-            "sd",
-            "5 %",
-            "25 %",
-            "50 %",
-            "75 %",
-            "95 %",
-            "shuffled",
-            "above it",
-        ):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, checkpoint in result["checkpoints"].items():
-            for dataset, entry in checkpoint["datasets"].items():
-                table.add_row(name, dataset, *_cells(entry[metric]))
-        console.print(table)
+        rows = [
+            (name, dataset, *_cells(entry[metric]))
+            for name, checkpoint in result["checkpoints"].items()
+            for dataset, entry in checkpoint["datasets"].items()
+        ]
+        screen.print(table(f"{metric}: cosine {title}", (*head, "above it"), rows, left=2, whole=True))
     for entry in result["comparisons"]:
         for metric in METRICS:
             change = entry[metric]
-            console.print(
-                f"{metric}: {entry['second']} - {entry['first']} = {change['difference']:+.4f} {_interval(change)} "
-                f"({change['wins']} better, {change['ties']} equal, {change['losses']} worse of {change['n']})",
-                highlight=False,
+            screen.print(
+                f"{metric}: {entry['second']} - {entry['first']} = {change['difference']:+.4f}{_interval(change)} "
+                f"({change['wins']} better, {change['ties']} equal, {change['losses']} worse of {change['n']})"
             )
     for name, checkpoint in result["checkpoints"].items():
         counts = [f"{count} {word}" for word, count in checkpoint["counts"].items() if count]
         if counts:
-            console.print(f"{name}: {', '.join(counts)}", highlight=False)
+            screen.print(f"{name}: {', '.join(counts)}")
     encoded = result["encoded"]
-    console.print(
-        f"{result['clip']}: encoded {encoded['texts']} texts and {encoded['images']} pictures", highlight=False
-    )
+    screen.print(f"{result['clip']}: encoded {encoded['texts']} texts and {encoded['images']} pictures")
     print(f"scores: {args.out}" + (f", plot: {args.plot}" if args.plot else ""))
 
 
@@ -211,29 +201,28 @@ def _cells(entry: dict[str, Any]) -> list[str]:
     numbers = [entry[key] for key in ("sd", "q05", "q25", "q50", "q75", "q95", "shuffled_mean")]
     above = entry["above_shuffled"]
     cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-    gap = "-" if above is None else f"{above['difference']:+.3f} {_interval(above)}"
-    return [str(entry["n"]), f"{entry['mean']:.4f}", _interval(entry), *cells, gap]
+    gap = "-" if above is None else f"{above['difference']:+.3f}{_interval(above)}"
+    return [str(entry["n"]), f"{entry['mean']:.4f}", _interval(entry).strip(), *cells, gap]
 
 
 def _interval(entry: dict[str, Any]) -> str:
-    return "[one group]" if entry["low"] is None else f"[{entry['low']:.3f}, {entry['high']:.3f}]".replace("[", r"\[")
+    return interval(entry) or r" \[one group]"
 
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, write the CSV and the plot; returns what --json holds."""
     from drive_vlm.clip.encoder import ClipEncoder
-    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.data.predictions import read_checkpoints
 
-    names = checkpoint_names(args.predictions)
     root = Path(args.images)
     if not root.is_dir():
         raise ValueError(f"--images {root}: no such folder")
-    every = [read_predictions(path) for path in args.predictions]
-    files, left_out = common_samples(every)
+    names, files, left_out = read_checkpoints(args.predictions)
     images = [find_images(item, root) for item in files[0]]
     encoder = ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
     scores = score_files(files, images, encoder, args)
-    write_csv(Path(args.out), names, files, scores)
+    head = ("id", "dataset", "checkpoint", "text_text", "text_image", "truncated")
+    write_csv(args.out, head, csv_rows(names, files, scores))
     result: dict[str, Any] = {
         "clip": encoder.name,
         "encoded": {"texts": encoder.encoded_texts, "images": encoder.encoded_images},

@@ -17,6 +17,7 @@ from drive_vlm.evaluation.codalm import TASKS, Rated, region_class, score
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
 from drive_vlm.judges.verdicts import Turns, fill, parse_rating, read_prompt
+from drive_vlm.report.tables import interval, print_table
 
 PROMPTS = Path(__file__).parent / "prompts" / "codalm"
 PLACES = ("reference", "prediction")
@@ -42,7 +43,7 @@ class Answer:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/codalm_eval.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add(
         "--predictions",
         nargs="+",
@@ -54,14 +55,9 @@ def make_parser() -> CommandParser:
         help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
     )
     add("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
-    add("--prompts", default=str(PROMPTS), help="folder with TASK.txt, or TASK.json with example turns")
-    add(
-        "--on_missing",
-        choices=("error", "skip"),
-        default="error",
-        help="rows without an answer: stop, or count them and leave them out",
-    )
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    flag("--prompts", str(PROMPTS), "folder with TASK.txt, or TASK.json with example turns")
+    flag("--on_missing", ("error", "skip"), "rows without an answer: stop, or count them and leave them out")
+    flag("--seed", 0, "of the bootstrap")
     add("--json", help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
@@ -72,9 +68,8 @@ def read_rows(path: str) -> dict[tuple[str, int], dict[str, Any]]:
     from drive_vlm.data.jsonl import JsonlFile
     from drive_vlm.data.samples import parse_row
 
-    file, rows = JsonlFile(path), {}
-    for index in range(len(file)):
-        row, where = file[index], file.where(index)
+    rows = {}
+    for where, row in JsonlFile(path).places():
         sample = parse_row(row, where, "", need_answer=False)
         if row.get("task") not in TASKS or not isinstance(row.get("question_id"), int):
             raise ValueError(f'{where}: no "task" and "question_id"; build the rows with tools/build_codalm.py')
@@ -150,9 +145,8 @@ def published_answers(path: Path, rows: dict[tuple[str, int], dict[str, Any]] | 
     if rows is None:
         raise ValueError(f"{path}: published answer files hold no references; give --rows of tools/build_codalm.py")
     task = re.sub(r"_answer(_w_label)?$", "", path.stem)
-    file, answers = JsonlFile(path), []
-    for index in range(len(file)):
-        found, where = file[index], file.where(index)
+    answers = []
+    for where, found in JsonlFile(path).places():
         if (
             not isinstance(found, dict)
             or not isinstance(found.get("question_id"), int)
@@ -216,19 +210,15 @@ def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="CODA-LM, mean rating x 10, 95 % interval over images", title_justify="left")
-    for column in ("task", "answers", "score", "unread"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    rows: list[Any] = []
     classes = {f"  region: {name}": entry for name, entry in result["region_classes"].items()}
     for part in (result["tasks"], classes):
         for name, entry in part.items():
-            table.add_row(name, f"{entry['rated'] + entry['unread']:,}", points(entry), f"{entry['unread']:,}")
-        table.add_section()
-    table.add_row("final (mean of the tasks)", "", points(result["final"]), "")
-    Console().print(table)
+            rows.append([name, f"{entry['rated'] + entry['unread']:,}", points(entry), f"{entry['unread']:,}"])
+        rows.append(None)
+    rows.append(["final (mean of the tasks)", "", points(result["final"]), ""])
+    title = "CODA-LM, mean rating x 10, 95 % interval over images"
+    print_table(title, ("task", "answers", "score", "unread"), rows)
     if result["note"]:
         print(result["note"])
     for text, count in (
@@ -246,9 +236,7 @@ def show(result: dict[str, Any], args: Any) -> None:
 
 
 def points(entry: dict[str, Any]) -> str:
-    if entry["score"] is None:
-        return "-"
-    return f"{entry['score']:.2f}" + ("" if entry["low"] is None else f" \\[{entry['low']:.2f}, {entry['high']:.2f}]")
+    return "-" if entry["score"] is None else f"{entry['score']:.2f}{interval(entry, '.2f')}"
 
 
 def run(args: Any) -> dict[str, Any]:

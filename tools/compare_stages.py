@@ -37,7 +37,7 @@ Key = tuple[str, str, str]
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/compare_stages.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--predictions", nargs="+", help="JSONL files of python -m drive_vlm generate")
     source.add_argument("--models", nargs="+", help="model directories or hub ids that answer first; needs --data")
@@ -46,11 +46,11 @@ def make_parser() -> CommandParser:
     add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
     add("--videos", help="folder that the rows' videos are relative to (default: that of --data, else the current one)")
     add("--ids", nargs="+", help="videos to show: their path, group or an id of their rows")
-    add("--limit", type=int, default=8, help="show the first N videos; with --ids all of those are shown")
-    add("--num_frames", type=int, default=8, help="frames shown of each video, of those that the detector looked at")
+    flag("--limit", 8, "show the first N videos; with --ids all of those are shown")
+    flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at")
     add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
     add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    add("--spacy", default="en_core_web_sm", help="spaCy pipeline: an installed name or its directory")
+    flag("--spacy", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
     add("--json", help="write texts, objects, detections and terms to this file")
     models = parser.add_argument_group("with --models")
     models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")

@@ -8,11 +8,11 @@ next to it.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.store.cache import read_json, write_json
 
 EXAMPLES = "python tools/drive_vlm_summary.py --run runs/drive_vlm_synthetic --seconds 600"
 # Share of the start's held-out loss that stage 1 may leave, and of the loss with other clips.
@@ -30,10 +30,6 @@ def make_parser() -> CommandParser:
     parser.add_argument("--run", type=Path, required=True, help="the recipe's directory")
     parser.add_argument("--seconds", type=float, required=True, help="how long the recipe took")
     return parser
-
-
-def load(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def caption_losses(model: Path, rows: Path, num_frames: int) -> tuple[float, float]:
@@ -80,12 +76,11 @@ def change_in_stage3(scores: dict[str, Any]) -> dict[str, Any]:
 
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The recipe's numbers; accuracies as fractions."""
-    frames = load(run / "stage1/run.json")["config"]["data"]["num_frames"]
-    start, end = (
-        caption_losses(run / name, run / "data/raw_captions_test.jsonl", frames) for name in ("base", "stage1")
-    )
-    order = load(run / "order_accuracy.json")["checkpoints"]
-    greedy, sampled = load(run / "video_scores.json"), load(run / "sampled_scores.json")
+    frames = read_json(run / "stage1/run.json")["config"]["data"]["num_frames"]
+    rows = run / "data/raw_captions_test.jsonl"
+    start, end = (caption_losses(run / name, rows, frames) for name in ("base", "stage1"))
+    order = read_json(run / "order_accuracy.json")["checkpoints"]
+    greedy, sampled = read_json(run / "video_scores.json"), read_json(run / "sampled_scores.json")
     stages = {
         way: {name: found["modes"]["(all)"] for name, found in scores["checkpoints"].items()}
         for way, scores in (("greedy", greedy), ("sampled", sampled))
@@ -104,8 +99,8 @@ def summarize(run: Path, seconds: float) -> dict[str, Any]:
         },
         "truth": {way: {stage: texts["truth"] for stage, texts in found.items()} for way, found in stages.items()},
         "stage3_change": {"greedy": change_in_stage3(greedy), "sampled": change_in_stage3(sampled)},
-        "ranks": load(run / "stage3/run.json")["world_size"],
-        "zero_stage": load(run / "stage3/run.json")["zero_stage"],
+        "ranks": read_json(run / "stage3/run.json")["world_size"],
+        "zero_stage": read_json(run / "stage3/run.json")["zero_stage"],
         "seconds": round(seconds),
     }
 
@@ -129,18 +124,14 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
     def moved(name: str) -> str:
         return f"{name} {interval(change[name])} (greedy {interval(summary['stage3_change']['greedy'][name])})"
 
+    measured = ratio is not None
+    shorter = (
+        f"a concise text has {ratio:.2f} of the detailed one's words (median)" if measured else "no text to measure"
+    )
     return [
         (f"stage 1: loss of held-out captions {start:.3f} -> {end:.3f}", end <= LOSS_LEFT * start),
         (f"stage 1: that loss with the frames of other clips {other:.3f}", end <= LOSS_LEFT * other),
-        (
-            "stage 2: "
-            + (
-                "no text to measure"
-                if ratio is None
-                else f"a concise text has {ratio:.2f} of the detailed one's words (median)"
-            ),
-            ratio is not None and ratio <= 0.5,
-        ),
+        (f"stage 2: {shorter}", measured and ratio <= 0.5),
         (
             f"stage 2: order of events {order:.1%}, with shuffled frames {shuffled:.1%}",
             100 * (order - shuffled) >= ORDER_POINTS,
@@ -160,7 +151,7 @@ def run(args: Any) -> dict[str, Any]:
     """Collect, judge, write summary.json, which is returned."""
     summary = summarize(args.run, args.seconds)
     summary["claims"] = [{"found": text, "holds": holds} for text, holds in claims(summary)]
-    (args.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(args.run / "summary.json", summary)
     return summary
 
 

@@ -23,6 +23,7 @@ from drive_vlm.evaluation.drivelm import (
     read_questions,
     score,
 )
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/drivelm_eval.py --predictions output.json --reference test_eval.json
@@ -33,15 +34,15 @@ python tools/drivelm_eval.py --predictions output.json --reference test_eval.jso
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/drivelm_eval.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--predictions", required=True, help="output.json or predictions.jsonl")
     add("--reference", required=True, help="test_eval.json of the challenge")
-    add("--stitched", action="store_true", help="answers name points of the stitched 3x2 picture; map them back")
+    flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_model", help="model that rates answers for the GPT part; without it the part is left out")
-    add("--judge_url", default="https://api.openai.com/v1", help="OpenAI-compatible server of the judge")
-    add("--judge_key_env", default="OPENAI_API_KEY", help="environment variable with the judge's key")
+    flag("--judge_url", "https://api.openai.com/v1", "OpenAI-compatible server of the judge")
+    flag("--judge_key_env", "OPENAI_API_KEY", "environment variable with the judge's key")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
-    add("--judge_workers", type=int, default=8, help="requests to the judge at the same time")
+    flag("--judge_workers", 8, "requests to the judge at the same time")
     add(
         "--cache",
         help="directory that keeps the judge's replies by its name; a second run asks nothing (another model of the same name: "
@@ -113,12 +114,6 @@ def make_judge(args: Any) -> Judge | None:
 
 def show(result: dict[str, Any], args: Any) -> None:
     """A table of the parts and one line for everything that was counted on the way."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="DriveLM")
-    for column in ("part", "score", "of", "questions", "weight"):
-        table.add_column(column, justify="left" if column == "part" else "right")
     rows = [
         ("GPT", result["gpt"], "100", result["n"]["gpt"], WEIGHTS["gpt"]),
         ("language", result["language"], "1", result["n"]["language"], WEIGHTS["language"]),
@@ -131,10 +126,11 @@ def show(result: dict[str, Any], args: Any) -> None:
         ("  GPT", result["match_gpt"], "100", "", ""),
         ("accuracy", result["accuracy"], "1", result["n"]["accuracy"], WEIGHTS["accuracy"]),
     ]
-    for part, value, scale, count, weight in rows:
-        table.add_row(part, "-" if value is None else f"{value:.4f}", scale, str(count), str(weight))
-    console = Console()
-    console.print(table)
+    cells = [
+        (part, "-" if value is None else f"{value:.4f}", scale, str(count), str(weight))
+        for part, value, scale, count, weight in rows
+    ]
+    print_table("DriveLM", ("part", "score", "of", "questions", "weight"), cells)
     if result["final"] is None:
         print(f"no final score: {result['note']}")
         print(f"parts at hand: {result['covered_score']:.4f} of the weights' {result['covered_weight']:.1f}")
@@ -163,8 +159,7 @@ def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
     else:
         from drive_vlm.data.jsonl import JsonlFile
 
-        lines = JsonlFile(path)
-        rows = [(lines.where(index), lines[index]) for index in range(len(lines))]
+        rows = list(JsonlFile(path).places())
     for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected an object, got {type(row).__name__}")

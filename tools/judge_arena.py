@@ -16,6 +16,7 @@ from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_t
 from drive_vlm.judges import open_comparer
 from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
+from drive_vlm.report.tables import console, interval, table
 
 if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
@@ -41,21 +42,16 @@ class Planned:
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each model")
     add("--out", required=True, help="JSONL of battles; battles that are in it are not judged again")
-    add(
-        "--pairs",
-        choices=("all", "vs-first"),
-        default="all",
-        help="all: every pair of models; vs-first: each against the first file's",
-    )
+    flag("--pairs", ("all", "vs-first"), "all: every pair of models; vs-first: each against the first file's")
     add("--battles", type=int, help="judge a random sample of N battles (default: every question)")
-    add("--seed", type=int, default=0, help="of the sample and the bootstrap")
+    flag("--seed", 0, "of the sample and the bootstrap")
     add("--image_root", help="folder that picture paths start from (default: the first file's folder)")
-    add("--no_images", action="store_true", help="the judge reads the texts alone")
-    add("--prompt", default=str(PROMPT), help="prompt file (.txt, or .json with example turns)")
-    add("--category_column", default="category", help="column of the table by category")
+    flag("--no_images", False, "the judge reads the texts alone")
+    flag("--prompt", str(PROMPT), "prompt file (.txt, or .json with example turns)")
+    flag("--category_column", "category", "column of the table by category")
     add("--json", help="write every number to this file")
     add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
@@ -64,14 +60,13 @@ def make_parser() -> CommandParser:
 
 def plan_battles(args: Any) -> tuple[list[Planned], dict[str, int]]:
     """The battles of the flags in a fixed order, and how many ids each model has that others lack."""
-    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.data.predictions import read_checkpoints
 
     if len(args.predictions) < 2:
         raise ValueError("--predictions needs at least two files to compare")
-    names = checkpoint_names(args.predictions)
+    names, files, left_out = read_checkpoints(args.predictions)
     if TIE in names:
         raise ValueError(f"--predictions: no model may be called {TIE!r}; rename the file")
-    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
     pairs = list(itertools.combinations(range(len(names)), 2))
     if args.pairs == "vs-first":
         pairs = [(0, other) for other in range(1, len(names))]
@@ -160,22 +155,14 @@ def battle_row(battle: Planned, compared: Compared | None, category_column: str)
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 120)
-    table = Table(title="arena, 95 % intervals", title_justify="left")
-    for column in ("model", "battles", "win rate", "Bradley-Terry", "Elo (over orders)", "words"):
-        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
-    models = result["models"]
+    screen, models, rows = console(), result["models"], []
     for name in sorted(models, key=lambda name: -models[name]["bradley_terry"]["rating"]):
         entry = models[name]
-        ratings = (
-            f"{e['rating']:.0f} \\[{e['low']:.0f}, {e['high']:.0f}]" for e in (entry["bradley_terry"], entry["elo"])
-        )
+        ratings = (f"{e['rating']:.0f}{interval(e, '.0f')}" for e in (entry["bradley_terry"], entry["elo"]))
         rate = entry["win_rate"]
-        table.add_row(name, str(rate["n"]), percent(rate), *ratings, f"{entry['mean_words']:.0f}")
-    console.print(table)
+        rows.append([name, str(rate["n"]), percent(rate), *ratings, f"{entry['mean_words']:.0f}"])
+    head = ("model", "battles", "win rate", "Bradley-Terry", "Elo (over orders)", "words")
+    screen.print(table("arena, 95 % intervals", head, rows))
     for title, groups in (
         ("win rate of the row against the column", result["pairs"]),
         ("win rate by category", result["by_category"]),
@@ -183,14 +170,13 @@ def show(result: dict[str, Any], args: Any) -> None:
         if len(groups) < 2:
             continue
         columns = sorted({column for entries in groups.values() for column in entries}, key=list(models).index)
-        table = Table(title=title, title_justify="left")
-        for column in ("", *columns):
-            table.add_column(column, justify="right" if column else "left", overflow="fold")
-        for name, entries in groups.items():
-            table.add_row(name, *(percent(entries[column]) if column in entries else "-" for column in columns))
-        console.print(table)
+        rows = [
+            [name, *(percent(entries[column]) if column in entries else "-" for column in columns)]
+            for name, entries in groups.items()
+        ]
+        screen.print(table(title, ("", *columns), rows))
     for line in remarks(result):
-        console.print(line, highlight=False)
+        screen.print(line)
     for name, count in result["ids_left_out"].items():
         if name not in models:
             print(f"{name}: none of its battles could be read, so it has no rating")
@@ -202,7 +188,7 @@ def show(result: dict[str, Any], args: Any) -> None:
 
 
 def percent(rate: dict[str, Any]) -> str:
-    return f"{rate['rate']:.1%} \\[{rate['low']:.1%}, {rate['high']:.1%}]"
+    return f"{rate['rate']:.1%}{interval(rate, '.1%')}"
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
@@ -227,7 +213,7 @@ def remarks(result: dict[str, Any]) -> list[str]:
 
 
 def share(entry: dict[str, Any]) -> str:
-    return rf"{entry['share']:.0%} \[{entry['low']:.0%}, {entry['high']:.0%}]"
+    return f"{entry['share']:.0%}{interval(entry, '.0%')}"
 
 
 def plot(path: str, result: dict[str, Any]) -> None:

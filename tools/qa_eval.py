@@ -7,11 +7,11 @@ different training answers of the template); from --blind_predictions: the same 
 Several --predictions compare checkpoints on the questions they have in common.
 """
 
-import csv
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.report.tables import console, interval, table, write_csv
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,15 +27,15 @@ python tools/qa_eval.py --predictions p.jsonl --train data/train.jsonl --blind_p
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/qa_eval.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
     add("--train", help="training rows, for the majority baseline and chance")
     add("--blind_predictions", help="predictions of the last checkpoint with its pictures blanked")
-    add("--template_column", default="template", help="column that says which questions are alike")
-    add("--category_column", default="category", help="column of the coarse kind of question")
+    flag("--template_column", "template", "column that says which questions are alike")
+    flag("--category_column", "category", "column of the coarse kind of question")
     add("--out", help="CSV with one line for each question and checkpoint")
     add("--json", help="write every number to this file")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    flag("--seed", 0, "of the bootstrap")
     return parser
 
 
@@ -45,9 +45,8 @@ def training_answers(path: str, template_column: str) -> "TrainingAnswers":
     from drive_vlm.data.samples import parse_row
     from drive_vlm.evaluation.answer_accuracy import TrainingAnswers
 
-    file, answers = JsonlFile(path), TrainingAnswers()
-    for index in range(len(file)):
-        row, where = file[index], file.where(index)
+    answers = TrainingAnswers()
+    for where, row in JsonlFile(path).places():
         sample = parse_row(row, where, "")
         template = column(row, template_column, where)
         for turn in sample.turns:
@@ -121,12 +120,11 @@ def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, write the CSV; returns what --json holds."""
-    from drive_vlm.data.predictions import checkpoint_names, common_samples, read_predictions
+    from drive_vlm.data.predictions import read_checkpoints
     from drive_vlm.evaluation.answer_accuracy import correct_answers
     from drive_vlm.evaluation.statistics import paired_difference
 
-    names = checkpoint_names(args.predictions)
-    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
+    names, files, left_out = read_checkpoints(args.predictions)
     correct = [correct_answers([i.prediction for i in items], [i.reference for i in items]) for items in files]
     baselines, blind = blind_baselines(files[-1], args)
     groups = [item.group for item in files[0]]
@@ -144,76 +142,55 @@ def run(args: Any) -> dict[str, Any]:
         change = paired_difference(correct[0], values, groups, args.seed).to_dict()
         result["comparisons"].append({"first": names[0], "second": name, **change})
     if args.out:
-        write_csv(Path(args.out), names, files, correct, args)
+        head = ("id", "dataset", "checkpoint", "category", "template", "correct", "prediction", "reference")
+        write_csv(args.out, head, csv_rows(names, files, correct, args))
     return result
 
 
-def write_csv(path: Path, names: list[str], files: list[list["Prediction"]], correct: list, args: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "dataset", "checkpoint", "category", "template", "correct", "prediction", "reference"])
-        for name, items, values in zip(names, files, correct, strict=True):
-            for item, value in zip(items, values, strict=True):
-                kinds = [item.row.get(args.category_column, ""), item.row.get(args.template_column, "")]
-                writer.writerow([item.id, item.dataset, name, *kinds, int(value), item.prediction, item.reference])
+def csv_rows(names: list[str], files: list[list["Prediction"]], correct: list, args: Any) -> Iterator[list[Any]]:
+    for name, items, values in zip(names, files, correct, strict=True):
+        for item, value in zip(items, values, strict=True):
+            kinds = [item.row.get(args.category_column, ""), item.row.get(args.template_column, "")]
+            yield [item.id, item.dataset, name, *kinds, int(value), item.prediction, item.reference]
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 120)
-    names = list(result["checkpoints"])
-    table = Table(title="answer accuracy, 95 % interval", title_justify="left")
-    table.add_column("questions", overflow="fold")
-    table.add_column("n", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    first = result["checkpoints"][names[0]]
-    table.add_row("all", str(first["n"]), *(_percent(result["checkpoints"][name]) for name in names), end_section=True)
+    screen, checkpoints, baselines = console(), result["checkpoints"], result["baselines"]
+    first = next(iter(checkpoints.values()))
+    rows: list[Any] = [["all", str(first["n"]), *map(_percent, checkpoints.values())], None]
     for part in ("by_category", "by_template"):
         for key, entry in first[part].items():
-            cells = (_percent(result["checkpoints"][name][part][key]) for name in names)
-            table.add_row(key, str(entry["n"]), *cells)
-        table.add_section()
-    console.print(table)
-    baselines = result["baselines"]
+            rows.append(
+                [key, str(entry["n"]), *(_percent(checkpoint[part][key]) for checkpoint in checkpoints.values())]
+            )
+        rows.append(None)
+    screen.print(table("answer accuracy, 95 % interval", ("questions", "n", *checkpoints), rows))
     words = {"majority": "majority training answer of the template", "blanked": "same model, pictures blanked"}
     for key, title in words.items():
         if key in baselines:
-            console.print(f"blind, {title}: {_percent(baselines[key])}", highlight=False)
+            screen.print(f"blind, {title}: {_percent(baselines[key])}")
     if "chance" in baselines:
-        console.print(f"chance: {baselines['chance']:.1%}", highlight=False)
-    if baselines.get("questions_of_unseen_templates"):
-        count = baselines["questions_of_unseen_templates"]
-        console.print(f"{count} questions have a template that training never saw; all training answers stand in")
-    for name in names:
-        checkpoint = result["checkpoints"][name]
+        screen.print(f"chance: {baselines['chance']:.1%}")
+    if count := baselines.get("questions_of_unseen_templates"):
+        screen.print(f"{count} questions have a template that training never saw; all training answers stand in")
+    for name, checkpoint in checkpoints.items():
         if checkpoint["above_blind"]:
-            console.print(
-                f"{name} above the better blind baseline: {_points(checkpoint['above_blind'])}", highlight=False
-            )
+            screen.print(f"{name} above the better blind baseline: {_points(checkpoint['above_blind'])}")
         if checkpoint["ids_left_out"]:
-            console.print(
-                f"{name}: {checkpoint['ids_left_out']} ids left out, missing in another file", highlight=False
-            )
+            screen.print(f"{name}: {checkpoint['ids_left_out']} ids left out, missing in another file")
     for entry in result["comparisons"]:
-        console.print(
+        screen.print(
             f"{entry['second']} - {entry['first']}: {_points(entry)} (newly right {entry['wins']}, newly wrong "
-            f"{entry['losses']} of {entry['n']})",
-            highlight=False,
+            f"{entry['losses']} of {entry['n']})"
         )
 
 
 def _percent(entry: dict[str, Any]) -> str:
-    interval = "" if entry["low"] is None else rf" \[{entry['low']:.1%}, {entry['high']:.1%}]"
-    return f"{entry['accuracy']:.1%}{interval}"
+    return f"{entry['accuracy']:.1%}{interval(entry, '.1%')}"
 
 
 def _points(entry: dict[str, Any]) -> str:
-    interval = "" if entry["low"] is None else rf" \[{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
-    return f"{100 * entry['difference']:+.1f} points{interval}"
+    return f"{100 * entry['difference']:+.1f} points{interval(entry, '+.1f', 100)}"
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.report.figures import new_figure, save
+from drive_vlm.store.cache import read_json, write_json
 
 EXAMPLES = "python tools/quickstart_summary.py --run runs/quickstart --seconds 400"
 # Above the better of blind baseline and chance.
@@ -18,10 +20,6 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def load(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
 def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
     """Mean score of a checkpoint over its one data set."""
     (dataset,) = scores["checkpoints"][checkpoint]["datasets"].values()
@@ -30,11 +28,7 @@ def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
 
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The quickstart's numbers, accuracies and shares as fractions."""
-    accuracy, clip, manifest = (
-        load(run / "accuracy.json"),
-        load(run / "clip_scores.json"),
-        load(run / "run" / "run.json"),
-    )
+    accuracy, clip, manifest = (read_json(run / name) for name in ("accuracy.json", "clip_scores.json", "run/run.json"))
     summary = {f"accuracy_{name}": accuracy["checkpoints"][name]["accuracy"] for name in ("before", "after")}
     summary["accuracy_blind"] = accuracy["baselines"]["blind"]["accuracy"]
     summary["accuracy_chance"] = accuracy["baselines"]["chance"]
@@ -51,13 +45,9 @@ def summarize(run: Path, seconds: float) -> dict[str, Any]:
 
 def plot_training(run: Path) -> None:
     """Training and evaluation loss over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     logs = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
     for key, label in (("loss", "training"), ("eval_loss", "held-out scenes")):
         points = [(log["step"], log[key]) for log in logs if key in log]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
@@ -66,14 +56,14 @@ def plot_training(run: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(run / "training.png", dpi=120)
+    save(figure, run / "training.png")
 
 
 def run(args: Any) -> dict[str, Any]:
     """Collect, plot, write summary.json, which is returned."""
     summary = summarize(args.run, args.seconds)
     plot_training(args.run)
-    (args.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(args.run / "summary.json", summary)
     return summary
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.report.tables import interval, print_table
 from drive_vlm.rounds.chain import Chain
 from drive_vlm.rounds.steps import DIRECT, STEPS, read_json
 from drive_vlm.rounds.table import held_out_rows, table, training_curves
@@ -31,7 +32,7 @@ python tools/rounds.py start --out runs/spin --model runs/sft --data train.jsonl
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/rounds.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("action", choices=tuple(ACTIONS), help="see above")
     add("--out", required=True, help="folder of the chain; rounds.json lies in it")
     add("--round", help=f"number of the round from 1, 0 for the model the chain starts from, or {DIRECT}")
@@ -40,15 +41,11 @@ def make_parser() -> CommandParser:
     add("--direct", help="start: model before any fine-tuning, for the table")
     add("--data", help="start: training rows")
     add("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
-    add("--held_out", type=int, default=500, help="start: rows to hold out, whole pictures or groups")
+    flag("--held_out", 500, "start: rows to hold out, whole pictures or groups")
     add("--image_root", help="start: folder that picture paths start from (default: the file's own)")
-    add("--sampling", default="", help="start: how answers are generated, as words to be kept")
-    add(
-        "--metric",
-        default="checkpoints.answers.accuracy",
-        help="start: the number in scores.json that counts; higher is better",
-    )
-    add("--margin", type=float, default=0.02, help="decide: how far the metric may fall from one round to the next")
+    flag("--sampling", "", "start: how answers are generated, as words to be kept")
+    flag("--metric", "checkpoints.answers.accuracy", "start: the number in scores.json that counts; higher is better")
+    flag("--margin", 0.02, "decide: how far the metric may fall from one round to the next")
     add("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
     add("--seconds", type=float, help="check: how long the rounds took, to be printed")
     return parser  # fmt: skip
@@ -174,9 +171,6 @@ def decide(args: Any) -> None:
 
 
 def show(args: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from drive_vlm.report.rounds import plot_rounds
     from drive_vlm.store.cache import write_atomically
 
@@ -188,26 +182,21 @@ def show(args: Any) -> None:
     write_atomically(chain.out / "table.json", lambda file: file.write(text.encode()))
     name = chain.settings["metric"].rsplit(".", 1)[-1]
     plot_rounds(chain.out / "table.png", name, rows, training_curves(chain))
-    shown = Table(title=f"{args.out}: {name} on held-out rows, 95 % interval", title_justify="left")
-    for title in ("model", name, "interval", "pairs", "margin first -> last", "win rate against SFT", "decision"):
-        shown.add_column(title, overflow="fold")
-    for row in rows:
-        margin, rate = row["margin"], row["win_rate"]
-        shown.add_row(
+    cells = [
+        (
             row["model"],
             f"{row['value']:.4f}",
-            interval(row),
+            interval(row, ".4f").strip(),
             "" if row["pairs"] is None else f"{row['pairs']:,}",
-            "" if margin is None else f"{margin['first']:+.3f} -> {margin['last']:+.3f}",
-            "" if rate is None else rf"{rate['rate']:.1%} \[{rate['low']:.1%}, {rate['high']:.1%}]",
+            "" if (margin := row["margin"]) is None else f"{margin['first']:+.3f} -> {margin['last']:+.3f}",
+            "" if (rate := row["win_rate"]) is None else f"{rate['rate']:.1%}{interval(rate, '.1%')}",
             row["decision"] or "",
         )
-    Console(width=None if Console().is_terminal else 140).print(shown)
+        for row in rows
+    ]
+    head = ("model", name, "interval", "pairs", "margin first -> last", "win rate against SFT", "decision")
+    print_table(f"{args.out}: {name} on held-out rows, 95 % interval", head, cells, left=len(head), width=140)
     print(f"{chain.out / 'table.json'}, {chain.out / 'table.png'}")
-
-
-def interval(row: dict[str, Any]) -> str:
-    return "" if row["low"] is None else rf"\[{row['low']:.4f}, {row['high']:.4f}]"
 
 
 def check(args: Any) -> None:

@@ -26,21 +26,21 @@ python tools/train_clip.py --captions data/captions_train.jsonl --out runs/clip 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_clip.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--captions", required=True, help="JSONL rows {image, caption_short, caption_long}")
     add("--out", required=True, help="directory for configuration and weights")
-    add("--epochs", type=int, default=10, help="passes over the training pictures")
+    flag("--epochs", 10, "passes over the training pictures")
     add("--steps", type=int, help="optimizer steps instead of --epochs")
-    add("--batch_size", type=int, default=64, help="pictures in one contrastive batch")
-    add("--learning_rate", type=float, default=5e-4, help="peak of the cosine schedule")
-    add("--held_out", type=float, default=0.1, help="share of the groups kept for the retrieval test")
-    add("--image_size", type=int, default=64, help="side of the square picture in pixels")
-    add("--patch_size", type=int, default=8, help="side of a patch in pixels")
-    add("--width", type=int, default=128, help="width of both towers, a multiple of 64")
-    add("--layers", type=int, default=3, help="layers of each tower")
-    add("--seed", type=int, default=0, help="of weights, split and order")
-    add("--workers", type=int, default=2, help="threads that decode pictures")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    flag("--batch_size", 64, "pictures in one contrastive batch")
+    flag("--learning_rate", 5e-4, "peak of the cosine schedule")
+    flag("--held_out", 0.1, "share of the groups kept for the retrieval test")
+    flag("--image_size", 64, "side of the square picture in pixels")
+    flag("--patch_size", 8, "side of a patch in pixels")
+    flag("--width", 128, "width of both towers, a multiple of 64")
+    flag("--layers", 3, "layers of each tower")
+    flag("--seed", 0, "of weights, split and order")
+    flag("--workers", 2, "threads that decode pictures")
+    flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
     add("--json", help="write losses, retrieval and settings to this file")
     return parser
 
@@ -73,9 +73,8 @@ def read_captions(path: Path) -> list[dict[str, Any]]:
     from drive_vlm.data.jsonl import JsonlFile
     from drive_vlm.data.samples import resolve_below
 
-    file, rows = JsonlFile(path), []
-    for index in range(len(file)):
-        row, where = file[index], file.where(index)
+    rows = []
+    for where, row in JsonlFile(path).places():
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
         captions = [row.get(key) for key in ("caption_short", "caption_long") if row.get(key)]

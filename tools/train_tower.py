@@ -28,17 +28,17 @@ _LEAST_SHARE = 0.3
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_tower.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that build_synthetic.py wrote, clips as folders of frames")
     add("--out", type=Path, required=True, help="directory for the tower")
-    add("--steps", type=int, default=1000, help="optimizer steps")
-    add("--batch_size", type=int, default=64, help="frames a step")
-    add("--learning_rate", type=float, default=1.5e-3, help="peak of the cosine schedule")
-    add("--patch_size", type=int, default=8, help="side of a patch in pixels")
-    add("--hidden_size", type=int, default=128, help="width, a multiple of 32")
-    add("--layers", type=int, default=3, help="layers")
-    add("--seed", type=int, default=0, help="of weights and order")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    flag("--steps", 1000, "optimizer steps")
+    flag("--batch_size", 64, "frames a step")
+    flag("--learning_rate", 1.5e-3, "peak of the cosine schedule")
+    flag("--patch_size", 8, "side of a patch in pixels")
+    flag("--hidden_size", 128, "width, a multiple of 32")
+    flag("--layers", 3, "layers")
+    flag("--seed", 0, "of weights and order")
+    flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
     add("--json", type=Path, help="write losses and precision to this file")
     return parser
 

@@ -10,13 +10,13 @@ Intervals are 95 %, from a bootstrap over videos (the row's "group", else its vi
 compared, each with the first, on the rows they share.
 """
 
-import csv
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.report.tables import write_csv
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,40 +37,39 @@ python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --videos d
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/video_eval.py", description=__doc__, examples=EXAMPLES)
-    add = parser.add_argument
+    add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
     add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
-    add(
+    flag(
         "--on_missing",
-        choices=("error", "skip"),
-        default="error",
-        help="a video without detections: error stops, skip leaves its rows out and counts them",
+        ("error", "skip"),
+        "a video without detections: error stops, skip leaves its rows out and counts them",
     )
-    add(
-        "--truth_column", default="truth_classes", help="column with the exact classes of the video, where there is one"
-    )
+    flag("--truth_column", "truth_classes", "column with the exact classes of the video, where there is one")
     add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
     add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    add("--spacy", default="en_core_web_sm", help="spaCy pipeline: an installed name or its directory")
-    add("--processes", type=int, default=1, help="processes that parse the texts")
+    flag("--spacy", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
+    flag("--processes", 1, "processes that parse the texts")
     add("--clip_model", help="open_clip model, or a directory of tools/train_clip.py: CLIP scores as well")
     add("--clip_pretrained", help="tag of open_clip or local weights file")
     add("--videos", help="folder that the rows' videos are relative to (for --clip_model)")
-    add("--num_frames", type=int, default=8, help="frames of a video that CLIP sees, evenly spread")
-    add("--device", default="cpu", help="device of CLIP: cpu, cuda, cuda:1 ...")
+    flag("--num_frames", 8, "frames of a video that CLIP sees, evenly spread")
+    flag("--device", "cpu", "device of CLIP: cpu, cuda, cuda:1 ...")
     add("--csv", type=output_file, help="write one line for each row and checkpoint")
     add("--plot", type=output_file, help="write the scores with their intervals to this PNG")
     add("--json", type=output_file, help="write every number to this file")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    flag("--seed", 0, "of the bootstrap")
     return parser
 
 
-def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Prediction"]], dict[str, dict[str, int]]]:
-    """The rows that all files share and the cache knows, and {file: {ids_left_out, rows_without_detections}}."""
-    from drive_vlm.data.predictions import common_samples, read_predictions
+def read_files(
+    args: Any, cache: "DetectionCache"
+) -> tuple[list[str], list[list["Prediction"]], dict[str, dict[str, int]]]:
+    """(names, the rows that all files share and the cache knows, {file: {ids_left_out, rows_without_detections}})."""
+    from drive_vlm.data.predictions import read_checkpoints
     from drive_vlm.evaluation.video import pair_keys
 
-    files, left_out = common_samples([read_predictions(path) for path in args.predictions])
+    names, files, left_out = read_checkpoints(args.predictions)
     for items in files:
         for item in items:
             if not isinstance(item.row.get("video"), str) or not item.row["video"]:
@@ -96,7 +95,7 @@ def read_files(args: Any, cache: "DetectionCache") -> tuple[list[list["Predictio
         raise ValueError(f"none of the {len(known)} rows' videos is in {', '.join(args.detections)}")
     kept = [[item for item, there in zip(items, known, strict=True) if there] for items in files]
     counts = [{"ids_left_out": out, "rows_without_detections": known.count(False)} for out in left_out]
-    return kept, dict(zip(args.predictions, counts, strict=True))
+    return names, kept, dict(zip(args.predictions, counts, strict=True))
 
 
 def score_file(
@@ -173,17 +172,15 @@ def check(args: Any) -> None:
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
-    from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.evaluation.video import Part, adherence, by_mode, compare_mode, score_mode
+    from drive_vlm.evaluation.video import TERMS, Part, adherence, by_mode, compare_mode, score_mode
     from drive_vlm.rewards.detections import DetectionCache
     from drive_vlm.rewards.physics import Weights
     from drive_vlm.rewards.text.driving_text import TextParser
     from drive_vlm.rewards.text.vocabulary import DEFAULT
 
     check(args)
-    names = checkpoint_names(args.predictions)
     weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
-    files, counts = read_files(args, cache)
+    names, files, counts = read_files(args, cache)
     parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
     for video in dict.fromkeys(item.row["video"] for item in files[0]):
         parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
@@ -213,7 +210,10 @@ def run(args: Any) -> dict[str, Any]:
         modes = {mode: compare_mode(part, parts[file][mode], args.seed) for mode, part in parts[0].items()}
         result["comparisons"].append({"first": names[0], "second": name, "modes": modes})
     if args.csv:
-        write_csv(args.csv, names, scored, clips)
+        columns = (*TERMS, "precision", "recall", "claims", "verified", "unverified")
+        head = ("id", "video", "mode", "checkpoint", *columns, "false_claims", "missed", *clips[0])
+        rows = csv_rows(names, scored, clips, columns)
+        write_csv(args.csv, (*head, "prediction", "reference"), rows)
     if args.plot:
         from drive_vlm.report.video import plot_scores
 
@@ -221,25 +221,16 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def write_csv(path: Path, names: list[str], scored: list[list["Scored"]], clips: list[dict[str, Any]]) -> None:
-    from drive_vlm.evaluation.video import TERMS
-
-    columns = [*TERMS, "precision", "recall", "claims", "verified", "unverified"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        clip_names = list(clips[0])
-        head = ["id", "video", "mode", "checkpoint", *columns, "false_claims", "missed", *clip_names]
-        writer.writerow([*head, "prediction", "reference"])
-        for name, rows, clip in zip(names, scored, clips, strict=True):
-            for index, row in enumerate(rows):
-                numbers = [getattr(row.terms, column) for column in columns]
-                cells = [f"{number:.6f}" if isinstance(number, float) else int(number) for number in numbers]
-                cells += ["|".join(row.terms.false_claims), "|".join(row.terms.missed)]
-                cells += [f"{clip[key][index]:.6f}" for key in clip_names]
-                writer.writerow(
-                    [row.item.id, row.video, row.mode, name, *cells, row.item.prediction, row.item.reference]
-                )
+def csv_rows(
+    names: list[str], scored: list[list["Scored"]], clips: list[dict[str, Any]], columns: Sequence[str]
+) -> Iterator[list[Any]]:
+    for name, rows, clip in zip(names, scored, clips, strict=True):
+        for index, row in enumerate(rows):
+            numbers = [getattr(row.terms, column) for column in columns]
+            cells = [f"{number:.6f}" if isinstance(number, float) else int(number) for number in numbers]
+            cells += ["|".join(row.terms.false_claims), "|".join(row.terms.missed)]
+            cells += [f"{values[index]:.6f}" for values in clip.values()]
+            yield [row.item.id, row.video, row.mode, name, *cells, row.item.prediction, row.item.reference]
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """CODA-LM's annotations as rows of the three tasks, and the pictures of its regions; tools/build_codalm.py has the layout."""
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any
 from drive_vlm.builders.row_writer import Row, RowWriter
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
-from drive_vlm.store.cache import write_json
+from drive_vlm.store.cache import read_json, write_json
 
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}
@@ -23,7 +22,7 @@ def read_questions(path: str | None) -> dict[str, str]:
     """The published questions, or those of a JSON file. Raises ValueError for a file that does not have all three."""
     if path is None:
         return QUESTIONS
-    found = _read_json(Path(path))
+    found = read_json(Path(path))
     if (
         not isinstance(found, dict)
         or set(found) != set(TASKS)
@@ -47,7 +46,7 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
         if match is None:
             raise ValueError(f"{file}: expected a name such as val_0001.json, which names the picture")
         source, number = match.groups()
-        content = _read_json(file)
+        content = read_json(file)
         for task, category, box, answer, name in _entries(content, file):
             image = (
                 f"{source}/images/{number}.jpg"
@@ -179,10 +178,3 @@ def build_split(
     }
     write_json(out / f"{name}.audit.json", audit)
     return audit
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error

@@ -55,9 +55,8 @@ def read_answered(
 
 def read_generations(path: str) -> dict[str, str]:
     """id -> prediction. An empty prediction stays: it is dropped and counted as a pair."""
-    file, found = JsonlFile(path), dict[str, str]()
-    for index in range(len(file)):
-        row, where = file[index], file.where(index)
+    found: dict[str, str] = {}
+    for where, row in JsonlFile(path).places():
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prediction"), str):
             raise ValueError(
                 f'{where}: expected {{"id", "prediction": text}}, as python -m drive_vlm generate writes it'
@@ -72,8 +71,7 @@ def read_generations(path: str) -> dict[str, str]:
 
 def read_pairs(paths: Sequence[str]) -> list[dict[str, Any]]:
     """All pairs of some files, checked."""
-    files = [JsonlFile(path) for path in paths]
-    return [check_pair(file[i], file.where(i)) for file in files for i in range(len(file))]
+    return [check_pair(row, where) for path in paths for where, row in JsonlFile(path).places()]
 
 
 def gold_pairs(sources: list[Answered], number: int) -> list[dict[str, Any]]:

@@ -62,6 +62,10 @@ class JsonlFile:
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
+    def places(self) -> Iterator[tuple[str, Any]]:
+        """("path:line", row) of every row."""
+        return ((self.where(i), self[i]) for i in range(len(self)))
+
     def __getstate__(self) -> dict:
         # An open file cannot be pickled. A spawned worker opens the path again, and finds the index in the cache.
         return {"path": self.path}

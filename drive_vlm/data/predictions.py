@@ -45,11 +45,10 @@ def read_predictions(path: str | Path, need_reference: bool = True) -> list[Pred
     no rows) only without `need_reference`. Raises ValueError with file:line and id for a row without id, prediction or
     reference, for an id that comes twice in one data set, and for a file without rows.
     """
-    file = JsonlFile(path)
     rows: list[Prediction] = []
     seen: dict[tuple[str, str], str] = {}
-    for index in range(len(file)):
-        item = parse_prediction(file[index], file.where(index), need_reference)
+    for where, row in JsonlFile(path).places():
+        item = parse_prediction(row, where, need_reference)
         if item.key in seen:
             raise ValueError(
                 f"{item.where}: id {item.id!r} came before at {seen[item.key]}; ids must be unique in a file"
@@ -89,6 +88,12 @@ def checkpoint_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise ValueError(f"--predictions names a file twice: {', '.join(paths)}")
+
+
+def read_checkpoints(paths: Sequence[str]) -> tuple[list[str], list[list[Prediction]], list[int]]:
+    """(names, rows, ids left out) of the files of --predictions, of each the samples that all have. Raises ValueError."""
+    names = checkpoint_names(paths)
+    return names, *common_samples([read_predictions(path) for path in paths])
 
 
 def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]], list[int]]:

@@ -37,6 +37,10 @@ class BadRow(ValueError):
         # Pickle rebuilds an exception from its message alone; a DataLoader worker must hand all four parts to the trainer.
         return BadRow, (self.reason, self.where, self.problem, self.way_out)
 
+    def facts(self) -> dict[str, str]:
+        """What an audit says of the row."""
+        return {"where": self.where, "reason": self.reason, "problem": self.problem}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:

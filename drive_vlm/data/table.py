@@ -87,7 +87,7 @@ def audit_bad_rows(bad: Sequence[BadRow]) -> dict[str, Any]:
     return {
         "total": len(bad),
         "by_reason": dict(Counter(row.reason for row in bad)),
-        "rows": [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad],
+        "rows": [row.facts() for row in bad],
     }
 
 

@@ -82,11 +82,7 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         join_parts(out, samples)
         if bad:
             audit = out.with_suffix(".bad_rows.json")
-            audit.write_text(
-                json.dumps(
-                    [{"where": row.where, "reason": row.reason, "problem": row.problem} for row in bad], indent=2
-                )
-            )
+            audit.write_text(json.dumps([row.facts() for row in bad], indent=2))
         print(f"{out}: {len(finished_rows(out)):,} predictions", flush=True)
 
 

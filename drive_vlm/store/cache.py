@@ -32,6 +32,14 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def read_json(path: Path) -> Any:
+    """Raises ValueError, naming the file, where it cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+
+
 def cache_key(*parts: Any) -> str:
     """Hash of `parts` as JSON: the same parts give the same key in every process and version."""
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

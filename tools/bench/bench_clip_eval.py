@@ -18,6 +18,7 @@ from typing import Any
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_clip_eval.py --json runs/bench_clip_eval.json
@@ -229,7 +230,7 @@ def show(result: dict[str, Any], args: Any) -> str | None:
     for side, name in (("ours", "drive-vlm on open_clip"), ("peer", "torchmetrics clip_score")):
         rows.append([name, f"{result[side]:.1f}", " ".join(f"{value:.2f}" for value in result["seconds"][side])])
     title = f"{result['pairs']} pairs, batches of {args.batch_size}, {args.threads} threads"
-    measure.table(title, ("", "pairs/s", "seconds (all runs)"), rows)
+    print_table(title, ("", "pairs/s", "seconds (all runs)"), rows)
     difference, distinct = result["max_abs_difference"], result["distinct"]
     print(
         f"ratio {result['ratio']:.2f}, largest difference of scores {difference:.1e} (scores spread by {result['score_sd']:.1e})"
@@ -241,9 +242,5 @@ def show(result: dict[str, Any], args: Any) -> str | None:
     return f"the scores differ by {difference:.1e}, more than {TOLERANCE:.0e}" if difference > TOLERANCE else None
 
 
-def main() -> None:
-    measure.run_bench(make_parser(), run, show, check=check, peers=("torchmetrics", "open_clip_torch"))
-
-
 if __name__ == "__main__":
-    main()
+    measure.run_bench(make_parser(), run, show, check=check, peers=("torchmetrics", "open_clip_torch"))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 if TYPE_CHECKING:
     from drive_vlm.rewards.text.driving_text import TextParser
@@ -60,7 +61,6 @@ def make_parser() -> CommandParser:
     add("--row", type=int, help="jsonl: row to read, from 0 (default: the last)")
     add("--processes", type=int, nargs="+", default=[1, 2], help="reward: processes of spaCy to try")
     add("--spacy", default="en_core_web_sm", help="reward: spaCy pipeline: an installed name or its directory")
-    add("--part", choices=("ours", "peer"), help="jsonl: one part only; the tool starts these itself")
     return parser
 
 
@@ -105,11 +105,7 @@ def measure_jsonl(args: Any, work: Path) -> dict[str, Any]:
     results = []
     for part in ("ours", "ours", "peer"):
         log = work / "part.json"
-        measure.start(
-            [sys.executable, __file__, "jsonl", "--part", part, "--work", work, "--row", row, "--rows", args.rows],
-            log,
-            measure.environment(work),
-        )
+        measure.start([sys.executable, __file__, "--child", part, path, row], log, measure.environment(work))
         results.append(measure.json_lines(log)[0])
         assert results[-1].pop("id") == make_row(row)["id"], f"{part} read another row"
     indexing, ours, peer = results
@@ -126,7 +122,7 @@ def show_jsonl(result: dict[str, Any]) -> None:
         "json.loads of every line": result["peer"],
     }
     rows = [[name, f"{part['seconds']:.4f}", f"{part['peak_rss_mb']:.0f}"] for name, part in parts.items()]
-    measure.table(title, ("", "seconds", "peak RSS MB"), rows)
+    print_table(title, ("", "seconds", "peak RSS MB"), rows)
 
 
 # ---- synthetic
@@ -223,7 +219,7 @@ def show_reward(result: dict[str, Any]) -> None:
     ]
     rows.append(["score parsed texts", f"{result['score_texts_per_s']:,.0f}", ""])
     title = f"physics reward, {result['texts']:,} texts of {result['words_per_text']:.0f} words"
-    measure.table(title, ("", "texts/s", "texts/s of processor time"), rows)
+    print_table(title, ("", "texts/s", "texts/s of processor time"), rows)
 
 
 CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
@@ -233,19 +229,11 @@ CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str
 }
 
 
-def main() -> None:
-    parser = make_parser()
-    if "--part" in sys.argv:
-        args = parser.parse_args()
-        print(json.dumps(read_row(args.part, args.work / "rows.jsonl", args.row)))
-        return
+if __name__ == "__main__":
     measure.run_bench(
-        parser,
+        make_parser(),
         lambda args, work: CASES[args.case][0](args, work),
         lambda result, args: CASES[args.case][1](result),
         check=check,
+        child=lambda words: print(json.dumps(read_row(words[0], Path(words[1]), int(words[2])))),
     )
-
-
-if __name__ == "__main__":
-    main()

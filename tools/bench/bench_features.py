@@ -15,6 +15,7 @@ from typing import Any
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_features.py --json runs/bench_features.json
@@ -52,46 +53,18 @@ def check(args: Any) -> None:
 
 
 def prepare(args: Any, work: Path) -> dict[str, int]:
-    """Write clips and model; parameters by part."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
-
-    from drive_vlm.models.siglip_qwen.compose import write_model
-    from drive_vlm.models.siglip_qwen.processing import SPECIAL as PICTURES
-    from drive_vlm.models.tiny.tiny import SPECIAL, corpus_of, train_tokenizer
-
+    """Write clips and model; parameters by part, and the number of rows."""
     frames = {"clips": args.clips, "num_frames": args.num_frames, "size": args.image_size}
-    rows = measure.json_lines(measure.build_synthetic(work, scenes=8, workers=1, **frames) / "clips_train.jsonl")
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(corpus_of(rows), 2000, (*SPECIAL[:3], *PICTURES), {})
-    tower = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=args.tower_width,
-            num_hidden_layers=args.tower_layers,
-            num_attention_heads=args.tower_heads,
-            intermediate_size=4 * args.tower_width,
-            image_size=args.image_size,
-            patch_size=args.patch_size,
-            vision_use_head=False,
-        )
-    )
-    language = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=args.text_width,
-            intermediate_size=3 * args.text_width,
-            num_hidden_layers=args.text_layers,
-            num_attention_heads=max(1, args.text_width // 64),
-            # Any width: every head has keys of its own.
-            num_key_value_heads=max(1, args.text_width // 64),
-            head_dim=64,
-            tie_word_embeddings=True,
-        )
-    )
-    pixels = SiglipImageProcessor(size={"height": args.image_size, "width": args.image_size})
-    settings = {"pool_size": args.pool_size, "max_frames": args.num_frames}
-    write_model(work / "model", tower, language, tokenizer, pixels, thinks=False, **settings)
-    return {"tower": tower.num_parameters(), "language_model": language.num_parameters(), "rows": len(rows)}
+    rows = measure.build_synthetic(work, scenes=8, workers=1, **frames) / "clips_train.jsonl"
+    shared = {
+        name: getattr(args, name) for name in ("image_size", "patch_size", "pool_size", "text_width", "text_layers")
+    }
+    tower = {"hidden_size": args.tower_width, "vision_layers": args.tower_layers, "heads": args.tower_heads}
+    sizes = shared | tower | {"max_frames": args.num_frames}
+    model = measure.build_tiny(work, "model", rows, family="siglip_qwen", **sizes)
+    parts = {"tower": "vision_tower", "language_model": "language_model"}
+    found = {name: measure.parameters(model, part) for name, part in parts.items()}
+    return found | {"rows": len(measure.json_lines(rows))}
 
 
 def train(args: Any, work: Path, env: dict[str, str], side: str, repeat: int) -> dict[str, Any]:
@@ -162,7 +135,7 @@ def show(result: dict[str, Any], args: Any) -> None:
     for side, rate in result["samples_per_second"].items():
         waits = statistics.median(run["data_wait_share"] for run in result["runs"][side])
         rows.append([side, f"{rate:.3g}", f"{waits:.0%}"])
-    measure.table(None, ("training from", "samples/s", "waiting for data"), rows)
+    print_table(None, ("training from", "samples/s", "waiting for data"), rows)
     patches = (args.image_size // args.patch_size) ** 2
     print(
         f"ratio {result['ratio']:.1f}; losses differ by {result['largest_loss_difference']:.2g} at most ({args.stored} features)"
@@ -178,9 +151,5 @@ def show(result: dict[str, Any], args: Any) -> None:
     print(f"{machine['processor']}, {machine['cores']} cores, {args.threads} threads, CPU, float32; torch {torch}")
 
 
-def main() -> None:
-    measure.run_bench(make_parser(), run, show, check=check)
-
-
 if __name__ == "__main__":
-    main()
+    measure.run_bench(make_parser(), run, show, check=check)

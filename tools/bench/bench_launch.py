@@ -6,14 +6,16 @@ bench_launch_peer.py, a transformers Trainer without our code, by torchrun. Same
 threads, all sides in turns after one run each that does not count; both write the log that is waited for.
 Save and resume: a larger random model; the seconds of the Trainer's save on the main rank (ours flushes to the disk, the
 peer's leaves that to the system), and the start of a run that goes on from a checkpoint.
-Overhead: our parts of a step by a clock around each (bench_launch_probe.py), as a share of the median step.
+Overhead: our parts of a step by a clock around each, in a process of its own, as a share of the median step.
 """
 
+import functools
 import json
-import math
 import os
 import shutil
 import statistics
+import time
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,15 @@ from typing import Any
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_launch.py --json runs/bench_launch.json
 python tools/bench/bench_launch.py --parts start --processes 2 --repeats 7 --deepspeed none
 """
 PARTS = ("start", "save", "overhead")
+# Steps that the clock does not count.
+WARM_UP = 2
 IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 14, "vocab_size": 4000, "max_tiles": 1}
 NUMBERS = {
     "repeats": (5, "runs of each side of start and resume, in turns; the median counts"),
@@ -92,13 +97,6 @@ def prepare(args: Any, work: Path) -> None:
         build_tiny_internvl(work / name, corpus_of(rows), **IMAGE, **sizes)
 
 
-def parameters(model: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(model / "model.safetensors", framework="np") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
-
-
 # ---- the two sides
 
 
@@ -142,7 +140,7 @@ class Sides:
     def probe(self, model: str, processes: int, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         """What the probe of each rank saw."""
         out = Path(arguments["output_dir"])
-        words = [*measure.torchrun(processes), measure.BENCH / "bench_launch_probe.py"]
+        words = [*measure.torchrun(processes), __file__, "--child", out]
         self._start([*words, *self._our_words(model, processes, arguments, None)], out, {})
         return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -180,6 +178,111 @@ class Sides:
         out.mkdir(parents=True)
         found = measure.start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
         return {"seconds": found["seconds_to_first"], "seconds_to_the_end": found["seconds"]}
+
+
+# ---- the clock in our side: each rank writes probe-RANK.json, microseconds of each part and seconds of each step
+
+
+class Clock:
+    """Wall seconds of the wrapped functions in each step, and the beginning of each step."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self.parts: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        self.once: dict[str, list[float]] = defaultdict(list)
+        self.steps: list[float] = []
+
+    def counted(self, function: Any, part: str) -> Any:
+        """`function`, counted as `part`; a part that another one calls belongs to that one."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return function(*args, **kwargs)
+            self.inside, started = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.parts[part][len(self.steps)] += time.perf_counter() - started
+                self.inside = False
+
+        return call
+
+    def part(self, owner: Any, name: str, part: str) -> None:
+        setattr(owner, name, self.counted(getattr(owner, name), part))
+
+    def event(self, owner: Any, name: str, event: str) -> None:
+        """Keep the seconds of each call of `owner.name`."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.once[event].append(time.perf_counter() - started)
+
+        setattr(owner, name, call)
+
+    def result(self) -> dict[str, Any]:
+        """Seconds between the beginnings of two steps belong to the first of them; the last step has no end.
+
+        Medians: other load on the machine falls on few steps, and there it is long.
+        """
+        steps = [after - before for before, after in zip(self.steps, self.steps[1:], strict=False)][WARM_UP:]
+        parts = {
+            name: {"wall_us": statistics.median([1e6 * s for step, s in spent.items() if step > WARM_UP] or [0.0])}
+            for name, spent in self.parts.items()
+        }
+        return {"parts": parts, "steps": steps, "once": dict(self.once)}
+
+
+def install(clock: Clock) -> None:
+    """Wrap what surrounds a step."""
+    from transformers.trainer_callback import TrainerCallback
+
+    from drive_vlm.launch import checkpoint, manifest
+    from drive_vlm.stages.engine import faults, heartbeat, run
+    from drive_vlm.stages.engine.throughput import Throughput
+    from drive_vlm.stages.sft_trainer import SFTTrainer
+
+    clock.part(SFTTrainer, "take_ids", "audit of rows")
+    clock.part(Throughput, "add", "throughput and FLOPs")
+    clock.part(heartbeat.Heartbeat, "beat", "heartbeats")
+    clock.part(heartbeat.Heartbeats, "on_pre_optimizer_step", "heartbeats")
+    clock.part(heartbeat.Heartbeats, "on_step_end", "heartbeats")
+    clock.part(faults.StepLosses, "add", "stop agreement and broken losses")
+    clock.part(faults.StopOnRequest, "on_step_end", "stop agreement and broken losses")
+    clock.event(manifest, "start_manifest", "start_manifest")
+    clock.event(manifest, "complete_manifest", "complete_manifest")
+    clock.event(SFTTrainer, "save_audit", "save_audit")
+    clock.event(SFTTrainer, "_save_checkpoint", "save")
+    clock.event(checkpoint, "complete", "flush_and_rename")
+    training = run.run_training
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            clock.steps.append(time.perf_counter())
+
+    def timed(trainer: Any, *rest: Any) -> None:
+        trainer.parts.flops = clock.counted(trainer.parts.flops, "throughput and FLOPs")
+        trainer.add_callback(Steps())
+        training(trainer, *rest)
+
+    # A stage has no hook for this, and needs none.
+    setattr(run, "run_training", timed)  # noqa: B010 - its type is narrower
+
+
+def probe(words: list[str]) -> None:
+    """`python -m drive_vlm sft` with a clock in it; WORDS are its --output_dir and its other flags."""
+    from drive_vlm import stages
+
+    clock = Clock()
+    install(clock)
+    stages.run("sft", words[1:])
+    path = Path(words[0], f"probe-{os.environ.get('RANK', '0')}.json")
+    path.write_text(json.dumps(clock.result()) + "\n")
 
 
 # ---- what is measured
@@ -245,7 +348,7 @@ def measure_overhead(sides: Sides, model: str, processes: int) -> dict[str, Any]
     ranks = sides.probe(model, processes, sides.arguments(steps, out, logging_steps=10))
     shutil.rmtree(out)
     parts = {
-        name: {key: statistics.mean(rank["parts"][name][key] for rank in ranks) for key in ("wall_us", "mean_wall_us")}
+        name: {"wall_us": statistics.mean(rank["parts"][name]["wall_us"] for rank in ranks)}
         for name in sorted(ranks[0]["parts"])
     }
     step = statistics.median(seconds for rank in ranks for seconds in rank["steps"])
@@ -261,18 +364,13 @@ def measure_overhead(sides: Sides, model: str, processes: int) -> dict[str, Any]
 
 
 def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians, least and most of each side, its runs, and its ratio to the peer's: of medians and of the quickest runs."""
+    """Medians, least and most of each side, its runs, and the ratio of its median to the peer's."""
     result: dict[str, Any] = {}
     for side, found in runs.items():
         seconds = [run["seconds"] for run in found]
         result[side] = measure.medians(found) | {"spread": [min(seconds), max(seconds)], "runs": found}
     result["ratio"] = {
-        side: {
-            "seconds": result[side]["seconds"] / result["peer"]["seconds"],
-            "least_seconds": result[side]["spread"][0] / result["peer"]["spread"][0],
-        }
-        for side in runs
-        if side != "peer"
+        side: {"seconds": result[side]["seconds"] / result["peer"]["seconds"]} for side in runs if side != "peer"
     }
     return result
 
@@ -290,7 +388,7 @@ def run(args: Any, work: Path) -> dict[str, Any]:
         if "overhead" in args.parts:
             models = ("small", "large")
             result["overhead"][str(processes)] = {m: measure_overhead(sides, m, processes) for m in models}
-    return result | {"parameters": {name: parameters(work / name) for name in ("small", "large")}}
+    return result | {"parameters": {name: measure.parameters(work / name) for name in ("small", "large")}}
 
 
 # ---- what is shown
@@ -304,7 +402,7 @@ def show(result: dict[str, Any], args: Any) -> None:
                 low, high = sides[side]["spread"]
                 ratio = "" if side == "peer" else f"{sides['ratio'][side]['seconds']:.2f}"
                 rows.append([NAMES[side], f"{sides[side]['seconds']:.2f}", f"{low:.2f} - {high:.2f}", ratio])
-            measure.table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
+            print_table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
     for processes, save in result["save"].items():
         for side in ("ours", "peer"):
             size = save[side]["bytes_on_disk"]
@@ -316,25 +414,16 @@ def show(result: dict[str, Any], args: Any) -> None:
     for processes, models in result["overhead"].items():
         for model, found in models.items():
             rows = [
-                [
-                    name,
-                    f"{part['wall_us']:.0f}",
-                    f"{part['wall_us'] / 1e3 / found['step_ms']:.3%}",
-                    f"{part['mean_wall_us']:.0f}",
-                ]
+                [name, f"{part['wall_us']:.0f}", f"{part['wall_us'] / 1e3 / found['step_ms']:.3%}"]
                 for name, part in found["parts"].items()
             ]
-            rows.append(["all", f"{found['total_us']:.0f}", f"{found['share']:.3%}", ""])
+            rows.append(["all", f"{found['total_us']:.0f}", f"{found['share']:.3%}"])
             title = f"our part of a step of {found['step_ms']:.2f} ms, {processes} process(es), {model} model"
-            measure.table(title, ("", "us a step", "share of a step", "mean us"), rows)
+            print_table(title, ("", "us a step", "share of a step"), rows)
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
     load = result["load_average"]
     print(f"parameters: {sizes}; load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
 
 
-def main() -> None:
-    measure.run_bench(make_parser(), run, show, prepare, check)
-
-
 if __name__ == "__main__":
-    main()
+    measure.run_bench(make_parser(), run, show, prepare, check, child=probe)

@@ -1,25 +1,26 @@
-"""The plan's memory model next to real training: predicted and measured bytes of one process, through the sft command.
+"""The plan's memory model next to real training: predicted and measured bytes of one process, through sft or grpo.
 
-Each case trains three optimizer steps of a random InternVL in processes of its own. Before step 2 the memory that stays
+Each case of sft trains three optimizer steps of a random InternVL in processes of its own. Before step 2 the memory that stays
 (weights, master copy, optimizer states) is read; during step 2 the peak. On a GPU both are torch.cuda's allocated bytes.
 On a CPU the first is the sum of all tensor storages, the second adds the largest sum of allocations that torch's
 profiler saw; peak RSS less the RSS before the model was loaded stands next to them. The prediction is drive_vlm.plan's
 for the very batch that step 2 had (rows, tokens, tiles, labels).
+Each case of grpo runs two steps on a CPU. Step 2 is measured in each phase apart: while it samples, scores and learns.
 On a CPU the model has some 50 M weights. On a GPU the cases are InternVL3-1B at full size, and Qwen3-4B with LoRA behind
 its tower, with random weights from drive_vlm/models/architectures.
 """
 
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import measure
-from bench_plan_probe import measure_stage
+from bench_plan_probe import PHASES, measure_grpo, measure_sft
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 if TYPE_CHECKING:
     from drive_vlm.plan.activations import Batch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python tools/bench/bench_plan.py --json runs/bench_plan.json
 python tools/bench/bench_plan.py --cases one_process zero2_2ranks
+python tools/bench/bench_plan.py --stage grpo --cases lora zero2_2ranks
 """
 _ZERO = {"overlap_comm": False, "contiguous_gradients": True, "reduce_bucket_size": 4000000}
 _ZERO3 = {
@@ -63,54 +65,38 @@ GPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "qwen3_4b_lora_zero2_checkpointing": (1, "zero2", ["--bf16", "true", "--lora_rank", "32", *_CKPT]),
 }
 
-
-NUMBERS = {"hidden_size": (512, "width of the CPU model"), "micro_batch": (2, "packs of a micro batch")}
+GRPO_CASES: dict[str, tuple[int, str, list[str]]] = {
+    "one_process": (1, "ddp", []),
+    "one_process_checkpointing": (1, "ddp", _CKPT),
+    "one_process_bf16": (1, "ddp", ["--bf16", "true"]),
+    "lora": (1, "ddp", [*_LORA, *_CKPT]),
+    "zero2_lora_bf16": (1, "zero2", [*_LORA, "--bf16", "true", *_CKPT]),
+    "zero2_2ranks": (2, "zero2", []),
+    "zero3_2ranks": (2, "zero3", []),
+    "zero3_2ranks_sampling_from_shards": (2, "zero3", ["--ds3_gather_for_generation", "false"]),
+}
+_REWARD = """
+def build():
+    def length_reward(prompts, completions, **columns):
+        return [float(i % 2) for i in range(len(completions))]
+    return length_reward
+"""
+NUMBERS = {
+    "hidden_size": (512, "width of the CPU model"),
+    "micro_batch": (2, "sft: packs of a micro batch; grpo: its completions"),
+    "completion": (128, "grpo: tokens of a completion at most"),
+    "completions": (16, "grpo: completions of a generation batch, in groups of 4"),
+}
 
 
 def make_parser() -> CommandParser:
     parser = measure.bench_parser("bench_plan", __doc__, EXAMPLES, NUMBERS)
-    parser.add_argument("--cases", nargs="+", help="cases to run (default: all of this device)")
+    parser.add_argument(
+        "--stage", choices=("sft", "grpo"), default="sft", help="command to measure; grpo on a CPU only"
+    )
+    parser.add_argument("--cases", nargs="+", help="cases to run (default: all of this stage and device)")
     parser.add_argument("--max_length", type=int, help="tokens of a pack (default: 512 on a CPU, 4096 on a GPU)")
     return parser
-
-
-# ---- the measured process
-
-
-def measure_child(out: Path, words: list[str]) -> None:
-    """Run sft with `words` and write what step 2 took to `out` (rank 0)."""
-    from drive_vlm import models
-
-    found: dict[str, Any] = {}
-    load = models.load_family
-
-    def load_family(*args: Any, **kwargs: Any) -> Any:
-        found["resident_at_load"] = _resident()
-        return load(*args, **kwargs)
-
-    models.load_family = load_family
-
-    def change(trainer: Any) -> None:
-        step = trainer.training_step
-
-        def training_step(model: Any, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> Any:
-            if trainer.state.global_step == 1:
-                rows, tokens = inputs["input_ids"].shape
-                tiles = inputs["pixel_values"].shape[0] if inputs.get("pixel_values") is not None else 0
-                found["batch"] = [rows, tokens, tiles, int((inputs["labels"] != -100).sum())]
-            return step(model, inputs, *rest, **kwargs)
-
-        trainer.training_step = training_step
-
-    measure_stage(out, "sft", words, found, change)
-
-
-def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-# ---- the tool
 
 
 def prepare_models(work: Path, hidden_size: int, cuda: bool) -> dict[str, Path]:
@@ -159,14 +145,25 @@ def random_model(out: Path, corpus: Path, name: str) -> Path:
     return out
 
 
-def sft_words(work: Path, model: Path, args: Any, layout: str, more: list[str], cuda: bool) -> list[str]:
+def words_of(work: Path, model: Path, args: Any, layout: str, more: list[str], cuda: bool) -> list[str]:
+    """The flags of a case but for --output_dir."""
+    own = {
+        "sft": {"packing": True, "max_length": args.max_length, "max_steps": 3},
+        "grpo": {
+            "max_length": 512,
+            "max_steps": 2,
+            "num_generations": 4,
+            "global_batch_size": args.completions,
+            "max_completion_length": args.completion,
+            "rewards": f"{work / 'reward.py'}:build",
+            "sample_steps": 0,
+        },
+    }
     values = {
         "model": model,
         "data": work / "data" / "train.jsonl",
-        "packing": True,
-        "max_length": args.max_length,
         "per_device_train_batch_size": args.micro_batch,
-        "max_steps": 3,
+        **own[args.stage],
         **measure.TRAINING,
         **({} if cuda else {"use_cpu": True}),
         **({} if layout == "ddp" else {"deepspeed": work / f"{layout}.json"}),
@@ -175,26 +172,15 @@ def sft_words(work: Path, model: Path, args: Any, layout: str, more: list[str], 
     return [*measure.flags(values), *more]
 
 
-def run_case(
-    script: str,
-    work: Path,
-    name: str,
-    ranks: int,
-    words: list[str],
-    predict: Callable[[list[str], Any], dict[str, float]],
-    rest_is: str = "peak",
-) -> dict[str, Any]:
-    """Train `words` in a process of `script --child`, predict the same, compare; `rest_is` names what is in no phase.
-
-    Raises ValueError when the run fails.
-    """
+def run_case(stage: str, work: Path, name: str, ranks: int, words: list[str]) -> dict[str, Any]:
+    """Train `words` in a process of its own, predict the same, compare. Raises ValueError when the run fails."""
     out = work / f"{name}.json"
     ranked = measure.torchrun(ranks) if ranks > 1 else [sys.executable]
-    command = [*ranked, script, "--child", out, *words, "--output_dir", work / name]
+    command = [*ranked, __file__, "--child", stage, out, *words, "--output_dir", work / name]
     measure.start(command, work / f"{name}.log", measure.environment(work))
     found = json.loads(out.read_text())
-    measured = {"static": found["static"], **{name or rest_is: size for name, size in found["peak"].items()}}
-    predicted = predict([*words, "--world_size", str(ranks)], found["batch"])
+    measured = {"static": found["static"], **{name or REST[stage]: size for name, size in found["peak"].items()}}
+    predicted = PREDICT[stage]([*words, "--world_size", str(ranks)], found["batch"])
     error = {key: predicted[key] / measured[key] - 1 for key in measured}
     grown = found["resident"] - found["resident_at_load"] if "resident_at_load" in found else 0
     return {
@@ -229,7 +215,7 @@ def planned(stage: str, words: list[str], tokens: int, batch: "Callable[[int], B
     return peak_of(case, layout, batch(micro), case.checkpointing())
 
 
-def predict(words: list[str], batch: list[int]) -> dict[str, float]:
+def predict_sft(words: list[str], batch: list[int]) -> dict[str, float]:
     """The plan's figures for `batch`: what stays between steps, and the peak."""
     from drive_vlm.plan.activations import Batch
 
@@ -237,50 +223,66 @@ def predict(words: list[str], batch: list[int]) -> dict[str, float]:
     return {"static": peak.between_steps, "peak": peak.peak}
 
 
-def print_errors(cases: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Predicted and measured MiB and the error of each of `columns`."""
-    print(f"{'case':<36}" + "".join(f"{name:>12}{'measured':>10}{'error':>8}" for name in columns))
-    for row in cases:
-        cells = (
-            f"{row['predicted'][key] / 2**20:>12,.1f}{row['measured'][key] / 2**20:>10,.1f}{row['error'][key]:>8.1%}"
-            for key in columns
-        )
-        print(f"{row['case']:<36}" + "".join(cells))
-    print("MiB of one process; error = predicted / measured - 1")
+def predict_grpo(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
+    """The same for a batch of these prompts and completions. On a CPU TRL scores every position, not the completions' alone."""
+    from drive_vlm.plan.activations import Batch
+
+    tokens = batch["prompt"] + batch["completion"]
+
+    def passing(micro: int) -> Batch:
+        return Batch(micro, tokens, round(micro * batch["tiles"]), micro * (tokens - 1))
+
+    peak = planned("grpo", words, tokens, passing, length=batch["completion"])
+    return {"static": peak.between_steps, **{phase: getattr(peak, phase) for phase in (*PHASES, REST["grpo"])}}
+
+
+PREDICT: dict[str, Callable[..., dict[str, float]]] = {"sft": predict_sft, "grpo": predict_grpo}
+# What step 2 takes outside of all phases.
+REST = {"sft": "peak", "grpo": "learning"}
 
 
 def run(args: Any, work: Path) -> dict[str, Any]:
     import torch
 
-    cuda = torch.cuda.is_available()
-    cases = GPU_CASES if cuda else CPU_CASES
+    cuda = torch.cuda.is_available() and args.stage == "sft"
+    cases = GRPO_CASES if args.stage == "grpo" else GPU_CASES if cuda else CPU_CASES
     if unknown := set(args.cases or ()) - set(cases):
         raise ValueError(f"--cases {' '.join(unknown)}: not known here. Cases: {', '.join(cases)}")
     args.max_length = args.max_length or (4096 if cuda else 512)
+    (work / "reward.py").write_text(_REWARD)
     models = prepare_models(work, args.hidden_size, cuda)
     results = []
     for name in args.cases or cases:
         ranks, layout, more = cases[name]
         model = next((path for key, path in models.items() if name.startswith(key)), next(iter(models.values())))
-        words = sft_words(work, model, args, layout, more, cuda)
-        results.append(run_case(__file__, work, name, ranks, words, predict))
+        results.append(run_case(args.stage, work, name, ranks, words_of(work, model, args, layout, more, cuda)))
     return {"device": torch.cuda.get_device_name() if cuda else "CPU", "cases": results}
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    print_errors(result["cases"], ("static", "peak"))
+    """Predicted and measured MiB and the error of what stays and of each phase."""
+    columns = ("static", *(PHASES if args.stage == "grpo" else ()), REST[args.stage])
+    rows = []
     for row in result["cases"]:
+        cells = [
+            (
+                f"{row['predicted'][key] / 2**20:,.1f}",
+                f"{row['measured'][key] / 2**20:,.1f}",
+                f"{row['error'][key]:.1%}",
+            )
+            for key in columns
+        ]
+        rows.append([row["case"], *(word for cell in cells for word in cell)])
+    print_table(None, ("case", *(word for name in columns for word in (name, "measured", "error"))), rows, width=150)
+    print("MiB of one process; error = predicted / measured - 1")
+    for row in result["cases"] if args.stage == "sft" else ():
         print(f"{row['case']}: RSS grew by {row['measured']['rss'] / 2**20:,.1f} MiB")
 
 
-def main(child: Callable[[Path, list[str]], None], tool: Callable[[], None]) -> None:
-    """`--child FILE WORDS` measures one run into FILE: the tool starts that itself."""
-    if "--child" in sys.argv:
-        place = sys.argv.index("--child")
-        child(Path(sys.argv[place + 1]), sys.argv[place + 2 :])
-    else:
-        tool()
+def child(words: list[str]) -> None:
+    """Measure one run: WORDS are the stage, the file to write, and the run's own."""
+    {"sft": measure_sft, "grpo": measure_grpo}[words[0]](Path(words[1]), words[2:])
 
 
 if __name__ == "__main__":
-    main(measure_child, lambda: measure.run_bench(make_parser(), run, show))
+    measure.run_bench(make_parser(), run, show, child=child)

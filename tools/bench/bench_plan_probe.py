@@ -1,11 +1,15 @@
-"""The measured process of bench_plan.py and bench_plan_grpo.py: one run of a stage that notes what its step 2 takes."""
+"""The measured process of bench_plan.py: one run of sft or grpo that notes what its step 2 takes."""
 
+import contextlib
 import gc
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# Of a step of grpo; what lies outside of both is learning.
+PHASES = ("sampling", "scoring")
 
 
 def measure_stage(
@@ -118,3 +122,69 @@ def largest_sums(profiler: Any, phases: Sequence[str] = ()) -> dict[str, int]:
         phase = next((name for first, last, name in spans if first <= at <= last), "")
         most[phase] = max(most[phase], now)
     return most
+
+
+def measure_sft(out: Path, words: list[str]) -> None:
+    """Run sft with `words` and write what step 2 took to `out` (rank 0)."""
+    from drive_vlm import models
+
+    found: dict[str, Any] = {}
+    load = models.load_family
+
+    def load_family(*args: Any, **kwargs: Any) -> Any:
+        with open("/proc/self/statm") as file:
+            found["resident_at_load"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return load(*args, **kwargs)
+
+    models.load_family = load_family
+
+    def change(trainer: Any) -> None:
+        step = trainer.training_step
+
+        def training_step(model: Any, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> Any:
+            if trainer.state.global_step == 1:
+                rows, tokens = inputs["input_ids"].shape
+                tiles = inputs["pixel_values"].shape[0] if inputs.get("pixel_values") is not None else 0
+                found["batch"] = [rows, tokens, tiles, int((inputs["labels"] != -100).sum())]
+            return step(model, inputs, *rest, **kwargs)
+
+        trainer.training_step = training_step
+
+    measure_stage(out, "sft", words, found, change)
+
+
+def measure_grpo(out: Path, words: list[str]) -> None:
+    """The same of grpo, with the most bytes of each phase."""
+    import torch
+
+    found: dict[str, Any] = {}
+
+    def marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            # Learning calls the function of scoring as well, with gradients.
+            if name == "scoring" and torch.is_grad_enabled():
+                return call(*args, **kwargs)
+            with torch.profiler.record_function(name) if "profiler" in found else contextlib.nullcontext():
+                return call(*args, **kwargs)
+
+        return inside
+
+    def change(trainer: Any) -> None:
+        trainer._generate = marked("sampling", trainer._generate)
+        trainer._get_per_token_logps_and_entropies = marked("scoring", trainer._get_per_token_logps_and_entropies)
+        score = trainer._generate_and_score_completions
+
+        def generate_and_score(inputs: Any) -> Any:
+            output = score(inputs)
+            if trainer.state.global_step == 1:
+                pictures = output["pictures"]
+                found["batch"] = {
+                    "prompt": output["prompt_ids"].shape[1],
+                    "completion": output["completion_ids"].shape[1],
+                    "tiles": sum(len(one.get("pixel_values", ())) for one in pictures) / len(pictures),
+                }
+            return output
+
+        trainer._generate_and_score_completions = generate_and_score
+
+    measure_stage(out, "grpo", words, found, change, PHASES)

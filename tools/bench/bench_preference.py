@@ -15,6 +15,7 @@ from typing import Any
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_preference.py --json runs/bench_preference.json
@@ -127,13 +128,9 @@ def show(result: dict[str, Any], args: Any) -> None:
         row = result[side]
         cells = (f"{row['pairs_per_second']:.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['peak_memory_gib']:.2f}")
         rows.append([name, *cells, f"{result['speed_up'][side]:.2f}x"])
-    measure.table(None, ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"), rows)
+    print_table(None, ("reference", "pairs/s", "tokens/s", "peak memory GiB", "speed-up"), rows)
     print(f"the cache: {result['reference']['pairs_per_second']:.2f} pairs/s, once for all epochs")
 
 
-def main() -> None:
-    measure.run_bench(make_parser(), run, show, check=check)
-
-
 if __name__ == "__main__":
-    main()
+    measure.run_bench(make_parser(), run, show, check=check)

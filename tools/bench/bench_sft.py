@@ -12,12 +12,14 @@ Peak RSS is that of the largest process of a side.
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import measure
 
 from drive_vlm.config import CommandParser
+from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_sft.py --json runs/bench_sft.json
@@ -29,7 +31,7 @@ SHARED: dict[str, Any] = measure.TRAINING | {
     "bf16": False,
     "logging_first_step": True,
 }
-PEER = (sys.executable, str(Path(__file__).with_name("bench_sft_trl.py")))
+ROWS = ("prompt_completion", "messages")
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
 NUMBERS = {
     "rows": (480, "training rows, at least 16"),
@@ -49,10 +51,8 @@ NUMBERS = {
 
 def make_parser() -> CommandParser:
     parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
-    forms = ("prompt_completion", "messages")
-    parser.add_argument(
-        "--peer_rows", choices=forms, default=forms[0], help="form of TRL's rows; of messages it learns every token"
-    )
+    text = "form of TRL's rows; of messages it learns every token"
+    parser.add_argument("--peer_rows", choices=ROWS, default=ROWS[0], help=text)
     return parser
 
 
@@ -85,23 +85,32 @@ def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], 
 
 def prepare(args: Any, work: Path) -> None:
     """Write data, model and plan.json."""
+    from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
+
+    data = measure.build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
+    questions, captions = (measure.json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
+    rows = mixed_rows(questions, captions, args.rows)
+    measure.write_json_lines(data / "mixed.jsonl", rows)
+    build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **{name: getattr(args, name) for name in SIZES})
+    table, _, _ = encoded(work, max_length=args.max_length)
+    (work / "plan.json").write_text(json.dumps(make_plan(table.length, args.max_length, args.batch_size)))
+
+
+def encoded(work: Path, max_length: int | None = None) -> tuple[Any, Any, Any]:
+    """(table of the rows, our encoder, the processor)."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import build_table
     from drive_vlm.models import load_processor
-    from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
 
-    data = measure.build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
-    rows = mixed_rows(
-        measure.json_lines(data / "train.jsonl"), measure.json_lines(data / "captions_train.jsonl"), args.rows
-    )
-    measure.write_json_lines(data / "mixed.jsonl", rows)
-    build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **{name: getattr(args, name) for name in SIZES})
     parts = load_processor(ModelConfig(model=str(work / "model")))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
-    table = build_table(open_sources([str(data / "mixed.jsonl")]), encoder, max_length=args.max_length)
-    (work / "plan.json").write_text(json.dumps(make_plan(table.length, args.max_length, args.batch_size)))
+    return (
+        build_table(open_sources([str(work / "data" / "mixed.jsonl")]), encoder, max_length=max_length),
+        encoder,
+        parts.processor,
+    )
 
 
 def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
     }
 
 
-# ---- the two sides
+# ---- our side
 
 
 def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[Any]:
@@ -152,10 +161,6 @@ def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[
         "dataloader_num_workers": args.workers,
     }
     return [sys.executable, "-m", "drive_vlm", "sft", *measure.flags(values)]
-
-
-def peer_command(args: Any, work: Path, out: Path) -> list[Any]:
-    return [*PEER, *measure.flags({"work": work, "out": out, "workers": args.workers, "peer_rows": args.peer_rows})]
 
 
 def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
@@ -176,10 +181,114 @@ def peer_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     return rates | {"seconds": timed["seconds"]}
 
 
+# ---- TRL's side, in processes of their own
+
+
+def peer_dataset(work: Path, form: str) -> Any:
+    """The rows as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]} or {"images", "messages"}."""
+    from datasets import Dataset, Features, Image, List, Value
+
+    rows = []
+    for row in measure.json_lines(work / "data" / "mixed.jsonl"):
+        asked, answer = (turn["value"] for turn in row["conversations"])
+        asked = {"role": "user", "content": asked.replace("<image>\n", "")}
+        answer = {"role": "assistant", "content": answer}
+        turns = {"messages": [asked, answer], "prompt": [asked], "completion": [answer]}
+        images = [str(work / "data" / name) for name in row.get("image", [])]
+        rows.append({"images": images, **{name: turns[name] for name in form.split("_")}})
+    messages = List({"role": Value("string"), "content": Value("string")})
+    columns = {name: messages for name in rows[0] if name != "images"}
+    return Dataset.from_list(rows, features=Features({"images": List(Image()), **columns}))
+
+
+def check_same_tokens(table: Any, encoder: Any, dataset: Any, processor: Any) -> None:
+    """Raises ValueError for the first row whose token ids differ between our encoder and TRL's collator, or whose labels do.
+
+    Of prompt_completion rows TRL learns one token more, the template's newline after the end of the turn; of messages
+    rows all of them, the picture tokens included.
+    """
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    from drive_vlm.config import IGNORE_INDEX
+
+    by_completion = "prompt" in dataset.column_names
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=by_completion)
+    for i in range(len(table)):
+        ours, theirs = encoder.encode(table.sample(i)), collate([dataset[i]])
+        ids, labels = ours["input_ids"].tolist(), ours["labels"].tolist()
+        learned = labels[:-1] + ids[-1:] if by_completion else ids
+        assert labels[-1] == IGNORE_INDEX, "our template ends with an unlearned newline"
+        for key, expected in (("input_ids", ids), ("labels", learned)):
+            if theirs[key][0].tolist() != expected:
+                raise ValueError(
+                    f"row {i}: {key} differ between ours ({len(ids)} tokens) and TRL ({theirs[key].shape[1]} tokens), so the two "
+                    "sides would not train the same. Check the processor's tiles (crop_to_patches, max_patches) and its chat template."
+                )
+
+
+def train_peer(work: Path, form: str, out: Path, workers: int) -> None:
+    """One epoch with TRL's SFTTrainer and its own collator; writes timed.json."""
+    import torch
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_family
+    from drive_vlm.models.freezing import freeze
+
+    plan = json.loads((work / "plan.json").read_text())
+    logs_seen: list[dict[str, float]] = []
+
+    class Clock(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                now = {"seconds": time.perf_counter(), "tokens": logs["num_tokens"], "step": state.global_step}
+                logs_seen.append(now)
+
+    family = load_family(ModelConfig(model=str(work / "model")), torch.float32)
+    freeze(family.model, family.parts, ["vision_tower"])
+    cpu = not torch.cuda.is_available()
+    config = SFTConfig(
+        output_dir=str(out),
+        per_device_train_batch_size=plan["batch"]["peer"],
+        logging_steps=plan["steps"]["peer"],
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
+        max_length=None,
+        **plan["shared"],
+    )
+    dataset = peer_dataset(work, form)
+    rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
+    SFTTrainer(family.model, config, **rest).train()
+    first, last = logs_seen[0], logs_seen[-1]
+    timed = {
+        "seconds": last["seconds"] - first["seconds"],
+        "samples": len(dataset) - plan["batch"]["peer"],
+        "tokens": last["tokens"] - first["tokens"],
+        "steps": last["step"],
+    }
+    (out / "timed.json").write_text(json.dumps(timed))
+
+
+def child(words: list[str]) -> None:
+    """`WORK FORM` compares the tokens and labels of all rows; with `OUT WORKERS` behind them TRL trains."""
+    work, form = Path(words[0]), words[1]
+    if len(words) > 2:
+        train_peer(work, form, Path(words[2]), int(words[3]))
+    else:
+        table, encoder, processor = encoded(work)
+        check_same_tokens(table, encoder, peer_dataset(work, form), processor)
+
+
+# ---- both
+
+
 def run(args: Any, work: Path) -> dict[str, Any]:
     """Both sides in turns. This process loads no torch: a child begins with the peak RSS of the process that forks it."""
     env = measure.environment(work, args.threads)
-    measure.start([*PEER, "--check", "--work", work, "--peer_rows", args.peer_rows], work / "check.log", env)
+    peer_words = [sys.executable, __file__, "--child", work, args.peer_rows]
+    measure.start(peer_words, work / "check.log", env)
     plan = json.loads((work / "plan.json").read_text())
 
     def peak(command: list[Any], out: Path) -> dict[str, float]:
@@ -192,7 +301,7 @@ def run(args: Any, work: Path) -> dict[str, Any]:
 
     def peer(repeat: int) -> dict[str, float]:
         out = work / f"peer{repeat}"
-        return peak(peer_command(args, work, out), out) | peer_rates(out, plan)
+        return peak([*peer_words, out, args.workers], out) | peer_rates(out, plan)
 
     runs = measure.in_turns({"ours": ours, "peer": peer}, args.repeats)
     found = {name: measure.medians(side) for name, side in runs.items()}
@@ -216,15 +325,11 @@ def show(result: dict[str, Any], args: Any) -> None:
         row = result[side]
         columns = ("tokens_per_second", "peak_rss_mb", "tokens_per_step", "steps")
         rows.append([name, f"{row['samples_per_second']:.1f}", *(f"{row[column]:.0f}" for column in columns)])
-    measure.table(title, ("", "samples/s", "tokens/s", "peak RSS MB", "tokens a step", "steps"), rows)
+    print_table(title, ("", "samples/s", "tokens/s", "peak RSS MB", "tokens a step", "steps"), rows)
     print("model:", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
     print(f"{args.threads} threads, {args.workers} loader workers, float32; padding is not counted as tokens")
     print(f"ratio: {result['ratio']['samples']:.2f} in samples/s, {result['ratio']['tokens']:.2f} in tokens/s")
 
 
-def main() -> None:
-    measure.run_bench(make_parser(), run, show, prepare, check)
-
-
 if __name__ == "__main__":
-    main()
+    measure.run_bench(make_parser(), run, show, prepare, check, child=child)

@@ -7,6 +7,7 @@ machine, versions and load, writes --json and calls `show(result, args)`.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.config import CommandParser, run_tool, user_errors
 
 BENCH = Path(__file__).resolve().parent
 TOOLS = BENCH.parent
@@ -53,12 +54,17 @@ def run_bench(
     prepare: Callable[[Any, Path], None] | None = None,
     check: Callable[[Any], None] | None = None,
     peers: Sequence[str] = (),
+    child: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Check the flags, prepare the work folder, measure, report, show. `peers` are packages whose versions count as well.
 
     `prepare` runs in a process of its own: a child begins with the peak memory of the process that forks it, so what loads
-    torch must not run in the one that starts the sides.
+    torch must not run in the one that starts the sides. `FILE --child WORDS` calls `child(WORDS)` and nothing else: the tool
+    starts that itself.
     """
+    if child and sys.argv[1:2] == ["--child"]:
+        with user_errors(parser.prog):
+            return child(sys.argv[2:])
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
 
     def run(args: Any) -> dict[str, Any] | None:
@@ -206,20 +212,17 @@ def build_synthetic(work: Path, **values: Any) -> Path:
 
 
 def build_tiny(work: Path, name: str, corpus: Path, **values: Any) -> Path:
-    """The folder work/`name` with a random InternVL of tools/build_tiny_model.py."""
-    words = flags({"out": work / name, "corpus": corpus, "max_tiles": 1, **values})
+    """The folder work/`name` with a random model of tools/build_tiny_model.py, an InternVL unless `family` says otherwise."""
+    own = {} if "family" in values else {"max_tiles": 1}
+    words = flags({"out": work / name, "corpus": corpus, **own, **values})
     start([sys.executable, TOOLS / "build_tiny_model.py", *words], work / f"{name}.log", environment(work))
     return work / name
 
 
-def table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]], width: int = 120) -> None:
-    """Print a table: the first column to the left, numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
+def parameters(model: Path, part: str = "") -> int:
+    """Of a model on disk, of the tensors whose names hold `part`."""
+    from safetensors import safe_open
 
-    found = Table(title=title, title_justify="left")
-    for place, column in enumerate(head):
-        found.add_column(column, justify="right" if place else "left")
-    for row in rows:
-        found.add_row(*row)
-    Console(width=width).print(found)
+    with safe_open(model / "model.safetensors", framework="np") as file:
+        names = [name for name in file.keys() if part in name]  # noqa: SIM118 - no mapping
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)

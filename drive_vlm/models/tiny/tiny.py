@@ -200,8 +200,13 @@ def build_tiny_siglip_qwen(
     num_queries: int = 8,
     resampler_layers: int = 1,
     max_frames: int = 16,
+    text_width: int = 0,
+    heads: int = 0,
 ) -> Path:
-    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`; the last five are of SiglipQwenConfig."""
+    """Write a random SigLIP tower + Qwen3 with tokenizer and processor to `out`.
+
+    projector_type to max_frames are of SiglipQwenConfig; text_width is the language model's own width, heads those of the tower.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
@@ -215,7 +220,8 @@ def build_tiny_siglip_qwen(
     # They are not special tokens in Qwen3 either.
     tokenizer.add_tokens(["<think>", "</think>"])
     vision = _tower(hidden_size, vision_layers, image_size, patch_size)
-    text = _language(tokenizer, hidden_size, text_layers)
+    vision["num_attention_heads"] = heads or vision["num_attention_heads"]
+    text = _language(tokenizer, text_width or hidden_size, text_layers)
     tower = SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=False))
     # write_model names the padding token: known to the config here, it would make that token's embedding zero.
     language = Qwen3ForCausalLM(Qwen3Config(**text | {"pad_token_id": None}, head_dim=32, tie_word_embeddings=True))

@@ -37,7 +37,7 @@ def test_all_parts(bench):
 
 
 def test_clock_counts_parts_of_steps_after_the_warm_up(load):
-    clock = load("bench_launch_probe").Clock()
+    clock = load("bench_launch").Clock()
     inner = clock.counted(lambda: "inner", "inner")
     outer = clock.counted(inner, "outer")
     for step in range(5):

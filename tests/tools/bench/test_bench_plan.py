@@ -58,7 +58,7 @@ def test_planned_memory_is_near_the_measured(bench, case):
 @pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 def test_planned_memory_of_grpo_is_near_the_measured(bench):
-    result, text = bench("bench_plan_grpo", "--cases", "lora", "--hidden_size", 256, "--completion", 48)
+    result, text = bench("bench_plan", "--stage", "grpo", "--cases", "lora", "--hidden_size", 256, "--completion", 48)
     (row,) = result["cases"]
     print(text)
     for phase in ("sampling", "scoring", "learning"):

@@ -53,7 +53,7 @@ def test_rows_are_mixed(bench_sft):
     assert len({row["id"] for row in rows}) == 16
 
 
-def test_different_tokens_are_refused(bench_sft, load, tmp_path, tiny_model, synthetic_data):
+def test_different_tokens_are_refused(bench_sft, tmp_path, tiny_model, synthetic_data):
     """A processor that cuts pictures into tiles where ours does not: the sides would not train the same."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
@@ -69,14 +69,13 @@ def test_different_tokens_are_refused(bench_sft, load, tmp_path, tiny_model, syn
     parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(tmp_path / "data" / "mixed.jsonl")]), encoder)
-    peer = load("bench_sft_trl")
-    for form in peer.ROWS:
-        dataset = peer.peer_dataset(tmp_path, form)
+    for form in bench_sft.ROWS:
+        dataset = bench_sft.peer_dataset(tmp_path, form)
         parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 1
-        peer.check_same_tokens(table, encoder, dataset, parts.processor)
+        bench_sft.check_same_tokens(table, encoder, dataset, parts.processor)
         parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 4
         with pytest.raises(ValueError, match="row 0: input_ids differ"):
-            peer.check_same_tokens(table, encoder, dataset, parts.processor)
+            bench_sft.check_same_tokens(table, encoder, dataset, parts.processor)
 
 
 @pytest.mark.slow
