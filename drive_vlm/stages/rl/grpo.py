@@ -140,7 +140,7 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     from drive_vlm.stages.engine.build import build_parts, show_parts
     from drive_vlm.stages.engine.training_arguments import check_attention, training_arguments
     from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
-    from drive_vlm.stages.rl.policy import load_reference, reference_facts
+    from drive_vlm.stages.rl.policy import reference_facts
     from drive_vlm.stages.rl.prompts import PromptEncoder
     from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
 
@@ -174,7 +174,6 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     trainer = GRPOTrainer(
         parts,
         rollouts,
-        reference=load_reference(parts, args, rollouts.memo),
         model=parts.family.model,
         reward_funcs=list(scorers),
         args=args,

@@ -19,7 +19,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
-from drive_vlm.stages.rl.policy import check_copy, without_own_reference
+from drive_vlm.stages.rl.policy import check_copy, load_reference, without_own_reference
 from drive_vlm.stages.rl.prompts import Prompt, describe_difference, same_keys
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
@@ -53,7 +53,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     num_generations: int
     log_files = ("metrics.jsonl", FILE)
 
-    def __init__(self, parts: RunParts, rollouts: Rollouts, reference: torch.nn.Module | None, **kwargs: Any) -> None:
+    def __init__(self, parts: RunParts, rollouts: Rollouts, **kwargs: Any) -> None:
         model, args = parts.family.model, kwargs["args"]
         self.rollouts = rollouts
         self.generations = 0
@@ -67,6 +67,8 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         self._restore_trained()
         self.add_callback(SavesAtBoundaries(self.may_save))
         self.beta = args.beta
+        # After the Trainer, which has moved the policy to its GPU: host memory never holds both.
+        reference = load_reference(parts, args, rollouts.memo)
         if reference is not None:
             # Any: TRL declares a PreTrainedModel, though its own constructor puts an engine there as well.
             ready: Any = self._ready(reference)
@@ -87,7 +89,9 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             ready = prepare_deepspeed(reference, self.accelerator)
         else:
             ready = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        return ready.eval()
+        # Not `return ready.eval()`: DeepSpeedEngine.eval (0.19) returns None.
+        ready.eval()
+        return ready
 
     def _restore_trained(self) -> None:
         """Restore requires_grad: peft (0.21) enables a whole adapter whenever it becomes active."""

@@ -87,6 +87,21 @@ def test_prompt_tokens_are_those_of_sft_and_generate(trainer: Callable, world: A
 
 
 @pytest.mark.slow
+@pytest.mark.supports("internvl grpo zero2", "internvl grpo zero3")
+def test_a_second_model_is_the_reference_under_deepspeed(grpo: Callable, fresh: Callable, world: Any) -> None:
+    """Without an adapter the reference has an engine of its own: the same loss and KL as without DeepSpeed."""
+    flags = ("--max_steps", 3, "--beta", 0.1)
+    plain = grpo(fresh("plain"), *flags)
+    one = grpo(fresh("zero2"), *flags, "--deepspeed", "zero2")
+    two = grpo(fresh("zero3"), *flags, "--deepspeed", world.zero3, launcher="torchrun")
+    assert plain.curve("kl")[0] == pytest.approx(0, abs=1e-6) and plain.curve("kl")[-1] > 1e-4
+    for name in ("kl", "loss"):
+        assert one.curve(name) == pytest.approx(plain.curve(name), abs=1e-4)
+    # Ranks sample from generators of their own, so that only the start is the same.
+    assert two.curve("kl")[0] == pytest.approx(0, abs=1e-6) and two.curve("kl")[-1] > 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.supports("internvl grpo lora")
 def test_the_reference_is_the_adapter_that_the_run_began_with(
     trainer: Callable, grpo: Callable, fresh: Callable, tmp_path: Path
