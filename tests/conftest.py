@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture(autouse=True)
 def _fresh_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("fresh"):
-        monkeypatch.setenv("DRIVE_VLM_TESTS_FRESH", "1")
+        monkeypatch.setenv("FRESH_PYTHON", "1")
 
 
 def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> Path:
@@ -87,7 +87,7 @@ def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> P
         if not out.exists():
             part = shared / f"{name}.part"
             # Fresh: the tools that all tests build on start as a user starts them.
-            env = os.environ | {"DRIVE_VLM_TESTS_FRESH": "1"}
+            env = os.environ | {"FRESH_PYTHON": "1"}
             subprocess.run(
                 [sys.executable, *map(str, words), "--out", part], check=True, cwd=ROOT, timeout=300, env=env
             )

@@ -51,7 +51,7 @@ def read(connection, size):
 
 def main():
     start = start_words(sys.argv[1:])
-    if start is None or os.environb.get(b"DRIVE_VLM_TESTS_FRESH") or namespaces() != SPACE:  # noqa: F821
+    if start is None or os.environb.get(b"FRESH_PYTHON") or namespaces() != SPACE:  # noqa: F821
         become_real()
     files = inherited_files()
     ignored = [

@@ -7,7 +7,7 @@ Whatever a test starts, a recipe in Bash, torchrun or a tool that starts others,
 6 to 14 seconds of imports. All of it is real but the start of the interpreter.
 
 A process is fresh, that is a real one, where
-- its environment has DRIVE_VLM_TESTS_FRESH=1: that of the test run, or of a test with the mark `fresh`, which says why;
+- its environment has FRESH_PYTHON=1: that of the test run, or of a test with the mark `fresh`, which says why;
 - it asks for an option of the interpreter (-X, -W, -) or a module that brings its own world (FRESH_MODULES);
 - a variable that libraries read while they are imported differs from that of the test run (READ_AT_IMPORT);
 - a folder of its path would give it another module in the place of an imported one;
@@ -78,25 +78,25 @@ def install(config: Any) -> None:
 
     Not where a GPU is: an import may touch it, and no forked child can use it then.
     """
-    if os.environ.get("DRIVE_VLM_TESTS_FRESH") or shutil.which("nvidia-smi"):
+    if os.environ.get("FRESH_PYTHON") or shutil.which("nvidia-smi"):
         return
     if not hasattr(config, "workerinput"):
         folder = Path(tempfile.mkdtemp(prefix="fork_server_", dir="/tmp"))  # the path of a socket must be short
         _make_programs(folder, Path(sys.executable))
         stop = _listen(folder, sys.executable)
-        os.environ["DRIVE_VLM_TESTS_FORK"] = str(folder)
+        os.environ["FORK_SERVER"] = str(folder)
 
         def clean() -> None:
             stop()
-            if log := os.environ.get("DRIVE_VLM_TESTS_FORK_LOG"):  # what ran fresh, and why
+            if log := os.environ.get("FORK_SERVER_LOG"):  # what ran fresh, and why
                 shutil.copy(folder / "server.log", log)
             shutil.rmtree(folder, ignore_errors=True)
-            del os.environ["DRIVE_VLM_TESTS_FORK"]
+            del os.environ["FORK_SERVER"]
 
         config.add_cleanup(clean)
     # xdist starts its workers by sys.executable: the process that only distributes keeps the real one.
     if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
-        programs = f"{os.environ['DRIVE_VLM_TESTS_FORK']}/bin"
+        programs = f"{os.environ['FORK_SERVER']}/bin"
         real, path = sys.executable, os.environ["PATH"]
         sys.executable, os.environ["PATH"] = f"{programs}/python", f"{programs}{os.pathsep}{path}"
         config.add_cleanup(lambda: (setattr(sys, "executable", real), os.environ.update(PATH=path)))
@@ -104,7 +104,7 @@ def install(config: Any) -> None:
 
 def parents() -> dict[int, int]:
     """The client of each forked child that lives, as process numbers: its parent as far as a test is concerned."""
-    folder = os.environ.get("DRIVE_VLM_TESTS_FORK")
+    folder = os.environ.get("FORK_SERVER")
     pairs = [path.name.split("-") for path in Path(folder, "children").iterdir()] if folder else []
     return {int(child): int(client) for client, child in pairs}
 

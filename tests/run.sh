@@ -2,7 +2,7 @@
 # The one test command: makes and fills .venv when no environment is active, then runs ruff, shellcheck and pytest.
 #   bash tests/run.sh                    everything
 #   bash tests/run.sh -m "not slow"      the quick part
-# Python processes of the tests are forked with their imports done (tests/fork_server.py); DRIVE_VLM_TESTS_FRESH=1 starts each of them really.
+# Python processes of the tests are forked with their imports done (tests/fork_server.py); FRESH_PYTHON=1 starts each of them really.
 # It ends with the minutes of its parts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    not os.environ.get("DRIVE_VLM_TESTS_FORK"), reason="DRIVE_VLM_TESTS_FRESH is set, or the machine has a GPU"
+    not os.environ.get("FORK_SERVER"), reason="FRESH_PYTHON is set, or the machine has a GPU"
 )
 SEEN = """
 import json, os, sys
@@ -37,11 +37,11 @@ def test_a_process_sees_what_a_fresh_one_sees(run: Callable, folder: Path, start
     """Words, environment, directory, path of imports, __main__ and exit code; the package is not imported."""
     forked, fresh = (
         run([sys.executable, *start, "a b", "--c"], cwd=folder, COLOUR="grün", **more)
-        for more in ({}, {"DRIVE_VLM_TESTS_FRESH": "1"})
+        for more in ({}, {"FRESH_PYTHON": "1"})
     )
     assert (forked.returncode, forked.stderr) == (0, ""), forked.stderr
     forked, fresh = json.loads(forked.stdout), json.loads(fresh.stdout)
-    del fresh["env"]["DRIVE_VLM_TESTS_FRESH"]
+    del fresh["env"]["FRESH_PYTHON"]
     assert "fork_server" in forked.pop("executable") and "fork_server" not in fresh.pop("executable")
     set_by_imports = set(forked["env"]) - set(fresh["env"])
     assert {name: value for name, value in forked["env"].items() if name not in set_by_imports} == fresh["env"]
@@ -51,7 +51,7 @@ def test_a_process_sees_what_a_fresh_one_sees(run: Callable, folder: Path, start
 def test_imports_are_done_and_nothing_else(run: Callable) -> None:
     code = "import sys; print(len({'torch', 'transformers', 'deepspeed', 'peft', 'trl'} & set(sys.modules)))"
     assert run([sys.executable, "-c", code]).stdout == "5\n"
-    assert run([sys.executable, "-c", code], DRIVE_VLM_TESTS_FRESH="1").stdout == "0\n"
+    assert run([sys.executable, "-c", code], FRESH_PYTHON="1").stdout == "0\n"
     assert run([sys.executable, "-c", code], HF_HOME="/nowhere").stdout == "0\n", "read at import: a fresh process"
 
 
@@ -74,7 +74,7 @@ def test_ends_as_a_fresh_process_ends(tmp_path: Path, code: str) -> None:
         subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, input="abc", capture_output=True, text=True, check=False, env=env
         )
-        for env in (os.environ, os.environ | {"DRIVE_VLM_TESTS_FRESH": "1"})
+        for env in (os.environ, os.environ | {"FRESH_PYTHON": "1"})
     )  # fmt: skip
     assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
     assert not (tmp_path / "left.txt").exists() or (tmp_path / "left.txt").read_text() == "open"

@@ -123,6 +123,8 @@ def test_the_whole_recipe_has_a_way_with_four_bits(dry: Callable, run: Callable,
     assert re.findall(r"--quantize +(\w+) ", done.stdout) == ["none", "nf4", "nf4"]
 
 
+# Three trainings at small size: minutes on quiet cores, several times that where others use them.
+@pytest.mark.timeout(2400)
 @pytest.mark.slow
 @pytest.mark.supports(
     "siglip_qwen sft zero2 features",
