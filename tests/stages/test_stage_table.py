@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from drive_vlm.stages import STAGES
-from drive_vlm.stages.engine.stage import load
+from drive_vlm.stages.engine.stage import StageFlags, load
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -55,6 +55,13 @@ def test_what_the_table_names_is_there(name: str) -> None:
 def load_class(stage: Any) -> Any:
     module, _, name = stage.training_arguments.rpartition(".")
     return load(f"{module}:{name}")
+
+
+def test_flags_that_the_table_does_not_name_are_missed_by_name() -> None:
+    with pytest.raises(
+        ValueError, match=r"toy has no flags of Path: name the class in `configs` of its line in STAGES"
+    ):
+        StageFlags("toy", (), {}).of(Path)
 
 
 def test_the_command_the_plan_and_recipes_know_a_new_stage(with_toy: dict[str, str], tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from drive_vlm.data.order import EpochOrder
+from drive_vlm.sampling.local import left_padded
 from drive_vlm.stages import STAGES, run
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.rl.grpo import prepare
-from drive_vlm.stages.rl.prompts import PromptBatches
+from drive_vlm.stages.rl.prompts import Prompt, PromptBatches
 
 HERE = Path(__file__).parent
 
@@ -32,6 +33,16 @@ def trainer(grpo_words: Callable, tmp_path: Path) -> Callable[..., Any]:
         return made
 
     return make
+
+
+def test_prompts_are_padded_as_rows_of_the_encoder_are() -> None:
+    long, short = (Prompt("a", [], ids, {}, {}).features for ids in ([5, 6, 7], [8]))
+    batch = left_padded([long, short], 0, lambda pictures: {"pictures": len(pictures)})
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]] and batch["attention_mask"].tolist() == [
+        [1, 1, 1],
+        [0, 0, 1],
+    ]
+    assert batch["pictures"] == 0
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
