@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, run_tool
-from drive_vlm.rounds.chain import Chain
-from drive_vlm.rounds.steps import DIRECT, STEPS, read_json
+from drive_vlm.rounds.chain import DIRECT, STEPS, Chain, read_json
 from drive_vlm.rounds.table import held_out_rows, table, training_curves
 
 if TYPE_CHECKING:
@@ -249,9 +248,5 @@ ACTIONS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def main() -> None:
-    run_tool(make_parser(), lambda args: ACTIONS[args.action](args))
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), lambda args: ACTIONS[args.action](args))
