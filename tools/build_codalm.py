@@ -53,11 +53,8 @@ def read_questions(path: str | None) -> dict[str, str]:
     if path is None:
         return QUESTIONS
     found = _read_json(Path(path))
-    if (
-        not isinstance(found, dict)
-        or set(found) != set(TASKS)
-        or not all(isinstance(text, str) for text in found.values())
-    ):
+    whole = isinstance(found, dict) and set(found) == set(TASKS)
+    if not whole or not all(isinstance(text, str) for text in found.values()):
         raise ValueError(f"--questions {path}: expected a JSON object with the texts of {', '.join(TASKS)}")
     return found
 
@@ -78,11 +75,8 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
         source, number = match.groups()
         content = _read_json(file)
         for task, category, box, answer, name in _entries(content, file):
-            image = (
-                f"{source}/images/{number}.jpg"
-                if box is None
-                else f"{source}/images_w_boxes/{number}_object_{name}.jpg"
-            )
+            drawn = f"{source}/images_w_boxes/{number}_object_{name}.jpg"
+            image = f"{source}/images/{number}.jpg" if box is None else drawn
             row = {
                 "id": f"{split}_{SHORT[task]}_{numbers[task]}",
                 "question_id": numbers[task],
@@ -122,19 +116,13 @@ def _with_answer(row: Row, answer: str, split: str) -> Row:
 
 
 def _problem(answer: str, box: list[float] | None, split: str, where: str) -> BadRow | None:
+    way_out = "--on_bad_row skip leaves such rows out and counts them"
     if not answer and split != "Test":
-        return BadRow(
-            "empty_answer", where, "the answer is empty", "--on_bad_row skip leaves such rows out and counts them"
-        )
+        return BadRow("empty_answer", where, "the answer is empty", way_out)
     if box is not None and not (
         len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box) and min(box[2:]) > 0
     ):
-        return BadRow(
-            "bad_box",
-            where,
-            f"the box {box} is not [x, y, width, height]",
-            "--on_bad_row skip leaves such rows out and counts them",
-        )
+        return BadRow("bad_box", where, f"the box {box} is not [x, y, width, height]", way_out)
     return None
 
 
@@ -242,9 +230,5 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

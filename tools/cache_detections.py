@@ -84,7 +84,7 @@ def make_parser() -> CommandParser:
 def note_bad(error: Any, config: DetectConfig, bad: list[dict[str, str]]) -> None:
     if config.on_bad_row == "error":
         raise error
-    bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
+    bad.append(error.as_json())
 
 
 def check_finished(

@@ -116,7 +116,7 @@ def read_work(config: FeatureConfig, counts: Counts) -> list["Work"]:
 def note_bad(error: Any, config: FeatureConfig, counts: Counts) -> None:
     if config.on_bad_row == "error":
         raise error
-    counts.bad.append({"where": error.where, "reason": error.reason, "problem": error.problem})
+    counts.bad.append(error.as_json())
 
 
 @dataclasses.dataclass

@@ -170,19 +170,8 @@ def show(result: dict[str, Any], args: Any) -> None:
         table = Table(title=f"{metric}: cosine {title}", title_justify="left")
         for column in ("checkpoint", "data set"):
             table.add_column(column, overflow="fold")
-        for column in (
-            "n",
-            "mean",
-            "95 % interval",
-            "sd",
-            "5 %",
-            "25 %",
-            "50 %",
-            "75 %",
-            "95 %",
-            "shuffled",
-            "above it",
-        ):
+        numbers = ("n", "mean", "95 % interval", "sd", "5 %", "25 %", "50 %", "75 %", "95 %", "shuffled", "above it")
+        for column in numbers:
             table.add_column(column, justify="right", no_wrap=True)
         for name, checkpoint in result["checkpoints"].items():
             for dataset, entry in checkpoint["datasets"].items():
@@ -258,9 +247,5 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -123,6 +123,12 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
     shuffled = summary["order_accuracy_shuffled"]["accuracy"]
     change, words = summary["stage3_change"]["sampled"], summary["words"]["sampled"]
 
+    lengths = "no text to measure"
+    if ratio is not None:
+        lengths = f"a concise text has {ratio:.2f} of the detailed one's words (median)"
+    in_order = 100 * (order - shuffled) >= ORDER_POINTS
+    kept = words["stage3"] > (1 - WORD_LOSS) * words["stage2"]
+
     def above(name: str, least: float, key: str = "value") -> bool:
         return change[name][key] is not None and change[name][key] > least
 
@@ -132,27 +138,13 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
     return [
         (f"stage 1: loss of held-out captions {start:.3f} -> {end:.3f}", end <= LOSS_LEFT * start),
         (f"stage 1: that loss with the frames of other clips {other:.3f}", end <= LOSS_LEFT * other),
-        (
-            "stage 2: "
-            + (
-                "no text to measure"
-                if ratio is None
-                else f"a concise text has {ratio:.2f} of the detailed one's words (median)"
-            ),
-            ratio is not None and ratio <= 0.5,
-        ),
-        (
-            f"stage 2: order of events {order:.1%}, with shuffled frames {shuffled:.1%}",
-            100 * (order - shuffled) >= ORDER_POINTS,
-        ),
+        (f"stage 2: {lengths}", ratio is not None and ratio <= 0.5),
+        (f"stage 2: order of events {order:.1%}, with shuffled frames {shuffled:.1%}", in_order),
         (f"stage 3: {moved('reward')}", above("reward", 0, "low")),
         (f"stage 3, exact truth: {moved('precision')}", above("precision", 0)),
         (f"stage 3, exact truth: {moved('recall')}", above("recall", -NOISE)),
         (f"stage 3, exact truth: {moved('f1')}", above("f1", -NOISE)),
-        (
-            f"stage 3: words {words['stage2']:.1f} -> {words['stage3']:.1f}",
-            words["stage3"] > (1 - WORD_LOSS) * words["stage2"],
-        ),
+        (f"stage 3: words {words['stage2']:.1f} -> {words['stage3']:.1f}", kept),
     ]
 
 
@@ -172,9 +164,5 @@ def show(summary: dict[str, Any], args: Any) -> str | None:
     return None if all(claim["holds"] for claim in summary["claims"]) else "Not every claim holds."
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -18,46 +18,28 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def load(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
-    """Mean score of a checkpoint over its one data set."""
-    (dataset,) = scores["checkpoints"][checkpoint]["datasets"].values()
-    return dataset[part]["mean"]
-
-
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The quickstart's numbers, accuracies and shares as fractions."""
-    accuracy, clip, manifest = (
-        load(run / "accuracy.json"),
-        load(run / "clip_scores.json"),
-        load(run / "run" / "run.json"),
-    )
+    files = ("accuracy.json", "clip_scores.json", "run/run.json")
+    accuracy, clip, manifest = (json.loads((run / name).read_text()) for name in files)
     summary = {f"accuracy_{name}": accuracy["checkpoints"][name]["accuracy"] for name in ("before", "after")}
     summary["accuracy_blind"] = accuracy["baselines"]["blind"]["accuracy"]
     summary["accuracy_chance"] = accuracy["baselines"]["chance"]
     for part in ("text_text", "text_image"):
         for name in ("before", "after"):
-            summary[f"clip_{part}_{name}"] = clip_mean(clip, name, part)
-    return {
-        **summary,
-        "world_size": manifest["world_size"],
-        "zero_stage": manifest["zero_stage"],
-        "seconds": round(seconds),
-    }
+            # Of each checkpoint there is one data set.
+            (dataset,) = clip["checkpoints"][name]["datasets"].values()
+            summary[f"clip_{part}_{name}"] = dataset[part]["mean"]
+    return summary | {name: manifest[name] for name in ("world_size", "zero_stage")} | {"seconds": round(seconds)}
 
 
 def plot_training(run: Path) -> None:
     """Training and evaluation loss over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from drive_vlm.report.figures import new_figure, save
 
     logs = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
     for key, label in (("loss", "training"), ("eval_loss", "held-out scenes")):
         points = [(log["step"], log[key]) for log in logs if key in log]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "eval_loss" else None)
@@ -66,7 +48,7 @@ def plot_training(run: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(run / "training.png", dpi=120)
+    save(figure, run / "training.png")
 
 
 def run(args: Any) -> dict[str, Any]:
@@ -102,9 +84,5 @@ def show(summary: dict[str, Any], args: Any) -> str | None:
     return None
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)
