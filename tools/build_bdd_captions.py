@@ -286,9 +286,5 @@ def check(args: Any) -> None:
             raise ValueError(f"--{name} {least} {most}: give MIN and MAX with 1 <= MIN <= MAX")
 
 
-def main() -> None:
-    run_tool(make_parser(), build, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), build, show)

@@ -88,9 +88,5 @@ def show(result: dict[str, Any], args: Any) -> str | None:
     return f"{len(leaks):,} leaks between the splits, e.g. {leaks[0]}" if leaks else None
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

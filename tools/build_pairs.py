@@ -257,9 +257,5 @@ def show(audit: dict[str, Any], args: Any) -> None:
         print(spent_line(audit["judge"]))
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -69,9 +69,5 @@ def show(config: dict[str, Any], args: Any) -> None:
     )
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -231,9 +231,5 @@ def run(args: Any) -> Summary:
     return write_files(build.out, results(build, counts, args.workers))
 
 
-def main() -> None:
-    run_tool(make_parser(), run, lambda summary, args: summary.show())
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, lambda summary, args: summary.show())

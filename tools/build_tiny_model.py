@@ -85,9 +85,5 @@ def show(config: dict[str, Any], args: Any) -> None:
     print(f"{args.out}: {config['architectures'][0]}, vocabulary {words}, random weights (seed {args.seed or 0})")
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

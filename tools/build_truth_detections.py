@@ -135,9 +135,5 @@ def show(counts: Counter[str], args: Any) -> None:
     )
 
 
-def main() -> None:
-    run_tool(make_parser(), build, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), build, show)

@@ -167,19 +167,15 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
 
 def save_plot(path: Path, tables: dict[str, Any], max_length: int) -> None:
     """Histograms of all splits as one PNG."""
-    from matplotlib.figure import Figure
+    from drive_vlm.report.figures import new_figure, save
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
-    axes.hist(
-        [table.length for table in tables.values()],
-        bins=40,
-        label=[f"{name} ({len(table):,} rows)" for name, table in tables.items()],
-    )
+    labels = [f"{name} ({len(table):,} rows)" for name, table in tables.items()]
+    axes.hist([table.length for table in tables.values()], bins=40, label=labels)
     axes.set(xlabel="tokens a row", ylabel="rows", title=f"row lengths, max_length {max_length}")
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -236,9 +232,5 @@ def verdict(result: dict[str, Any], args: Any) -> str | None:
     return None
 
 
-def main() -> None:
-    run_tool(make_parser(), run, verdict)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, verdict)

@@ -247,9 +247,5 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

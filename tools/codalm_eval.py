@@ -86,7 +86,7 @@ def read_answers(args: Any) -> tuple[list[Answer], list[str]]:
     rows = read_rows(args.rows) if args.rows else None
     answers: list[Answer] = []
     for path in answer_files(args.predictions):
-        answers += published_answers(path, rows) if is_published(path) else own_answers(path)
+        answers += published_answers(path, rows) if path.name in ANSWER_FILES else own_answers(path)
     seen: dict[tuple[str, str], str] = {}
     for answer in answers:
         if (answer.task, answer.id) in seen:
@@ -115,10 +115,6 @@ def answer_files(paths: list[str]) -> list[Path]:
             raise ValueError(f"{path}: none of {', '.join(f'{task}_answer.jsonl' for task in TASKS)} is in this folder")
         found += here
     return found
-
-
-def is_published(path: Path) -> bool:
-    return path.name in ANSWER_FILES
 
 
 def own_answers(path: Path) -> list[Answer]:
@@ -162,11 +158,8 @@ def published_answers(path: Path, rows: dict[tuple[str, int], dict[str, Any]] | 
             raise ValueError(
                 f"{where}: answers {found['image']}, but question {found['question_id']} of --rows is about {row['image']}"
             )
-        answers.append(
-            Answer(
-                where, str(row["id"]), task, str(row["group"]), str(row["category"]), row["reference"], found["answer"]
-            )
-        )
+        name, group, category = (str(row[key]) for key in ("id", "group", "category"))
+        answers.append(Answer(where, name, task, group, category, row["reference"], found["answer"]))
     return answers
 
 
@@ -187,26 +180,18 @@ def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: A
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]
     kept = JudgedRows(args.out, keys, args.judge_attempts)
     todo = kept.missing()
-    requests = [
-        Request(
-            fill(prompts[answers[i].task], {"reference": answers[i].reference, "prediction": answers[i].prediction})
-        )
-        for i in todo
+    asked = [
+        (prompts[a.task], {"reference": a.reference, "prediction": a.prediction}) for a in (answers[i] for i in todo)
     ]
+    requests = [Request(fill(prompt, values)) for prompt, values in asked]
     blocks = judge_all(judge, requests, parse_rating, args.judge_attempts)
     return kept.add_blocks(todo, blocks, lambda i, judged: rating_row(answers[i], judged)), kept.stale
 
 
 def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
-    return {
-        "id": answer.id,
-        "task": answer.task,
-        "category": answer.category,
-        "group": answer.image,
-        "rating": judged.value,
-        "attempts": judged.attempts,
-        "reply": judged.reply,
-    } | judged.unread_after()
+    row = {"id": answer.id, "task": answer.task, "category": answer.category, "group": answer.image}
+    found = {"rating": judged.value, "attempts": judged.attempts, "reply": judged.reply}
+    return row | found | judged.unread_after()
 
 
 def show(result: dict[str, Any], args: Any) -> None:
@@ -264,9 +249,5 @@ def run(args: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -200,9 +200,5 @@ def run(args: Any) -> dict[str, Any]:
     return record | plain(result)
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

@@ -142,16 +142,12 @@ def battle_row(battle: Planned, compared: Compared | None, category_column: str)
     if compared is None:
         return row | {"winner": TIE, "equal_answers": True}
     orders = (compared.shown, compared.swapped)
-    return (
-        row
-        | compared.unread_after()
-        | {
-            "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
-            "verdicts": [order.value for order in orders],
-            "attempts": [order.attempts for order in orders],
-            "replies": [order.reply for order in orders],
-        }
-    )
+    return row | compared.unread_after() | {
+        "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
+        "verdicts": [order.value for order in orders],
+        "attempts": [order.attempts for order in orders],
+        "replies": [order.reply for order in orders],
+    }  # fmt: skip
 
 
 def show(result: dict[str, Any], args: Any) -> None:
@@ -253,9 +249,5 @@ def run(args: Any) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

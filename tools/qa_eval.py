@@ -71,11 +71,8 @@ def accuracy(values: "np.ndarray", items: list["Prediction"], seed: int) -> dict
     from drive_vlm.evaluation.statistics import summarize
 
     result = summarize(values, [item.group for item in items], seed).to_dict()
-    return {"n": result["n"], "groups": result["groups"], "accuracy": result["mean"], **_ends(result)}
-
-
-def _ends(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"low": entry["low"], "high": entry["high"]}
+    kept = {name: result[name] for name in ("low", "high")}
+    return {"n": result["n"], "groups": result["groups"], "accuracy": result["mean"], **kept}
 
 
 def accuracy_by(values: "np.ndarray", items: list["Prediction"], name: str, seed: int) -> dict[str, Any]:
@@ -193,9 +190,5 @@ def _points(entry: dict[str, Any]) -> str:
     return f"{100 * entry['difference']:+.1f} points{interval(entry, '+.1f', 100)}"
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

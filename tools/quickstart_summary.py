@@ -34,13 +34,10 @@ def summarize(run: Path, seconds: float) -> dict[str, Any]:
     summary["accuracy_chance"] = accuracy["baselines"]["chance"]
     for part in ("text_text", "text_image"):
         for name in ("before", "after"):
-            summary[f"clip_{part}_{name}"] = clip_mean(clip, name, part)
-    return {
-        **summary,
-        "world_size": manifest["world_size"],
-        "zero_stage": manifest["zero_stage"],
-        "seconds": round(seconds),
-    }
+            # Of each checkpoint there is one data set.
+            (dataset,) = clip["checkpoints"][name]["datasets"].values()
+            summary[f"clip_{part}_{name}"] = dataset[part]["mean"]
+    return summary | {name: manifest[name] for name in ("world_size", "zero_stage")} | {"seconds": round(seconds)}
 
 
 def plot_training(run: Path) -> None:
@@ -92,9 +89,5 @@ def show(summary: dict[str, Any], args: Any) -> str | None:
     return None
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

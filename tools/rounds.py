@@ -238,9 +238,5 @@ ACTIONS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def main() -> None:
-    run_tool(make_parser(), lambda args: ACTIONS[args.action](args))
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), lambda args: ACTIONS[args.action](args))

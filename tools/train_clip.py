@@ -253,9 +253,5 @@ def show(result: dict[str, Any], args: Any) -> None:
     print(f"saved to {args.out}: python tools/clip_eval.py --clip_model {args.out} ...")
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), run, show)

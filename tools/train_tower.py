@@ -192,9 +192,5 @@ def show(result: dict[str, Any], args: Any) -> None:
     )
 
 
-def main() -> None:
-    run_tool(make_parser(), train, show)
-
-
 if __name__ == "__main__":
-    main()
+    run_tool(make_parser(), train, show)

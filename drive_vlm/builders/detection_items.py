@@ -13,7 +13,7 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.data.videos import find_videos, is_media, shown_path
-from drive_vlm.data.vision import frame_indices, load_image, load_video, video_length
+from drive_vlm.data.vision import CHECK_ROOT, frame_indices, load_image, load_video, video_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PendingItem:
     def _unreadable(self, error: OSError) -> BadRow:
         kind, reason = ("video", "video_missing") if self.is_video else ("picture", "image_missing")
         problem = f"the {kind} {self.path} does not exist or cannot be read ({error.strerror})"
-        return BadRow(reason, self.where, problem, "Check the image root (--image_root), or use --on_bad_row skip")
+        return BadRow(reason, self.where, problem, CHECK_ROOT)
 
 
 @dataclasses.dataclass

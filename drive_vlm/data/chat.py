@@ -95,9 +95,8 @@ class ChatRenderer:
         for turn in turns:
             for token in self.reserved:
                 if token in turn.text:
-                    raise BadRow(
-                        "special_token", where, f"the text holds the reserved token {token!r}", "Remove it from the row"
-                    )
+                    problem = f"the text holds the reserved token {token!r}"
+                    raise BadRow("special_token", where, problem, "Remove it from the row")
         text = expand(self._apply(turns, prompt))
         if prompt:
             return Rendered(text, ())
@@ -106,12 +105,9 @@ class ChatRenderer:
             if turn.role == "assistant":
                 span = self._span(turns, i, text, expand)
                 if span is None:
-                    raise BadRow(
-                        "rewritten_turn",
-                        where,
-                        "the chat template does not keep earlier turns as they were, so the assistant's words cannot be separated from the rest",
-                        "Give a template that only appends (chat_template.jinja in the model's folder), or split the row",
-                    )
+                    problem = "the chat template does not keep earlier turns as they were, so the assistant's words cannot be separated from the rest"
+                    way_out = "Give a template that only appends (chat_template.jinja in the model's folder), or split the row"
+                    raise BadRow("rewritten_turn", where, problem, way_out)
                 spans.append(span)
         return Rendered(text, tuple(spans))
 

@@ -40,12 +40,8 @@ class EncodedRows(Dataset):
             return error
         measured, length = int(self.table.length[i]), self.encoder.length(encoded)
         if length != measured:
-            return BadRow(
-                "changed_on_disk",
-                sample.where,
-                f"the row has {length} tokens now, but had {measured} when the lengths were measured: a picture changed on disk",
-                "Touch the data file so that it is measured again",
-            )
+            problem = f"the row has {length} tokens now, but had {measured} when the lengths were measured: a picture changed on disk"
+            return BadRow("changed_on_disk", sample.where, problem, "Touch the data file so that it is measured again")
         return encoded
 
 

@@ -49,9 +49,8 @@ class Encoder:
         self.blank_images, self.features, self.shuffle_frames = blank_images, features, shuffle_frames
         # Not all_special_tokens: it leaves out what has no role of its own, such as <|im_start|>, and a row that holds that
         # token could forge a turn.
-        self.chat = ChatRenderer(
-            tokenizer, template, [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        )
+        reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.chat = ChatRenderer(tokenizer, template, reserved)
         self.template = template
         self.image_id = tokenizer.convert_tokens_to_ids(vision.image_token) if vision else None
 
@@ -67,12 +66,8 @@ class Encoder:
         if not (sample.images or sample.video):
             return []
         if self.vision is None:
-            raise BadRow(
-                "no_vision",
-                sample.where,
-                "the row has pictures but the model is a plain language model",
-                "Use a vision-language model",
-            )
+            problem = "the row has pictures but the model is a plain language model"
+            raise BadRow("no_vision", sample.where, problem, "Use a vision-language model")
         if self.features is not None:
             return self.features.tile_counts(sample, max_tiles)
         if sample.video:
@@ -105,11 +100,9 @@ class Encoder:
 
     def lengths(self, texts: Sequence[str], layouts: Sequence[Sequence[Layout]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
-        encoded = (
-            self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            if texts
-            else []
-        )
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return [
             len(ids) + sum(len(self.vision.image_ids(layout)) - 1 for layout in row) if self.vision else len(ids)
             for ids, row in zip(encoded, layouts, strict=True)
@@ -143,9 +136,8 @@ class Encoder:
         if self.max_length is not None and len(ids) > self.max_length:
             raise too_long(sample.where, len(ids), self.max_length)
         if not prompt and (not spoken.any() or labels[0] != IGNORE_INDEX):
-            raise BadRow(
-                "empty_answer", sample.where, "no token of the assistant could be labelled", "Check the chat template"
-            )
+            problem = "no token of the assistant could be labelled"
+            raise BadRow("empty_answer", sample.where, problem, "Check the chat template")
         return ids, labels
 
     def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
@@ -212,9 +204,5 @@ def _grey(picture: Any) -> Any:
 
 
 def too_long(where: str, length: int, limit: int) -> BadRow:
-    return BadRow(
-        "too_long",
-        where,
-        f"the row has {length} tokens, more than --max_length {limit}",
-        "Raise --max_length, lower --max_tiles or --num_frames, or use --on_bad_row skip",
-    )
+    way_out = "Raise --max_length, lower --max_tiles or --num_frames, or use --on_bad_row skip"
+    return BadRow("too_long", where, f"the row has {length} tokens, more than --max_length {limit}", way_out)

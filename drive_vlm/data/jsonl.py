@@ -48,16 +48,11 @@ class JsonlFile:
         try:
             return json.loads(self.line(i).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise BadRow(
-                "not_utf8", self.where(i), f"not UTF-8 ({error.reason} at byte {error.start})", "Save the file as UTF-8"
-            ) from error
+            problem = f"not UTF-8 ({error.reason} at byte {error.start})"
+            raise BadRow("not_utf8", self.where(i), problem, "Save the file as UTF-8") from error
         except json.JSONDecodeError as error:
-            raise BadRow(
-                "broken_json",
-                self.where(i),
-                f"not valid JSON ({error.msg}, column {error.colno})",
-                "Fix or remove the line",
-            ) from error
+            problem = f"not valid JSON ({error.msg}, column {error.colno})"
+            raise BadRow("broken_json", self.where(i), problem, "Fix or remove the line") from error
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))

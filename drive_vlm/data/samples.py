@@ -15,13 +15,7 @@ import re
 from typing import Any
 
 IMAGE, VIDEO = "<image>", "<video>"
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _PLACEHOLDER = re.compile(r"(<image>|<video>)\n?")
 _CONSUMED = {"id", "image", "images", "video", "conversations", "messages", "group"}
 
@@ -32,6 +26,9 @@ class BadRow(ValueError):
     def __init__(self, reason: str, where: str, problem: str, way_out: str) -> None:
         super().__init__(f"{where}: {problem}. {way_out}.")
         self.reason, self.where, self.problem, self.way_out = reason, where, problem, way_out
+
+    def as_json(self) -> dict[str, str]:
+        return {"where": self.where, "reason": self.reason, "problem": self.problem}
 
     def __reduce__(self) -> tuple:
         # Pickle rebuilds an exception from its message alone; a DataLoader worker must hand all four parts to the trainer.
@@ -86,22 +83,15 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
     empty_question, path_outside_root.
     """
     if not isinstance(row, dict):
-        raise BadRow(
-            "not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Fix the line"
-        )
+        problem = f"a row must be a JSON object, this is {type(row).__name__}"
+        raise BadRow("not_an_object", where, problem, "Fix the line")
     images, video = _picture_paths(row, where, root)
     turns = _turns(row, where, images, video)
     _check_turns(turns, where, need_answer)
     _check_counts(turns, images, video, where)
-    return Sample(
-        id=str(row.get("id", where)),
-        turns=turns,
-        images=images,
-        video=video,
-        group=None if row.get("group") is None else str(row["group"]),
-        columns={key: value for key, value in row.items() if key not in _CONSUMED},
-        where=where,
-    )
+    group = None if row.get("group") is None else str(row["group"])
+    columns = {key: value for key, value in row.items() if key not in _CONSUMED}
+    return Sample(str(row.get("id", where)), turns, images, video, group, columns, where)
 
 
 def resolve_below(root: str, path: Any, where: str) -> str:
@@ -110,12 +100,9 @@ def resolve_below(root: str, path: Any, where: str) -> str:
         raise BadRow("missing_field", where, f"a picture path must be a text, got {path!r}", "Fix the row")
     inside = os.path.normpath(path)
     if os.path.isabs(path) or inside == ".." or inside.startswith(".." + os.sep):
-        raise BadRow(
-            "path_outside_root",
-            where,
-            f"the picture path {path!r} leaves the image root {root!r}",
-            "Give paths relative to the image root (--image_root, or 'root' in a meta JSON)",
-        )
+        problem = f"the picture path {path!r} leaves the image root {root!r}"
+        way_out = "Give paths relative to the image root (--image_root, or 'root' in a meta JSON)"
+        raise BadRow("path_outside_root", where, problem, way_out)
     return os.path.join(root, inside)
 
 
@@ -140,12 +127,8 @@ def _turns(row: dict, where: str, images: tuple[str, ...], video: str | None) ->
             pictures = (VIDEO,) if video else (IMAGE,) * len(images)
             turns[first : first + 1] = [Turn(turn.role, pictures + turn.parts) for turn in turns[first : first + 1]]
         return tuple(turns)
-    raise BadRow(
-        "missing_field",
-        where,
-        "no 'conversations' and no 'messages' list",
-        "A row needs one of the two forms of the data contract (README, Your own data)",
-    )
+    way_out = "A row needs one of the two forms of the data contract (README, Your own data)"
+    raise BadRow("missing_field", where, "no 'conversations' and no 'messages' list", way_out)
 
 
 def _role(name: Any, where: str) -> str:
@@ -165,9 +148,8 @@ def _message_turn(item: Any, where: str) -> Turn:
     if isinstance(content, str):
         return Turn(_role(item.get("role"), where), _split_placeholders(content))
     if not isinstance(content, list):
-        raise BadRow(
-            "missing_field", where, "a message needs 'role' and 'content' (a text or a list of parts)", "Fix the row"
-        )
+        problem = "a message needs 'role' and 'content' (a text or a list of parts)"
+        raise BadRow("missing_field", where, problem, "Fix the row")
     parts: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -176,9 +158,8 @@ def _message_turn(item: Any, where: str) -> Turn:
         elif kind in ("image", "video"):
             parts.append(IMAGE if kind == "image" else VIDEO)
         else:
-            raise BadRow(
-                "missing_field", where, f"unknown content part {part!r}", "Use parts of type text, image or video"
-            )
+            way_out = "Use parts of type text, image or video"
+            raise BadRow("missing_field", where, f"unknown content part {part!r}", way_out)
     return Turn(_role(item.get("role"), where), tuple(parts))
 
 
@@ -191,23 +172,17 @@ def _check_turns(turns: tuple[Turn, ...], where: str, need_answer: bool) -> None
     expected = ["user", "assistant"] * (len(spoken) // 2 + 1)
     if not spoken or [turn.role for turn in spoken] != expected[: len(spoken)]:
         roles = ", ".join(turn.role for turn in turns) or "none"
-        raise BadRow(
-            "bad_role",
-            where,
-            f"the roles are {roles}",
-            "After an optional system turn, user and assistant turns must alternate, beginning with the user",
-        )
+        way_out = "After an optional system turn, user and assistant turns must alternate, beginning with the user"
+        raise BadRow("bad_role", where, f"the roles are {roles}", way_out)
     if need_answer and spoken[-1].role != "assistant":
-        raise BadRow(
-            "empty_answer", where, "the last turn is the user's, so there is nothing to learn", "Add the answer"
-        )
+        problem = "the last turn is the user's, so there is nothing to learn"
+        raise BadRow("empty_answer", where, problem, "Add the answer")
     for turn in spoken:
         if turn.role == "assistant" and not turn.text.strip():
             raise BadRow("empty_answer", where, "an assistant turn is empty", "Write the answer or remove the row")
         if turn.role == "assistant" and turn.text != "".join(turn.parts):
-            raise BadRow(
-                "image_count", where, "an assistant turn holds a picture placeholder", "Move it to a user turn"
-            )
+            problem = "an assistant turn holds a picture placeholder"
+            raise BadRow("image_count", where, problem, "Move it to a user turn")
         if turn.role == "user" and not turn.text.strip() and turn.text == "".join(turn.parts):
             raise BadRow("empty_question", where, "a user turn has neither text nor picture", "Fix the row")
 
@@ -217,9 +192,5 @@ def _check_counts(turns: tuple[Turn, ...], images: tuple[str, ...], video: str |
     given = {IMAGE: len(images), VIDEO: int(video is not None)}
     for mark in (IMAGE, VIDEO):
         if found[mark] != given[mark]:
-            raise BadRow(
-                "image_count",
-                where,
-                f"{found[mark]} {mark} in the text but {given[mark]} given by the row",
-                f"Write {mark} once for each picture, where it belongs",
-            )
+            problem = f"{found[mark]} {mark} in the text but {given[mark]} given by the row"
+            raise BadRow("image_count", where, problem, f"Write {mark} once for each picture, where it belongs")

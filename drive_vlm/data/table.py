@@ -118,19 +118,14 @@ def build_table(
     for number, source in enumerate(sources):
         lengths, bad_here = _measure(source, encoder, on_bad_row, need_answer, progress)
         if max_length is not None:
-            bad_here += [
-                too_long(source.where(i), int(lengths[i]), max_length)
-                for i in np.flatnonzero(lengths > max_length).tolist()
-            ]
+            long = np.flatnonzero(lengths > max_length).tolist()
+            bad_here += [too_long(source.where(i), int(lengths[i]), max_length) for i in long]
         if bad_here and on_bad_row == "error":
             raise bad_here[0]
         bad += bad_here
         usable = np.flatnonzero((lengths != BAD) & (lengths <= (max_length or np.inf)))
-        rows = (
-            np.asarray(source.repeated_rows(usable.tolist(), seed), dtype=np.int64)
-            if source.repeat_time != 1
-            else usable
-        )
+        repeated = source.repeat_time != 1
+        rows = np.asarray(source.repeated_rows(usable.tolist(), seed), dtype=np.int64) if repeated else usable
         columns.append((np.full(len(rows), number, dtype=np.int32), rows, lengths[rows]))
     source_id, row, length = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     if not len(length) and not allow_empty:

@@ -26,6 +26,9 @@ _UPRIGHT = {
     (0, -1, -1, 0): "TRANSVERSE",
 }
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+# The ways out of a file that is not there, and of one that cannot be read.
+CHECK_ROOT = "Check the image root (--image_root), or use --on_bad_row skip"
+_REPLACE = "Replace the file, or use --on_bad_row skip"
 
 
 @lru_cache(maxsize=1 << 16)
@@ -66,21 +69,11 @@ def load_image(path: str, where: str) -> "Image":
 
 
 def _missing(path: str, where: str) -> BadRow:
-    return BadRow(
-        "image_missing",
-        where,
-        f"the picture {path} does not exist",
-        "Check the image root (--image_root), or use --on_bad_row skip",
-    )
+    return BadRow("image_missing", where, f"the picture {path} does not exist", CHECK_ROOT)
 
 
 def _corrupt(path: str, where: str, error: Exception) -> BadRow:
-    return BadRow(
-        "image_corrupt",
-        where,
-        f"the picture {path} cannot be read ({error})",
-        "Replace the file, or use --on_bad_row skip",
-    )
+    return BadRow("image_corrupt", where, f"the picture {path} cannot be read ({error})", _REPLACE)
 
 
 def frame_indices(total: int, count: int) -> list[int]:
@@ -103,19 +96,11 @@ def video_length(path: str, where: str) -> int:
         except av.error.FFmpegError as error:
             raise _corrupt_video(path, where, error) from error
     else:
-        raise BadRow(
-            "video_missing",
-            where,
-            f"the video {path} does not exist",
-            "Check the image root (--image_root), or use --on_bad_row skip",
-        )
+        raise BadRow("video_missing", where, f"the video {path} does not exist", CHECK_ROOT)
     if count is None:
-        problem = f"the file {path} holds no video stream"
-        raise BadRow("video_empty", where, problem, "Replace the file, or use --on_bad_row skip")
+        raise BadRow("video_empty", where, f"the file {path} holds no video stream", _REPLACE)
     if not count:
-        raise BadRow(
-            "video_empty", where, f"the video {path} has zero frames", "Replace the file, or use --on_bad_row skip"
-        )
+        raise BadRow("video_empty", where, f"the video {path} has zero frames", _REPLACE)
     return count
 
 
@@ -190,12 +175,7 @@ def _frames_shown(container: Any, stream: Any) -> int:
 
 
 def _corrupt_video(path: str, where: str, error: object) -> BadRow:
-    return BadRow(
-        "video_corrupt",
-        where,
-        f"the video {path} cannot be decoded ({error})",
-        "Replace the file, or use --on_bad_row skip",
-    )
+    return BadRow("video_corrupt", where, f"the video {path} cannot be decoded ({error})", _REPLACE)
 
 
 def frame_files(folder: str) -> list[str]:

@@ -43,29 +43,11 @@ def checks() -> list[Check]:
     from drive_vlm.doctor import hardware, network, software, storage
 
     return [
-        software.python,
-        software.torch_build,
-        software.torchvision_match,
-        software.packages,
-        software.deepspeed_ops,
-        software.attention,
-        hardware.gpus,
-        hardware.peer_to_peer,
-        hardware.processors,
-        hardware.memory,
-        hardware.shared_memory,
-        hardware.limits,
-        storage.output_directory,
-        storage.caches,
-        network.hub,
-        network.leftovers,
-        network.collectives,
-        network.visible_gpus,
-        network.python_path,
-        network.ports,
-        network.slurm,
-        network.communication,
-    ]
+        software.python, software.torch_build, software.torchvision_match, software.packages, software.deepspeed_ops,
+        software.attention, hardware.gpus, hardware.peer_to_peer, hardware.processors, hardware.memory,
+        hardware.shared_memory, hardware.limits, storage.output_directory, storage.caches, network.hub, network.leftovers,
+        network.collectives, network.visible_gpus, network.python_path, network.ports, network.slurm, network.communication,
+    ]  # fmt: skip
 
 
 def examine(setting: Setting) -> Iterator[Finding]:

@@ -10,16 +10,9 @@ Verdict = Literal["ok", "warn", "fail"]
 
 # What probing a machine can raise: a check that meets one of these becomes a line, and the others go on.
 PROBE_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    ImportError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
+    OSError, ValueError, RuntimeError, ImportError, LookupError, AttributeError, TypeError, AssertionError,
     subprocess.SubprocessError,
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

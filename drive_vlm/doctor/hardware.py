@@ -80,9 +80,8 @@ def processors(setting: Setting) -> Iterator[Finding]:
     usable = min(mine, quota or mine)
     wanted = 4 * max(1, len(driver_gpus()))
     if driver_gpus() and usable < wanted:
-        yield warn(
-            "cpu", seen, f"Pictures are decoded on the CPU: ask for {wanted} cores (4 a GPU), e.g. --cpus-per-task."
-        )
+        todo = f"Pictures are decoded on the CPU: ask for {wanted} cores (4 a GPU), e.g. --cpus-per-task."
+        yield warn("cpu", seen, todo)
     elif quota and quota < mine:
         yield warn("cpu", seen, f"Set OMP_NUM_THREADS so that ranks x threads stays within {quota:.0f}.")
     else:
@@ -148,11 +147,8 @@ def shared_memory(setting: Setting) -> Iterator[Finding]:
     size = shutil.disk_usage("/dev/shm")
     seen = f"{size.total / _GIB:.2f} GiB, {size.free / _GIB:.2f} free"
     if size.free < _GIB:
-        yield warn(
-            "/dev/shm",
-            seen,
-            "Give the container more (docker run --shm-size=16g, or --ipc=host), or --dataloader_num_workers 0.",
-        )
+        todo = "Give the container more (docker run --shm-size=16g, or --ipc=host), or --dataloader_num_workers 0."
+        yield warn("/dev/shm", seen, todo)
     else:
         yield ok("/dev/shm", seen)
 

@@ -76,11 +76,8 @@ def collectives(setting: Setting) -> Iterator[Finding]:
     for name, effect in _SLOW.items():
         if os.environ.get(name, "0").upper() not in ("0", "", "OFF", "INFO"):
             clean = False
-            yield warn(
-                "collectives",
-                f"{name}={os.environ[name]}: {effect}",
-                f"unset {name} unless you are looking for a fault.",
-            )
+            todo = f"unset {name} unless you are looking for a fault."
+            yield warn("collectives", f"{name}={os.environ[name]}: {effect}", todo)
     if clean:
         yield ok(
             "collectives", ", ".join(f"{name}={value}" for name, value in given.items()) or "no NCCL_* or GLOO_* set"
@@ -186,11 +183,8 @@ def communication(setting: Setting) -> Iterator[Finding]:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=env)
     except subprocess.TimeoutExpired:
-        yield fail(
-            "communication",
-            "two ranks did not meet within 120 s",
-            "Look at the interfaces: NCCL_DEBUG=INFO, GLOO_SOCKET_IFNAME.",
-        )
+        todo = "Look at the interfaces: NCCL_DEBUG=INFO, GLOO_SOCKET_IFNAME."
+        yield fail("communication", "two ranks did not meet within 120 s", todo)
         return
     if done.returncode:
         reason = [line for line in done.stderr.splitlines() if "Error" in line] or [f"exit code {done.returncode}"]

@@ -37,11 +37,8 @@ def torch_build(setting: Setting) -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield fail(
-            "torch",
-            f"it does not load: {error}",
-            "Install it again: pip install -c constraints/cpu.txt (or cuda.txt) -e .",
-        )
+        todo = "Install it again: pip install -c constraints/cpu.txt (or cuda.txt) -e ."
+        yield fail("torch", f"it does not load: {error}", todo)
         return
 
     if torch.version.cuda is None:
@@ -67,9 +64,8 @@ def torchvision_match(setting: Setting) -> Iterator[Finding]:
     seen = f"{torchvision.__version__} with torch {torch.__version__}"
     stands_in = bool(_torchvision_cpu._LIBRARIES)
     if torch.__version__.startswith("2.") and not torchvision.__version__.startswith(f"0.{minor + 15}."):
-        yield fail(
-            "torchvision", f"{seen}, which takes 0.{minor + 15}", "Install the pair of constraints/cpu.txt or cuda.txt."
-        )
+        todo = "Install the pair of constraints/cpu.txt or cuda.txt."
+        yield fail("torchvision", f"{seen}, which takes 0.{minor + 15}", todo)
     elif stands_in and torch.version.cuda:
         todo = "Install the torchvision built for this torch (constraints/cuda.txt)."
         yield fail("torchvision", f"{seen}: its compiled operators do not load", todo)
@@ -94,9 +90,8 @@ def packages(setting: Setting) -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             if not extra:
                 wrong = True
-                yield fail(
-                    requirement.name, f"not installed; {requirement.specifier} is needed", "pip install -e . again."
-                )
+                todo = "pip install -e . again."
+                yield fail(requirement.name, f"not installed; {requirement.specifier} is needed", todo)
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong = True
@@ -169,11 +164,8 @@ def attention(setting: Setting) -> Iterator[Finding]:
         try:
             importlib.import_module("flash_attn")
         except (ImportError, OSError, RuntimeError) as error:
-            yield warn(
-                "attention",
-                f"flash-attn does not load: {str(error).splitlines()[0][:120]}",
-                "Rebuild flash-attn for this torch.",
-            )
+            todo = "Rebuild flash-attn for this torch."
+            yield warn("attention", f"flash-attn does not load: {str(error).splitlines()[0][:120]}", todo)
             return
         flash = f"flash: flash-attn {importlib.metadata.version('flash-attn')}" + (
             "" if cuda else " (no GPU to run it on)"

@@ -80,11 +80,8 @@ def output_directory(setting: Setting) -> Iterator[Finding]:
     seen = f"{place}: {kind}, {space.free / _GIB:.1f} of {space.total / _GIB:.1f} GiB free"
     broken = broken_promises(place)
     if "atomic rename" in broken:
-        yield fail(
-            check,
-            f"{seen}; no {' and no '.join(broken)}",
-            "A checkpoint could be torn there: write to another file system.",
-        )
+        todo = "A checkpoint could be torn there: write to another file system."
+        yield fail(check, f"{seen}; no {' and no '.join(broken)}", todo)
     elif space.free < 2 * _GIB:
         yield fail(check, seen, "Free some space: a checkpoint of a 1B model takes about 12 GiB.")
     elif slots.f_files and slots.f_favail < 10_000:
@@ -92,13 +89,11 @@ def output_directory(setting: Setting) -> Iterator[Finding]:
     elif kind in _IN_MEMORY:
         yield warn(check, seen, "It is memory: lost with the job, and it counts as memory of the run. Write to a disk.")
     elif kind in _OVER_NETWORK:
-        yield warn(
-            check, seen, "Slow for checkpoints of many ranks, and other nodes see files late. Prefer scratch space."
-        )
+        todo = "Slow for checkpoints of many ranks, and other nodes see files late. Prefer scratch space."
+        yield warn(check, seen, todo)
     elif broken:
-        yield warn(
-            check, f"{seen}; no {' and no '.join(broken)}", "Frozen weights are written again with every checkpoint."
-        )
+        todo = "Frozen weights are written again with every checkpoint."
+        yield warn(check, f"{seen}; no {' and no '.join(broken)}", todo)
     elif space.free < 20 * _GIB:
         yield warn(check, seen, "Little for checkpoints: compare with `python -m drive_vlm plan`, or lower --keep.")
     else:
@@ -123,17 +118,11 @@ def caches(setting: Setting) -> Iterator[Finding]:
         if not os.access(place, os.W_OK):
             yield fail(name, f"{seen}, not writable", f"Set {name} to a directory of your own.")
         elif name == "TORCH_EXTENSIONS_DIR" and stale:
-            yield warn(
-                name,
-                f"{seen}; a lock is left in {stale[0].parent}",
-                f"When nothing is compiling: rm {stale[0]}. Runs wait for it.",
-            )
+            todo = f"When nothing is compiling: rm {stale[0]}. Runs wait for it."
+            yield warn(name, f"{seen}; a lock is left in {stale[0].parent}", todo)
         elif name == "TORCH_EXTENSIONS_DIR" and kind in _OVER_NETWORK:
-            yield warn(
-                name,
-                seen,
-                "Nodes of different kinds would share compiled code. Set it to a local disk, one for each kind.",
-            )
+            todo = "Nodes of different kinds would share compiled code. Set it to a local disk, one for each kind."
+            yield warn(name, seen, todo)
         elif name == "HF_HOME" and free < 10:
             yield warn(name, seen, "Little for models: set HF_HOME to a larger disk.")
         else:

@@ -7,13 +7,13 @@ FastChat's rating systems). A tie is half a win for both. Several battles about 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from drive_vlm.evaluation.statistics import CONFIDENCE, bootstrap_interval, without_nan
+from drive_vlm.evaluation.statistics import CONFIDENCE, Result, bootstrap_interval
 
 BASE, SCALE, START, K = 10.0, 400.0, 1000.0, 4.0
 L2 = 0.1
@@ -32,7 +32,7 @@ class Battle:
 
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRate(Result):
     """(wins + ties / 2) / n of one model against another or against all, with its 95 % interval."""
 
     n: int
@@ -43,33 +43,24 @@ class WinRate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Rating:
+class Rating(Result):
     """A rating in Elo points with its 95 % interval."""
 
     rating: float
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Share:
+class Share(Result):
     """`share` of `n` cases, with its exact 95 % interval (Clopper and Pearson 1934); 0.5 means no bias. NaN without cases."""
 
     n: int
     share: float
     low: float
     high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return without_nan(self)
 
 
 def models_of(battles: Iterable[Battle]) -> list[str]:
@@ -118,7 +109,7 @@ def elo(battles: Iterable[Battle], k: float = K, start: float = START) -> dict[s
     ratings: dict[str, float] = {}
     for battle in battles:
         first, second = (ratings.setdefault(name, start) for name in (battle.first, battle.second))
-        expected = 1 / (1 + BASE ** ((second - first) / SCALE))
+        expected = expected_score(first, second)
         ratings[battle.first] = first + k * (battle.score - expected)
         ratings[battle.second] = second - k * (battle.score - expected)
     return ratings

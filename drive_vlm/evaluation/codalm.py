@@ -116,7 +116,8 @@ def _score(items: Sequence[Rated], seed: int) -> Score:
     if not values:
         return Score(None, None, None, 0, len(items))
     low, high = bootstrap_interval(values, [item.image for item in known], seed)
-    return Score(float(np.mean(values)), _or_none(low), _or_none(high), len(known), len(items) - len(known))
+    lower, upper = (None if np.isnan(end) else end for end in (low, high))
+    return Score(float(np.mean(values)), lower, upper, len(known), len(items) - len(known))
 
 
 def _final(rated: Sequence[Rated], seed: int) -> Score:
@@ -138,7 +139,3 @@ def _final(rated: Sequence[Rated], seed: int) -> Score:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means.mean(axis=1), [tail, 1 - tail]).tolist()
     return Score(point, low, high, len(known), unread)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -29,6 +29,7 @@ from drive_vlm.evaluation.text_overlap import language_scores
 
 CATEGORIES = ("perception", "prediction", "planning", "behavior")
 ACCURACY, GPT, LANGUAGE, MATCH = 0, 1, 2, 3
+_NAMES = {ACCURACY: "accuracy", GPT: "GPT", LANGUAGE: "language", MATCH: "match"}
 WEIGHTS = {"gpt": 0.4, "language": 0.2, "match": 0.2, "accuracy": 0.2}
 MATCH_DISTANCE = 16.0
 GPT_LEFT_OUT = "GPT part left out"
@@ -163,10 +164,7 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], judge: Judg
             "no prediction has an id of the test file; ids are scene_frame_number as in its official order"
         )
     counted = gate(questions, answers)
-    pairs = {
-        tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags]
-        for tag in (ACCURACY, GPT, LANGUAGE, MATCH)
-    }
+    pairs = {tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags] for tag in _NAMES}
     ratings: list[float | None] = list(judge(pairs[GPT] + pairs[MATCH])) if judge else []
     gpt, match_gpt = _mean(ratings[: len(pairs[GPT])]), _mean(ratings[len(pairs[GPT]) :])
     accuracy = _mean([float(answer == target) for answer, target in pairs[ACCURACY]])
@@ -197,12 +195,7 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], judge: Judg
         match_f1=match_f1,
         match_gpt=match_gpt,
         language_parts=language_parts,
-        n={
-            "accuracy": len(pairs[ACCURACY]),
-            "gpt": len(pairs[GPT]),
-            "language": len(pairs[LANGUAGE]),
-            "match": len(pairs[MATCH]),
-        },
+        n={name.lower(): len(pairs[tag]) for tag, name in _NAMES.items()},
         questions=len(questions),
         counted=len(counted),
         gated=len(questions) - len(counted),
@@ -238,8 +231,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _note(judged: bool, pairs: Mapping[int, Sequence[Pair]]) -> str:
-    names = {ACCURACY: "accuracy", GPT: "GPT", LANGUAGE: "language", MATCH: "match"}
-    empty = [names[tag] for tag, found in pairs.items() if not found]
+    empty = [_NAMES[tag] for tag, found in pairs.items() if not found]
     notes = [] if judged else [GPT_LEFT_OUT]
     notes += [f"no question counted for: {', '.join(empty)}"] if empty else []
     return "; ".join(notes) or "the judge rated nothing"

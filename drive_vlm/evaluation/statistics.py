@@ -19,15 +19,17 @@ RESAMPLES = 2000
 _DRAWS_AT_ONCE = 4_000_000
 
 
-def without_nan(result: Any) -> dict[str, Any]:
-    """A dataclass as a dict that JSON can hold: NaN (undefined) becomes null."""
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(result).items()
-    }
+@dataclass(frozen=True)
+class Result:
+    """Numbers that JSON can hold as `to_dict` gives them: NaN (undefined) becomes null."""
+
+    def to_dict(self) -> dict[str, Any]:
+        numbers = asdict(self).items()
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in numbers}
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Result):
     """Scores of one system. `low`, `high`: 95 % interval of the mean, NaN with fewer than two groups."""
 
     n: int
@@ -42,12 +44,9 @@ class Summary:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return without_nan(self)
-
 
 @dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(Result):
     """`second - first` on the same samples. `low`, `high`: 95 % interval of the mean difference."""
 
     n: int
@@ -60,9 +59,6 @@ class PairedDifference:
     wins: int
     ties: int
     losses: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return without_nan(self)
 
 
 @dataclass(frozen=True)
@@ -194,18 +190,9 @@ def paired_difference(
         raise ValueError(f"a paired difference needs the same samples twice, got {len(first)} and {len(second)}")
     change = second - first
     low, high = bootstrap_interval(change, groups, seed)
-    return PairedDifference(
-        n=len(change),
-        groups=_group_count(change, groups),
-        mean_first=float(first.mean()),
-        mean_second=float(second.mean()),
-        difference=float(change.mean()),
-        low=low,
-        high=high,
-        wins=int((change > 0).sum()),
-        ties=int((change == 0).sum()),
-        losses=int((change < 0).sum()),
-    )
+    old, new, mean = (float(values.mean()) for values in (first, second, change))
+    wins, ties, losses = (int((np.sign(change) == sign).sum()) for sign in (1, 0, -1))
+    return PairedDifference(len(change), _group_count(change, groups), old, new, mean, low, high, wins, ties, losses)
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -102,24 +102,14 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     from drive_vlm.store.cache import write_json
     from drive_vlm.store.fingerprint import model_fingerprint, same_model
 
-    names = (
-        "backend",
-        "max_new_tokens",
-        "temperature",
-        "top_p",
-        "seed",
-        "num_frames",
-        "blank_images",
-        "mode",
-        "shuffle_frames",
-    )
+    names = ("backend", "max_new_tokens", "temperature", "top_p", "seed", "num_frames", "blank_images", "mode")
     remote = config.backend == "openai"
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
         "max_tiles": model.max_tiles,
         # Sampling draws from all tokens. Versions before this key drew from the 50 likeliest.
         "top_k": 0,
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in (*names, "shuffle_frames")},
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
@@ -132,10 +122,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         way_out = f"Give another --out, or remove it and {path.name} to answer again."
         check_same(f"{out}: its answers were made with other settings", before, settings, way_out)
     elif answered:
-        print(
-            f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept",
-            flush=True,
-        )
+        print(f"{out}: {path.name} is missing, so it is unknown which model gave the answers that are kept", flush=True)
     # The other ranks have compared with the old file, or find this one: both are the same but for the name of a moved model.
     if read_topology().is_main:
         write_json(path, settings)

@@ -99,9 +99,8 @@ def _file_sample(source: "Source", i: int, mode: str | None) -> Sample:
     if mode is None or columns.get("mode", mode) != mode:
         return dataclasses.replace(sample, columns=columns)
     if not sample.video:
-        raise BadRow(
-            "no_video", sample.where, f"--mode {mode} asks about videos and the row has none", "Leave out --mode"
-        )
+        problem = f"--mode {mode} asks about videos and the row has none"
+        raise BadRow("no_video", sample.where, problem, "Leave out --mode")
     answer = sample.turns[-1:] if "mode" in columns and sample.reference else ()
     return dataclasses.replace(sample, turns=_question(mode) + answer, columns=columns | {"mode": mode})
 

@@ -23,12 +23,7 @@ def answers_of_server(
     if not config.base_url:
         raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
     client = ChatClient(config.base_url, model.model, config.api_key_env)
-    sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_new_tokens,
-        "seed": config.seed,
-    }
+    sampling: dict[str, Any] = {name: getattr(config, name) for name in ("temperature", "top_p", "seed")}
     empty: list[str] = []
     # In blocks: messages hold whole pictures, and those of all rows at once would fill the memory.
     for start in range(0, len(samples), 8 * config.workers):
@@ -42,7 +37,9 @@ def answers_of_server(
                     raise
                 bad.append(error)
         rows = {sample.id: sample for sample in block}
-        for name, reply in client.complete_each(asked, config.workers, keep_refused=True, **sampling):
+        for name, reply in client.complete_each(
+            asked, config.workers, keep_refused=True, max_tokens=config.max_new_tokens, **sampling
+        ):
             if not reply.text:
                 empty.append(reply.finish_reason)
             yield rows[name], reply.text.strip()
@@ -59,12 +56,8 @@ def chat_messages(sample: Sample) -> list[dict[str, Any]]:
     from drive_vlm.judges.chat_client import image_part
 
     if sample.video:
-        raise BadRow(
-            "no_video",
-            sample.where,
-            "OpenAI-compatible servers take no video files",
-            "Write the frames as images, or use --backend hf",
-        )
+        problem = "OpenAI-compatible servers take no video files"
+        raise BadRow("no_video", sample.where, problem, "Write the frames as images, or use --backend hf")
     for path in sample.images:
         load_image(path, sample.where)
     images = iter(sample.images)

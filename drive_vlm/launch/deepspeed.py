@@ -95,11 +95,8 @@ def _own(config: dict[str, Any], key: str, flag: str, document: Document) -> Non
     section, _, leaf = key.rpartition(".")
     place = config.setdefault(section, {}) if section else config
     if place.get(leaf, "auto") != "auto":
-        raise document.problem(
-            key,
-            f"is {json.dumps(place[leaf])}, which belongs to the command line",
-            f'Write "auto" or remove it, and use {flag}.',
-        )
+        way_out = f'Write "auto" or remove it, and use {flag}.'
+        raise document.problem(key, f"is {json.dumps(place[leaf])}, which belongs to the command line", way_out)
     # transformers makes these two itself where the JSON does not have them; it cannot fill in an "auto" there.
     if leaf in ("optimizer", "scheduler"):
         place.pop(leaf, None)

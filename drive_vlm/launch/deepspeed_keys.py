@@ -82,14 +82,11 @@ KEYS: dict[str, dict[str, str]] = {
 # Known to DeepSpeed, but they would change more than the memory layout; and why.
 _PARALLEL = "every process of this launcher takes its own share of the global batch"
 NOT_TAKEN = {
-    "tensor_parallel": _PARALLEL,
-    "expert_parallel": _PARALLEL,
-    "use_data_before_expert_parallelism": _PARALLEL,
-    "pipeline": _PARALLEL,
-    "sequence_parallel_size": _PARALLEL,
-    "data_parallel_size": _PARALLEL,
-    "data_efficiency": "which rows are read, and in what order, is the launcher's",
-    "dataloader_drop_last": "which rows are read, and in what order, is the launcher's",
+    **dict.fromkeys(("tensor_parallel", "expert_parallel", "use_data_before_expert_parallelism"), _PARALLEL),
+    **dict.fromkeys(("pipeline", "sequence_parallel_size", "data_parallel_size"), _PARALLEL),
+    **dict.fromkeys(
+        ("data_efficiency", "dataloader_drop_last"), "which rows are read, and in what order, is the launcher's"
+    ),
     "managed_gradient_accumulation": "accumulation follows from --global_batch_size",
     "gradient_allreduce_op": "gradients are averaged; a sum would multiply the learning rate by the number of processes",
     "torch_autocast": "precision belongs to --bf16 and --fp16",
@@ -104,21 +101,10 @@ NOT_TAKEN = {
 
 # Gone from DeepSpeed, which stops at them.
 REMOVED = [
-    "amp",
-    "compression_training",
-    "curriculum_learning",
-    "eigenvalue",
-    "elasticity",
-    "graph_harvesting",
-    "nebula",
-    "progressive_layer_drop",
-    "quantize_training",
-    "sparse_attention",
-    "sparse_gradients",
-    "zero_optimization.mics_hierarchical_params_gather",
-    "zero_optimization.mics_shard_size",
-    "zero_optimization.zeropp_loco_param",
-]
+    "amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",
+    "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients",
+    "zero_optimization.mics_hierarchical_params_gather", "zero_optimization.mics_shard_size", "zero_optimization.zeropp_loco_param",
+]  # fmt: skip
 
 # Old spellings, and what to write: DeepSpeed still translates them, but transformers does not see them.
 DEPRECATED = {

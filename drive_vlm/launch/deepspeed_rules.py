@@ -97,9 +97,8 @@ def _elsewhere(key: str) -> str:
 def _check_kind(full: str, value: Any, kind: str, document: Document) -> None:
     """A value is of the kind that DeepSpeed's models expect; null and "auto" are looked at elsewhere."""
     if full in KEYS and not isinstance(value, dict) and not (value is None and full in _OPTIONAL):
-        raise document.problem(
-            full, f"is {json.dumps(value)}, not a section", 'Write {"key": value, ...}, or remove it.'
-        )
+        way_out = 'Write {"key": value, ...}, or remove it.'
+        raise document.problem(full, f"is {json.dumps(value)}, not a section", way_out)
     if value is None or value == "auto":
         return
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -120,9 +119,8 @@ def _check_precision(config: dict[str, Any], document: Document) -> None:
         way_out = 'Set "bf16_master_weights_and_grads" to true as well.'
         raise document.problem("bf16.bf16_optimizer_states", "needs bf16 master weights", way_out)
     if bf16.get("bf16_master_weights_and_grads") and config["zero_optimization"]["stage"] == 0:
-        raise document.problem(
-            "bf16.bf16_master_weights_and_grads", "needs stage 1, 2 or 3", "Set the stage, or remove it."
-        )
+        way_out = "Set the stage, or remove it."
+        raise document.problem("bf16.bf16_master_weights_and_grads", "needs stage 1, 2 or 3", way_out)
 
 
 def _acts(value: Any) -> bool:
@@ -151,9 +149,8 @@ def _check_stage(zero: dict[str, Any], stage: int, document: Document) -> None:
         )
     bucket = zero.get("allgather_bucket_size", 0)
     if bucket != "auto" and bucket % 2 and stage in (1, 2):
-        raise document.problem(
-            "zero_optimization.allgather_bucket_size", f"is {bucket}, an odd number", "Write an even one."
-        )
+        way_out = "Write an even one."
+        raise document.problem("zero_optimization.allgather_bucket_size", f"is {bucket}, an odd number", way_out)
 
 
 def _check_offload(zero: dict[str, Any], name: str, stage: int, document: Document) -> None:
@@ -173,9 +170,8 @@ def _check_offload(zero: dict[str, Any], name: str, stage: int, document: Docume
             f"{full}.device", f'is "nvme", which stage {stage} would silently turn into "cpu"', way_out
         )
     if device == "nvme" and not offload.get("nvme_path"):
-        raise document.problem(
-            f"{full}.nvme_path", 'is missing next to "device": "nvme"', "Give a folder on the NVMe disk."
-        )
+        way_out = "Give a folder on the NVMe disk."
+        raise document.problem(f"{full}.nvme_path", 'is missing next to "device": "nvme"', way_out)
     for key, asked in (("ratio", offload.get("ratio", 1) != 1), ("super_offload", bool(offload.get("super_offload")))):
         if asked and stage != 3:
             raise document.problem(f"{full}.{key}", f"needs stage 3, and the stage is {stage}", "Remove it.")

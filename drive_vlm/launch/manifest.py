@@ -24,24 +24,9 @@ from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_st
 from drive_vlm.store.secrets import hide, hide_words, is_secret
 
 _PACKAGES = (
-    "drive-vlm",
-    "torch",
-    "torchvision",
-    "deepspeed",
-    "transformers",
-    "accelerate",
-    "peft",
-    "trl",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "flash-attn",
-    "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13",
-    "numpy",
-    "pillow",
-    "open_clip_torch",
-)
+    "drive-vlm", "torch", "torchvision", "deepspeed", "transformers", "accelerate", "peft", "trl", "tokenizers", "safetensors",
+    "datasets", "flash-attn", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "numpy", "pillow", "open_clip_torch",
+)  # fmt: skip
 # What changes numbers, speed or where a run finds its processes; not what belongs to one machine or one job.
 _ENVIRONMENT = re.compile(
     r"(CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|OMP_NUM_THREADS|PYTHONHASHSEED|PYTHONPATH|TOKENIZERS_PARALLELISM"

@@ -96,12 +96,6 @@ class InternVLVision(VisionAdapter[int]):
         out = self.processor.image_processor(images=list(images), return_tensors="pt", **crop)
         return {"pixel_values": out["pixel_values"]}, [int(n) for n in out["num_patches"]]
 
-    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
-        """One black tile."""
-        import torch
-
-        return {"pixel_values": torch.zeros(1, 3, *self.tiling.tile)}
-
 
 def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
     """The tower's class token goes on with the patches; the pixel shuffle makes the projector's tokens fewer."""

@@ -23,29 +23,10 @@ from transformers.utils import ModelOutput
 from drive_vlm.config import CHUNK_ELEMENTS, IGNORE_INDEX
 
 
-def _cross_entropy_sum(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
+def _losses(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, reduction: str
 ) -> torch.Tensor:
-    return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
-
-
-def _token_log_probs(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
-) -> torch.Tensor:
-    return -F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="none")
-
-
-def chunked_log_probs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.Tensor,
-    chunk_tokens: int | None = None,
-) -> torch.Tensor:
-    """float32[N]: log-probability of each of `labels int64[N]`, in chunks as chunked_cross_entropy has them."""
-    rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    chunks = zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
-    return torch.cat([checkpoint(_token_log_probs, h, weight, bias, y, use_reentrant=False) for h, y in chunks])
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction=reduction)
 
 
 @dataclasses.dataclass
@@ -61,17 +42,19 @@ def chunked_cross_entropy(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     chunk_tokens: int | None = None,
+    apart: bool = False,
 ) -> torch.Tensor:
     """Sum of the cross entropy of `labels int64[N]` under softmax(hidden float[N, D] @ weight.T float[D, V] + bias).
 
-    At most `chunk_tokens` rows of logits exist at a time, forward or backward (default: 64 M elements).
+    With `apart` the log-probability of each label, float32[N]. At most `chunk_tokens` rows of logits exist at a time, forward
+    or backward (default: 64 M elements).
     """
     rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    total = hidden.new_zeros((), dtype=torch.float32)
     # Without a label there is still one (empty) chunk, so that every rank's graph reaches every parameter.
-    for h, y in zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True):
-        total = total + checkpoint(_cross_entropy_sum, h, weight, bias, y, use_reentrant=False)
-    return total
+    chunks = zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
+    kind = "none" if apart else "sum"
+    losses = [checkpoint(_losses, h, weight, bias, y, kind, use_reentrant=False) for h, y in chunks]
+    return -torch.cat(losses) if apart else sum(losses, hidden.new_zeros((), dtype=torch.float32))
 
 
 def install_training_forward(
@@ -95,8 +78,7 @@ def install_training_forward(
         that ZeRO-3 gathers the weight once."""
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
-        chunked = chunked_log_probs if apart else chunked_cross_entropy
-        return chunked(hidden, self.weight, self.bias, labels, chunk_tokens)
+        return chunked_cross_entropy(hidden, self.weight, self.bias, labels, chunk_tokens, apart)
 
     # Patch 1, of lm_head.forward: chunks must be formed inside the module's call, where ZeRO-3 has its weight gathered.
     head.forward = types.MethodType(head_forward, head)
@@ -123,12 +105,8 @@ def install_training_forward(
         if token_log_probs:
             return TokenLogProbs(head(hidden[labelled], labels=following[labelled], apart=True))
         total = head(hidden[labelled], labels=following[labelled])
-        count = (
-            labelled.sum().clamp(min=1)
-            if num_items_in_batch is None
-            else torch.as_tensor(num_items_in_batch).clamp(min=1)
-        )
-        return CausalLMOutputWithPast(loss=total / count.to(total.device))
+        count = labelled.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return CausalLMOutputWithPast(loss=total / count.clamp(min=1).to(total.device))
 
     # Patch 2, of model.forward: this is where a training's loss is computed.
     model.forward = forward

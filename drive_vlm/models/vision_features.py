@@ -17,14 +17,8 @@ from drive_vlm.models.family import Family
 
 # Config fields that change the tower's output but cannot be seen in its weights.
 _SEMANTIC = (
-    "model_type",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "norm_type",
-    "use_qk_norm",
-    "image_size",
-)
+    "model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "norm_type", "use_qk_norm", "image_size",
+)  # fmt: skip
 
 
 class CachedTower(torch.nn.Module):

@@ -15,15 +15,8 @@ CONTEXT = 1 << 30
 # Share of the peak that the caching allocator cannot use: an assumption.
 FRAGMENTATION = 0.05
 # Optimizer bytes a trained weight where they are not those of Adam's two fp32 moments.
-_MOMENTS = {
-    "sgd": 0,
-    "adafactor": 0.1,
-    "lion_32bit": 4,
-    "rmsprop": 4,
-    "adamw_8bit": 2,
-    "adamw_bnb_8bit": 2,
-    "paged_adamw_8bit": 2,
-}
+_MOMENTS = {"sgd": 0, "adafactor": 0.1, "lion_32bit": 4, "rmsprop": 4}
+_MOMENTS |= dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +167,7 @@ def _zero_3(sizes: Sequence[WeightSize], layout: Layout, setup: TrainingSetup) -
     passing = sum(size.elements for size in sizes) - persistent
     largest = max(size.elements for size in sizes)
     live = min(passing, max(layout.max_live, layout.max_reuse) + largest)
-    gathered = (persistent if world > 1 or layout.offload_param else 0) * each + (
-        live if world > 1 or layout.offload_param else 0
-    ) * each
+    gathered = (persistent + live) * each if world > 1 or layout.offload_param else 0
     shard = all_bytes / world
     gradients = each * share
     bucket = layout.reduce_bucket * each
@@ -218,16 +209,6 @@ def peak(fixed: StaticMemory, kept: float, work: float, logits: float) -> Peak:
     step = fixed.resident + fixed.gradients + fixed.step
     most = max(backward, step)
     needed = most * (1 + FRAGMENTATION) + CONTEXT
-    return Peak(
-        weights=fixed.weights,
-        gradients=fixed.gradients,
-        master=fixed.master,
-        optimizer=fixed.optimizer,
-        activations=kept + work,
-        logits=logits,
-        buffers=fixed.buffers,
-        peak=most,
-        needed=needed,
-        cpu=fixed.cpu,
-        between_steps=fixed.resident + fixed.kept,
-    )
+    parts = {name: getattr(fixed, name) for name in ("weights", "gradients", "master", "optimizer", "buffers", "cpu")}
+    between = fixed.resident + fixed.kept
+    return Peak(**parts, activations=kept + work, logits=logits, peak=most, needed=needed, between_steps=between)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import nearest
-from drive_vlm.models.flops import TrainFlops
 from drive_vlm.plan.flags import PlanFlags, memory_bytes
 from drive_vlm.plan.groups import step_flops
 from drive_vlm.plan.model_sizes import ModelSizes, Weight
@@ -15,15 +14,8 @@ from drive_vlm.plan.rows import RowStatistics
 
 # The card that is meant where only its memory is given.
 _USUAL = (
-    (20, "L4"),
-    (26, "RTX 4090"),
-    (44, "A100"),
-    (50, "L40S"),
-    (82, "A100"),
-    (100, "H100"),
-    (160, "H200"),
-    (256, "B200"),
-)
+    (20, "L4"), (26, "RTX 4090"), (44, "A100"), (50, "L40S"), (82, "A100"), (100, "H100"), (160, "H200"), (256, "B200"),
+)  # fmt: skip
 
 
 def time_and_tokens(
@@ -40,7 +32,8 @@ def time_and_tokens(
         # Packs are filled to about 95 %.
         per_sequence = max(1.0, 0.95 * flags.data.max_length / rows.tokens)
         sequences = math.ceil(sequences / per_sequence) if sequences else None
-    train, forward = (_of_row(flops, rows) * flags.sides for flops in (model.train, model.forward))
+    row = rows.tokens, rows.labels, rows.tiles
+    train, forward = model.train(*row) * flags.sides, model.forward(*row) * flags.sides
     if groups is None:
         per_row = train + (forward if flags.reference == "live" else 0)
     else:
@@ -74,10 +67,6 @@ def _steps(flags: PlanFlags, sequences: int, global_batch: int) -> int:
     groups = flags.groups
     completions = math.ceil(sequences / groups.prompts) * groups.prompts * groups.generations
     return math.ceil(completions * groups.iterations / global_batch)
-
-
-def _of_row(flops: TrainFlops, rows: RowStatistics) -> float:
-    return flops(rows.tokens, rows.labels, rows.tiles)
 
 
 def device_peak(flags: PlanFlags) -> tuple[float, str]:

@@ -88,33 +88,18 @@ def sizes_of(case: PlanCase) -> list[WeightSize]:
 def fixed_of(case: PlanCase, layout: Layout, accumulation: int | None = None) -> StaticMemory:
     """What does not depend on the batch."""
     each = weight_bytes(case, layout)
-    setup = TrainingSetup(
-        case.flags.plan.world_size,
-        each,
-        accumulation or case.accumulation,
-        str(case.flags.training["optim"] or "adamw_torch"),
-        autocast=case.half() and each == 4,
-    )
+    steps, optim = accumulation or case.accumulation, str(case.flags.training["optim"] or "adamw_torch")
+    setup = TrainingSetup(case.flags.plan.world_size, each, steps, optim, autocast=case.half() and each == 4)
     return static(sizes_of(case), layout, setup)
 
 
 def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
     """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
     fixed, groups = fixed_of(case, layout, accumulation), case.flags.groups
-    memo, each, compute = (
-        groups is not None and has_memo(case.model, layout),
-        weight_bytes(case, layout),
-        2 if case.half() else 4,
-    )
-    attention = case.flags.model.attn_implementation
-    live = activations(
-        case.model.without_tower() if memo else case.model,
-        batch,
-        compute,
-        checkpointing,
-        attention,
-        case.flags.run.chunk_tokens,
-    )
+    each, compute = weight_bytes(case, layout), 2 if case.half() else 4
+    attention, chunk = case.flags.model.attn_implementation, case.flags.run.chunk_tokens
+    model = case.model.without_tower() if groups is not None and has_memo(case.model, layout) else case.model
+    live = activations(model, batch, compute, checkpointing, attention, chunk)
     if groups is None:
         return peak(fixed, live.kept, live.work, live.logits)
     shards = case.flags.plan.world_size > 1 or layout.offload_param

@@ -1,28 +1,95 @@
-"""The state of a chain of rounds: what is done, and whether it still fits its files."""
+"""The state of a chain of rounds: the files that each step makes, their hashes, what is done, and whether it still fits."""
 
+import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.rounds.steps import (
-    DIRECT,
-    FINISHED,
-    STEPS,
-    identified,
-    identity,
-    logged,
-    metric_of,
-    read_json,
-    read_lines,
-    shards_of,
-    training_finished,
-)
 from drive_vlm.store.cache import write_atomically, write_json
-from drive_vlm.store.fingerprint import same_model
-from drive_vlm.store.keyed_lines import check_same
+from drive_vlm.store.fingerprint import content_hash, model_fingerprint, same_model
+from drive_vlm.store.keyed_lines import check_same, short
 
 STATE = "rounds.json"
 _FORMAT = 1
+STEPS = ("generate", "pairs", "train", "evaluate")
+# The model before any fine-tuning, for the table only.
+DIRECT = "direct"
+_SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Restore the file, or give another OUT.") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def identified(folder: Path, step: str) -> Path:
+    """The file, or the model directory, whose hash stands for the step."""
+    return folder / {"generate": "generated.jsonl", "pairs": "pairs.jsonl", "train": "model", "evaluate": "answers.jsonl"}[step]  # fmt: skip
+
+
+def identity(folder: Path, step: str) -> Any:
+    """Hash of a step's file, or of its model; None where there is none."""
+    path = identified(folder, step)
+    if step == "train":
+        return {key: value for key, value in model_fingerprint(str(path)).items() if key != "name"} if path.is_dir() else None  # fmt: skip
+    return content_hash(path) if path.is_file() else None
+
+
+def shards_of(folder: Path) -> tuple[list[Path], list[int]]:
+    """The finished shards of a generation in their order, and the numbers of those that are missing.
+
+    Raises ValueError for shards of different counts.
+    """
+    found = {path: tuple(map(int, match.groups())) for path in folder.glob("generated.shard-*") if (match := _SHARD.fullmatch(path.name))}  # fmt: skip
+    counts = {count for _, count in found.values()}
+    if len(counts) > 1:
+        raise ValueError(f"{folder}: shards of {' and of '.join(map(str, sorted(counts)))}. Remove those of one count.")
+    there = {index for index, _ in found.values()}
+    return sorted(found), [index for index in range(max(counts, default=0)) if index not in there]
+
+
+def _generation_finished(folder: Path) -> bool:
+    files, missing = shards_of(folder)
+    return (folder / "generated.jsonl").is_file() or bool(files and not missing)
+
+
+def training_finished(folder: Path) -> bool:
+    # Weights alone do not say it: a run that was stopped on request saves them too.
+    run = folder / "model" / "run.json"
+    return run.is_file() and read_json(run).get("state") == "finished"
+
+
+FINISHED: dict[str, Callable[[Path], bool]] = {"generate": _generation_finished, "train": training_finished}
+
+
+def logged(model: Path) -> list[dict[str, float]]:
+    """{step, margin, accuracy} of every logged step: beta times (the log-ratio to the reference of the chosen answer less that
+    of the rejected one), and the share of pairs in which that is positive, both over the steps since the last line."""
+    names = {"margin": "rewards/margins", "accuracy": "rewards/accuracies"}
+    lines = read_lines(model / "metrics.jsonl")
+    return [{"step": line["step"], **{key: line[name] for key, name in names.items()}} for line in lines if names["margin"] in line]  # fmt: skip
+
+
+def metric_of(path: Path, metric: str) -> tuple[float, dict[str, float | None]]:
+    """The number at `metric` ("a.b.c") in a JSON file, and the interval next to it: "low" and "high"."""
+    found, parts = read_json(path), metric.split(".")
+    for depth, part in enumerate(parts):
+        section = found
+        if not isinstance(found, dict) or part not in found:
+            known = f"there are {', '.join(found)}" if isinstance(found, dict) else f"it holds {short(found)}"
+            raise ValueError(f"{path}: no {'.'.join(parts[: depth + 1])}: {known}. Name the metric with METRIC.")
+        found = found[part]
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+        raise ValueError(f"{path}: {metric} is {short(found)}, not a number. Name another metric with METRIC.")
+    return float(found), {"low": section.get("low"), "high": section.get("high")}
 
 
 class Chain:
@@ -105,7 +172,8 @@ class Chain:
             raise ValueError(f"round {number}: {step} made no {identified(self.folder(number), step)}")
         entry = self.content["rounds"].setdefault(number, {})
         entry[step] = facts | {"identity": what}
-        self.content["rounds"] = dict(sorted(self.content["rounds"].items(), key=lambda item: _order(item[0])))
+        rounds = self.content["rounds"]
+        self.content["rounds"] = {n: rounds[n] for n in sorted(rounds, key=lambda n: -1 if n == DIRECT else int(n))}
         self.save()
 
     def decide(self, number: int, margin: float) -> bool:
@@ -153,10 +221,6 @@ class Chain:
             )
 
 
-def _order(number: str) -> int:
-    return -1 if number == DIRECT else int(number)
-
-
 def _agreed(then: Any, now: Any) -> Any:
     """The setting as it is to be kept, None where it has changed: files and models are compared by content, not by path."""
     if not isinstance(then, dict) or not isinstance(now, dict):
@@ -195,9 +259,7 @@ def _record_pairs(chain: Chain, number: str) -> dict[str, Any]:
     words = audit["words"]
     return {
         "file": _relative(chain, path),
-        "pairs": audit["pairs"],
-        "rows": audit["rows"],
-        "dropped": audit["dropped"],
+        **{name: audit[name] for name in ("pairs", "rows", "dropped")},
         "near_duplicates": audit["near_duplicates"]["count"],
         "mean_words": {key: round(words[key]["mean"], 2) for key in ("chosen", "rejected")},
         "chosen_longer": words["chosen_longer"],
@@ -213,13 +275,11 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
     run = read_json(folder / "model" / "run.json")
     # SPIN trains against the model of the round before. Of an adapter the fingerprint of its base follows: [adapter, base].
     _check_model(chain, number, run["reference"]["model"][0], folder / "model")
-    used = run["config"]["training"]
     points = logged(folder / "model")
     return {
         "output_dir": _relative(chain, folder / "model"),
-        "pairs": {_relative(chain, Path(path)): count for path, count in _rows_used(run).items()},
-        "beta": used["beta"],
-        "learning_rate": used["learning_rate"],
+        "pairs": {_relative(chain, Path(file["path"])): file["rows"] for file in run["data"]["train"]},
+        **{name: run["config"]["training"][name] for name in ("beta", "learning_rate")},
         "steps": int(max((line["step"] for line in read_lines(folder / "model" / "metrics.jsonl")), default=0)),
         "margin": {"first": points[0]["margin"], "last": points[-1]["margin"]} if points else None,
     }
@@ -242,10 +302,6 @@ def _check_model(chain: Chain, number: str, used: dict[str, Any], path: Path) ->
 
 def _expected_name(chain: Chain, number: int) -> str:
     return f"round-{number}/model" if number else chain.settings["model"]["name"].rstrip("/").rsplit("/", 1)[-1]
-
-
-def _rows_used(run: dict[str, Any]) -> dict[str, int]:
-    return {file["path"]: file["rows"] for file in run["data"]["train"]}
 
 
 def _record_evaluation(chain: Chain, number: str) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from drive_vlm.rounds.chain import Chain
-from drive_vlm.rounds.steps import DIRECT, logged
+from drive_vlm.rounds.chain import DIRECT, Chain, logged
 
 
 def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, Any]]:

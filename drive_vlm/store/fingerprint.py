@@ -17,15 +17,8 @@ _BLOCK = 1 << 20
 _SAMPLES = 64
 _LARGEST_NEW_FILE = 1 << 20
 # What a run writes next to the model it saves. It does not count as the model: later runs may start from that directory.
-_OF_THE_RUN = {
-    "run.json",
-    "status.json",
-    "data_audit.json",
-    "trainer_state.json",
-    "train_results.json",
-    "all_results.json",
-    "training_args.bin",
-}
+_OF_THE_RUN = {"run.json", "status.json", "data_audit.json", "trainer_state.json", "train_results.json"}
+_OF_THE_RUN |= {"all_results.json", "training_args.bin"}
 
 
 def content_hash(path: str | Path, cached: bool = True) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from drive_vlm.builders.splits import split_position
-from drive_vlm.rounds.chain import Chain
-from drive_vlm.rounds.steps import metric_of
+from drive_vlm.rounds.chain import Chain, metric_of
 from drive_vlm.rounds.table import held_out_rows, table, training_curves
 
 TOOL = "tools/rounds.py"

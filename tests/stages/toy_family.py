@@ -49,11 +49,6 @@ class ToyVision(VisionAdapter[int]):
         out = self.processor.image_processor(images=list(images), return_tensors="pt")
         return {"pixel_values": out["pixel_values"]}, [1] * len(images)
 
-    def dummy_inputs(self) -> dict[str, Any]:
-        import torch
-
-        return {"pixel_values": torch.zeros(1, 3, *self.tiling.tile)}
-
 
 def tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
     patches = (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2

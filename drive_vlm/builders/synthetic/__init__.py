@@ -5,6 +5,8 @@ chance in sample.py, pixels in render.py, words in words.py, motion in clip.py; 
 This module is the one to import.
 """
 
+# ruff: noqa: F401 - what is imported here is imported from here
+
 from drive_vlm.builders.synthetic.clip import (
     CLIP_TEMPLATES,
     FRAME_SECONDS,
@@ -36,32 +38,3 @@ from drive_vlm.builders.synthetic.words import (
     questions,
     short_caption,
 )
-
-__all__ = [
-    "ACTIONS",
-    "CLIP_TEMPLATES",
-    "COCO_LABELS",
-    "FRAME_SECONDS",
-    "ORDER_TEMPLATES",
-    "REASONS",
-    "TEMPLATES",
-    "VEHICLE_COLORS",
-    "Question",
-    "Scene",
-    "SceneObject",
-    "clip_caption",
-    "clip_questions",
-    "coco_classes",
-    "coco_labels",
-    "concise",
-    "detailed",
-    "long_caption",
-    "make_clip",
-    "make_order_clip",
-    "make_scene",
-    "order_questions",
-    "questions",
-    "render",
-    "short_caption",
-    "video_id",
-]

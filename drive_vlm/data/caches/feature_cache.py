@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.data.vision import frame_files, frame_indices
+from drive_vlm.data.vision import CHECK_ROOT, frame_files, frame_indices
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
 from drive_vlm.store.keyed_lines import check_same, read_lines
@@ -156,12 +156,9 @@ class FeatureCache:
             try:
                 changed = self.difference(entry, sample)
             except OSError as error:
-                raise BadRow(
-                    "video_missing" if sample.video else "image_missing",
-                    sample.where,
-                    f"{error.filename} cannot be found, though its features are in {self.directory}",
-                    "Check the image root (--image_root), or use --on_bad_row skip",
-                ) from error
+                reason = "video_missing" if sample.video else "image_missing"
+                problem = f"{error.filename} cannot be found, though its features are in {self.directory}"
+                raise BadRow(reason, sample.where, problem, CHECK_ROOT) from error
             if changed:
                 raise ValueError(
                     f"{sample.where}: {name} has changed since its features were written to {self.directory}: {changed}. "
@@ -206,12 +203,8 @@ class FeatureCache:
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of the cache."""
-        return {
-            "directory": str(self.directory),
-            "entries": len(self),
-            "fingerprint": self.fingerprint(),
-            **self.settings,
-        }
+        own = {"directory": str(self.directory), "entries": len(self), "fingerprint": self.fingerprint()}
+        return own | self.settings
 
     @property
     def feature_shape(self) -> tuple[int, int]:

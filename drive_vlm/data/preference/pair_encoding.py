@@ -24,9 +24,8 @@ def answers_of(sample: Sample) -> tuple[str, str]:
     for side in ("chosen", "rejected"):
         text = given.get(side)
         if not isinstance(text, str):
-            raise BadRow(
-                "missing_field", sample.where, f"the row has no text {side!r}", "A pair needs chosen and rejected texts"
-            )
+            way_out = "A pair needs chosen and rejected texts"
+            raise BadRow("missing_field", sample.where, f"the row has no text {side!r}", way_out)
         if not text.strip():
             raise BadRow("empty_answer", sample.where, f"the {side} answer is empty", "Remove the pair")
         if IMAGE in text or VIDEO in text:
@@ -85,12 +84,12 @@ class EncodedPairs(EncodedRows):
         encoded = super()._row(i)
         if self.reference is not None and not isinstance(encoded, BadRow):
             if np.isnan(self.reference[i]).any():
-                return BadRow(
-                    "no_reference",
-                    self.table.sample(i, need_answer=False).where,
+                where, problem = (
+                    self.table.sample(i, False).where,
                     "the pair can be read now, but could not when the reference was computed",
-                    "Start again in another --output_dir, or add the pair: python -m drive_vlm reference",
                 )
+                way_out = "Start again in another --output_dir, or add the pair: python -m drive_vlm reference"
+                return BadRow("no_reference", where, problem, way_out)
             encoded["reference"] = self.reference[i]
         return encoded
 

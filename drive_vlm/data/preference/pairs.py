@@ -32,9 +32,8 @@ def check_pair(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("chosen", "rejected")):
         raise BadRow("missing_field", where, 'a pair needs the texts "chosen" and "rejected"', "Fix the row")
     if problem := unusable(row["chosen"], row["rejected"]):
-        raise BadRow(
-            problem, where, f"the pair is {problem.replace('_', ' ')}", "Build pairs with tools/build_pairs.py"
-        )
+        way_out = "Build pairs with tools/build_pairs.py"
+        raise BadRow(problem, where, f"the pair is {problem.replace('_', ' ')}", way_out)
     return row
 
 

@@ -46,12 +46,6 @@ class SiglipQwenVision(VisionAdapter[int]):
         out = self.processor.image_processor(images=list(images), return_tensors="pt")
         return {"pixel_values": out["pixel_values"]}, [1] * len(images)
 
-    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
-        """One black frame."""
-        import torch
-
-        return {"pixel_values": torch.zeros(1, 3, *self.tiling.tile)}
-
 
 def register() -> None:
     """Let AutoConfig, AutoProcessor and AutoModelForImageTextToText know the classes; calling it again does nothing."""

@@ -70,12 +70,6 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixel_values float[P, 3, H, W] -> float[P, L, Dv], before the temporal embeddings: what a feature cache holds.
 
@@ -174,18 +168,6 @@ class SiglipQwenForConditionalGeneration(SiglipQwenPreTrainedModel, GenerationMi
         self.model = SiglipQwenModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         return self.model.get_image_features(*args, **kwargs)
