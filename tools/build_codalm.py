@@ -63,9 +63,5 @@ def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
     print(f"wrote {', '.join(f'{args.out}/{split.lower()}.jsonl' for split in audits)}; image root: {args.root}")
 
 
-def main() -> None:
-    run_tool(make_parser(), run, show)
-
-
 if __name__ == "__main__":
     run_tool(make_parser(), run, show)
