@@ -126,7 +126,7 @@ def stored_weights(directory: str, names: Set[str]) -> dict[str, "torch.Tensor"]
     """Those of the tensors `names` that lie in the safetensors files of a directory, by their names on disk."""
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in sorted(Path(directory).glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             found |= {name: weights.get_tensor(name) for name in names & set(weights.keys())}
