@@ -138,7 +138,7 @@ def test_the_plan_of_a_shipped_recipe_loads_no_torch(
     done = run(["bash", f"recipes/{recipe}.sh", *words], PYTHONPROFILEIMPORTTIME="1", **env)
     assert done.returncode == 0, done.stderr
     modules = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "drive_vlm.plan.command" in modules and not {"torch", "transformers", "trl", "peft"} & modules
+    assert "drive_vlm.plan.memory_table" in modules and not {"torch", "transformers", "trl", "peft"} & modules
 
 
 def test_every_shipped_recipe_is_one_of_those() -> None:
