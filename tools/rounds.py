@@ -13,11 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.rounds.steps import DIRECT, STEPS, read_json
-
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.report.tables import interval, print_table
-from drive_vlm.rounds.chain import Chain
+from drive_vlm.rounds.chain import DIRECT, STEPS, Chain, read_json
 from drive_vlm.rounds.table import held_out_rows, table, training_curves
 
 if TYPE_CHECKING:
