@@ -232,7 +232,7 @@ class Cluster:
         words = self._call("scontrol", "-o", "show", kind, str(name), may_fail=True).split()
         return dict(word.split("=", 1) for word in reversed(words) if "=" in word)
 
-    def wait(self, job: object, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: object, seconds: float = 450) -> dict[str, str]:
         """The job as it ended."""
         running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "UNKNOWN")
 

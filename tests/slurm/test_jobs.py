@@ -105,7 +105,7 @@ def test_a_node_that_loses_its_power_requeues_the_job(cluster, submit, log, tmp_
     finally:
         cluster.power_on("node1")
     assert requeued, log(job)
-    end = cluster.wait(job, 150)
+    end = cluster.wait(job, 450)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(job)
     made, attempts = steps(out)
     assert attempts == [0, 1, 2] and sorted(set(made)) == list(range(1, 41))
