@@ -145,7 +145,7 @@ def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
     """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
     rows: dict[str, dict[str, Any]] = {}
     for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
-        # Cut, not passed over: whoever appends next (an older version, a shell) must not continue the half line.
+        # Cut, not passed over: the next writer (an older version, a shell) must not continue the half line.
         cut_torn_line(path)
         rows |= read_keyed(path, "not a prediction row", "Remove the line or give another --out.", key="id")
     return rows

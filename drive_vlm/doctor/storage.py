@@ -102,7 +102,7 @@ def output_directory(setting: Setting) -> Iterator[Finding]:
 
 
 def caches(setting: Setting) -> Iterator[Finding]:
-    """Where models, compiled ops and row indices are kept; a lock that an aborted compilation left makes the next run wait for ever."""
+    """Where models, compiled ops and row indices are kept; a lock that an aborted compilation left makes the next run wait without end."""
     home = Path.home() / ".cache"
     folders = {
         "HF_HOME": Path(os.environ.get("HF_HOME") or home / "huggingface"),

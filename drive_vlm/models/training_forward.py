@@ -3,7 +3,7 @@
 * The head runs on labelled positions only, a chunk at a time, and each chunk's logits are recomputed in the backward
   pass: 16,384 labelled tokens on InternVL3's vocabulary would otherwise hold 9.9 GB of fp32 logits.
 * A batch without a picture sends one dummy tile through tower and projector, times zero. Under ZeRO-3 every module
-  gathers its weights from all ranks, so a rank that left the tower out would let the others wait for ever.
+  gathers its weights from all ranks, so a rank that left the tower out would let the others wait without end.
 
 `load_family(for_training=True)` patches three forwards here: the model's, its head's and its body's. The loss is therefore
 computed in the patched model.forward, which Trainer.compute_loss reaches by `model(**batch)`. It divides by the tokens of all
