@@ -221,6 +221,14 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Any:
         shutil.rmtree(path)
 
 
+def _lives(pid: int) -> bool:
+    """Whether a process still holds its files and ports."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Training:
     """A training in the background that tests signal, stop and wait for: `python -m drive_vlm sft`, on `ranks` processes by torchrun."""
 
@@ -284,11 +292,14 @@ class Training:
             pytest.fail(f"no end after {timeout} s\n{self.text[-3000:]}")
 
     def kill(self) -> None:
-        """All that is left of it."""
+        """All that is left of it; returns when every process has ended, so that the next training finds the port free."""
         if self.process.poll() is None:
-            for pid in self.processes():
+            killed = self.processes()
+            for pid in killed:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            while any(map(_lives, killed[1:])):
+                time.sleep(0.01)
         self.process.wait()
         self.log.close()
 

@@ -25,6 +25,8 @@ def toy(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("DRIVE_VLM_MODELS", LINE)
     monkeypatch.syspath_prepend(str(ROOT))
+    # The commands and tools are processes of their own.
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return importlib.import_module("tests.stages.toy_family").build_tiny(
         tmp_path / "toy", corpus_of(JsonlFile(world.train))
     )

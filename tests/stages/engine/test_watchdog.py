@@ -110,7 +110,8 @@ def test_a_stopped_process_is_named(training: Callable, stopped: int) -> None:
     reason = run.status["reason"]
     assert run.status["state"] == "failed"
     assert reason.startswith(f"Hangs: rank {stopped} (") and f", process {pid}) in step " in reason, reason
-    assert ", ids scene-" in reason or "phase data" in reason, reason
+    # Between batches no row is at work: the signal may find the process there.
+    assert ", ids scene-" in reason or "phase data" in reason or "phase communication" in reason, reason
     assert "The process does not answer" in reason and "The other ranks wait for it" in reason
     assert "raise --hang_timeout (3)" in reason
 
