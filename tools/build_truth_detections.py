@@ -17,7 +17,7 @@ from drive_vlm.builders.detection_items import PendingItem
 from drive_vlm.builders.synthetic.scene import COCO_LABELS, coco_labels
 from drive_vlm.config import CommandParser, DataConfig, run_tool
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.data.vision import frame_indices, load_video
+from drive_vlm.data.vision import load_video, video_frames
 from drive_vlm.rewards.detections import (
     DetectedFrame,
     DetectedObject,
@@ -65,8 +65,8 @@ def detect(
     """What a detector with these faults finds in the sampled frames; what it missed and invented goes into `counts`."""
     digest = hashlib.sha256(video.encode()).digest()
     rng = np.random.default_rng([args.seed, int.from_bytes(digest[:8], "big")])
-    indices = frame_indices(len(scenes), args.num_frames)
-    pictures = load_video(str(root / video), args.num_frames, str(root / "scenes.jsonl"))
+    path, where = str(root / video), str(root / "scenes.jsonl")
+    indices, pictures = video_frames(path, args.num_frames, where), load_video(path, args.num_frames, where)
     found = [
         [
             (label, thing["box"])
@@ -92,7 +92,7 @@ def detect(
             if label not in missed
         )
         frames.append(DetectedFrame(index, hashlib.sha256(picture.tobytes()).hexdigest(), seen))
-    file = PendingItem(video, str(root / video), str(root / "scenes.jsonl"), is_video=True).identity(args.num_frames)
+    file = PendingItem(video, path, where, is_video=True).identity(args.num_frames)
     return VideoDetections(video, detector, tuple(frames), file)
 
 

@@ -250,7 +250,7 @@ def build(
     bar = track(
         decoded(todo, tower.encoder, config.workers), "features", len(todo), disable=not read_topology().is_main
     )
-    with FeatureWriter(out, config.stored, config.num_frames) as writer:
+    with FeatureWriter(out, config.stored) as writer:
         for item, error in unreadable:
             record_bad(writer, item, error)
         for item, pixels in until_stopped(bar):

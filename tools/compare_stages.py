@@ -196,7 +196,7 @@ def load_frames(
 
     from drive_vlm.config import plain
     from drive_vlm.data.samples import BadRow
-    from drive_vlm.data.vision import frame_indices, load_video, video_length
+    from drive_vlm.data.vision import frame_indices, load_video, video_frames
 
     try:
         entry = cache.entry(video)
@@ -204,16 +204,16 @@ def load_frames(
         raise ValueError(f"{where}: {error}") from error
     path, looked = str(Path(root, video)), [frame.index for frame in entry.frames]
     try:
-        total = video_length(path, where)
+        now = video_frames(path, len(looked), where)
         pictures = load_video(path, len(looked), where)
     except BadRow as error:
         raise ValueError(
             f"{where}: {error.problem}. Check the folder of videos (--videos), or choose others (--ids)"
         ) from error
-    if looked != frame_indices(total, len(looked)):
+    if looked != now:
         raise ValueError(
             f"{where}: the detections are of the frames {looked} of {video!r}, which are not {len(looked)} frames spread evenly over "
-            f"the {total} of {path}; frames are missing, or run tools/cache_detections.py again"
+            f"{path} ({now}); frames are missing, or run tools/cache_detections.py again"
         )
     shown = frame_indices(len(looked), count)
     frames = []

@@ -93,13 +93,14 @@ def patch_labels(truths: list[dict[str, Any]], names: list[str], side: int, patc
 
 def load(data: Path) -> dict[str, tuple[np.ndarray, list[dict[str, Any]]]]:
     """{split: (uint8[N, H, W, 3], truths)}."""
-    from PIL import Image
     from rich.progress import track
+
+    from drive_vlm.data.vision import load_image
 
     pictures: dict[str, list[np.ndarray]] = {}
     truths: dict[str, list[dict[str, Any]]] = {}
     for split, path, truth in track(list(frames_of(data)), "reading"):
-        pictures.setdefault(split, []).append(np.asarray(Image.open(path).convert("RGB")))
+        pictures.setdefault(split, []).append(np.asarray(load_image(str(path), str(path))))
         truths.setdefault(split, []).append(truth)
     return {split: (np.stack(found), truths[split]) for split, found in pictures.items()}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from drive_vlm.builders.row_writer import Row, RowWriter
 from drive_vlm.data.samples import BadRow
+from drive_vlm.data.vision import load_image
 from drive_vlm.evaluation.codalm import GENERAL, QUESTIONS, REGION, SPLITS, SUGGESTION, TASKS, region_class
 from drive_vlm.store.cache import read_json, write_json
 
@@ -108,7 +109,7 @@ def plain_image(row: Row) -> str:
 
 def draw_box(row: Row, root: Path) -> bool:
     """Write a region's picture, unless it is there; whether it was written. Raises ValueError, naming the picture."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     target = root / row["image"]
     if target.is_file():
@@ -117,13 +118,12 @@ def draw_box(row: Row, root: Path) -> bool:
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(root / plain_image(row)) as picture:
-            boxed = picture.convert("RGB")
+        boxed = load_image(str(root / plain_image(row)), str(row["id"]))
         ImageDraw.Draw(boxed).rectangle([x, y, x + width, y + height], outline="red", width=2)
         # At Pillow's default quality, as published.
         boxed.save(part, format="JPEG")
         os.replace(part, target)
-    except OSError as error:
+    except (OSError, BadRow) as error:
         raise ValueError(f"{target}: cannot be made from {root / plain_image(row)} ({error})") from error
     return True
 

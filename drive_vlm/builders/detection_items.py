@@ -13,7 +13,7 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.data.videos import find_videos, is_media, shown_path
-from drive_vlm.data.vision import CHECK_ROOT, frame_indices, load_image, load_video, video_length
+from drive_vlm.data.vision import CHECK_ROOT, load_image, load_video, video_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def load_frames(item: PendingItem, num_frames: int) -> Frames:
     # Before the file is decoded: a change during decoding is then noticed by the next run.
     identity = item.identity(num_frames)
     if item.is_video:
-        indices = frame_indices(video_length(item.path, item.where), num_frames)
+        indices = video_frames(item.path, num_frames, item.where)
         pictures = load_video(item.path, num_frames, item.where)
     else:
         indices, pictures = [0], [load_image(item.path, item.where)]
@@ -139,7 +139,7 @@ def outdated(entry: Any, item: PendingItem, num_frames: int, verify: bool) -> st
     if entry.file and item.changed(entry.file, len(entry.frames)):
         return "changed"
     if item.is_video:
-        now = frame_indices(video_length(item.path, item.where), num_frames)
+        now = video_frames(item.path, num_frames, item.where)
         was = [frame.index for frame in entry.frames]
         if was != now:
             raise ValueError(

@@ -12,6 +12,7 @@ from drive_vlm.builders.splits import assign_split
 from drive_vlm.builders.stitching import LAYOUT, normalise_tags, stitch
 from drive_vlm.config import nearest
 from drive_vlm.data.samples import BadRow
+from drive_vlm.data.vision import load_image
 from drive_vlm.evaluation.drivelm import CATEGORIES
 
 # The order of the six pictures in a row: that of `image_paths` in the official files.
@@ -124,16 +125,13 @@ def _normalised(text: str, where: str) -> str:
 
 def stitch_frame(frame: Frame, images: Path, target: Path) -> None:
     """Write the stitched picture of a frame; raises ValueError, naming the file, for one that cannot be decoded."""
-    from PIL import Image
-
     views = {}
     for camera in CAMERAS:
         path = images / frame.views[camera]
         try:
-            with Image.open(path) as view:
-                views[camera] = view.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"scene {frame.scene} frame {frame.id}: {path}: cannot be decoded ({error})") from error
+            views[camera] = load_image(str(path), f"scene {frame.scene} frame {frame.id}")
+        except BadRow as error:
+            raise ValueError(f"{error.where}: {path}: cannot be decoded ({error.problem})") from error
     stitch(views).save(target, quality=95)
 
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.vision import load_image
+
 if TYPE_CHECKING:
     import torch
 
@@ -181,13 +184,11 @@ class ClipEncoder:
 
     def read_image(self, path: Path) -> "torch.Tensor":
         """pixel_values float[3, H, W] of one file; raises ImageError when it cannot be decoded."""
-        from PIL import Image
-
         try:
-            with Image.open(path) as image:
-                return self.preprocess(image.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(path, f"the picture cannot be decoded ({_first_line(error)})") from error
+            picture = load_image(str(path), str(path))
+        except BadRow as error:
+            raise ImageError(path, f"the picture cannot be decoded ({error.problem})") from error
+        return self.preprocess(picture)
 
 
 def encode_tokens(model: Any, tokens: "torch.Tensor") -> "torch.Tensor":

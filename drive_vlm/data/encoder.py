@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.config import IGNORE_INDEX
-from drive_vlm.data.caches.feature_cache import FeatureCache
+from drive_vlm.data.caches.feature_cache import TRANSFORM, FeatureCache
 from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
 from drive_vlm.data.vision import checked_image_size, load_image, load_video, video_length
@@ -59,7 +59,7 @@ class Encoder:
         vision = self.vision.fingerprint() if self.vision else None
         backend = self.tokenizer.backend_tokenizer.to_str() if hasattr(self.tokenizer, "backend_tokenizer") else ""
         features = self.features.fingerprint() if self.features else None
-        return cache_key(self.template, vision, self.num_frames, cache_key(backend), features)
+        return cache_key(self.template, vision, self.num_frames, cache_key(backend), features, TRANSFORM)
 
     def layouts_of(self, sample: Sample, max_tiles: int | None = None) -> Sequence[Layout]:
         """How each picture or frame is cut (its number of tiles, for most families), from headers or the feature cache."""

@@ -53,21 +53,17 @@ def answers_of_server(
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:
     """The prompt as OpenAI chat messages, pictures in their places as data URLs."""
-    from drive_vlm.data.vision import load_image
+    from drive_vlm.data.vision import picture_bytes
     from drive_vlm.judges.chat_client import image_part
 
     if sample.video:
         problem = "OpenAI-compatible servers take no video files"
         raise BadRow("no_video", sample.where, problem, "Write the frames as images, or use --backend hf")
-    for path in sample.images:
-        load_image(path, sample.where)
-    images = iter(sample.images)
+    images = iter([image_part(path, picture_bytes(path, sample.where)) for path in sample.images])
     return [
         {
             "role": turn.role,
-            "content": [
-                image_part(next(images)) if part == IMAGE else {"type": "text", "text": part} for part in turn.parts
-            ],
+            "content": [next(images) if part == IMAGE else {"type": "text", "text": part} for part in turn.parts],
         }
         if turn.role == "user"
         else {"role": turn.role, "content": turn.text}

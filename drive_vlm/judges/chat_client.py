@@ -264,15 +264,15 @@ def request_key(model: str, messages: Sequence[Message], sampling: dict[str, Any
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def image_part(path: str | Path) -> Message:
-    """The picture as a content part of a message, its bytes unchanged in a data URL.
+def image_part(path: str | Path, content: bytes | None = None) -> Message:
+    """The picture as a content part of a message, its bytes unchanged in a data URL; `content` stands in for the file's own.
 
     Raises ValueError for a missing file and for bytes that are not JPEG, PNG, GIF or WebP.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such image")
-    data = path.read_bytes()
+    data = path.read_bytes() if content is None else content
     kind = next((kind for magic, kind in _IMAGE_KINDS.items() if data.startswith(magic)), None)
     if kind is None:
         raise ValueError(f"{path}: not a JPEG, PNG, GIF or WebP image; convert it first")

@@ -245,11 +245,12 @@ class ServerJudge:
 
 def _messages(request: Request) -> list[dict[str, Any]]:
     """OpenAI chat messages, pictures as data URLs."""
+    from drive_vlm.data.vision import picture_bytes
     from drive_vlm.judges.chat_client import image_part
 
     messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in request.turns]
     if request.images:
-        pictures = [image_part(path) for path in request.images]
+        pictures = [image_part(path, picture_bytes(path, path)) for path in request.images]
         messages[-1]["content"] = [*pictures, {"type": "text", "text": request.turns[-1][1]}]
     return messages
 

@@ -237,8 +237,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     whole = av.open
 
     class Counted:
-        def __init__(self, path: str, *mode: str) -> None:
-            self.path, self.container = path, whole(path, *mode)
+        def __init__(self, path: str, *mode: str, **options: object) -> None:
+            self.path, self.container = path, whole(path, *mode, **options)
 
         def __getattr__(self, name: str) -> object:
             return getattr(self.container, name)

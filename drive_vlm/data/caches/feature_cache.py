@@ -30,7 +30,7 @@ from drive_vlm.store.keyed_lines import check_same, read_lines
 SETTINGS = "cache.json"
 FORMAT = 1
 # Raise it when the same files give other pixels: frames are chosen or ordered, files decoded, or pictures cut in another way.
-TRANSFORM = 3
+TRANSFORM = 4
 # numpy has no bfloat16: its bytes are read as whole numbers and viewed by torch.
 _STORED = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32}
 # Settings that training does not compare: it takes features of any number type.
@@ -59,12 +59,12 @@ class FileIdentity:
 
     @classmethod
     def of(cls, sample: Sample, num_frames: int, content: bool = False, cached: bool = False) -> "FileIdentity":
-        """Of the pictures of `sample`; with `content` the files that are decoded are read. Raises OSError."""
+        """Of the pictures of `sample`; with `content` the files that are decoded are read. Raises OSError, and BadRow (video_mixed)."""
         files = used = list(sample.images)
         if sample.video is not None:
             files = used = [sample.video]
             if os.path.isdir(sample.video):
-                files = frame_files(sample.video)
+                files = frame_files(sample.video, sample.where)
                 used = [files[i] for i in frame_indices(len(files), num_frames)]
         stats = [os.stat(file) for file in files]
         times = cache_key([(os.path.basename(file), s.st_mtime_ns) for file, s in zip(files, stats, strict=True)])

@@ -12,7 +12,7 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.data.videos import find_videos, is_media
-from drive_vlm.data.vision import video_length
+from drive_vlm.data.vision import video_frames
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class Work:
     sample: Sample
     max_tiles: int | None
     tiles: list[int] = dataclasses.field(default_factory=list)
-    frames: int = 0
+    frames: list[int] | None = None
     recorded: tuple[str, str, str] | None = None
     identity: FileIdentity | None = None
 
@@ -89,7 +89,7 @@ def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[
         sample = item.sample
         try:
             if sample.video:
-                item.frames = video_length(sample.video, sample.where)
+                item.frames = video_frames(sample.video, encoder.num_frames, sample.where)
             item.identity = FileIdentity.of(sample, encoder.num_frames, content=True)
             tensors, counts = encoder.load_vision(sample, item.max_tiles)
         except BadRow as error:

@@ -10,7 +10,6 @@ from typing import IO, Any
 
 from drive_vlm.data.caches.feature_cache import SETTINGS, FileIdentity, check_settings, media_key, read_settings
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.data.vision import frame_indices
 from drive_vlm.store.cache import write_json
 
 _SHARD_BYTES = 4 << 30
@@ -24,8 +23,8 @@ class FeatureWriter:
         stored: number type on disk, float16, bfloat16 or float32.
     """
 
-    def __init__(self, directory: Path, stored: str, num_frames: int) -> None:
-        self.directory, self.stored, self.num_frames = directory, stored, num_frames
+    def __init__(self, directory: Path, stored: str) -> None:
+        self.directory, self.stored = directory, stored
         self.shard = ""
         self._data: IO[bytes] | None = None
         self._index: IO[bytes] | None = None
@@ -43,11 +42,11 @@ class FeatureWriter:
         features: Any,
         tiles: list[int],
         identity: FileIdentity | None,
-        frames: int,
+        frames: list[int] | None,
     ) -> int:
         """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
 
-        `identity` with content is that of the files before they were decoded; `frames` counts those of the whole video.
+        `identity` with content is that of the files before they were decoded; `frames` numbers those that were taken of a video.
         Raises ValueError for numbers that are not finite in the cache's type, and when the disk is full.
         """
         import torch
@@ -60,7 +59,6 @@ class FeatureWriter:
                 f"{features.float().abs().max().item():.3g}). Use --stored bfloat16 or float32 and another --out."
             )
         content = stored.view(torch.uint8).numpy().tobytes()
-        used = frame_indices(frames, self.num_frames) if sample.video else None
         try:
             data, index = self._files()
             offset = data.tell()
@@ -68,7 +66,7 @@ class FeatureWriter:
             data.write(content)
             data.flush()
             row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": tiles}
-            self._line(index, sample, max_tiles, row | {"frames": used, "identity": dataclasses.asdict(identity)})
+            self._line(index, sample, max_tiles, row | {"frames": frames, "identity": dataclasses.asdict(identity)})
         except OSError as error:
             raise ValueError(
                 f"{self.directory}: features could not be written ({error}). What is complete stays: fix the cause and run the same "

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
-from drive_vlm.data.vision import frame_indices, video_length
+from drive_vlm.data.vision import video_frames
 from drive_vlm.stages.rl.prompts import columns_of, same_keys
 from drive_vlm.stages.rl.scorers import Scorer
 
@@ -96,6 +96,6 @@ def _frames(sample: Sample, num_frames: int, features: FeatureCache | None, max_
             frames = features.find(sample, max_tiles).frames
             assert frames is not None, "the entry of a video has its frames"
             return list(frames)
-        return frame_indices(video_length(sample.video, sample.where), num_frames)
+        return video_frames(sample.video, num_frames, sample.where)
     except BadRow:
         return None

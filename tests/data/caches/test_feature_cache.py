@@ -34,9 +34,10 @@ def write(out: Path, *samples: Sample, seed: int = 0, stored: str = "float32") -
     torch.manual_seed(seed)
     start_cache(out, SETTINGS | STORED | {"stored": stored}, (3, 5), "REBUILD")
     features = [torch.randn(2, 3, 5) for _ in samples]
-    with FeatureWriter(out, stored, 4) as writer:
+    with FeatureWriter(out, stored) as writer:
         for sample, values in zip(samples, features, strict=True):
-            writer.write(sample, None, values, [2], FileIdentity.of(sample, 4, content=True), 6)
+            frames = [0, 2, 3, 5] if sample.video else None
+            writer.write(sample, None, values, [2], FileIdentity.of(sample, 4, content=True), frames)
     return features
 
 
@@ -179,7 +180,7 @@ def test_the_newest_entry_counts(pictures: Path, tmp_path: Path) -> None:
 def test_bad_pictures_stay_bad_in_training(pictures: Path, tmp_path: Path) -> None:
     sample = sample_of(pictures, video="empty")
     write(tmp_path / "out")
-    with FeatureWriter(tmp_path / "out", "float32", 4) as writer:
+    with FeatureWriter(tmp_path / "out", "float32") as writer:
         writer.write_bad(sample, None, BadRow("video_empty", "x:1", "zero frames", "Replace it"))
     with pytest.raises(BadRow, match=r"rows.jsonl:1: zero frames") as bad:
         read(tmp_path / "out").find(sample)
@@ -192,10 +193,10 @@ def test_numbers_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> N
     sample = sample_of(pictures, video="clip")
     write(tmp_path / "out", stored="float16")
     with (
-        FeatureWriter(tmp_path / "out", "float16", 4) as writer,
+        FeatureWriter(tmp_path / "out", "float16") as writer,
         pytest.raises(ValueError, match=r"not finite as float16 \(largest 1e\+05\)"),
     ):
-        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), 6)
+        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), [0, 2, 3, 5])
 
 
 def test_the_same_pictures_have_one_key(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

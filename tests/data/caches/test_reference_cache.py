@@ -17,6 +17,7 @@ def test_files_decoded_in_another_way_stop(tmp_path: Path, monkeypatch: pytest.M
     model = [{"name": "m", "config": "c", "weights": "w"}]
     reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
     reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
-    monkeypatch.setattr(reference_cache, "TRANSFORM", reference_cache.TRANSFORM + 1)
-    with pytest.raises(ValueError, match=r"made with other settings \(transform: 3 then, 4 now"):
+    now = reference_cache.TRANSFORM
+    monkeypatch.setattr(reference_cache, "TRANSFORM", now + 1)
+    with pytest.raises(ValueError, match=rf"made with other settings \(transform: {now} then, {now + 1} now"):
         reference_cache.ReferenceCache.start(tmp_path, reference_cache.reference_settings(model, "float32", encoder))
