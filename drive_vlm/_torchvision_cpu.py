@@ -8,9 +8,9 @@ torchvision's own import, and only when `_C.so` cannot be loaded: a matching CUD
 This is the package's one import-time effect. It imports no torch itself.
 """
 
+import functools
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -47,48 +47,34 @@ def _native_ops_load(package: Path) -> bool:
     return False
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, real):
-        self.real = real
+def _execute(run, module):
+    """`run` of the real loader executes torchvision; before it the operators that the wheel cannot bring are defined."""
+    import torch
 
-    def create_module(self, spec):
-        return self.real.create_module(spec)
+    native = _native_ops_load(Path(module.__file__).parent)
+    if not native:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", nms, "CPU")
+        _LIBRARIES.append(library)
+    run(module)
+    if not native:  # nms has a kernel now: lift the guard there, leave it on roi_align and the like
+        import torchvision.ops.boxes
 
-    def exec_module(self, module):
-        import torch
-
-        native = _native_ops_load(Path(module.__file__).parent)
-        if not native:
-            library = torch.library.Library("torchvision", "DEF")
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.impl("nms", nms, "CPU")
-            _LIBRARIES.append(library)
-        self.real.exec_module(module)
-        if not native:  # nms has a kernel now: lift the guard there, leave it on roi_align and the like
-            import torchvision.ops.boxes
-
-            torchvision.ops.boxes._assert_has_ops = lambda: None
-
-    def __getattr__(self, name):  # get_data, is_package and so on of the real loader
-        return getattr(self.real, name)
+        torchvision.ops.boxes._assert_has_ops = lambda: None
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Stays on sys.meta_path: transformers probes with find_spec("torchvision") long before it imports it."""
 
-    searching = False
-
     def find_spec(self, name, path=None, target=None):
-        if name != "torchvision" or self.searching:
+        if name != "torchvision":
             return None
-        self.searching = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self.searching = False
+        spec = importlib.machinery.PathFinder.find_spec(name)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
-            spec.loader = _Loader(spec.loader)
+            # Of this one loader: importlib calls it when torchvision is imported.
+            setattr(spec.loader, "exec_module", functools.partial(_execute, spec.loader.exec_module))  # noqa: B010
         return spec
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -36,11 +37,11 @@ def main(words: Sequence[str]) -> None:
     """`python -m drive_vlm reproduce`."""
     parser = CommandParser(prog="python -m drive_vlm reproduce", description=__doc__, examples=EXAMPLES)
     parser.add_argument("manifest", metavar="run.json", help="the manifest of a run, or its output directory")
-    parser.add_argument("--go", action="store_true", help="run the command, not only print it")
+    parser.flag("--go", False, "run the command, not only print it")
     parser.add_argument(
         "--output_dir", help="where the new run writes (default: next to the old one, with _reproduced added)"
     )
-    parser.add_argument("--json", action="store_true", help="print command and differences as JSON")
+    parser.flag("--json", False, "print command and differences as JSON")
     flags = parser.parse_args(list(words))
     with user_errors(parser.prog):
         manifest = read_manifest(Path(flags.manifest))
@@ -70,13 +71,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
-    missing = [
-        key for key in ("words", "topology", "directory") if not isinstance(manifest, dict) or key not in manifest
-    ]
-    if missing:
-        raise ValueError(
-            f'{path}: no "{missing[0]}" in it: not the manifest of a run, or of a version that did not keep it.'
-        )
+    for key in ("words", "topology", "directory"):
+        if not isinstance(manifest, dict) or key not in manifest:
+            raise ValueError(
+                f'{path}: no "{key}" in it: not the manifest of a run, or of a version that did not keep it.'
+            )
     return manifest
 
 
@@ -84,40 +83,23 @@ def new_output_dir(manifest: dict[str, Any], given: str | None) -> str:
     """Absolute path of the new run's directory: the one that was given, else one that does not exist yet."""
     if given is not None:
         return str(Path(given).absolute())
-    training = manifest.get("config", {}).get("training", {})
-    old = Path(
-        manifest["directory"], _flag_value(manifest["words"], "output_dir") or training.get("output_dir") or "runs/run"
-    )
-    free = old.with_name(f"{old.name}_reproduced")
-    number = 2
-    while free.exists():
-        free = old.with_name(f"{old.name}_reproduced{number}")
-        number += 1
-    return str(free)
+    old = _split_words(manifest)[0] or manifest.get("config", {}).get("training", {}).get("output_dir") or "runs/run"
+    path = Path(manifest["directory"], old)
+    names = (path.with_name(f"{path.name}_reproduced{number}") for number in ("", *range(2, 1000)))
+    return str(next(name for name in names if not name.exists()))
 
 
-def _flag_value(words: Sequence[str], name: str) -> str | None:
-    """The value of --name VALUE or --name=VALUE, the last one given."""
-    value = None
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, rest = word.partition("=")
-        if flag.replace("-", "_") == f"__{name}":
-            value = rest if equals else after
-    return value
+def _split_words(manifest: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """(the run's --output_dir, None where it was not given; the other words of its command)."""
+    parser = CommandParser(add_help=False)
+    parser.add_argument("--output_dir")
+    known, rest = parser.parse_known_args(manifest["words"])
+    return known.output_dir, rest
 
 
 def command_words(manifest: dict[str, Any], out: str) -> list[str]:
     """The words after `python -m drive_vlm`, with the new output directory in the place of the old."""
-    kept: list[str] = []
-    words = iter(manifest["words"])
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        if flag.replace("-", "_") == "__output_dir":
-            if not equals:
-                next(words, None)
-            continue
-        kept.append(word)
-    return [*kept, "--output_dir", out]
+    return [*_split_words(manifest)[1], "--output_dir", out]
 
 
 def check_can_run(manifest: dict[str, Any], command: Sequence[str]) -> None:
@@ -144,86 +126,67 @@ def _alone(manifest: dict[str, Any]) -> bool:
     return manifest["topology"]["launcher"] == "python" and manifest["topology"]["world_size"] == 1
 
 
-def topology_variables(manifest: dict[str, Any]) -> dict[str, str]:
-    """What recipes/_launch.sh reads; empty for a run that no launcher started."""
+def start(manifest: dict[str, Any], command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(variables that recipes/_launch.sh reads, command that starts the run): Python itself, or its `launch` for several processes."""
     if _alone(manifest):
-        return {}
+        return {}, ["python", "-m", "drive_vlm", *command]
     then = manifest["topology"]
     launcher = "deepspeed" if then["launcher"] == "deepspeed" else "torchrun"
-    return {"NPROC_PER_NODE": str(then["nproc_per_node"]), "NNODES": str(then["nnodes"]), "LAUNCHER": launcher}
-
-
-def start_words(manifest: dict[str, Any], command: Sequence[str]) -> list[str]:
-    """The command that starts the run: Python itself, or `launch` of recipes/_launch.sh for several processes."""
-    if _alone(manifest):
-        return ["python", "-m", "drive_vlm", *command]
-    return ["bash", "-euo", "pipefail", "-c", 'source "$0" && launch "$@"', str(_LAUNCH), *command]
+    variables = {"NPROC_PER_NODE": str(then["nproc_per_node"]), "NNODES": str(then["nnodes"]), "LAUNCHER": launcher}
+    return variables, ["bash", "-euo", "pipefail", "-c", 'source "$0" && launch "$@"', str(_LAUNCH), *command]
 
 
 def one_line(manifest: dict[str, Any], command: Sequence[str]) -> str:
     """Directory, environment and command as one line for a shell."""
-    settings = [f"{name}={value}" for name, value in topology_variables(manifest).items()]
-    return f"cd {shlex.quote(manifest['directory'])} && {shlex.join([*settings, *start_words(manifest, command)])}"
+    variables, words = start(manifest, command)
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    return f"cd {shlex.quote(manifest['directory'])} && {shlex.join([*settings, *words])}"
 
 
 def run(manifest: dict[str, Any], command: Sequence[str]) -> int:
     """Run the command where the old run ran, with this Python and this code; its exit code."""
+    variables, words = start(manifest, command)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     python_path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    env = {**os.environ, **topology_variables(manifest), "PATH": path, "PYTHONPATH": python_path}
-    return subprocess.run(start_words(manifest, command), cwd=manifest["directory"], env=env, check=False).returncode
+    env = {**os.environ, **variables, "PATH": path, "PYTHONPATH": python_path}
+    return subprocess.run(words, cwd=manifest["directory"], env=env, check=False).returncode
 
 
 def differences(manifest: dict[str, Any]) -> Iterator[Difference]:
     """Everything that differs from the manifest; data files are read again in full."""
-    yield from _code(manifest)
-    then = manifest.get("file_hashes", {})
-    for name, now in file_hashes(then, cached=False).items():
-        if then[name] != now:
-            yield Difference(f"file {name}", _short(then[name]), _short(now) if now else "missing")
-    if "model_fingerprint" in manifest:
-        yield from _model(manifest)
-    yield from _each("version of", manifest.get("versions", {}), versions())
-    yield from _each("variable", manifest.get("environment", {}), environment(), decides=False)
-    yield from _each("machine:", manifest.get("machine", {}), machine(), decides=False)
+    old, sources = manifest.get("code_hash"), code_hash()
+    if old != sources:
+        yield Difference("code", _code(manifest.get("git") or {}, old), _code(git_state() or {}, sources))
+    files, model = manifest.get("file_hashes", {}), manifest.get("model_fingerprint", {})
+    files_now = {name: digest or "missing" for name, digest in file_hashes(files, cached=False).items()}
+    # The name is no difference: a directory is the same model under another path.
+    model_now = model_fingerprint(model["name"]) | {"name": model["name"]} if model else {}
+    sides = (
+        ("file", files, files_now, True),
+        (f"model {model.get('name')}:", model, model_now, True),
+        ("version of", manifest.get("versions", {}), versions(), True),
+        ("variable", manifest.get("environment", {}), environment(), False),
+        ("machine:", manifest.get("machine", {}), machine(), False),
+    )
+    for what, then, now, decides in sides:
+        for key in sorted(then.keys() | now.keys()):
+            if then.get(key) != now.get(key):
+                yield Difference(f"{what} {key}", _text(then.get(key)), _text(now.get(key)), decides)
 
 
-def _code(manifest: dict[str, Any]) -> Iterator[Difference]:
-    if manifest.get("code_hash") == code_hash():
-        return
-    then, now = manifest.get("git") or {}, git_state() or {}
-    yield Difference("code", _git_text(then, manifest.get("code_hash")), _git_text(now, code_hash()))
-
-
-def _git_text(state: dict[str, Any], sources: str | None) -> str:
+def _code(state: dict[str, Any], sources: str | None) -> str:
     if "commit" not in state:
-        return f"sources {_short(sources)}"
-    changed = f" + diff {_short(state['diff_hash'])} (run.diff)" if "diff_hash" in state else ""
+        return f"sources {_text(sources)}"
+    changed = f" + diff {_text(state['diff_hash'])} (run.diff)" if "diff_hash" in state else ""
     return f"commit {state['commit'][:12]}{changed}"
 
 
-def _model(manifest: dict[str, Any]) -> Iterator[Difference]:
-    then = manifest["model_fingerprint"]
-    now = model_fingerprint(then["name"])
-    for key in sorted((then.keys() | now.keys()) - {"name"}):
-        if then.get(key) != now.get(key):
-            yield Difference(f"model {then['name']}: {key}", _short(then.get(key)), _short(now.get(key)))
-
-
-def _each(what: str, then: dict[str, Any], now: dict[str, Any], decides: bool = True) -> Iterator[Difference]:
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
-            yield Difference(f"{what} {key}", _text(then.get(key)), _text(now.get(key)), decides)
-
-
 def _text(value: Any) -> str:
+    """A value for the table; of a hash the first 12 letters."""
     if isinstance(value, list):
         return "; ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"
+    text = "none" if value is None else str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{32,}", text) else text
 
 
 def print_differences(manifest: dict[str, Any], found: Sequence[Difference]) -> None:

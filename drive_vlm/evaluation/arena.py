@@ -6,6 +6,7 @@ FastChat's rating systems). A tie is half a win for both. Several battles about 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.evaluation.statistics import CONFIDENCE, Result, bootstrap_interval
+from drive_vlm.evaluation.statistics import CONFIDENCE, Result, bootstrap_interval, interval
 
 BASE, SCALE, START, K = 10.0, 400.0, 1000.0, 4.0
 L2 = 0.1
+# Newton steps of a fit at most, and the gradient that ends it, as a share of the battles.
+_STEPS, _TOLERANCE = 200, 1e-8
 # Elo points of one unit of log odds.
 _POINTS = SCALE / math.log(BASE)
 
@@ -104,14 +107,14 @@ def win_rates(battles: Sequence[Battle], seed: int = 0) -> dict[str, dict[str, W
     }
 
 
-def elo(battles: Iterable[Battle], k: float = K, start: float = START) -> dict[str, float]:
-    """Elo ratings after the battles in their order: each moves the winner up by k (score - expected score)."""
+def elo(battles: Iterable[Battle]) -> dict[str, float]:
+    """Elo ratings after the battles in their order: each moves the winner up by K (score - expected score)."""
     ratings: dict[str, float] = {}
     for battle in battles:
-        first, second = (ratings.setdefault(name, start) for name in (battle.first, battle.second))
+        first, second = (ratings.setdefault(name, START) for name in (battle.first, battle.second))
         expected = expected_score(first, second)
-        ratings[battle.first] = first + k * (battle.score - expected)
-        ratings[battle.second] = second - k * (battle.score - expected)
+        ratings[battle.first] = first + K * (battle.score - expected)
+        ratings[battle.second] = second - K * (battle.score - expected)
     return ratings
 
 
@@ -119,13 +122,8 @@ def elo_over_orders(battles: Sequence[Battle], orders: int = 100, seed: int = 0)
     """Mean Elo over shuffled orders of the same battles, with the 95 % range that the order alone makes."""
     generator = np.random.default_rng(seed)
     runs = [elo(battles[i] for i in generator.permutation(len(battles))) for _ in range(orders)]
-    tail = (1 - CONFIDENCE) / 2
-    result = {}
-    for name in models_of(battles):
-        values = np.array([run[name] for run in runs])
-        low, high = np.quantile(values, [tail, 1 - tail]).tolist()
-        result[name] = Rating(float(values.mean()), low, high)
-    return result
+    values = {name: np.array([run[name] for run in runs]) for name in models_of(battles)}
+    return {name: Rating(float(found.mean()), *interval(found)) for name, found in values.items()}
 
 
 def bradley_terry(battles: Sequence[Battle], l2: float = L2, resamples: int = 1000, seed: int = 0) -> dict[str, Rating]:
@@ -160,15 +158,11 @@ def expected_score(rating: float, other: float) -> float:
 
 
 def _check_connected(battles: Sequence[Battle], names: Sequence[str]) -> None:
-    neighbours: dict[str, set[str]] = {name: set() for name in names}
-    for battle in battles:
-        neighbours[battle.first].add(battle.second)
-        neighbours[battle.second].add(battle.first)
-    reached, ahead = {names[0]}, [names[0]]
-    while ahead:
-        new = neighbours[ahead.pop()] - reached
+    met = {(battle.first, battle.second) for battle in battles}
+    reached, new = set[str](), {names[0]}
+    while new:
         reached |= new
-        ahead += new
+        new = {name for pair in met if not reached.isdisjoint(pair) for name in pair} - reached
     if left := [name for name in names if name not in reached]:
         raise ValueError(
             f"{', '.join(left)} never met {', '.join(sorted(reached))}, not even through others: their ratings cannot "
@@ -179,25 +173,20 @@ def _check_connected(battles: Sequence[Battle], names: Sequence[str]) -> None:
 def _units(battles: Sequence[Battle], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """What the bootstrap draws: wins float[U, M * M] of each unit (row i, column j: of i over j) and its count float[U]."""
     place = {name: i for i, name in enumerate(names)}
-    size = len(names)
-    kinds: dict[Any, int] = {}
-    rows: list[np.ndarray] = []
-    counts: list[float] = []
+    units: dict[Any, np.ndarray] = {}
+    counts: Counter[Any] = Counter()
     for battle in battles:
-        key = (battle.first, battle.second, battle.score) if battle.group is None else battle.group
-        unit = kinds.setdefault(key, len(kinds))
-        if unit == len(rows):
-            rows.append(np.zeros(size * size))
-            counts.append(0.0)
-        if battle.group is not None or counts[unit] == 0:
-            i, j = place[battle.first], place[battle.second]
-            rows[unit][i * size + j] += battle.score
-            rows[unit][j * size + i] += 1 - battle.score
-        counts[unit] = 1.0 if battle.group is not None else counts[unit] + 1
-    return np.stack(rows), np.array(counts)
+        grouped, i, j = battle.group is not None, place[battle.first], place[battle.second]
+        key = battle.group if grouped else (battle.first, battle.second, battle.score)
+        wins = units[key] = units.get(key, np.zeros((len(names), len(names))))
+        if grouped or not counts[key]:
+            wins[i, j] += battle.score
+            wins[j, i] += 1 - battle.score
+        counts[key] = 1 if grouped else counts[key] + 1
+    return np.stack([wins.ravel() for wins in units.values()]), np.array(list(counts.values()), dtype=float)
 
 
-def _fit(wins: np.ndarray, l2: float, tolerance: float = 1e-8, steps: int = 200) -> np.ndarray:
+def _fit(wins: np.ndarray, l2: float) -> np.ndarray:
     """Log strengths float[R, M] (mean 0) of R tables of wins float[R, M, M], by damped Newton steps.
 
     A step p is shortened to log(1 + d) / d of its length, d = sqrt(2) |p|: this descends from anywhere, since the
@@ -206,17 +195,17 @@ def _fit(wins: np.ndarray, l2: float, tolerance: float = 1e-8, steps: int = 200)
     played = wins + wins.transpose(0, 2, 1)
     theta = np.zeros(wins.shape[:2])
     eye = np.eye(wins.shape[1])
-    for _ in range(steps):
+    for _ in range(_STEPS):
         chance = 1 / (1 + np.exp(theta[:, None, :] - theta[:, :, None]))
         gradient = (wins - played * chance).sum(axis=2) - l2 * theta
-        if np.abs(gradient).max(initial=0.0) <= tolerance * max(1.0, float(played.max(initial=0.0))):
+        if np.abs(gradient).max(initial=0.0) <= _TOLERANCE * max(1.0, float(played.max(initial=0.0))):
             return theta
         curvature = played * chance * (1 - chance)
         hessian = curvature.sum(axis=2)[:, :, None] * eye - curvature + l2 * eye
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         distance = math.sqrt(2) * np.linalg.norm(step, axis=1, keepdims=True)
         theta = theta + step * np.where(distance > 0, np.log1p(distance) / np.maximum(distance, 1e-300), 1.0)
-    raise AssertionError(f"Bradley-Terry did not converge in {steps} steps")
+    raise AssertionError(f"Bradley-Terry did not converge in {_STEPS} steps")
 
 
 def _evidence(battles: Sequence[Battle], names: Sequence[str]) -> np.ndarray:

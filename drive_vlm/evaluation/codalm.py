@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drive_vlm.evaluation.statistics import CONFIDENCE, RESAMPLES, bootstrap_interval
+from drive_vlm.evaluation.statistics import group_sums, pooled
 
 GENERAL, SUGGESTION, REGION = "general_perception", "driving_suggestion", "region_perception"
 TASKS = (GENERAL, SUGGESTION, REGION)
@@ -94,48 +94,34 @@ def score(rated: Sequence[Rated], seed: int = 0) -> CodaLMScore:
     """The benchmark's numbers of all rated answers. Raises ValueError for an unknown task."""
     if strange := {item.task for item in rated} - set(TASKS):
         raise ValueError(f"unknown CODA-LM task {', '.join(sorted(strange))}; expected {', '.join(TASKS)}")
-    tasks = {task: _score([item for item in rated if item.task == task], seed) for task in TASKS}
+    tasks = {task: _score(rated, [task], seed) for task in TASKS}
     regions = [item for item in rated if item.task == REGION]
-    classes = {
-        name: _score([item for item in regions if region_class(item.category) == name], seed)
-        for name in (*CLASSES, UNKNOWN)
-    }
+    classes = {name: [item for item in regions if region_class(item.category) == name] for name in (*CLASSES, UNKNOWN)}
     empty = [task for task in TASKS if tasks[task].score is None]
     return CodaLMScore(
         tasks=tasks,
-        region_classes={name: entry for name, entry in classes.items() if entry.rated + entry.unread},
-        final=_final(rated, seed) if not empty else Score(None, None, None, 0, 0),
+        region_classes={name: _score(items, [REGION], seed) for name, items in classes.items() if items},
+        final=_score(rated, TASKS, seed) if not empty else Score(None, None, None, 0, 0),
         images=len({item.image for item in rated}),
         note=f"no final score: nothing rated for {', '.join(empty)}" if empty else "",
     )
 
 
-def _score(items: Sequence[Rated], seed: int) -> Score:
-    known = [item for item in items if item.rating is not None]
-    values = [SCALE * item.rating for item in known if item.rating is not None]
-    if not values:
-        return Score(None, None, None, 0, len(items))
-    low, high = bootstrap_interval(values, [item.image for item in known], seed)
-    lower, upper = (None if np.isnan(end) else end for end in (low, high))
-    return Score(float(np.mean(values)), lower, upper, len(known), len(items) - len(known))
+def _score(rated: Sequence[Rated], tasks: Sequence[str], seed: int) -> Score:
+    """Mean of the means of `tasks`; the interval draws images with all their answers, so that tasks stay together."""
+    asked = [item for item in rated if item.task in tasks]
+    known = [item for item in asked if item.rating is not None]
+    if not known:
+        return Score(None, None, None, 0, len(asked))
+    of_task = np.array([[item.task == task for task in tasks] for item in known], dtype=float)
+    ratings = np.array([SCALE * (item.rating or 0) for item in known])[:, None] * of_task
+    sums = group_sums(np.hstack([ratings, of_task]), [item.image for item in known])
 
+    def mean(sums: np.ndarray) -> dict[str, np.ndarray]:
+        """NaN in a draw without any answer to one of the tasks."""
+        total, count = np.split(sums, 2, axis=-1)
+        with np.errstate(invalid="ignore"):
+            return {"score": (total / count).mean(axis=-1)}
 
-def _final(rated: Sequence[Rated], seed: int) -> Score:
-    """Mean of the tasks' means; the interval draws images with all their answers, so that tasks stay together."""
-    known = [item for item in rated if item.rating is not None]
-    images = {image: place for place, image in enumerate(dict.fromkeys(item.image for item in known))}
-    sums, counts = np.zeros((2, len(images), len(TASKS)))
-    for item in known:
-        place = images[item.image], TASKS.index(item.task)
-        sums[place] += SCALE * (item.rating or 0)
-        counts[place] += 1
-    point = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
-    unread = len(rated) - len(known)
-    if len(images) < 2:
-        return Score(point, None, None, len(known), unread)
-    drawn = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), RESAMPLES)
-    drawn_counts = drawn @ counts
-    means = (drawn @ sums)[(drawn_counts > 0).all(axis=1)] / drawn_counts[(drawn_counts > 0).all(axis=1)]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means.mean(axis=1), [tail, 1 - tail]).tolist()
-    return Score(point, low, high, len(known), unread)
+    found = pooled(sums, mean, seed)["score"]
+    return Score(found.value, found.low, found.high, len(known), len(asked) - len(known))

@@ -113,7 +113,7 @@ def estimate(value: float, samples: np.ndarray) -> Estimate:
         return Estimate(None, None, None)
     if not len(samples):
         return Estimate(value, None, None)
-    return Estimate(value, *_interval(samples, CONFIDENCE))
+    return Estimate(value, *interval(samples))
 
 
 # sums float[..., K] -> each score float[...], NaN: undefined.
@@ -142,7 +142,6 @@ def bootstrap_interval(
     groups: Sequence[Any] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` float[N], drawing whole `groups` (length N) with
     replacement. Seeded: equal input gives an equal interval. (NaN, NaN) with fewer than two groups.
@@ -152,11 +151,12 @@ def bootstrap_interval(
     if len(sums) < 2:
         return math.nan, math.nan
     totals, sizes = resampled_sums(sums, seed, resamples).T
-    return _interval(totals / sizes, confidence)
+    return interval(totals / sizes)
 
 
-def _interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """The range that holds the middle 95 % of `samples` float[R]."""
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return float(low), float(high)
 

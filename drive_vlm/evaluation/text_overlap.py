@@ -82,18 +82,12 @@ def ngram_counts(tokens: Tokens) -> Counter[NGram]:
     return Counter(tuple(tokens[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(tokens) - n + 1))
 
 
-def corpus_bleu(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> list[float]:
-    """BLEU-1..4 over the corpus, each in 0-1.
-
-    `hypotheses[i]` is scored against all of `targets[i]`. Raises ValueError where the lengths differ or a sample
-    has no target.
-    """
-    return _bleu(bleu_counts(hypotheses, targets).sum(axis=0)).tolist()
-
-
 def bleu_counts(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]]) -> np.ndarray:
     """float[N, 10]: what BLEU adds up over the samples: matched 1- to 4-grams, said 1- to 4-grams, length, length of the closest
-    target."""
+    target. `hypotheses[i]` is counted against all of `targets[i]`.
+
+    Raises ValueError where the lengths differ or a sample has no target.
+    """
     _check(hypotheses, targets)
     counts = np.zeros((len(hypotheses), 2 * MAX_N + 2))
     for row, tokens, candidates in zip(counts, hypotheses, targets, strict=True):
@@ -107,7 +101,7 @@ def bleu_counts(hypotheses: Sequence[Tokens], targets: Sequence[Sequence[Tokens]
     return counts
 
 
-def _bleu(sums: np.ndarray) -> np.ndarray:
+def bleu(sums: np.ndarray) -> np.ndarray:
     """BLEU-1..4, float[..., 4], of sums float[..., 10] of bleu_counts."""
     matched, said = sums[..., :MAX_N], sums[..., MAX_N : 2 * MAX_N]
     ratio = (sums[..., -2:-1] + 1e-15) / (sums[..., -1:] + 1e-9)
@@ -167,8 +161,8 @@ def language_counts(hypotheses: Sequence[str], targets: Sequence[str | Sequence[
 
 def scores_of_counts(sums: np.ndarray) -> dict[str, np.ndarray]:
     """Bleu_1..4 (0-1), ROUGE_L (0-1) and CIDEr (0-10), float[...] each, of sums float[..., 13] of language_counts."""
-    bleu = np.moveaxis(_bleu(sums[..., :-3]), -1, 0)
-    scores = {f"Bleu_{n}": value for n, value in enumerate(bleu, start=1)}
+    columns = np.moveaxis(bleu(sums[..., :-3]), -1, 0)
+    scores = {f"Bleu_{n}": value for n, value in enumerate(columns, start=1)}
     return scores | {"ROUGE_L": sums[..., -3] / sums[..., -1], "CIDEr": sums[..., -2] / sums[..., -1]}
 
 

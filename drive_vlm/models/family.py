@@ -50,22 +50,17 @@ class FamilySpec:
     settle: Callable[["PreTrainedModel"], None] = nothing
     tiny: str | None = None
 
-    def tiling_of(
-        self, config: Mapping[str, Any], processor: Mapping[str, Any], max_tiles: int | None = None
-    ) -> Tiling | None:
-        """The tiling of a model that is not at hand, from its config.json and what is known of its processor_config.json.
-
-        None for a plain language model; errors as of Tiling.read.
-        """
-        if self.tiling is None:
-            return None
-        # Where the tokens of a tile follow from the config, as pooling does, the processor need not repeat them.
-        return self.tiling.read({"image_seq_length": self.tile_tokens(config)[1], **processor}, max_tiles)
-
 
 @dataclasses.dataclass
 class ProcessorParts:
-    """What the data path needs of a model, loaded without its weights; fields as in Family."""
+    """What the data path needs of a model, loaded without its weights.
+
+    Attributes:
+        processor: the model's processor; saved with every checkpoint. A plain language model has its tokenizer here.
+        tokenizer: the processor's fast tokenizer.
+        template: its Jinja chat template.
+        vision: picture side for the data path; None for a plain language model.
+    """
 
     processor: "ProcessorMixin | PreTrainedTokenizerBase"
     tokenizer: "PreTrainedTokenizerBase"
@@ -111,17 +106,5 @@ class FamilyModel:
 
 
 @dataclasses.dataclass
-class Family(FamilyModel):
-    """A loaded model with its data side.
-
-    Attributes:
-        processor: the model's processor; saved with every checkpoint. A plain language model has its tokenizer here.
-        tokenizer: the processor's fast tokenizer.
-        template: its Jinja chat template.
-        vision: picture side for the data path; None for a plain language model.
-    """
-
-    processor: "ProcessorMixin | PreTrainedTokenizerBase"
-    tokenizer: "PreTrainedTokenizerBase"
-    template: str
-    vision: VisionAdapter | None
+class Family(FamilyModel, ProcessorParts):
+    """A loaded model with its data side."""

@@ -1,7 +1,7 @@
 """Which parameters train: freezing by part name, and a table of what is left."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from drive_vlm.config import nearest
@@ -30,16 +30,18 @@ def count_parameters(model: Any, parts: Mapping[str, tuple[str, ...]]) -> dict[s
 
     A tensor that two modules share is counted once; a ZeRO-3 shard or a 4-bit weight counts with its full size.
     """
-    counts = {name: {"total": 0, "trainable": 0} for name in [*parts, "other", "all"]}
-    for name, parameter in model.named_parameters():
-        part = part_of(name, parts)
-        size = parameter_size(parameter)
-        for key in (part, "all"):
-            counts[key]["total"] += size
-            counts[key]["trainable"] += size if parameter.requires_grad else 0
-    if not counts["other"]["total"]:
-        del counts["other"]
-    return counts
+    found = ((part_of(name, parts), parameter_size(p), p.requires_grad) for name, p in model.named_parameters())
+    return tally([*((part, 0, False) for part in parts), *found])
+
+
+def tally(sizes: Iterable[tuple[str, int, bool]]) -> dict[str, dict[str, int]]:
+    """{part: {"total", "trainable"}} of (part, elements, whether they train), with "all" for the sum at the end."""
+    counts: dict[str, dict[str, int]] = {}
+    for part, size, trains in sizes:
+        entry = counts.setdefault(part, {"total": 0, "trainable": 0})
+        entry["total"] += size
+        entry["trainable"] += size * trains
+    return counts | {"all": {kind: sum(entry[kind] for entry in counts.values()) for kind in ("total", "trainable")}}
 
 
 def part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:

@@ -79,15 +79,8 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
         **quantization_arguments(config, outside),
     )
     spec.settle(model)
-    return Family(
-        spec,
-        model,
-        *spec.tile_tokens(hf_config.to_dict()),
-        parts.processor,
-        parts.tokenizer,
-        parts.template,
-        parts.vision,
-    )
+    tower_tokens, tokens = spec.tile_tokens(hf_config.to_dict())
+    return Family(spec=spec, model=model, tokens_per_tile=tower_tokens, projector_tokens=tokens, **vars(parts))
 
 
 def extend_model(family: Family, extend: Extend, source: str) -> None:

@@ -59,7 +59,6 @@ class Layout:
     offload_param: bool = False
     reduce_bucket: int = 0
     overlap: bool = False
-    prefetch: int = 0
     persistence: int = 0
     max_live: int = 0
     max_reuse: int = 0
@@ -79,7 +78,6 @@ def layout_of(name: str, config: dict[str, Any] | None) -> Layout:
         offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
         reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
         overlap=bool(zero.get("overlap_comm", stage == 3)),
-        prefetch=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         persistence=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
         max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
@@ -197,18 +195,22 @@ class Peak:
     between_steps: float
 
 
+def needed(most: float) -> float:
+    """What the card must hold for a peak of `most` bytes: with fragmentation and the CUDA context."""
+    return most * (1 + FRAGMENTATION) + CONTEXT
+
+
 def peak(fixed: StaticMemory, kept: float, work: float, logits: float) -> Peak:
     """The larger of the backward pass and the optimizer step.
 
     The backward pass begins with all activations and the loss at work, and ends with all gradients and a layer at work.
     Gradients that are there from the beginning (accumulated, or in a buffer of their own) count at both ends. In the step
-    they have an fp32 copy under ZeRO, and an unfused Adam works next to it. `needed` adds fragmentation and the CUDA context.
+    they have an fp32 copy under ZeRO, and an unfused Adam works next to it.
     """
     start = kept + max(work, logits) + (0 if fixed.grows else fixed.gradients)
     backward = fixed.resident + fixed.buffers + max(start, fixed.gradients + work)
     step = fixed.resident + fixed.gradients + fixed.step
     most = max(backward, step)
-    needed = most * (1 + FRAGMENTATION) + CONTEXT
     parts = {name: getattr(fixed, name) for name in ("weights", "gradients", "master", "optimizer", "buffers", "cpu")}
     between = fixed.resident + fixed.kept
-    return Peak(**parts, activations=kept + work, logits=logits, peak=most, needed=needed, between_steps=between)
+    return Peak(**parts, activations=kept + work, logits=logits, peak=most, needed=needed(most), between_steps=between)

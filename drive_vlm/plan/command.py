@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import CommandParser, nearest, plain, user_errors
+from drive_vlm.models.freezing import tally
 from drive_vlm.plan.lookup import load_sizes
-from drive_vlm.plan.model_sizes import Weight
 from drive_vlm.stages import STAGES
 
 EXAMPLES = """
@@ -99,8 +99,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     from drive_vlm.models.quantize import check_training
     from drive_vlm.plan.cost import disk, time_and_tokens
     from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
-    from drive_vlm.plan.groups import has_memo
-    from drive_vlm.plan.memory_table import PlanCase, layouts, memory, weight_bytes
+    from drive_vlm.plan.memory_table import PlanCase, has_memo, layouts, memory, weight_bytes
     from drive_vlm.plan.rows import typical_row
 
     flags = parse(stage, EXAMPLES, words, __doc__ or "")
@@ -135,7 +134,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
             "typical_row": rows.tokens,
             "gradient_checkpointing": case.checkpointing(),
         },
-        "parameters": count(model.weights),
+        "parameters": tally((weight.part, weight.elements, weight.trains) for weight in model.weights),
         "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
         "cost": time_and_tokens(flags, loaded, rows, micro * accumulation * world, has_memo(loaded, own)),
         "disk": disk(flags, model.weights, weight_bytes(case, own)),
@@ -148,18 +147,6 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         },
         "assumptions": [*ASSUMPTIONS, *{"pairs": OF_PAIRS, "prompts": OF_GROUPS}.get(kind, ())],
     }
-
-
-def count(weights: Sequence[Weight]) -> dict[str, dict[str, int]]:
-    """{part: {"total", "trainable"}} with "all" for the sum."""
-    counts: dict[str, dict[str, int]] = {}
-    for weight in weights:
-        for name in (weight.part, "all"):
-            entry = counts.setdefault(name, {"total": 0, "trainable": 0})
-            entry["total"] += weight.elements
-            entry["trainable"] += weight.elements if weight.trains else 0
-    counts["all"] = counts.pop("all")
-    return counts
 
 
 def show_systems(words: Sequence[str]) -> None:
@@ -175,15 +162,11 @@ def show_systems(words: Sequence[str]) -> None:
     for name, flags in SYSTEMS.items():
         for hardware, (world, local, memory) in HARDWARE.items():
             size = f"--world_size {world} --local_world_size {local} --gpu_memory {memory} --rows 10000 --mfu {mfu}"
-            print(row(name, hardware, f"{flags} {_COMMON} {size} --per_device_train_batch_size 1".split()))
-
-
-def row(name: str, hardware: str, words: list[str]) -> str:
-    """One line of the table."""
-    plan = make_plan("sft", words)
-    table: dict[str, Any] = plan["memory"]["layouts"]
-    fits = next((layout for layout in table if table[layout]["fits"]), None)
-    verdict = f"{fits} ({table[fits]['largest_micro_batch']})" if fits else "no layout"
-    numbers = " | ".join(f"{memory['needed'] / 2**30:.1f}" for memory in table.values())
-    hours = f"{plan['cost']['gpu_hours']:.1f} ({plan['cost']['device']})"
-    return f"| {name} | {hardware} | {numbers} | {verdict} | {hours} |"
+            words = f"{flags} {_COMMON} {size} --per_device_train_batch_size 1"
+            plan = make_plan("sft", words.split())
+            table: dict[str, Any] = plan["memory"]["layouts"]
+            fits = next((layout for layout in table if table[layout]["fits"]), None)
+            verdict = f"{fits} ({table[fits]['largest_micro_batch']})" if fits else "no layout"
+            numbers = " | ".join(f"{needed['needed'] / 2**30:.1f}" for needed in table.values())
+            hours = f"{plan['cost']['gpu_hours']:.1f} ({plan['cost']['device']})"
+            print(f"| {name} | {hardware} | {numbers} | {verdict} | {hours} |")

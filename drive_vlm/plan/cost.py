@@ -8,9 +8,9 @@ from typing import Any
 
 from drive_vlm.config import nearest
 from drive_vlm.plan.flags import PlanFlags, memory_bytes
-from drive_vlm.plan.groups import step_flops
 from drive_vlm.plan.model_sizes import ModelSizes, Weight
 from drive_vlm.plan.rows import RowStatistics
+from drive_vlm.stages.rl.generation import GenerationBatch
 
 # The card that is meant where only its memory is given.
 _USUAL = (
@@ -58,6 +58,18 @@ def time_and_tokens(
         "peak_flops": peak,
         "device": name,
     }
+
+
+def step_flops(groups: GenerationBatch, train: float, forward: float, tower: float, memo: bool) -> float:
+    """FLOPs that one completion costs a step: sampled and scored once for `iterations` steps, learned from in each.
+
+    `train` and `forward` are those of prompt and completion with their pictures; with a memo `tower`, the tower's share of a
+    forward pass, falls to a group once.
+    """
+    rollout = (1 + groups.passes) * forward / groups.iterations
+    if not memo:
+        return train + rollout
+    return train - tower + rollout * (1 - tower / forward) + tower / (groups.generations * groups.iterations)
 
 
 def _steps(flags: PlanFlags, sequences: int, global_batch: int) -> int:

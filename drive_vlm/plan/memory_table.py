@@ -1,16 +1,22 @@
-"""Memory under every layout of ds_configs and without DeepSpeed: by part, what fits, and the largest micro batch."""
+"""Memory under every layout of ds_configs and without DeepSpeed: by part, what fits, and the largest micro batch.
+
+A stage of prompts has two more phases, in which nothing is learned: a generation batch is sampled at once on each process (a
+cache of keys and values for every completion), then scored by the policy (where its batches are not fresh) and the reference,
+a micro batch at a time.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.launch.deepspeed import load_deepspeed_config
-from drive_vlm.plan.activations import Batch, activations
-from drive_vlm.plan.bytes import Layout, Peak, StaticMemory, TrainingSetup, WeightSize, layout_of, peak, static
+from drive_vlm.plan import activations as work
+from drive_vlm.plan.activations import Activations, Batch
+from drive_vlm.plan.bytes import Layout, Peak, StaticMemory, TrainingSetup, WeightSize, layout_of, needed, peak, static
 from drive_vlm.plan.flags import PlanFlags
-from drive_vlm.plan.groups import group_peak, has_memo
 from drive_vlm.plan.model_sizes import ModelSizes
 from drive_vlm.plan.rows import RowStatistics
+from drive_vlm.sampling import may_memoise
 from drive_vlm.stages.engine.training_arguments import weight_dtype
 
 # ddp: without DeepSpeed, on one process or several.
@@ -85,26 +91,76 @@ def sizes_of(case: PlanCase) -> list[WeightSize]:
     return sizes + [WeightSize(w.elements, False) for w in weights if w.trains and case.flags.groups]
 
 
-def fixed_of(case: PlanCase, layout: Layout, accumulation: int | None = None) -> StaticMemory:
-    """What does not depend on the batch."""
-    each = weight_bytes(case, layout)
-    steps, optim = accumulation or case.accumulation, str(case.flags.training["optim"] or "adamw_torch")
-    setup = TrainingSetup(case.flags.plan.world_size, each, steps, optim, autocast=case.half() and each == 4)
-    return static(sizes_of(case), layout, setup)
+def has_memo(model: ModelSizes, layout: Layout) -> bool:
+    """Whether a frozen tower runs once for each picture of a generation batch."""
+    return model.has("vision_tower") and may_memoise("vision_tower" not in model.parts_that_train(), layout.stage)
 
 
-def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool, accumulation: int | None = None) -> Peak:
+def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool) -> Peak:
     """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
-    fixed, groups = fixed_of(case, layout, accumulation), case.flags.groups
-    each, compute = weight_bytes(case, layout), 2 if case.half() else 4
-    attention, chunk = case.flags.model.attn_implementation, case.flags.run.chunk_tokens
-    model = case.model.without_tower() if groups is not None and has_memo(case.model, layout) else case.model
-    live = activations(model, batch, compute, checkpointing, attention, chunk)
-    if groups is None:
+    flags, each, compute = case.flags, weight_bytes(case, layout), 2 if case.half() else 4
+    optim = str(flags.training["optim"] or "adamw_torch")
+    setup = TrainingSetup(flags.plan.world_size, each, case.accumulation, optim, autocast=case.half() and each == 4)
+    fixed = static(sizes_of(case), layout, setup)
+    memo = flags.groups is not None and has_memo(case.model, layout)
+    model = case.model.without_tower() if memo else case.model
+    live = work.activations(
+        model, batch, compute, checkpointing, flags.model.attn_implementation, flags.run.chunk_tokens
+    )
+    if flags.groups is None:
         return peak(fixed, live.kept, live.work, live.logits)
-    shards = case.flags.plan.world_size > 1 or layout.offload_param
-    whole = each * sum(weight.elements for weight in case.model.weights) if shards else 0
-    return group_peak(groups, case.model, layout, batch, fixed, live, each, compute, attention, whole)
+    return group_peak(case, layout, batch, fixed, live)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPeak(Peak):
+    """Bytes of one process: the parts are those of `learning`, `peak` is the largest of the three phases.
+
+    `cache` is that of keys and values when the longest completion ends.
+    """
+
+    cache: float
+    sampling: float
+    scoring: float
+    learning: float
+
+
+def group_peak(case: PlanCase, layout: Layout, batch: Batch, fixed: StaticMemory, live: Activations) -> GroupPeak:
+    """The three phases for micro batches of `batch`: prompts and completions.
+
+    Adam's states lie there in all of them; gradients do while sampling and scoring where these come amid accumulation.
+    """
+    groups, model, attention = case.flags.groups, case.model, case.flags.model.attn_implementation
+    assert groups is not None, "a stage of prompts"
+    # Bytes of a weight, and of an activation.
+    each, compute = weight_bytes(case, layout), 2 if case.half() else 4
+    rows, tiles = max(groups.rows, batch.rows), batch.tiles // batch.rows
+    prompt, memo = batch.tokens - groups.length, has_memo(model, layout)
+    distinct = -(-rows // groups.generations) * tiles if memo else rows * tiles
+    features = work.kept_features(model, distinct, each) if memo else 0
+    held = fixed.resident + fixed.kept + features + (fixed.gradients if groups.inside else 0)
+    # Without ZeRO the buffers are the policy's weights as autocast keeps them.
+    gathered = fixed.buffers - fixed.kept if layout.stage == 0 else 0.0
+    if layout.stage == 3:
+        shards = case.flags.plan.world_size > 1 or layout.offload_param
+        policy = each * sum(weight.elements for weight in model.weights) if shards else 0
+        gathered = policy if groups.whole else fixed.buffers
+
+    before, cache = (work.key_value_cache(model.text, rows, n, each, compute) for n in (prompt, batch.tokens))
+    asked = Batch(rows, prompt, rows * tiles, 0)
+    first = before + work.inference(model, asked, compute, attention, distinct)
+    last = cache + work.decoding(model.text, rows, batch.tokens, cache, compute)
+    sampling = held + gathered + max(first, last)
+
+    head = (model.text, batch.labels, compute, each)
+    trains = bool(model.parts_that_train() & {"lm_head", "embeddings"})
+    scored = work.inference(model, batch, compute, attention, 0 if memo else None)
+    scoring = held + (fixed.buffers if layout.stage == 3 else 0) + max(scored, work.fused_head(*head, False, trains))
+
+    learning = peak(fixed, live.kept + features, live.work, work.fused_head(*head, True, trains))
+    most = max(learning.peak, sampling, scoring if groups.passes else 0)
+    parts = {**dataclasses.asdict(learning), "peak": most, "needed": needed(most)}
+    return GroupPeak(**parts, cache=cache, sampling=sampling, scoring=scoring, learning=learning.peak)
 
 
 def largest_micro(case: PlanCase, layout: Layout, limit: int) -> int:

@@ -4,7 +4,11 @@ import math
 
 import pytest
 
-from drive_vlm.evaluation.text_overlap import cider, corpus_bleu, language_scores, lcs_length, rouge_l, tokenize
+from drive_vlm.evaluation.text_overlap import bleu, bleu_counts, cider, language_scores, lcs_length, rouge_l, tokenize
+
+
+def corpus_bleu(hypotheses, targets):
+    return bleu(bleu_counts(hypotheses, targets).sum(axis=0)).tolist()
 
 
 # The right side is what the Stanford PTBTokenizer of pycocoevalcap 1.2 gives, punctuation removed.

@@ -71,8 +71,9 @@ def test_the_plain_tiling_is_the_processors(kind: str, tiny_of: Callable[[str], 
     """A tiling read from the files alone counts the tiles and the tokens that the real processor makes."""
     parts = load_processor(ModelConfig(model=str(tiny_of(kind))))
     stored = [json.loads((tiny_of(kind) / name).read_text()) for name in ("config.json", "processor_config.json")]
-    tiling = family_spec(kind).tiling_of(*stored)
-    assert tiling is not None and parts.vision is not None
+    spec, (config, numbers) = family_spec(kind), stored
+    assert spec.tiling is not None and parts.vision is not None
+    tiling = spec.tiling.read({"image_seq_length": spec.tile_tokens(config)[1], **numbers})
     for height, width in SIX:
         layout = tiling.layout(height, width)
         tensors, counted = parts.vision.load_pixels([picture(height, width)], None, False)

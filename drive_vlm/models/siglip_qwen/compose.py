@@ -4,7 +4,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
 from drive_vlm.models.loading import model_type
+from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
+from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
+from drive_vlm.models.siglip_qwen.processing import IMAGE_TOKEN, SPECIAL, SiglipQwenProcessor, chat_template
+from drive_vlm.models.siglip_qwen.projector import build_projector
 
 
 def compose_siglip_qwen(
@@ -27,8 +43,6 @@ def compose_siglip_qwen(
 
     Raises ValueError for a tower or a tokenizer that does not fit.
     """
-    import torch
-
     torch.manual_seed(seed)
     tower = _load_tower(vision)
     body, tokenizer = _load_language(language, dtype)
@@ -47,19 +61,13 @@ def write_model(
 
     The parts keep their weights; projector and temporal embeddings are drawn from torch's present random state.
     """
-    import torch
-    from torch import nn
-    from transformers import GenerationConfig
-
-    from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
-    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
-    from drive_vlm.models.siglip_qwen.processing import IMAGE_TOKEN, SPECIAL, SiglipQwenProcessor, chat_template
-    from drive_vlm.models.siglip_qwen.projector import build_projector
-
     language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     tower.config._name_or_path = language.config._name_or_path = ""
     config = SiglipQwenConfig(
-        tower.config, language.config, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), **settings
+        vision_config=tower.config,
+        text_config=language.config,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        **settings,
     )
     with torch.device("meta"):
         model = SiglipQwenForConditionalGeneration(config)
@@ -93,9 +101,6 @@ def write_model(
 
 def _load_tower(path: str | Path) -> Any:
     """The vision tower without its pooling head. Raises ValueError for another kind of checkpoint, or one with weights missing."""
-    import torch
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
     kind = model_type(str(path))
     if kind not in ("siglip", "siglip_vision_model"):
         raise ValueError(
@@ -115,13 +120,6 @@ def _load_tower(path: str | Path) -> Any:
 
 def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
     """(causal language model, tokenizer)."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
-    from drive_vlm.models.siglip_qwen.modeling import SiglipQwenForConditionalGeneration
-    from drive_vlm.models.siglip_qwen.processing import SiglipQwenProcessor
-
     if str(path).endswith(".gguf"):
         model, tokenizer = load_gguf(path)
         return (model if dtype == "auto" else model.to(getattr(torch, dtype))), tokenizer
@@ -136,10 +134,6 @@ def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
 
 def _prepare_tokenizer(tokenizer: Any, name: str) -> tuple[Any, bool]:
     """(the tokenizer with the picture tokens, whether answers follow an empty think block as its own template has it)."""
-    from tokenizers import AddedToken
-
-    from drive_vlm.models.siglip_qwen.processing import SPECIAL
-
     known = set(tokenizer.get_vocab())
     if not {"<|im_start|>", "<|im_end|>"} <= known:
         raise ValueError(
@@ -154,8 +148,6 @@ def _prepare_tokenizer(tokenizer: Any, name: str) -> tuple[Any, bool]:
 
 def _image_processor(path: str | Path, image_size: int) -> Any:
     """SigLIP's image processor with the checkpoint's own pixel statistics where it has them."""
-    from transformers import SiglipImageProcessor
-
     size = {"height": image_size, "width": image_size}
     try:
         return SiglipImageProcessor.from_pretrained(path, size=size)
@@ -165,13 +157,10 @@ def _image_processor(path: str | Path, image_size: int) -> Any:
 
 def load_gguf(path: str | Path) -> tuple[Any, Any]:
     """(causal language model in float32, fast tokenizer) of a GGUF file, as plain modules that save_pretrained can write."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder, name = str(Path(path).parent), Path(path).name
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
-    config = (
-        quantised.config.to_dict()
-    )  # the loaded model is marked as quantized, which can neither be saved nor trained
+    # The loaded model is marked as quantized, which can neither be saved nor trained.
+    config = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):
         config.pop(key, None)
     model = type(quantised)(type(quantised.config)(**config))

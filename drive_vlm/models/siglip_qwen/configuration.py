@@ -28,35 +28,28 @@ class SiglipQwenConfig(PreTrainedConfig):
     model_type = "siglip_qwen"
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": SiglipVisionConfig, "text_config": AutoConfig}
 
-    def __init__(
-        self,
-        vision_config: Any = None,
-        text_config: Any = None,
-        image_token_id: int = 151655,
-        projector_type: str = "mlp",
-        pool_size: int = 3,
-        num_queries: int = 64,
-        resampler_layers: int = 2,
-        max_frames: int = 16,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not isinstance(vision_config, PreTrainedConfig):
-            vision_config = SiglipVisionConfig(**{**(vision_config or {}), "vision_use_head": False})
-        if not isinstance(text_config, PreTrainedConfig):
-            words = dict(text_config or {})
-            text_config = AutoConfig.for_model(words.pop("model_type", "qwen3"), **words)
-        self.vision_config, self.text_config = vision_config, text_config
-        self.image_token_id = image_token_id
-        self.projector_type, self.pool_size = projector_type, pool_size
-        self.num_queries, self.resampler_layers = num_queries, resampler_layers
-        self.max_frames, self.initializer_range = max_frames, initializer_range
-        self.tie_word_embeddings = (
-            text_config.tie_word_embeddings if tie_word_embeddings is None else tie_word_embeddings
-        )
+    vision_config: Any = None
+    text_config: Any = None
+    image_token_id: int = 151655
+    projector_type: str = "mlp"
+    pool_size: int = 3
+    num_queries: int = 64
+    resampler_layers: int = 2
+    max_frames: int = 16
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """PreTrainedConfig makes a dataclass of this class, and gives it here what is no field."""
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = SiglipVisionConfig(**{**(self.vision_config or {}), "vision_use_head": False})
+        if not isinstance(self.text_config, PreTrainedConfig):
+            words = dict(self.text_config or {})
+            self.text_config = AutoConfig.for_model(words.pop("model_type", "qwen3"), **words)
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self._check()
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     def _check(self) -> None:
         side = self.vision_config.image_size // self.vision_config.patch_size

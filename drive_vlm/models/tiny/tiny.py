@@ -1,6 +1,6 @@
 """Tiny random models of the real classes, with a real BPE tokenizer and processor, built offline in a second.
 
-`compose_internvl` puts one together from trained parts. For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes them to disk.
+For tests, benchmarks and the quickstart; `tools/build_tiny_model.py` writes them to disk.
 """
 
 import json
@@ -107,43 +107,6 @@ def _language(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
     }
 
 
-def _tokens_of(image_size: int, patch_size: int, whose: str = "") -> int:
-    """Tokens of an InternVL tile. Raises ValueError for a side that the pixel shuffle cannot halve."""
-    grid = image_size // patch_size
-    if grid * patch_size != image_size or grid % 2:
-        raise ValueError(f"image_size {image_size} must be an even multiple of {whose or 'patch_size'} {patch_size}.")
-    return grid * grid // 4
-
-
-def _internvl(vision: Any, language: Any, processor: Any) -> Any:
-    """A random InternVLForConditionalGeneration of the two configs."""
-    from transformers import InternVLConfig, InternVLForConditionalGeneration
-
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
-            vision_config=vision,
-            text_config=language,
-            image_token_id=processor.image_token_id,
-            image_seq_length=processor.image_seq_length,
-            downsample_ratio=0.5,
-            tie_word_embeddings=language.tie_word_embeddings,
-        )
-    )
-
-
-def _internvl_processor(tokenizer: Any, image_size: int, tokens: int, max_tiles: int, **pixels: Any) -> Any:
-    from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
-
-    size = {"height": image_size, "width": image_size}
-    return InternVLProcessor(
-        image_processor=GotOcr2ImageProcessor(size=size, max_patches=max_tiles, **pixels),
-        tokenizer=tokenizer,
-        video_processor=InternVLVideoProcessor(size=size, **pixels),
-        image_seq_length=tokens,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def _save(out: str | Path, model: Any, processor: Any) -> Path:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
@@ -167,19 +130,37 @@ def build_tiny_internvl(
 ) -> Path:
     """Write a random InternVLForConditionalGeneration with tokenizer and processor to `out`; from_pretrained loads it."""
     import torch
-    from transformers import InternVLVisionConfig, Qwen2Config
+    import transformers
 
+    # The pixel shuffle makes one token of 2 x 2 patches.
+    if image_size % (2 * patch_size):
+        raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(corpus, vocab_size)
-    processor = _internvl_processor(tokenizer, image_size, _tokens_of(image_size, patch_size), max_tiles)
+    square = {"height": image_size, "width": image_size}
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=square, max_patches=max_tiles),
+        tokenizer=tokenizer,
+        video_processor=transformers.InternVLVideoProcessor(size=square),
+        image_seq_length=(image_size // patch_size) ** 2 // 4,
+        chat_template=CHAT_TEMPLATE,
+    )
     text = _language(tokenizer, hidden_size, text_layers)
-    vision = InternVLVisionConfig(
+    vision = transformers.InternVLVisionConfig(
         **_tower(hidden_size, vision_layers, image_size, patch_size),
         # The pre-training value 0.1 would keep a tower from scratch silent for long.
         layer_scale_init_value=1.0,
         initializer_range=text["initializer_range"],
     )
-    model = _internvl(vision, Qwen2Config(**text, tie_word_embeddings=tie_word_embeddings), processor)
+    config = transformers.InternVLConfig(
+        vision_config=vision,
+        text_config=transformers.Qwen2Config(**text, tie_word_embeddings=tie_word_embeddings),
+        image_token_id=processor.image_token_id,
+        image_seq_length=processor.image_seq_length,
+        downsample_ratio=0.5,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    model = transformers.InternVLForConditionalGeneration(config)
     # transformers leaves them at zero.
     torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=text["initializer_range"])
     return _save(out, model, processor)
@@ -208,7 +189,7 @@ def build_tiny_siglip_qwen(
     projector_type to max_frames are of SiglipQwenConfig; text_width is the language model's own width, heads those of the tower.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+    import transformers
 
     from drive_vlm.models.siglip_qwen.compose import write_model
     from drive_vlm.models.siglip_qwen.processing import SPECIAL as PICTURES
@@ -222,10 +203,12 @@ def build_tiny_siglip_qwen(
     vision = _tower(hidden_size, vision_layers, image_size, patch_size)
     vision["num_attention_heads"] = heads or vision["num_attention_heads"]
     text = _language(tokenizer, text_width or hidden_size, text_layers)
-    tower = SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=False))
+    tower = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision, vision_use_head=False))
     # write_model names the padding token: known to the config here, it would make that token's embedding zero.
-    language = Qwen3ForCausalLM(Qwen3Config(**text | {"pad_token_id": None}, head_dim=32, tie_word_embeddings=True))
-    pixels = SiglipImageProcessor(size={"height": image_size, "width": image_size})
+    language = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**text | {"pad_token_id": None}, head_dim=32, tie_word_embeddings=True)
+    )
+    pixels = transformers.SiglipImageProcessor(size={"height": image_size, "width": image_size})
     return write_model(
         out, tower, language, tokenizer, pixels, thinks=True, initializer_range=text["initializer_range"], max_frames=max_frames,
         projector_type=projector_type, pool_size=pool_size, num_queries=num_queries, resampler_layers=resampler_layers,
@@ -251,23 +234,16 @@ def build_tiny_llava_next(
 ) -> Path:
     """Write a random LlavaNextForConditionalGeneration (CLIP tower, Llama) to `out`, with the five grids of the published one."""
     import torch
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextImageProcessor,
-        LlavaNextProcessor,
-    )
+    import transformers
 
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:3], "<image>"), {})
     side = image_size
     grids = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [3 * side, side], [side, 3 * side]]
     sizes = _even_tower(hidden_size, vision_layers, image_size, patch_size)
-    vision = CLIPVisionConfig(**sizes, projection_dim=hidden_size)
-    text = LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
-    config = LlavaNextConfig(
+    vision = transformers.CLIPVisionConfig(**sizes, projection_dim=hidden_size)
+    text = transformers.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    config = transformers.LlavaNextConfig(
         vision_config=vision.to_dict(),
         text_config=text.to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -276,8 +252,8 @@ def build_tiny_llava_next(
         tie_word_embeddings=False,
     )
     square = {"height": side, "width": side}
-    processor = LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(
+    processor = transformers.LlavaNextProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(
             size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=grids
         ),
         tokenizer=tokenizer,
@@ -286,7 +262,7 @@ def build_tiny_llava_next(
         num_additional_image_tokens=1,
         chat_template=LLAVA_TEMPLATE,
     )
-    return _save(out, LlavaNextForConditionalGeneration(config), processor)
+    return _save(out, transformers.LlavaNextForConditionalGeneration(config), processor)
 
 
 def build_tiny_smolvlm(
@@ -309,20 +285,24 @@ def build_tiny_smolvlm(
     import torch
     import transformers
 
-    if kind not in ("idefics3", "smolvlm"):
+    prefix = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}.get(kind)
+    if prefix is None:
         raise ValueError(f"kind {kind!r} is unknown. Use idefics3 or smolvlm.")
-    # Any: two sets of classes of one shape.
-    hf: Any = transformers
+
+    def made(name: str, *args: Any, **kwargs: Any) -> Any:
+        """One of two sets of classes of one shape."""
+        return getattr(transformers, f"{prefix}{name}")(*args, **kwargs)
+
     torch.manual_seed(seed)
     named = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
     places = [f"<row_{i + 1}_col_{j + 1}>" for i in range(splits) for j in range(splits)]
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:2], *named, *places), {})
     tokenizer.eos_token = "<end_of_utterance>"
-    own = kind == "smolvlm"
-    vision_class = hf.SmolVLMVisionConfig if own else hf.Idefics3VisionConfig
-    text = hf.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
-    config = (hf.SmolVLMConfig if own else hf.Idefics3Config)(
-        vision_config=vision_class(**_even_tower(hidden_size, vision_layers, image_size, patch_size)).to_dict(),
+    vision = made("VisionConfig", **_even_tower(hidden_size, vision_layers, image_size, patch_size))
+    text = transformers.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    config = made(
+        "Config",
+        vision_config=vision.to_dict(),
         text_config=text.to_dict(),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
@@ -331,63 +311,8 @@ def build_tiny_smolvlm(
     )
     pixels = {"size": {"longest_edge": splits * image_size}, "max_image_size": {"longest_edge": image_size}}
     tokens = (image_size // patch_size // 2) ** 2
-    if own:
-        video = hf.SmolVLMVideoProcessor(size={"longest_edge": image_size}, max_image_size={"longest_edge": image_size})
-        processor = hf.SmolVLMProcessor(
-            hf.SmolVLMImageProcessor(**pixels), tokenizer, video, tokens, chat_template=SMOLVLM_TEMPLATE
-        )
-        model = hf.SmolVLMForConditionalGeneration(config)
-    else:
-        processor = hf.Idefics3Processor(
-            hf.Idefics3ImageProcessor(**pixels), tokenizer, tokens, chat_template=SMOLVLM_TEMPLATE
-        )
-        model = hf.Idefics3ForConditionalGeneration(config)
-    return _save(out, model, processor)
-
-
-def compose_internvl(
-    out: str | Path,
-    vision: str | Path,
-    language: Any,
-    tokenizer: Any,
-    image_size: int = 224,
-    max_tiles: int = 6,
-    seed: int = 0,
-) -> Path:
-    """Write an InternVLForConditionalGeneration with processor to `out`; drive_vlm.models.load_family loads it.
-
-    Args:
-        vision: directory of a tower whose `last_hidden_state float[P, 1 + L, Dv]` begins with a class token (DINOv2).
-        language: a causal language model; its embeddings grow by the picture tokens.
-        tokenizer: its fast tokenizer; it must know ChatML's <|im_start|> and <|im_end|>.
-        image_size: side of a tile in pixels, an even multiple of the tower's patch size.
-        seed: of the projector's and the new tokens' random weights.
-
-    Raises ValueError for an image size that does not divide, and for a tokenizer without ChatML.
-    """
-    import torch
-    from transformers import AutoModel, PreTrainedTokenizerFast
-
-    if not {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_vocab()):
-        raise ValueError("The tokenizer has no <|im_start|> and <|im_end|>: the chat template writes ChatML turns.")
-    torch.manual_seed(seed)
-    tower = AutoModel.from_pretrained(vision, dtype=torch.float32)
-    tower.config._name_or_path = ""
-    tokens = _tokens_of(image_size, tower.config.patch_size, "the tower's patch size")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=_INTERNVL_TOKENS,
-    )
-    stored = Path(vision) / "preprocessor_config.json"
-    pixels = json.loads(stored.read_text()) if stored.is_file() else {}
-    pixels = {name: pixels[name] for name in ("image_mean", "image_std") if name in pixels}
-    processor = _internvl_processor(tokenizer, image_size, tokens, max_tiles, **pixels)
-    language.resize_token_embeddings(max(len(tokenizer), language.config.vocab_size), mean_resizing=False)
-    language.config.eos_token_id, language.config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    model = _internvl(tower.config, language.config, processor).float()
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
-    return _save(out, model, processor)
+    edges = {"size": {"longest_edge": image_size}, "max_image_size": {"longest_edge": image_size}}
+    video = [made("VideoProcessor", **edges)] if prefix == "SmolVLM" else []
+    images = made("ImageProcessor", **pixels)
+    processor = made("Processor", images, tokenizer, *video, tokens, chat_template=SMOLVLM_TEMPLATE)
+    return _save(out, made("ForConditionalGeneration", config), processor)

@@ -39,7 +39,7 @@ class AlarmConfig:
 
 _MEANING = {
     "zero_variance": (
-        "In {value:.0%} of the groups all completions got the same reward: these groups teach nothing. Raise --temperature or "
+        "In {zero_variance:.0%} of the groups all completions got the same reward: these groups teach nothing. Raise --temperature or "
         "--num_generations, use harder or more varied prompts, or a reward with finer steps."
     ),
     "zero_reward": (
@@ -47,15 +47,15 @@ _MEANING = {
         "model that already earns some reward (SFT first)."
     ),
     "kl": (
-        "The KL to the reference policy is {value:.3g} nats a token: the policy has left what it was trained on, its texts may "
+        "The KL to the reference policy is {kl:.3g} nats a token: the policy has left what it was trained on, its texts may "
         "be broken (read samples.jsonl). Lower --learning_rate, raise --beta, and go on from an earlier checkpoint."
     ),
     "short": (
-        "Completions have {value:.1f} tokens on average, a {factor:.1f}th of the {baseline:.1f} at the beginning: the reward pays "
+        "Completions have {length:.1f} tokens on average, a {shrunk:.1f}th of the {baseline:.1f} at the beginning: the reward pays "
         "for saying less. Look for what short texts gain (samples.jsonl), reward coverage, or raise --beta."
     ),
     "long": (
-        "Completions have {value:.1f} tokens on average, {factor:.1f} times the {baseline:.1f} at the beginning: the reward pays "
+        "Completions have {length:.1f} tokens on average, {grown:.1f} times the {baseline:.1f} at the beginning: the reward pays "
         "for saying more. Penalise length or repetition, lower --max_completion_length, or raise --beta."
     ),
     "truncated": (
@@ -86,34 +86,30 @@ class Alarms:
         if len(self._lengths) < _BASELINE:
             self._lengths.append(length)
         baseline = sum(self._lengths) / len(self._lengths)
-        factor = max(length, 1e-9) / max(baseline, 1e-9)
-        values = {"zero_variance": zero_variance, "kl": kl, "short": length, "long": length}
+        grown = max(length, 1e-9) / max(baseline, 1e-9)
         bad = {
             "zero_variance": zero_variance >= config.alarm_zero_variance and not all_zero,
             "zero_reward": all_zero,
             # `not <=` instead of `>`: NaN is bad as well.
             "kl": kl is not None and not kl <= config.alarm_kl,
-            "short": factor < 1 / config.alarm_length,
-            "long": factor > config.alarm_length,
+            "short": grown < 1 / config.alarm_length,
+            "long": grown > config.alarm_length,
             "truncated": truncated >= 1,
         }
         for name, is_bad in bad.items():
             self._streak[name] = self._streak[name] + 1 if is_bad else 0
-        sounding = {name: count >= config.alarm_after for name, count in self._streak.items()}
-        for name in (name for name, sounds in sounding.items() if sounds):
-            words = _MEANING[name].format(
-                value=values.get(name, 0.0), baseline=baseline, factor=1 / factor if name == "short" else factor
-            )
-            self._sound(name, f"alarm {name} ({self._streak[name]} generation batches in a row): {words}")
-        return {f"alarm/{name}": float(sounds) for name, sounds in sounding.items()}
-
-    def _sound(self, name: str, words: str) -> None:
-        if self.config.stop_on_alarm:
-            raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
-        if name not in self._told:
-            self._told.append(name)
-            if self._speaks:
-                print(f"warning: {words}", file=sys.stderr, flush=True)
+        sounding = [name for name, count in self._streak.items() if count >= config.alarm_after]
+        numbers = {"zero_variance": zero_variance, "kl": kl, "length": length, "baseline": baseline}
+        for name in sounding:
+            words = _MEANING[name].format(**numbers, grown=grown, shrunk=1 / grown)
+            words = f"alarm {name} ({self._streak[name]} generation batches in a row): {words}"
+            if config.stop_on_alarm:
+                raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
+            if name not in self._told:
+                self._told.append(name)
+                if self._speaks:
+                    print(f"warning: {words}", file=sys.stderr, flush=True)
+        return {f"alarm/{name}": float(name in sounding) for name in bad}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

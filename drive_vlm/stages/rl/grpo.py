@@ -8,6 +8,7 @@ column `reference`.
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import RunConfig
+from drive_vlm.launch.topology import accumulation_steps
 from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.rl.alarms import AlarmConfig
@@ -84,8 +85,6 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
 
 def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
     """Completions of a generation batch over all processes. Raises ValueError with all numbers when groups do not divide it."""
-    from drive_vlm.launch.topology import accumulation_steps
-
     micro = extra.get("per_device_train_batch_size", 8)
     accumulation = accumulation_steps(run.global_batch_size, micro, ranks)
     size, words = extra.get("generation_batch_size"), "--generation_batch_size"
@@ -109,8 +108,6 @@ def generation_batch(run: RunConfig, extra: dict[str, Any], ranks: int) -> int:
 
 def generation_of(flags: StageFlags, world_size: int) -> GenerationBatch:
     """The generation batch of all flags, defaults included. Raises ValueError as `generation_batch` does."""
-    from drive_vlm.launch.topology import accumulation_steps
-
     training = flags.training
     micro = int(training["per_device_train_batch_size"])
     size = generation_batch(flags.run, training, world_size)
@@ -140,9 +137,9 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     from drive_vlm.stages.engine.build import build_parts, show_parts
     from drive_vlm.stages.engine.training_arguments import check_attention, training_arguments
     from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
-    from drive_vlm.stages.rl.policy import reference_facts
     from drive_vlm.stages.rl.prompts import PromptEncoder
     from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
+    from drive_vlm.store.fingerprint import model_fingerprint
 
     rewards = rewards_of(flags)
     args, resume = training_arguments(trl.GRPOConfig, flags.run, flags.training)
@@ -168,7 +165,8 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
         shuffle=bool(args.shuffle_dataset),
     )
     rollouts.facts |= reward_facts(rewards) | {name: getattr(args, name) for name in SAME_WHEN_RESUMED}
-    rollouts.facts |= reference_facts(flags.model, args)
+    if args.beta:
+        rollouts.facts["reference"] = model_fingerprint(flags.model.model).get("weights", flags.model.model)
 
     # Training
     trainer = GRPOTrainer(

@@ -20,9 +20,10 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
 from drive_vlm.stages.rl.policy import check_copy, load_reference, without_own_reference
-from drive_vlm.stages.rl.prompts import Prompt, describe_difference, same_keys
+from drive_vlm.stages.rl.prompts import Prompt, same_keys
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
+from drive_vlm.store.keyed_lines import check_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -262,12 +263,9 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             return
         checkpoint = self.parts.resume.checkpoint
         state = json.loads((checkpoint / _STATE).read_text())
-        differs = describe_difference(state["facts"], self.rollouts.facts)
-        if differs:
-            raise ValueError(
-                f"{checkpoint} was saved with {differs}: the run would not go on where it stopped. Resume with the same data, "
-                "--model and batch flags, or start again in another --output_dir."
-            )
+        problem = f"{checkpoint} was saved with other settings, so the run would not go on where it stopped"
+        way_out = "Resume with the same data, --model and batch flags, or start again in another --output_dir."
+        check_same(problem, state["facts"], self.rollouts.facts, way_out)
         self.generations = state["generations"]
         self.rollouts.alarms.load(state["alarms"])
         self._kl = state["kl"]

@@ -3,16 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from drive_vlm.config import ModelConfig
 from drive_vlm.models import load_family
 from drive_vlm.sampling.tower_memo import TowerMemo
 from drive_vlm.sampling.vision import install_in
 from drive_vlm.stages.engine.build import RunParts
-from drive_vlm.store.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     import trl
@@ -31,11 +29,6 @@ def without_own_reference(model: torch.nn.Module, args: "trl.GRPOConfig") -> Ite
         yield
     finally:
         args.beta = beta
-
-
-def reference_facts(model: ModelConfig, args: "trl.GRPOConfig") -> dict[str, Any]:
-    """Which reference the run has, for resumed runs; {} with --beta 0."""
-    return {"reference": model_fingerprint(model.model).get("weights", model.model)} if args.beta else {}
 
 
 def load_reference(parts: RunParts, args: "trl.GRPOConfig", memo: TowerMemo | None) -> torch.nn.Module | None:

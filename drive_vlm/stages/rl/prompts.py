@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 
 from drive_vlm.data.chat import to_messages
@@ -173,11 +172,7 @@ def without_undecodable(table: RowTable, encoder: Encoder, rank: int, world_size
     mine = range(rank, len(table), world_size)
     with ThreadPoolExecutor(_THREADS) as threads:
         found = {row: error for row, error in zip(mine, threads.map(decode, mine), strict=True) if error is not None}
-    gathered: list[Any] = [found]
-    if dist.is_initialized():
-        gathered = [None] * world_size
-        dist.all_gather_object(gathered, found)
-    bad = {row: error for part in gathered for row, error in part.items()}
+    bad = {row: error for part in gather_object([found]) for row, error in part.items()}
     if len(bad) == len(table):
         raise ValueError(f"no row can be decoded; the first: {bad[min(bad)]}")
     kept = np.setdiff1d(np.arange(len(table)), list(bad))
@@ -190,11 +185,3 @@ def without_undecodable(table: RowTable, encoder: Encoder, rank: int, world_size
         length=table.length[kept],
         bad=[*table.bad, *once.values()],
     )
-
-
-def describe_difference(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first setting that differs between a checkpoint's run and this one, with both values; None when all agree."""
-    for name in now:
-        if saved.get(name) != now[name]:
-            return f"{name} {json.dumps(saved.get(name))}, it is {json.dumps(now[name])} now"
-    return None

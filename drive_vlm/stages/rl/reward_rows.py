@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch.distributed as dist
+from accelerate.utils import gather_object
 
 from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.samples import BadRow, Sample
@@ -45,10 +45,7 @@ def check_rows(
     except ValueError as error:
         # Every rank must learn of it, or the others would wait for this one in the gather; only the main one prints.
         answer = [], str(error)
-    parts: list[Any] = [answer]
-    if dist.is_initialized():
-        parts = [None] * world_size
-        dist.all_gather_object(parts, answer)
+    parts = gather_object([answer])
     for _, failure in parts:
         if failure:
             raise ValueError(failure)

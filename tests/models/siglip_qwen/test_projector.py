@@ -23,7 +23,9 @@ def test_pooling_by_hand(side: int, size: int) -> None:
     expected = [[grid[:, i : i + size, j : j + size].mean((1, 2)) for j in steps] for i in steps]
     flat = np.stack([cell for line in expected for cell in line], axis=1)
     np.testing.assert_allclose(pool_grid(features, size).numpy(), flat, atol=1e-5)
-    tokens = SiglipQwenConfig({"image_size": side, "patch_size": 1}, {"model_type": "qwen3"}, pool_size=size)
+    tokens = SiglipQwenConfig(
+        vision_config={"image_size": side, "patch_size": 1}, text_config={"model_type": "qwen3"}, pool_size=size
+    )
     assert flat.shape[1] == tokens.image_seq_length
 
 
@@ -69,4 +71,6 @@ def by_hand_attention(layer: Any, queries: torch.Tensor, features: torch.Tensor)
 )
 def test_sizes_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SiglipQwenConfig({"image_size": 56, "patch_size": 7}, {"model_type": "qwen3"}, **settings)
+        SiglipQwenConfig(
+            vision_config={"image_size": 56, "patch_size": 7}, text_config={"model_type": "qwen3"}, **settings
+        )

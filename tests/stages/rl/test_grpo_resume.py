@@ -90,12 +90,12 @@ def test_what_would_not_go_on_where_it_stopped_is_refused(
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor * 0.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     for flags, words in (
-        (("--num_generations", 8), "num_generations 4, it is 8 now"),
-        (("--seed", 7), "seed 42, it is 7 now"),
-        (("--model", other), "reference .*start again"),
-        (("--temperature", 0.5), r"temperature 1.0, it is 0.5 now"),
-        (("--letter_wanted", "xyz"), 'letter_wanted "aeiou", it is "xyz" now'),
-        (("--reward_weights", 2.0), r"reward_weights .*, it is \[2.0\] now"),
+        (("--num_generations", 8), "num_generations: 4 then, 8 now"),
+        (("--seed", 7), "seed: 42 then, 7 now"),
+        (("--model", other), "reference: .*start again"),
+        (("--temperature", 0.5), r"temperature: 1.0 then, 0.5 now"),
+        (("--letter_wanted", "xyz"), "letter_wanted: aeiou then, xyz now"),
+        (("--reward_weights", 2.0), r"reward_weights: .* then, \[2.0\] now"),
     ):
         with pytest.raises(ValueError, match=words):
             prepared(grpo_words(out, "--resume", "auto", *flags))
