@@ -2,7 +2,7 @@
 
 For each video: sampled frames with the detector's boxes; reference and text of each checkpoint and mode, with the objects
 that they name marked (detected, not detected, denied, of no detector); the terms of the physics reward. Written are one
-PNG a video and index.html, one file that holds its pictures; printed is a table. Either from prediction files (python -m
+PNG a video and index.html, one file that holds its pictures; printed are the terms. Either from prediction files (python -m
 drive_vlm generate), where files with the same name in --names are one checkpoint, or with --models, which first runs
 generate into OUT/predictions; what is answered there already is kept.
 """
@@ -46,8 +46,8 @@ def make_parser() -> CommandParser:
     add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
     add("--videos", help="folder that the rows' videos are relative to (default: that of --data, else the current one)")
     add("--ids", nargs="+", help="videos to show: their path, group or an id of their rows")
-    flag("--limit", 8, "show the first N videos; with --ids all of those are shown")
-    flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at")
+    flag("--limit", 8, "show the first N videos; with --ids all of those are shown", least=1)
+    flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at", least=1)
     add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
     add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
     flag("--spacy", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
@@ -70,8 +70,6 @@ def check_flags(args: Any) -> None:
     count = len(args.predictions or args.models)
     if args.names and len(args.names) != count:
         raise ValueError(f"--names has {len(args.names)} names for {count} {'files' if args.predictions else 'models'}")
-    if args.limit < 1 or args.num_frames < 1:
-        raise ValueError(f"--limit and --num_frames must be at least 1, got {args.limit} and {args.num_frames}")
     if args.predictions and args.data:
         raise ValueError("--data belongs to --models; the rows of --predictions name their videos themselves")
     if args.models and not args.data:
@@ -89,14 +87,17 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
 
     models = args.names or checkpoint_names([f"{model}.x" for model in args.models])
     names, files = [], []
-    folder = Path(args.out) / "predictions"
     for name, model in zip(models, args.models, strict=True):
         for mode in args.modes:
-            out = folder / f"{safe_name(name)}.{mode}.jsonl"
-            words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", str(out)]
-            words += ["--limit", str(args.limit)]
-            words += ["--num_frames", str(args.model_frames or trained_frames(model) or DataConfig.num_frames)]
-            words += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
+            out = str(Path(args.out) / "predictions" / f"{safe_name(name)}.{mode}.jsonl")
+            numbers = {
+                "limit": args.limit,
+                "num_frames": args.model_frames or trained_frames(model) or DataConfig.num_frames,
+                "max_new_tokens": args.max_new_tokens,
+                "batch_size": args.batch_size,
+            }
+            words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", out]
+            words += [word for flag, number in numbers.items() for word in (f"--{flag}", str(number))]
             words += ["--image_root", args.videos] if args.videos else []
             command = [sys.executable, "-m", "drive_vlm", "generate", *words]
             print(f"{name}, {mode}:", flush=True)
@@ -105,7 +106,7 @@ def answer(args: Any) -> tuple[list[str], list[str]]:
                     f"{name}: generate ended with code {code}, see above. The command: {shlex.join(command)}"
                 )
             names.append(name)
-            files.append(str(out))
+            files.append(out)
     return names, files
 
 
@@ -248,9 +249,7 @@ def compare_video(
             for name, item, score in zip(names, items, scores, strict=True)
         }
         texts.append({"mode": mode, "question": question, "reference": marked(items[0].reference), "answers": answers})
-    texts.sort(
-        key=lambda text: (text["mode"] not in MODES, list(MODES).index(text["mode"]) if text["mode"] in MODES else 0)
-    )
+    texts.sort(key=lambda text: [*MODES, text["mode"]].index(text["mode"]))
     group = str(first.row.get("group") or video)
     return {"video": video, "group": group, "looked_at": len(entry.frames), "seen": seen, "texts": texts}
 
@@ -300,8 +299,8 @@ def run(args: Any) -> dict[str, Any]:
         "checkpoints": list(checkpoints),
         "detector": str(reward.cache.detector),
         "weights": asdict(reward.weights),
+        "videos": videos,
     }
-    result["videos"] = videos
     write_page(out / "index.html", result, [loaded[video][0] for video in chosen])
     return result
 

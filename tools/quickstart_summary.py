@@ -20,12 +20,6 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def clip_mean(scores: dict[str, Any], checkpoint: str, part: str) -> float:
-    """Mean score of a checkpoint over its one data set."""
-    (dataset,) = scores["checkpoints"][checkpoint]["datasets"].values()
-    return dataset[part]["mean"]
-
-
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The quickstart's numbers, accuracies and shares as fractions."""
     accuracy, clip, manifest = (read_json(run / name) for name in ("accuracy.json", "clip_scores.json", "run/run.json"))

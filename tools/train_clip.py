@@ -115,6 +115,8 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
     """Contrastive training in place; returns the loss of every step. captions[v]: int64[N, context], variant v of each picture."""
     import torch
     from open_clip import ClipLoss
+    from rich.console import Console
+    from rich.progress import track
 
     from drive_vlm.clip.encoder import encode_tokens
 
@@ -135,36 +137,24 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / steps)),
     )
     loss_function, losses = ClipLoss(), []
-    with _progress() as progress:
-        task = progress.add_task("training CLIP", total=steps, loss=float("nan"))
-        for step in range(steps):
-            if step % per_epoch == 0:
-                order = torch.randperm(len(pixels), generator=generator)
-            rows = order[step % per_epoch * batch_size :][:batch_size]
-            tokens = captions[step % len(captions)][rows].to(args.device)
-            images = torch.nn.functional.normalize(model.encode_image(pixels[rows].to(args.device)), dim=-1)
-            texts = torch.nn.functional.normalize(encode_tokens(model, tokens), dim=-1)
-            loss = loss_function(images, texts, model.logit_scale.exp())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                # As in the CLIP paper, section 2.5.
-                model.logit_scale.clamp_(0, math.log(100))
-            losses.append(loss.item())
-            progress.update(task, advance=1, loss=losses[-1])
+    for step in track(range(steps), "training CLIP", console=Console(stderr=True)):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(pixels), generator=generator)
+        rows = order[step % per_epoch * batch_size :][:batch_size]
+        tokens = captions[step % len(captions)][rows].to(args.device)
+        images = torch.nn.functional.normalize(model.encode_image(pixels[rows].to(args.device)), dim=-1)
+        texts = torch.nn.functional.normalize(encode_tokens(model, tokens), dim=-1)
+        loss = loss_function(images, texts, model.logit_scale.exp())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            # As in the CLIP paper, section 2.5.
+            model.logit_scale.clamp_(0, math.log(100))
+        losses.append(loss.item())
     return losses
-
-
-def _progress() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    tail = (TextColumn("loss {task.fields[loss]:.3f}"), TimeElapsedColumn())
-    return Progress(*columns, *tail, console=Console(stderr=True))
 
 
 def retrieval(encoder: Any, pixels: "torch.Tensor", texts: list[str]) -> dict[str, float]:

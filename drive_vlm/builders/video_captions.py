@@ -10,7 +10,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,7 @@ def read_video_captions(
             if limit is not None and len(captions) >= limit:
                 return known.named(captions), bad
             try:
-                found = _parse(lambda i=i, file=file: file[i], file.where(i), str(videos))  # type: ignore[misc]
-                captions.append(known.check(found))
+                captions.append(known.check(_parse(file[i], file.where(i), str(videos))))
             except BadRow as error:
                 if on_bad_row == "error":
                     raise
@@ -68,8 +67,7 @@ def read_video_captions(
     return known.named(captions), bad
 
 
-def _parse(read: Callable[[], Any], where: str, videos: str) -> VideoCaption:
-    row = read()
+def _parse(row: Any, where: str, videos: str) -> VideoCaption:
     if not isinstance(row, dict):
         raise BadRow("not_an_object", where, f"a row must be a JSON object, this is {type(row).__name__}", "Fix it")
     path = video_below(videos, row.get("video", row.get("video_path")), where)

@@ -12,13 +12,11 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
-
-from drive_vlm.config import CommandParser
-from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_clip_eval.py --json runs/bench_clip_eval.json
@@ -35,30 +33,20 @@ QUESTIONS = (
     "Is there a {subject} {place} the ego vehicle?",
     "Predict the behavior of the ego vehicle.",
 )
-
-
 NUMBERS = {
-    "pictures": (32, "different pictures"),
-    "questions": (6, "texts for each picture, at most 6"),
-    "batch_size": (32, "of both sides"),
-    "repeats": (3, "timed runs of each side, in turns; the median counts"),
-    "threads": (os.cpu_count() or 1, "torch threads of both sides"),
-    "layers": (12, "layers of each tower"),
-    "vision_width": (768, "a multiple of 64"),
-    "text_width": (512, "a multiple of 64; also the embedding size"),
-    "image_size": (224, "side of the pictures and of the model's input"),
+    "pictures": (32, 1, "different pictures; each has six texts"),
+    "batch_size": (32, 1, "of both sides"),
+    "repeats": (3, 1, "timed runs of each side, in turns; the median counts"),
+    "threads": (os.cpu_count() or 1, 1, "torch threads of both sides"),
+    "layers": (12, 1, "layers of each tower"),
+    "vision_width": (768, 1, "a multiple of 64"),
+    "text_width": (512, 1, "a multiple of 64; also the embedding size"),
+    "image_size": (224, 1, "side of the pictures and of the model's input"),
 }
 
 
-def make_parser() -> CommandParser:
+def make_parser() -> Any:
     return measure.bench_parser("bench_clip_eval", __doc__, EXAMPLES, NUMBERS)
-
-
-def check(args: Any) -> None:
-    """Raises ValueError."""
-    measure.at_least(args, **dict.fromkeys(NUMBERS, 1))
-    if args.questions > len(QUESTIONS):
-        raise ValueError(f"--questions {args.questions}: 1 to {len(QUESTIONS)}")
 
 
 def random_clip(args: Any) -> Any:
@@ -66,21 +54,15 @@ def random_clip(args: Any) -> Any:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    shared = {"num_hidden_layers": args.layers, "hidden_act": "gelu", "projection_dim": args.text_width}
-    text = {"hidden_size": args.text_width, "num_attention_heads": args.text_width // 64, "vocab_size": 49408}
-    special = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-    vision = {"hidden_size": args.vision_width, "num_attention_heads": args.vision_width // 64, "patch_size": 32}
+    def tower(width: int, **own: int) -> dict[str, Any]:
+        shared = {"num_hidden_layers": args.layers, "hidden_act": "gelu", "projection_dim": args.text_width}
+        sizes = {"hidden_size": width, "num_attention_heads": width // 64, "intermediate_size": 4 * width}
+        return shared | sizes | own
+
+    text = tower(args.text_width, vocab_size=49408, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    vision = tower(args.vision_width, patch_size=32, image_size=args.image_size)
     torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**text, **special, **shared, "intermediate_size": 4 * args.text_width},
-        vision_config={
-            **vision,
-            **shared,
-            "image_size": args.image_size,
-            "intermediate_size": 4 * args.vision_width,
-        },
-        projection_dim=args.text_width,
-    )
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=args.text_width)
     return CLIPModel(config).eval()
 
 
@@ -128,7 +110,7 @@ def make_data(folder: Path, args: Any) -> list[tuple[Path, str]]:
         path = folder / f"{index:05d}.jpg"
         size = (args.image_size, args.image_size)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
-        for question in QUESTIONS[: args.questions]:
+        for question in QUESTIONS:
             pairs.append((path, question.format(subject=words.choice(SUBJECTS), place=words.choice(PLACES))))
     return pairs
 
@@ -158,13 +140,15 @@ def our_scores(pairs: list[tuple[Path, str]], batch_size: int, encoder: Any) -> 
     return cosine(texts, encoder.encode_images([path for path, _ in pairs], batch_size, workers=1)).tolist()
 
 
-def max_difference(pairs: list[tuple[Path, str]], ours: list[float], peer: list[float], args: Any, call: Any) -> float:
+def max_difference(
+    pairs: list[tuple[Path, str]], ours: list[float], peer: list[float], batch_size: int, call: Any
+) -> float:
     """Largest |ours - peer| over the means of all batches and over single pairs of the first two pictures.
 
     Raises ValueError when no score is above 0: torchmetrics clamps there, and nothing would be compared.
     """
-    means = [statistics.fmean(ours[i : i + args.batch_size]) for i in range(0, len(ours), args.batch_size)]
-    singles = range(min(len(pairs), 2 * args.questions))
+    means = [statistics.fmean(ours[i : i + batch_size]) for i in range(0, len(ours), batch_size)]
+    singles = range(min(len(pairs), 2 * len(QUESTIONS)))
     compared = list(zip(means, peer, strict=True)) + [(ours[i], call([pairs[i]])[0]) for i in singles]
     if not any(theirs > 0 for _, theirs in compared):
         raise ValueError("every score of torchmetrics is clamped to 0 with these sizes; choose other ones")
@@ -172,7 +156,7 @@ def max_difference(pairs: list[tuple[Path, str]], ours: list[float], peer: list[
 
 
 def run(args: Any, work: Path) -> dict[str, Any]:
-    """Both sides in turns, after one short run each that does not count."""
+    """Both sides in turns, after one run each that does not count."""
     import torch
 
     from drive_vlm.clip.convert import encoder_from_transformers
@@ -189,25 +173,18 @@ def run(args: Any, work: Path) -> dict[str, Any]:
     }
     scores = {}
 
-    def timed(side: str) -> dict[str, float]:
+    def timed(side: str, repeat: int) -> dict[str, float]:
         started = time.perf_counter()
         scores[side] = sides[side](pairs, args.batch_size)
-        return {"seconds": time.perf_counter() - started}
+        return {"pairs_per_second": len(pairs) / (time.perf_counter() - started)}
 
-    for side in sides.values():
-        side(pairs[: args.questions], args.batch_size)
-    runs = measure.in_turns({"ours": lambda _: timed("ours"), "peer": lambda _: timed("peer")}, args.repeats)
-    seconds = {side: [run["seconds"] for run in found] for side, found in runs.items()}
-    rates = {side: len(pairs) / statistics.median(times) for side, times in seconds.items()}
-    return {
-        **rates,
-        "ratio": rates["ours"] / rates["peer"],
-        "unit": "image-text pairs/s",
-        "max_abs_difference": max_difference(
-            pairs, scores["ours"], scores["peer"], args, lambda part: sides["peer"](part, 1)
-        ),
+    runs = measure.in_turns({side: partial(timed, side) for side in sides}, args.repeats, warm_up=1)
+    difference = max_difference(
+        pairs, scores["ours"], scores["peer"], args.batch_size, lambda part: sides["peer"](part, 1)
+    )
+    return measure.compare(runs, "peer") | {
+        "max_abs_difference": difference,
         "score_sd": statistics.pstdev(scores["ours"]),
-        "seconds": seconds,
         "pairs": len(pairs),
         "distinct": {"pictures": args.pictures, "texts": len({text for _, text in pairs})},
     }
@@ -226,15 +203,11 @@ def orient_positive(hf_model: Any, encoder: Any, pairs: list[tuple[Path, str]]) 
 
 def show(result: dict[str, Any], args: Any) -> str | None:
     """Print the rates; the exit status where the two sides do not agree."""
-    rows = []
-    for side, name in (("ours", "drive-vlm on open_clip"), ("peer", "torchmetrics clip_score")):
-        rows.append([name, f"{result[side]:.1f}", " ".join(f"{value:.2f}" for value in result["seconds"][side])])
     title = f"{result['pairs']} pairs, batches of {args.batch_size}, {args.threads} threads"
-    print_table(title, ("", "pairs/s", "seconds (all runs)"), rows)
+    names = {"ours": "drive-vlm on open_clip", "peer": "torchmetrics clip_score"}
+    measure.print_sides(title, result, names, {"pairs_per_second": ("pairs/s", ".1f")})
     difference, distinct = result["max_abs_difference"], result["distinct"]
-    print(
-        f"ratio {result['ratio']:.2f}, largest difference of scores {difference:.1e} (scores spread by {result['score_sd']:.1e})"
-    )
+    print(f"largest difference of scores {difference:.1e} (scores spread by {result['score_sd']:.1e})")
     print(
         f"ours encoded {distinct['pictures']} pictures and {distinct['texts']} texts, "
         f"torchmetrics {result['pairs']} of each; decoding is in both times"
@@ -243,4 +216,4 @@ def show(result: dict[str, Any], args: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    measure.run_bench(make_parser(), run, show, check=check, peers=("torchmetrics", "open_clip_torch"))
+    measure.run_bench(make_parser(), run, show, peers=("torchmetrics", "open_clip_torch"))

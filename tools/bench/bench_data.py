@@ -4,9 +4,8 @@ jsonl: seconds and peak memory to open a file of --rows rows and read its last (
 a list. Each step runs in a fresh process: index, open again and read (ours), read all (the peer). Imports do not count in the
 seconds; they do in the peak memory.
 synthetic: pictures a second of --size pixels, drawn, rendered and described by --workers processes. Starting them does not count.
-reward: texts a second, parsed and scored in each of --processes, and scored alone; next to it texts a second of processor time,
-which other work on the machine hardly changes. The texts are made up from sentences of a drive, --words words each, no two
-alike, so that no memo helps. Loading spaCy does not count, starting its processes does.
+reward: texts a second, parsed and scored in each of --processes, and scored alone. The texts are made up from sentences of a
+drive, --words words each, no two alike, so that no memo helps. Loading spaCy does not count, starting its processes does.
 """
 
 import json
@@ -34,12 +33,12 @@ python tools/bench/bench_data.py synthetic --scenes 4000 --size 448
 python tools/bench/bench_data.py reward --spacy en_core_web_md --texts 500 --processes 1 4
 """
 NUMBERS = {
-    "rows": (1_000_000, "jsonl: rows of the file"),
-    "scenes": (1000, "synthetic: pictures to render"),
-    "size": (224, "synthetic: width and height in pixels"),
-    "workers": (os.cpu_count() or 1, "synthetic: processes that render"),
-    "texts": (2000, "reward: texts to parse and score"),
-    "words": (80, "reward: words of a text"),
+    "rows": (1_000_000, 1, "jsonl: rows of the file"),
+    "scenes": (1000, 1, "synthetic: pictures to render"),
+    "size": (224, 1, "synthetic: width and height in pixels"),
+    "workers": (os.cpu_count() or 1, 1, "synthetic: processes that render"),
+    "texts": (2000, 1, "reward: texts to parse and score"),
+    "words": (80, 1, "reward: words of a text"),
 }
 _SENTENCES = (
     "The ego vehicle drives along a wide urban road with {n} lanes in each direction.",
@@ -59,16 +58,9 @@ def make_parser() -> CommandParser:
     add = parser.add_argument
     add("case", choices=tuple(CASES), help="what to measure")
     add("--row", type=int, help="jsonl: row to read, from 0 (default: the last)")
-    add("--processes", type=int, nargs="+", default=[1, 2], help="reward: processes of spaCy to try")
+    parser.flag("--processes", [1, 2], "reward: processes of spaCy to try", least=1)
     add("--spacy", default="en_core_web_sm", help="reward: spaCy pipeline: an installed name or its directory")
     return parser
-
-
-def check(args: Any) -> None:
-    """Raises ValueError."""
-    measure.at_least(args, **dict.fromkeys((*NUMBERS, "processes"), 1))
-    if args.row is not None and not 0 <= args.row < args.rows:
-        raise ValueError(f"--row {args.row} is not in a file of --rows {args.rows}")
 
 
 # ---- jsonl
@@ -100,6 +92,8 @@ def read_row(part: str, path: Path, row: int) -> dict[str, Any]:
 def measure_jsonl(args: Any, work: Path) -> dict[str, Any]:
     """Write the file, run each part in a fresh process; ours twice, for the first builds the index."""
     path, row = work / "rows.jsonl", args.rows - 1 if args.row is None else args.row
+    if not 0 <= row < args.rows:
+        raise ValueError(f"--row {row} is not in a file of --rows {args.rows}")
     with open(path, "w") as file:
         file.writelines(json.dumps(make_row(i)) + "\n" for i in range(args.rows))
     results = []
@@ -130,11 +124,13 @@ def show_jsonl(result: dict[str, Any]) -> None:
 
 def render_one(size: int, index: int) -> int:
     """Draw, render and describe one scene, as a build does; its number of pixels."""
-    from drive_vlm.builders import synthetic
+    from drive_vlm.builders.synthetic.render import render
+    from drive_vlm.builders.synthetic.sample import make_scene
+    from drive_vlm.builders.synthetic.words import questions
 
-    scene = synthetic.make_scene(0, index, (size, size))
-    synthetic.questions(scene)
-    return synthetic.render(scene).size
+    scene = make_scene(0, index, (size, size))
+    questions(scene)
+    return render(scene).size
 
 
 def measure_synthetic(args: Any, work: Path) -> dict[str, Any]:
@@ -160,10 +156,8 @@ def make_texts(count: int, words: int, seed: int = 0) -> list[str]:
     for number in range(count):
         sentences = [f"Clip {number} was filmed at noon."]
         while sum(len(sentence.split()) for sentence in sentences) < words:
-            wording = draw.choice(_SENTENCES)
-            sentences.append(
-                wording.format(n=draw.randint(2, 9), thing=draw.choice(_THINGS), colour=draw.choice(_COLOURS))
-            )
+            words_drawn = {"thing": draw.choice(_THINGS), "colour": draw.choice(_COLOURS), "n": draw.randint(2, 9)}
+            sentences.append(draw.choice(_SENTENCES).format(**words_drawn))
         texts.append(" ".join(sentences))
     return texts
 
@@ -172,29 +166,21 @@ def measure_reward(args: Any, work: Path) -> dict[str, Any]:
     from drive_vlm.rewards.text.driving_text import TextParser
 
     texts = make_texts(args.texts, args.words)
-    parsing, cpu = {}, {}
+    parsing = {}
     for processes in args.processes:
         parser = TextParser(args.spacy, processes=processes)
         parser.parse(["A car warms the pipeline up."])
-        started, used = time.perf_counter(), _processor_seconds()
+        started = time.perf_counter()
         _score(parser, texts, len(texts))
         parsing[str(processes)] = len(texts) / (time.perf_counter() - started)
-        cpu[str(processes)] = len(texts) / (_processor_seconds() - used)
     started = time.perf_counter()
     _score(parser, texts, 20_000)
     return {
         "parse_and_score_texts_per_s": parsing,
-        "parse_and_score_texts_per_cpu_s": cpu,
         "score_texts_per_s": 20_000 / (time.perf_counter() - started),
         "texts": len(texts),
         "words_per_text": sum(len(text.split()) for text in texts) / len(texts),
     }
-
-
-def _processor_seconds() -> float:
-    """Of this process and of its ended children."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def _score(parser: "TextParser", texts: list[str], count: int) -> None:
@@ -208,18 +194,10 @@ def _score(parser: "TextParser", texts: list[str], count: int) -> None:
 
 
 def show_reward(result: dict[str, Any]) -> None:
-    cpu = result["parse_and_score_texts_per_cpu_s"]
-    rows = [
-        [
-            f"parse and score, {processes} process{'es' if processes != '1' else ''}",
-            f"{rate:,.0f}",
-            f"{cpu[processes]:,.0f}",
-        ]
-        for processes, rate in result["parse_and_score_texts_per_s"].items()
-    ]
-    rows.append(["score parsed texts", f"{result['score_texts_per_s']:,.0f}", ""])
+    rates = {f"parse and score, {n} process(es)": rate for n, rate in result["parse_and_score_texts_per_s"].items()}
+    rates["score parsed texts"] = result["score_texts_per_s"]
     title = f"physics reward, {result['texts']:,} texts of {result['words_per_text']:.0f} words"
-    print_table(title, ("", "texts/s", "texts/s of processor time"), rows)
+    print_table(title, ("", "texts/s"), [[name, f"{rate:,.0f}"] for name, rate in rates.items()])
 
 
 CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
@@ -234,6 +212,5 @@ if __name__ == "__main__":
         make_parser(),
         lambda args, work: CASES[args.case][0](args, work),
         lambda result, args: CASES[args.case][1](result),
-        check=check,
         child=lambda words: print(json.dumps(read_row(words[0], Path(words[1]), int(words[2])))),
     )

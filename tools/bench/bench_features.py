@@ -14,42 +14,34 @@ from typing import Any
 
 import measure
 
-from drive_vlm.config import CommandParser
-from drive_vlm.report.tables import print_table
-
 EXAMPLES = """
 python tools/bench/bench_features.py --json runs/bench_features.json
 python tools/bench/bench_features.py --tower_width 1152 --tower_layers 27 --tower_heads 16 --patch_size 14 --num_frames 16   # SO400M
 """
 NUMBERS = {
-    "clips": (6, "videos, each named by a few rows"),
-    "num_frames": (4, "frames of a video"),
-    "steps": (4, "steps of a run; the first is a warm-up"),
-    "batch_size": (2, "rows of a step"),
-    "repeats": (1, "runs of each side, in turns; the median counts"),
-    "threads": (1, "torch threads of both sides"),
-    "workers": (1, "loader workers of both sides"),
-    "image_size": (384, "pixels of a frame's side"),
-    "patch_size": (16, "pixels of a patch's side"),
-    "tower_width": (768, "width of the vision tower"),
-    "tower_layers": (12, "layers of the vision tower"),
-    "tower_heads": (12, "attention heads of the vision tower"),
-    "pool_size": (3, "side of the projector's pooling window, in patches"),
-    "text_width": (256, "width of the language model"),
-    "text_layers": (4, "layers of the language model"),
+    "clips": (6, 1, "videos, each named by a few rows"),
+    "num_frames": (4, 1, "frames of a video"),
+    "steps": (4, 2, "steps of a run; the first is a warm-up"),
+    "batch_size": (2, 1, "rows of a step"),
+    "repeats": (1, 1, "runs of each side, in turns; the median counts"),
+    "threads": (1, 1, "torch threads of both sides"),
+    "workers": (1, 0, "loader workers of both sides"),
+    "image_size": (384, 1, "pixels of a frame's side"),
+    "patch_size": (16, 1, "pixels of a patch's side"),
+    "tower_width": (768, 1, "width of the vision tower"),
+    "tower_layers": (12, 1, "layers of the vision tower"),
+    "tower_heads": (12, 1, "attention heads of the vision tower"),
+    "pool_size": (3, 1, "side of the projector's pooling window, in patches"),
+    "text_width": (256, 1, "width of the language model"),
+    "text_layers": (4, 1, "layers of the language model"),
 }
 
 
-def make_parser() -> CommandParser:
+def make_parser() -> Any:
     parser = measure.bench_parser("bench_features", __doc__, EXAMPLES, NUMBERS)
     types = ("float16", "bfloat16", "float32")
     parser.add_argument("--stored", default=types[0], choices=types, help="number type on disk")
     return parser
-
-
-def check(args: Any) -> None:
-    """Raises ValueError."""
-    measure.at_least(args, steps=2, clips=1, num_frames=1, batch_size=1, repeats=1, threads=1)
 
 
 def prepare(args: Any, work: Path) -> dict[str, int]:
@@ -106,9 +98,8 @@ def run(args: Any, work: Path) -> dict[str, Any]:
     env = measure.environment(work, args.threads) | {"CUDA_VISIBLE_DEVICES": ""}
     values = {"model": work / "model", "data": work / "data" / "clips_train.jsonl", "num_frames": args.num_frames}
     words = measure.flags(values | {"out": work / "features", "stored": args.stored})
-    built = measure.start([sys.executable, measure.TOOLS / "cache_features.py", *words], work / "features.log", env)[
-        "seconds"
-    ]
+    caching = [sys.executable, measure.TOOLS / "cache_features.py", *words]
+    built = measure.start(caching, work / "features.log", env)["seconds"]
     runs = measure.in_turns({side: partial(train, args, work, env, side) for side in ("pixels", "cache")}, args.repeats)
     apart = max(
         abs(a - b)
@@ -117,39 +108,31 @@ def run(args: Any, work: Path) -> dict[str, Any]:
     )
     if apart > 0.01:
         raise ValueError(f"the losses of the two sides are {apart:.3g} apart: they did not train the same.")
-    rates = {side: statistics.median(run["samples_per_second"] for run in runs[side]) for side in runs}
     stored = sum(path.stat().st_size for path in (work / "features").glob("*.bin"))
-    return {
-        "samples_per_second": rates,
-        "ratio": rates["cache"] / rates["pixels"],
+    return measure.compare(runs, "pixels") | {
         "largest_loss_difference": apart,
-        "cache": {"build_seconds": built, "bytes": stored, "videos": args.clips},
+        "features": {"build_seconds": built, "bytes": stored, "videos": args.clips},
         "parameters": sizes,
-        "runs": runs,
     }
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    sizes, cache = result["parameters"], result["cache"]
-    rows = []
-    for side, rate in result["samples_per_second"].items():
-        waits = statistics.median(run["data_wait_share"] for run in result["runs"][side])
-        rows.append([side, f"{rate:.3g}", f"{waits:.0%}"])
-    print_table(None, ("training from", "samples/s", "waiting for data"), rows)
+    sizes, features = result["parameters"], result["features"]
+    columns = {"samples_per_second": ("samples/s", ".3g"), "data_wait_share": ("waiting for data", ".0%")}
+    names = {"pixels": "training from pixels", "cache": "training from the cache"}
+    measure.print_sides(None, result, names, columns)
     patches = (args.image_size // args.patch_size) ** 2
-    print(
-        f"ratio {result['ratio']:.1f}; losses differ by {result['largest_loss_difference']:.2g} at most ({args.stored} features)"
-    )
+    print(f"losses differ by {result['largest_loss_difference']:.2g} at most ({args.stored} features)")
     print(
         f"tower of {sizes['tower'] / 1e6:.0f} M weights, {args.tower_layers} layers, {patches} patches a frame, {args.num_frames} "
         f"frames; language model of {sizes['language_model'] / 1e6:.1f} M, frozen; projector and temporal embeddings train"
     )
     print(
-        f"cache: {cache['videos']} videos, {cache['bytes'] / 2**20:.1f} MiB, built in {cache['build_seconds']:.0f} s with start-up"
+        f"cache: {features['videos']} videos, {features['bytes'] / 2**20:.1f} MiB, built in {features['build_seconds']:.0f} s with start-up"
     )
     machine, torch = result["machine"], result["versions"]["torch"]
     print(f"{machine['processor']}, {machine['cores']} cores, {args.threads} threads, CPU, float32; torch {torch}")
 
 
 if __name__ == "__main__":
-    measure.run_bench(make_parser(), run, show, check=check)
+    measure.run_bench(make_parser(), run, show)

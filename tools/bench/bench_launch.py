@@ -16,62 +16,48 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
 
-from drive_vlm.config import CommandParser
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/bench/bench_launch.py --json runs/bench_launch.json
-python tools/bench/bench_launch.py --parts start --processes 2 --repeats 7 --deepspeed none
+python tools/bench/bench_launch.py --parts start --processes 2 --repeats 7
 """
-PARTS = ("start", "save", "overhead")
 # Steps that the clock does not count.
 WARM_UP = 2
-IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 14, "vocab_size": 4000, "max_tiles": 1}
+IMAGE: dict[str, Any] = {"image_size": 112, "patch_size": 14, "vocab_size": 4000}
 NUMBERS = {
-    "repeats": (5, "runs of each side of start and resume, in turns; the median counts"),
-    "rows": (2000, "training rows, one picture each"),
-    "batch_size": (4, "rows a step and process"),
-    "threads": (1, "torch threads of a process"),
-    "hidden_size": (128, "width of the small model, of start and overhead"),
-    "layers": (2, "layers of its vision tower and of its language model"),
-    "save_hidden_size": (512, "width of the larger model, of save and resume"),
-    "save_layers": (12, "layers of its language model; its vision tower has half as many"),
-    "saves": (3, "saves of the larger model"),
-    "steps": (400, "steps of the overhead run with the small model"),
-    "large_steps": (40, "steps of the overhead run with the larger model"),
+    "repeats": (5, 1, "runs of each side of start and resume, in turns; the median counts"),
+    "rows": (2000, 6, "training rows, one picture each"),
+    "batch_size": (4, 1, "rows a step and process"),
+    "threads": (1, 1, "torch threads of a process"),
+    "hidden_size": (128, 1, "width of the small model, of start and overhead"),
+    "layers": (2, 1, "layers of its vision tower and of its language model"),
+    "save_hidden_size": (512, 1, "width of the larger model, of save, resume and overhead"),
+    "save_layers": (12, 1, "layers of its language model; its vision tower has half as many"),
+    "saves": (3, 1, "saves of the larger model"),
+    "steps": (400, 4, "steps of the overhead run with the small model"),
+    "large_steps": (40, 4, "steps of the overhead run with the larger model"),
 }
-NAMES = {
+SIDES = {
     "cold": "ours, rows measured again",
     "warm": "ours, row lengths cached",
-    "peer": "bare torchrun script",
     "ours": "ours",
+    "peer": "bare torchrun script",
 }
 
 
-def make_parser() -> CommandParser:
+def make_parser() -> Any:
     parser = measure.bench_parser("bench_launch", __doc__, EXAMPLES, NUMBERS)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
-    add("--processes", nargs="+", type=int, default=[1, 2], help="numbers of processes (default: 1 2)")
-    add("--deepspeed", default="zero2", help="memory layout of both sides, or none for DDP (default: zero2)")
+    add("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="what to measure (default: all)")
+    parser.flag("--processes", [1, 2], "numbers of processes", least=1)
+    add("--deepspeed", default="zero2", help="memory layout of both sides")
     return parser
-
-
-def check(args: Any) -> None:
-    """Raises ValueError for settings that measure nothing."""
-    measure.at_least(args, **dict.fromkeys(NUMBERS, 1) | {"processes": 1, "rows": 6, "steps": 4, "large_steps": 4})
-    if 0 < gpu_count() < max(args.processes):
-        raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
-    if args.deepspeed != "none":
-        from drive_vlm.launch.deepspeed import load_deepspeed_config
-
-        load_deepspeed_config(args.deepspeed, cpu=not gpu_count())
 
 
 def gpu_count() -> int:
@@ -83,18 +69,16 @@ def gpu_count() -> int:
 
 
 def prepare(args: Any, work: Path) -> None:
-    """Rows with one picture each, and the two models."""
-    from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
-
+    """Rows with one picture each, the two models, and a recipe."""
     data = measure.build_synthetic(work, scenes=max(4, -(-args.rows // 6)), size=112)
-    rows = measure.json_lines(data / "train.jsonl")[: args.rows]
-    measure.write_json_lines(data / "rows.jsonl", rows)
+    rows = measure.write_json_lines(data / "rows.jsonl", measure.json_lines(data / "train.jsonl")[: args.rows])
     for name, width, layers, tower in (
         ("small", args.hidden_size, args.layers, args.layers),
         ("large", args.save_hidden_size, args.save_layers, max(1, args.save_layers // 2)),
     ):
-        sizes: dict[str, Any] = {"hidden_size": width, "text_layers": layers, "vision_layers": tower}
-        build_tiny_internvl(work / name, corpus_of(rows), **IMAGE, **sizes)
+        measure.build_tiny(work, name, rows, hidden_size=width, text_layers=layers, vision_layers=tower, **IMAGE)
+    launch = measure.TOOLS.parent / "recipes" / "_launch.sh"
+    (work / "recipe.sh").write_text(f'set -euo pipefail\nsource "{launch}"\nlaunch sft "$@"\n')
 
 
 # ---- the two sides
@@ -103,58 +87,56 @@ def prepare(args: Any, work: Path) -> None:
 class Sides:
     """Starts both sides in a work folder that `prepare` has filled."""
 
-    def __init__(self, args: Any, work: Path) -> None:
-        self.args, self.work, self.cpu = args, work, not gpu_count()
-        self.deepspeed = None if args.deepspeed == "none" else args.deepspeed
-        self.recipe = work / "bench_recipe.sh"
-        self.recipe.write_text(
-            f'#!/usr/bin/env bash\nset -euo pipefail\nsource "{measure.TOOLS.parent}/recipes/_launch.sh"\nlaunch sft "$@"\n'
-        )
+    def __init__(self, args: Any, work: Path, processes: int) -> None:
+        from drive_vlm.launch.deepspeed import load_deepspeed_config
+
+        self.args, self.work, self.processes, self.cpu = args, work, processes, not gpu_count()
+        self.layout = load_deepspeed_config(args.deepspeed, self.cpu)
         self.env = measure.environment(work, args.threads) | ({"DS_ACCELERATOR": "cpu"} if self.cpu else {})
 
-    def arguments(self, steps: int, out: Path, **more: Any) -> dict[str, Any]:
+    def arguments(self, steps: int, out: Path, more: dict[str, Any]) -> dict[str, Any]:
         """TrainingArguments of both sides."""
         own = {"output_dir": str(out), "max_steps": steps, "per_device_train_batch_size": self.args.batch_size}
         logs = {"logging_steps": 1, "report_to": "tensorboard", "gradient_checkpointing": False}
         return measure.TRAINING | own | logs | {"learning_rate": 1e-4} | more
 
-    def _our_words(self, model: str, processes: int, arguments: dict[str, Any], resume: Path | None) -> list[str]:
+    def start(
+        self, side: str, model: str, steps: int, out: Path, cache: str = "warm", resume: Path | None = None, **more: Any
+    ) -> dict[str, float]:
+        """Seconds until the first log, and to the end, of a run of "peer", "probe" (ours with the clock) or ours.
+
+        `cache` names the folder that holds the lengths of the rows; `more` are further TrainingArguments.
+        """
+        out.mkdir(parents=True)
+        arguments = self.arguments(steps, out, more)
+        ranked = measure.torchrun(self.processes)
+        env = {"NPROC_PER_NODE": str(self.processes), "DRIVE_VLM_CACHE": str(self.work / cache)}
+        if side == "peer":
+            words = [*ranked, measure.BENCH / "bench_launch_peer.py", self._peer_settings(model, arguments, resume)]
+            env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
+        elif side == "probe":
+            words = [*ranked, __file__, "--child", out, *self._our_words(model, arguments, resume)]
+        else:
+            words = ["bash", self.work / "recipe.sh", *self._our_words(model, arguments, resume)]
+        found = measure.start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
+        return {"seconds": found["seconds_to_first"], "seconds_to_the_end": found["seconds"]}
+
+    def _our_words(self, model: str, arguments: dict[str, Any], resume: Path | None) -> list[str]:
         ours = {
             "model": self.work / model,
             "data": self.work / "data" / "rows.jsonl",
             "freeze": "vision_tower",
             "packing": False,
-            "global_batch_size": processes * self.args.batch_size,
-            **({"deepspeed": self.deepspeed} if self.deepspeed else {}),
+            "global_batch_size": self.processes * self.args.batch_size,
+            "deepspeed": self.args.deepspeed,
             **({"resume": resume} if resume else {}),
         }
         return measure.flags(ours | arguments)
 
-    def ours(
-        self, model: str, processes: int, arguments: dict[str, Any], cache: str = "warm", resume: Path | None = None
-    ) -> dict[str, float]:
-        words = ["bash", self.recipe, *self._our_words(model, processes, arguments, resume)]
-        env = {"NPROC_PER_NODE": str(processes), "DRIVE_VLM_CACHE": str(self.work / cache)}
-        return self._start(words, Path(arguments["output_dir"]), env)
-
-    def probe(self, model: str, processes: int, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the probe of each rank saw."""
-        out = Path(arguments["output_dir"])
-        words = [*measure.torchrun(processes), __file__, "--child", out]
-        self._start([*words, *self._our_words(model, processes, arguments, None)], out, {})
-        return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(processes)]
-
-    def peer(
-        self, model: str, processes: int, arguments: dict[str, Any], resume: Path | None = None
-    ) -> dict[str, float]:
-        from drive_vlm.launch.deepspeed import load_deepspeed_config
-
-        layout = load_deepspeed_config(self.deepspeed, self.cpu) if self.deepspeed else None
-        arguments = arguments | {
+    def _peer_settings(self, model: str, arguments: dict[str, Any], resume: Path | None) -> Path:
+        own = {
             "use_cpu": self.cpu,
-            "deepspeed": layout,
-            "ddp_backend": "gloo" if self.cpu and not layout else None,
-            "ddp_find_unused_parameters": False,
+            "deepspeed": self.layout,
             "dataloader_pin_memory": not self.cpu,
             "remove_unused_columns": False,
             "save_total_limit": 2,
@@ -164,36 +146,32 @@ class Sides:
             "data": str(self.work / "data" / "rows.jsonl"),
             "freeze": "vision_tower",
             "resume": str(resume) if resume else None,
-            "arguments": arguments,
+            "arguments": arguments | own,
         }
-        out = Path(arguments["output_dir"])
-        file = out.with_suffix(".json")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = Path(arguments["output_dir"]).with_suffix(".json")
         file.write_text(json.dumps(settings))
-        env = {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")}
-        return self._start([*measure.torchrun(processes), measure.BENCH / "bench_launch_peer.py", file], out, env)
+        return file
 
-    def _start(self, words: list[Any], out: Path, env: dict[str, str]) -> dict[str, float]:
-        """Seconds until the first log, and to the end."""
-        out.mkdir(parents=True)
-        found = measure.start(words, out.with_suffix(".log"), self.env | env, out / "metrics.jsonl")
-        return {"seconds": found["seconds_to_first"], "seconds_to_the_end": found["seconds"]}
+    def probe(self, model: str, steps: int, out: Path, **more: Any) -> list[dict[str, Any]]:
+        """What the clock of each rank saw."""
+        self.start("probe", model, steps, out, **more)
+        return [json.loads((out / f"probe-{rank}.json").read_text()) for rank in range(self.processes)]
 
 
-# ---- the clock in our side: each rank writes probe-RANK.json, microseconds of each part and seconds of each step
+# ---- the clock in our side: each rank writes probe-RANK.json
 
 
 class Clock:
-    """Wall seconds of the wrapped functions in each step, and the beginning of each step."""
+    """Wall seconds of the wrapped functions in each step, the beginning of each step, and single events."""
 
     def __init__(self) -> None:
         self.inside = False
         self.parts: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-        self.once: dict[str, list[float]] = defaultdict(list)
+        self.events: dict[str, list[float]] = defaultdict(list)
         self.steps: list[float] = []
 
-    def counted(self, function: Any, part: str) -> Any:
-        """`function`, counted as `part`; a part that another one calls belongs to that one."""
+    def part(self, function: Any, name: str) -> Any:
+        """`function`, counted as part `name` of its step; a part that another one calls belongs to that one."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -203,17 +181,13 @@ class Clock:
             try:
                 return function(*args, **kwargs)
             finally:
-                self.parts[part][len(self.steps)] += time.perf_counter() - started
+                self.parts[name][len(self.steps)] += time.perf_counter() - started
                 self.inside = False
 
         return call
 
-    def part(self, owner: Any, name: str, part: str) -> None:
-        setattr(owner, name, self.counted(getattr(owner, name), part))
-
-    def event(self, owner: Any, name: str, event: str) -> None:
-        """Keep the seconds of each call of `owner.name`."""
-        function = getattr(owner, name)
+    def event(self, function: Any, name: str) -> Any:
+        """`function`, the seconds of each call of which are kept."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -221,66 +195,57 @@ class Clock:
             try:
                 return function(*args, **kwargs)
             finally:
-                self.once[event].append(time.perf_counter() - started)
+                self.events[name].append(time.perf_counter() - started)
 
-        setattr(owner, name, call)
+        return call
 
     def result(self) -> dict[str, Any]:
-        """Seconds between the beginnings of two steps belong to the first of them; the last step has no end.
+        """Median microseconds of each part in a step, the seconds of the steps, and the events.
 
-        Medians: other load on the machine falls on few steps, and there it is long.
+        Seconds between the beginnings of two steps belong to the first of them; the last step has no end. Medians: other load
+        on the machine falls on few steps, and there it is long.
         """
         steps = [after - before for before, after in zip(self.steps, self.steps[1:], strict=False)][WARM_UP:]
         parts = {
-            name: {"wall_us": statistics.median([1e6 * s for step, s in spent.items() if step > WARM_UP] or [0.0])}
+            name: statistics.median([1e6 * s for step, s in spent.items() if step > WARM_UP] or [0.0])
             for name, spent in self.parts.items()
         }
-        return {"parts": parts, "steps": steps, "once": dict(self.once)}
+        return {"parts": parts, "steps": steps, "events": dict(self.events)}
 
 
-def install(clock: Clock) -> None:
-    """Wrap what surrounds a step."""
+def probe(words: list[str]) -> None:
+    """`python -m drive_vlm sft` with a clock in it; WORDS are its --output_dir and its other flags."""
     from transformers.trainer_callback import TrainerCallback
 
-    from drive_vlm.launch import checkpoint, manifest
-    from drive_vlm.stages.engine import faults, heartbeat, run
+    from drive_vlm.launch import checkpoint
+    from drive_vlm.stages.engine import faults, heartbeat
     from drive_vlm.stages.engine.throughput import Throughput
     from drive_vlm.stages.sft_trainer import SFTTrainer
 
-    clock.part(SFTTrainer, "take_ids", "audit of rows")
-    clock.part(Throughput, "add", "throughput and FLOPs")
-    clock.part(heartbeat.Heartbeat, "beat", "heartbeats")
-    clock.part(heartbeat.Heartbeats, "on_pre_optimizer_step", "heartbeats")
-    clock.part(heartbeat.Heartbeats, "on_step_end", "heartbeats")
-    clock.part(faults.StepLosses, "add", "stop agreement and broken losses")
-    clock.part(faults.StopOnRequest, "on_step_end", "stop agreement and broken losses")
-    clock.event(manifest, "start_manifest", "start_manifest")
-    clock.event(manifest, "complete_manifest", "complete_manifest")
-    clock.event(SFTTrainer, "save_audit", "save_audit")
-    clock.event(SFTTrainer, "_save_checkpoint", "save")
-    clock.event(checkpoint, "complete", "flush_and_rename")
-    training = run.run_training
+    clock = Clock()
+    wrapped: list[tuple[Any, Any, str, str]] = [
+        (clock.part, SFTTrainer, "take_ids", "audit of rows"),
+        (clock.part, Throughput, "add", "throughput and FLOPs"),
+        (clock.part, heartbeat.Heartbeat, "beat", "heartbeats"),
+        (clock.part, heartbeat.Heartbeats, "on_pre_optimizer_step", "heartbeats"),
+        (clock.part, heartbeat.Heartbeats, "on_step_end", "heartbeats"),
+        (clock.part, faults.StepLosses, "add", "stop agreement and broken losses"),
+        (clock.part, faults.StopOnRequest, "on_step_end", "stop agreement and broken losses"),
+        (clock.event, SFTTrainer, "_save_checkpoint", "save"),
+        (clock.event, checkpoint, "complete", "flush_and_rename"),
+    ]
+    for wrap, owner, function, name in wrapped:
+        setattr(owner, function, wrap(getattr(owner, function), name))
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.steps.append(time.perf_counter())
 
-    def timed(trainer: Any, *rest: Any) -> None:
-        trainer.parts.flops = clock.counted(trainer.parts.flops, "throughput and FLOPs")
+    def timed(trainer: Any) -> None:
+        trainer.parts.flops = clock.part(trainer.parts.flops, "throughput and FLOPs")
         trainer.add_callback(Steps())
-        training(trainer, *rest)
 
-    # A stage has no hook for this, and needs none.
-    setattr(run, "run_training", timed)  # noqa: B010 - its type is narrower
-
-
-def probe(words: list[str]) -> None:
-    """`python -m drive_vlm sft` with a clock in it; WORDS are its --output_dir and its other flags."""
-    from drive_vlm import stages
-
-    clock = Clock()
-    install(clock)
-    stages.run("sft", words[1:])
+    measure.run_stage("sft", words[1:], timed)
     path = Path(words[0], f"probe-{os.environ.get('RANK', '0')}.json")
     path.write_text(json.dumps(clock.result()) + "\n")
 
@@ -288,51 +253,41 @@ def probe(words: list[str]) -> None:
 # ---- what is measured
 
 
-def measure_start(sides: Sides, processes: int) -> dict[str, Any]:
+def measure_start(sides: Sides, root: Path) -> dict[str, Any]:
     """The run numbered 0 of each side warms the disk cache and does not count."""
 
-    def side(name: str, repeat: int) -> dict[str, float]:
-        out = sides.work / f"start{processes}" / f"{name}{repeat}"
-        arguments = sides.arguments(1, out)
-        if name == "peer":
-            run = sides.peer("small", processes, arguments)
-        else:
-            run = sides.ours("small", processes, arguments, "warm" if name == "warm" else f"cold{processes}-{repeat}")
+    def start(side: str, repeat: int) -> dict[str, float]:
+        out = root / f"{side}{repeat}"
+        found = sides.start(side, "small", 1, out, "warm" if side == "warm" else f"{root.name}-{repeat}")
         shutil.rmtree(out)
-        return run
+        return found
 
-    runs = {name: partial(side, name) for name in ("cold", "warm", "peer")}
-    return summary(measure.in_turns(runs, sides.args.repeats, warm_up=1))
+    runs = {side: functools.partial(start, side) for side in ("cold", "warm", "peer")}
+    return measure.compare(measure.in_turns(runs, sides.args.repeats, warm_up=1), "peer")
 
 
-def measure_save(sides: Sides, processes: int) -> dict[str, Any]:
+def measure_save(sides: Sides, root: Path) -> dict[str, Any]:
     """Saves of the larger model after each step, then runs that go on from the last."""
-    count, root = sides.args.saves, sides.work / f"save{processes}"
-    saving = {"save_strategy": "steps", "save_steps": 1}
-    clock = sides.probe("large", processes, sides.arguments(count, root / "ours", **saving))[0]["once"]
-    sides.peer("large", processes, sides.arguments(count, root / "peer", **saving))
-    seconds = {
-        "ours": clock["save"],
-        "peer": [line["seconds"] for line in measure.json_lines(root / "peer" / "saves.jsonl")],
+    count, saving = sides.args.saves, dict[str, Any](save_strategy="steps", save_steps=1)
+    events = sides.probe("large", count, root / "ours", **saving)[0]["events"]
+    sides.start("peer", "large", count, root / "peer", **saving)
+    runs = {
+        "ours": [{"seconds": seconds} for seconds in events["save"]],
+        "peer": measure.json_lines(root / "peer" / "saves.jsonl"),
     }
-    last = {side: root / side / f"checkpoint-{count}" for side in seconds}
-    save: dict[str, Any] = {
-        side: {"seconds": statistics.median(found), "runs": found, "bytes_on_disk": bytes_of(last[side])}
-        for side, found in seconds.items()
-    }
-    save["ours"]["of_it_flush_and_rename"] = statistics.median(clock["flush_and_rename"])
-    save["ratio"] = save["ours"]["seconds"] / save["peer"]["seconds"]
+    save = measure.compare(runs, "peer")
+    last = {side: root / side / f"checkpoint-{count}" for side in save}
+    for side, checkpoint in last.items():
+        save[side]["bytes_on_disk"] = bytes_of(checkpoint)
+    save["ours"]["of_it_flush_and_rename"] = statistics.median(events["flush_and_rename"])
 
-    def ours(repeat: int) -> dict[str, float]:
-        arguments = sides.arguments(count + 1, root / f"resume-ours{repeat}")
-        return sides.ours("large", processes, arguments, resume=last["ours"])
+    def resume(side: str, repeat: int) -> dict[str, float]:
+        return sides.start(side, "large", count + 1, root / f"resume-{side}{repeat}", resume=last[side])
 
-    def peer(repeat: int) -> dict[str, float]:
-        return sides.peer("large", processes, sides.arguments(count + 1, root / f"resume-peer{repeat}"), last["peer"])
-
-    resume = summary(measure.in_turns({"ours": ours, "peer": peer}, sides.args.repeats, warm_up=1))
+    again = {side: functools.partial(resume, side) for side in last}
+    resumed = measure.compare(measure.in_turns(again, sides.args.repeats, warm_up=1), "peer")
     shutil.rmtree(root)
-    return {"save": save, "resume": resume}
+    return {"save": save, "resume": resumed}
 
 
 def bytes_of(checkpoint: Path) -> dict[str, int]:
@@ -341,53 +296,32 @@ def bytes_of(checkpoint: Path) -> dict[str, int]:
     return {"whole": sum(s.st_size for s in stats), "added": sum(s.st_size for s in stats if s.st_nlink == 1)}
 
 
-def measure_overhead(sides: Sides, model: str, processes: int) -> dict[str, Any]:
-    """Median microseconds of each part in a step (mean over ranks), and the share of the median step."""
-    steps = sides.args.steps if model == "small" else sides.args.large_steps
-    out = sides.work / f"overhead-{model}{processes}"
-    ranks = sides.probe(model, processes, sides.arguments(steps, out, logging_steps=10))
-    shutil.rmtree(out)
-    parts = {
-        name: {"wall_us": statistics.mean(rank["parts"][name]["wall_us"] for rank in ranks)}
-        for name in sorted(ranks[0]["parts"])
-    }
-    step = statistics.median(seconds for rank in ranks for seconds in rank["steps"])
-    total = sum(part["wall_us"] for part in parts.values())
-    return {
-        "parts": parts,
-        "steps": len(ranks[0]["steps"]),
-        "once": ranks[0]["once"],
-        "total_us": total,
-        "step_ms": step * 1e3,
-        "share": total / 1e6 / step,
-    }
+def measure_overhead(sides: Sides, root: Path) -> dict[str, Any]:
+    """Of each model: median microseconds of each part in a step (mean over ranks), and the share of the median step."""
+    found = {}
+    for model, count in (("small", sides.args.steps), ("large", sides.args.large_steps)):
+        ranks = sides.probe(model, count, root / model, logging_steps=10)
+        parts = {name: statistics.mean(rank["parts"][name] for rank in ranks) for name in sorted(ranks[0]["parts"])}
+        step, total = statistics.median(seconds for rank in ranks for seconds in rank["steps"]), sum(parts.values())
+        facts = {"steps": len(ranks[0]["steps"]), "step_ms": step * 1e3}
+        found[model] = facts | {"parts_us": parts, "total_us": total, "share": total / 1e6 / step}
+    shutil.rmtree(root)
+    return found
 
 
-def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians, least and most of each side, its runs, and the ratio of its median to the peer's."""
-    result: dict[str, Any] = {}
-    for side, found in runs.items():
-        seconds = [run["seconds"] for run in found]
-        result[side] = measure.medians(found) | {"spread": [min(seconds), max(seconds)], "runs": found}
-    result["ratio"] = {
-        side: {"seconds": result[side]["seconds"] / result["peer"]["seconds"]} for side in runs if side != "peer"
-    }
-    return result
+PARTS = {"start": measure_start, "save": measure_save, "overhead": measure_overhead}
 
 
 def run(args: Any, work: Path) -> dict[str, Any]:
-    """Run all parts."""
-    sides = Sides(args, work)
-    result: dict[str, Any] = {name: {} for name in ("start", "save", "resume", "overhead")}
-    for processes in args.processes:
-        if "start" in args.parts:
-            result["start"][str(processes)] = measure_start(sides, processes)
-        if "save" in args.parts:
-            for name, found in measure_save(sides, processes).items():
-                result[name][str(processes)] = found
-        if "overhead" in args.parts:
-            models = ("small", "large")
-            result["overhead"][str(processes)] = {m: measure_overhead(sides, m, processes) for m in models}
+    """{part: {number of processes: what it found}}. Raises ValueError for settings that cannot run."""
+    if 0 < gpu_count() < max(args.processes):
+        raise ValueError(f"--processes {max(args.processes)}: this machine offers {gpu_count()} GPUs")
+    all_sides = [Sides(args, work, processes) for processes in args.processes]
+    prepare(args, work)
+    result: dict[str, Any] = {
+        part: {str(sides.processes): PARTS[part](sides, work / f"{part}{sides.processes}") for sides in all_sides}
+        for part in args.parts
+    }
     return result | {"parameters": {name: measure.parameters(work / name) for name in ("small", "large")}}
 
 
@@ -395,29 +329,22 @@ def run(args: Any, work: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    for title, part in (("start to the first step", "start"), ("resume to the first step", "resume")):
-        for processes, sides in result[part].items():
-            rows = []
-            for side in sides.keys() - {"ratio"}:
-                low, high = sides[side]["spread"]
-                ratio = "" if side == "peer" else f"{sides['ratio'][side]['seconds']:.2f}"
-                rows.append([NAMES[side], f"{sides[side]['seconds']:.2f}", f"{low:.2f} - {high:.2f}", ratio])
-            print_table(f"{title}, {processes} process(es)", ("", "seconds", "least to most", "ratio"), sorted(rows))
-    for processes, save in result["save"].items():
+    columns = {"seconds": ("seconds", ".2f"), "seconds_to_the_end": ("to the end", ".2f")}
+    for processes, sides in result.get("start", {}).items():
+        measure.print_sides(f"start to the first step, {processes} process(es)", sides, SIDES, columns)
+    for processes, found in result.get("save", {}).items():
+        save = found["save"]
+        measure.print_sides(f"save, {processes} process(es)", save, SIDES, {"seconds": columns["seconds"]})
         for side in ("ours", "peer"):
-            size = save[side]["bytes_on_disk"]
-            print(
-                f"save, {processes} process(es), {NAMES[side]}: {save[side]['seconds']:.2f} s; "
-                f"{size['whole'] / 2**20:.0f} MiB, {size['added'] / 2**20:.0f} MiB of them new on the disk"
-            )
-        print(f"  ratio {save['ratio']:.2f}; flush and rename {save['ours']['of_it_flush_and_rename']:.2f} s of ours")
-    for processes, models in result["overhead"].items():
+            whole, added = (save[side]["bytes_on_disk"][name] / 2**20 for name in ("whole", "added"))
+            print(f"{SIDES[side]}: {whole:.0f} MiB, {added:.0f} MiB of them new on the disk")
+        print(f"flush and rename: {save['ours']['of_it_flush_and_rename']:.2f} s of ours")
+        title = f"resume to the first step, {processes} process(es)"
+        measure.print_sides(title, found["resume"], SIDES, columns)
+    for processes, models in result.get("overhead", {}).items():
         for model, found in models.items():
-            rows = [
-                [name, f"{part['wall_us']:.0f}", f"{part['wall_us'] / 1e3 / found['step_ms']:.3%}"]
-                for name, part in found["parts"].items()
-            ]
-            rows.append(["all", f"{found['total_us']:.0f}", f"{found['share']:.3%}"])
+            times = found["parts_us"] | {"all": found["total_us"]}
+            rows = [[name, f"{us:.0f}", f"{us / 1e3 / found['step_ms']:.3%}"] for name, us in times.items()]
             title = f"our part of a step of {found['step_ms']:.2f} ms, {processes} process(es), {model} model"
             print_table(title, ("", "us a step", "share of a step"), rows)
     sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in result["parameters"].items())
@@ -426,4 +353,4 @@ def show(result: dict[str, Any], args: Any) -> None:
 
 
 if __name__ == "__main__":
-    measure.run_bench(make_parser(), run, show, prepare, check, child=probe)
+    measure.run_bench(make_parser(), run, show, child=probe)

@@ -12,18 +12,14 @@ its tower, with random weights from drive_vlm/models/architectures.
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import measure
 from bench_plan_probe import PHASES, measure_grpo, measure_sft
 
 from drive_vlm.config import CommandParser
 from drive_vlm.report.tables import print_table
-
-if TYPE_CHECKING:
-    from drive_vlm.plan.activations import Batch
 
 EXAMPLES = """
 python tools/bench/bench_plan.py --json runs/bench_plan.json
@@ -82,10 +78,10 @@ def build():
     return length_reward
 """
 NUMBERS = {
-    "hidden_size": (512, "width of the CPU model"),
-    "micro_batch": (2, "sft: packs of a micro batch; grpo: its completions"),
-    "completion": (128, "grpo: tokens of a completion at most"),
-    "completions": (16, "grpo: completions of a generation batch, in groups of 4"),
+    "hidden_size": (512, 1, "width of the CPU model"),
+    "micro_batch": (2, 1, "sft: packs of a micro batch; grpo: its completions"),
+    "completion": (128, 1, "grpo: tokens of a completion at most"),
+    "completions": (16, 1, "grpo: completions of a generation batch, in groups of 4"),
 }
 
 
@@ -179,8 +175,8 @@ def run_case(stage: str, work: Path, name: str, ranks: int, words: list[str]) ->
     command = [*ranked, __file__, "--child", stage, out, *words, "--output_dir", work / name]
     measure.start(command, work / f"{name}.log", measure.environment(work))
     found = json.loads(out.read_text())
-    measured = {"static": found["static"], **{name or REST[stage]: size for name, size in found["peak"].items()}}
-    predicted = PREDICT[stage]([*words, "--world_size", str(ranks)], found["batch"])
+    measured = {"static": found["static"], **{name or PEAKS[stage][-1]: size for name, size in found["peak"].items()}}
+    predicted = predict(stage, [*words, "--world_size", str(ranks)], found["batch"])
     error = {key: predicted[key] / measured[key] - 1 for key in measured}
     grown = found["resident"] - found["resident_at_load"] if "resident_at_load" in found else 0
     return {
@@ -192,53 +188,41 @@ def run_case(stage: str, work: Path, name: str, ranks: int, words: list[str]) ->
     }
 
 
-def planned(stage: str, words: list[str], tokens: int, batch: "Callable[[int], Batch]", **groups: Any) -> Any:
-    """The plan's peak of a process for `batch(micro batch size)` of rows of `tokens`; `groups` replaces fields of a generation batch."""
-    import dataclasses
+def predict(stage: str, words: list[str], batch: Any) -> dict[str, float]:
+    """The plan's figures of a process for the `batch` that step 2 had: what stays between steps, and each peak.
+
+    Of sft a batch is [rows, tokens, tiles, labels], of grpo {"prompt", "completion", "tiles" of a row}. On a CPU TRL scores
+    every position, not the completions' alone.
+    """
+    from dataclasses import replace
 
     from drive_vlm.launch.topology import accumulation_steps
+    from drive_vlm.plan.activations import Batch
     from drive_vlm.plan.flags import parse
     from drive_vlm.plan.lookup import load_sizes
     from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
     from drive_vlm.plan.rows import RowStatistics
 
     parsed = parse(stage, "", words, "")
-    if groups:
-        assert parsed.groups is not None
-        parsed = dataclasses.replace(parsed, groups=dataclasses.replace(parsed.groups, **groups))
     micro = int(parsed.training["per_device_train_batch_size"])
+    if stage == "grpo":
+        assert parsed.groups is not None
+        parsed = replace(parsed, groups=replace(parsed.groups, length=batch["completion"]))
+        tokens = batch["prompt"] + batch["completion"]
+        shape = Batch(micro, tokens, round(micro * batch["tiles"]), micro * (tokens - 1))
+    else:
+        tokens, shape = batch[1], Batch(*batch)
     accumulation = accumulation_steps(parsed.run.global_batch_size, micro, parsed.plan.world_size)
     rows = RowStatistics(None, tokens, 0, 0, None, "", None)
     case = PlanCase(parsed, load_sizes(parsed.model), rows, accumulation)
     all_layouts, chosen = layouts(parsed)
     layout = next(item for item in reversed(all_layouts) if item.name == chosen)
-    return peak_of(case, layout, batch(micro), case.checkpointing())
+    peak = peak_of(case, layout, shape, case.checkpointing())
+    return {"static": peak.between_steps, **{name: getattr(peak, name) for name in PEAKS[stage]}}
 
 
-def predict_sft(words: list[str], batch: list[int]) -> dict[str, float]:
-    """The plan's figures for `batch`: what stays between steps, and the peak."""
-    from drive_vlm.plan.activations import Batch
-
-    peak = planned("sft", words, batch[1], lambda micro: Batch(*batch))
-    return {"static": peak.between_steps, "peak": peak.peak}
-
-
-def predict_grpo(words: list[str], batch: dict[str, Any]) -> dict[str, float]:
-    """The same for a batch of these prompts and completions. On a CPU TRL scores every position, not the completions' alone."""
-    from drive_vlm.plan.activations import Batch
-
-    tokens = batch["prompt"] + batch["completion"]
-
-    def passing(micro: int) -> Batch:
-        return Batch(micro, tokens, round(micro * batch["tiles"]), micro * (tokens - 1))
-
-    peak = planned("grpo", words, tokens, passing, length=batch["completion"])
-    return {"static": peak.between_steps, **{phase: getattr(peak, phase) for phase in (*PHASES, REST["grpo"])}}
-
-
-PREDICT: dict[str, Callable[..., dict[str, float]]] = {"sft": predict_sft, "grpo": predict_grpo}
-# What step 2 takes outside of all phases.
-REST = {"sft": "peak", "grpo": "learning"}
+# What is measured of step 2 of a stage: each phase, and at last what lies outside of all phases.
+PEAKS = {"sft": ("peak",), "grpo": (*PHASES, "learning")}
 
 
 def run(args: Any, work: Path) -> dict[str, Any]:
@@ -261,18 +245,14 @@ def run(args: Any, work: Path) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: Any) -> None:
     """Predicted and measured MiB and the error of what stays and of each phase."""
-    columns = ("static", *(PHASES if args.stage == "grpo" else ()), REST[args.stage])
+    columns = ("static", *PEAKS[args.stage])
     rows = []
     for row in result["cases"]:
-        cells = [
-            (
-                f"{row['predicted'][key] / 2**20:,.1f}",
-                f"{row['measured'][key] / 2**20:,.1f}",
-                f"{row['error'][key]:.1%}",
-            )
-            for key in columns
-        ]
-        rows.append([row["case"], *(word for cell in cells for word in cell)])
+        cells = []
+        for key in columns:
+            cells += [f"{row[side][key] / 2**20:,.1f}" for side in ("predicted", "measured")]
+            cells.append(f"{row['error'][key]:.1%}")
+        rows.append([row["case"], *cells])
     print_table(None, ("case", *(word for name in columns for word in (name, "measured", "error"))), rows, width=150)
     print("MiB of one process; error = predicted / measured - 1")
     for row in result["cases"] if args.stage == "sft" else ():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import measure
+
 # Of a step of grpo; what lies outside of both is learning.
 PHASES = ("sampling", "scoring")
 
@@ -26,19 +28,12 @@ def measure_stage(
     2. Before step 2: found["static"], the bytes that stay between steps.
     3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases; found["resident"], the peak RSS.
     """
-    from drive_vlm import stages
-    from drive_vlm.stages.engine import run
 
-    training = run.run_training
-
-    def metered(trainer: Any, *rest: Any) -> None:
+    def metered(trainer: Any) -> None:
         trainer.add_callback(meter(found, phases))
         change(trainer)
-        training(trainer, *rest)
 
-    # A stage has no hook for this, and needs none.
-    setattr(run, "run_training", metered)  # noqa: B010 - its type is narrower
-    stages.run(stage, words)
+    measure.run_stage(stage, words, metered)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps({name: value for name, value in found.items() if name != "profiler"}))
 

@@ -18,9 +18,6 @@ from typing import Any
 
 import measure
 
-from drive_vlm.config import CommandParser
-from drive_vlm.report.tables import print_table
-
 EXAMPLES = """
 python tools/bench/bench_sft.py --json runs/bench_sft.json
 python tools/bench/bench_sft.py --rows 2000 --hidden_size 256 --max_length 1024 --batch_size 4 --threads 2
@@ -31,34 +28,21 @@ SHARED: dict[str, Any] = measure.TRAINING | {
     "bf16": False,
     "logging_first_step": True,
 }
-ROWS = ("prompt_completion", "messages")
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
 NUMBERS = {
-    "rows": (480, "training rows, at least 16"),
-    "max_length": (1024, "tokens of a pack (ours)"),
-    "batch_size": (4, "packs a step (ours); TRL's batch follows"),
-    "repeats": (2, "runs of each side, in turns; the median counts"),
-    "threads": (1, "torch threads of both sides"),
-    "workers": (1, "loader workers of both sides"),
-    "hidden_size": (128, "width of vision tower and language model"),
-    "vision_layers": (2, "layers of the vision tower"),
-    "text_layers": (4, "layers of the language model"),
-    "vocab_size": (4000, "tokens of the tokenizer, at most"),
-    "image_size": (112, "pixels of a picture's side; one tile each"),
-    "patch_size": (7, "pixels of a patch's side; 4 patches make a token"),
+    "rows": (480, 16, "training rows"),
+    "max_length": (1024, 1, "tokens of a pack (ours)"),
+    "batch_size": (4, 1, "packs a step (ours); TRL's batch follows"),
+    "repeats": (2, 1, "runs of each side, in turns; the median counts"),
+    "threads": (1, 1, "torch threads of both sides"),
+    "workers": (1, 0, "loader workers of both sides"),
+    "hidden_size": (128, 1, "width of vision tower and language model"),
+    "vision_layers": (2, 1, "layers of the vision tower"),
+    "text_layers": (4, 1, "layers of the language model"),
+    "vocab_size": (4000, 1, "tokens of the tokenizer, at most"),
+    "image_size": (112, 1, "pixels of a picture's side; one tile each"),
+    "patch_size": (7, 1, "pixels of a patch's side; 4 patches make a token"),
 }
-
-
-def make_parser() -> CommandParser:
-    parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
-    text = "form of TRL's rows; of messages it learns every token"
-    parser.add_argument("--peer_rows", choices=ROWS, default=ROWS[0], help=text)
-    return parser
-
-
-def check(args: Any) -> None:
-    """Raises ValueError."""
-    measure.at_least(args, repeats=1, threads=1, batch_size=1, rows=16, workers=0)
 
 
 # ---- prepare: rows, model, plan
@@ -84,20 +68,15 @@ def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], 
 
 
 def prepare(args: Any, work: Path) -> None:
-    """Write data, model and plan.json."""
-    from drive_vlm.models.tiny.tiny import build_tiny_internvl, corpus_of
-
+    """Write rows and model."""
     data = measure.build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
     questions, captions = (measure.json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
-    rows = mixed_rows(questions, captions, args.rows)
-    measure.write_json_lines(data / "mixed.jsonl", rows)
-    build_tiny_internvl(work / "model", corpus_of(rows), max_tiles=1, **{name: getattr(args, name) for name in SIZES})
-    table, _, _ = encoded(work, max_length=args.max_length)
-    (work / "plan.json").write_text(json.dumps(make_plan(table.length, args.max_length, args.batch_size)))
+    rows = measure.write_json_lines(data / "mixed.jsonl", mixed_rows(questions, captions, args.rows))
+    measure.build_tiny(work, "model", rows, **{name: getattr(args, name) for name in SIZES})
 
 
-def encoded(work: Path, max_length: int | None = None) -> tuple[Any, Any, Any]:
-    """(table of the rows, our encoder, the processor)."""
+def plan_and_check(work: Path, max_length: int, batch_size: int) -> None:
+    """Write plan.json, and compare the tokens and labels of all rows. Raises ValueError where they differ."""
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
     from drive_vlm.data.sources import open_sources
@@ -106,11 +85,9 @@ def encoded(work: Path, max_length: int | None = None) -> tuple[Any, Any, Any]:
 
     parts = load_processor(ModelConfig(model=str(work / "model")))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
-    return (
-        build_table(open_sources([str(work / "data" / "mixed.jsonl")]), encoder, max_length=max_length),
-        encoder,
-        parts.processor,
-    )
+    table = build_table(open_sources([str(work / "data" / "mixed.jsonl")]), encoder, max_length=max_length)
+    (work / "plan.json").write_text(json.dumps(make_plan(table.length, max_length, batch_size)))
+    check_same_tokens(table, encoder, peer_dataset(work), parts.processor)
 
 
 def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
@@ -184,41 +161,40 @@ def peer_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
 # ---- TRL's side, in processes of their own
 
 
-def peer_dataset(work: Path, form: str) -> Any:
-    """The rows as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]} or {"images", "messages"}."""
+def peer_dataset(work: Path) -> Any:
+    """The rows as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]}."""
     from datasets import Dataset, Features, Image, List, Value
 
     rows = []
     for row in measure.json_lines(work / "data" / "mixed.jsonl"):
         asked, answer = (turn["value"] for turn in row["conversations"])
-        asked = {"role": "user", "content": asked.replace("<image>\n", "")}
-        answer = {"role": "assistant", "content": answer}
-        turns = {"messages": [asked, answer], "prompt": [asked], "completion": [answer]}
-        images = [str(work / "data" / name) for name in row.get("image", [])]
-        rows.append({"images": images, **{name: turns[name] for name in form.split("_")}})
-    messages = List({"role": Value("string"), "content": Value("string")})
-    columns = {name: messages for name in rows[0] if name != "images"}
-    return Dataset.from_list(rows, features=Features({"images": List(Image()), **columns}))
+        rows.append(
+            {
+                "images": [str(work / "data" / name) for name in row.get("image", [])],
+                "prompt": [{"role": "user", "content": asked.replace("<image>\n", "")}],
+                "completion": [{"role": "assistant", "content": answer}],
+            }
+        )
+    turns = List({"role": Value("string"), "content": Value("string")})
+    features = Features({"images": List(Image()), "prompt": turns, "completion": turns})
+    return Dataset.from_list(rows, features=features)
 
 
 def check_same_tokens(table: Any, encoder: Any, dataset: Any, processor: Any) -> None:
     """Raises ValueError for the first row whose token ids differ between our encoder and TRL's collator, or whose labels do.
 
-    Of prompt_completion rows TRL learns one token more, the template's newline after the end of the turn; of messages
-    rows all of them, the picture tokens included.
+    TRL learns one token more, the template's newline after the end of the turn.
     """
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
     from drive_vlm.config import IGNORE_INDEX
 
-    by_completion = "prompt" in dataset.column_names
-    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=by_completion)
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
     for i in range(len(table)):
         ours, theirs = encoder.encode(table.sample(i)), collate([dataset[i]])
         ids, labels = ours["input_ids"].tolist(), ours["labels"].tolist()
-        learned = labels[:-1] + ids[-1:] if by_completion else ids
         assert labels[-1] == IGNORE_INDEX, "our template ends with an unlearned newline"
-        for key, expected in (("input_ids", ids), ("labels", learned)):
+        for key, expected in (("input_ids", ids), ("labels", labels[:-1] + ids[-1:])):
             if theirs[key][0].tolist() != expected:
                 raise ValueError(
                     f"row {i}: {key} differ between ours ({len(ids)} tokens) and TRL ({theirs[key].shape[1]} tokens), so the two "
@@ -226,7 +202,7 @@ def check_same_tokens(table: Any, encoder: Any, dataset: Any, processor: Any) ->
                 )
 
 
-def train_peer(work: Path, form: str, out: Path, workers: int) -> None:
+def train_peer(work: Path, out: Path, workers: int) -> None:
     """One epoch with TRL's SFTTrainer and its own collator; writes timed.json."""
     import torch
     from transformers import TrainerCallback
@@ -258,7 +234,7 @@ def train_peer(work: Path, form: str, out: Path, workers: int) -> None:
         max_length=None,
         **plan["shared"],
     )
-    dataset = peer_dataset(work, form)
+    dataset = peer_dataset(work)
     rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
     SFTTrainer(family.model, config, **rest).train()
     first, last = logs_seen[0], logs_seen[-1]
@@ -272,13 +248,12 @@ def train_peer(work: Path, form: str, out: Path, workers: int) -> None:
 
 
 def child(words: list[str]) -> None:
-    """`WORK FORM` compares the tokens and labels of all rows; with `OUT WORKERS` behind them TRL trains."""
-    work, form = Path(words[0]), words[1]
-    if len(words) > 2:
-        train_peer(work, form, Path(words[2]), int(words[3]))
+    """`plan WORK MAX_LENGTH BATCH_SIZE`, or `train WORK OUT WORKERS`, which is TRL's side."""
+    work = Path(words[1])
+    if words[0] == "plan":
+        plan_and_check(work, int(words[2]), int(words[3]))
     else:
-        table, encoder, processor = encoded(work)
-        check_same_tokens(table, encoder, peer_dataset(work, form), processor)
+        train_peer(work, Path(words[2]), int(words[3]))
 
 
 # ---- both
@@ -286,50 +261,45 @@ def child(words: list[str]) -> None:
 
 def run(args: Any, work: Path) -> dict[str, Any]:
     """Both sides in turns. This process loads no torch: a child begins with the peak RSS of the process that forks it."""
-    env = measure.environment(work, args.threads)
-    peer_words = [sys.executable, __file__, "--child", work, args.peer_rows]
-    measure.start(peer_words, work / "check.log", env)
+    prepare(args, work)
+    env, own = measure.environment(work, args.threads), [sys.executable, __file__, "--child"]
+    measure.start([*own, "plan", work, args.max_length, args.batch_size], work / "check.log", env)
     plan = json.loads((work / "plan.json").read_text())
 
-    def peak(command: list[Any], out: Path) -> dict[str, float]:
+    def timed(command: list[Any], out: Path) -> dict[str, float]:
         out.mkdir()
         return {"peak_rss_mb": measure.start(command, out.with_suffix(".log"), env)["peak_rss_mb"]}
 
     def ours(repeat: int) -> dict[str, float]:
         out = work / f"ours{repeat}"
-        return peak(our_command(args, work, out, plan), out) | our_rates(out, plan)
+        return timed(our_command(args, work, out, plan), out) | our_rates(out, plan)
 
     def peer(repeat: int) -> dict[str, float]:
         out = work / f"peer{repeat}"
-        return peak([*peer_words, out, args.workers], out) | peer_rates(out, plan)
+        return timed([*own, "train", work, out, args.workers], out) | peer_rates(out, plan)
 
-    runs = measure.in_turns({"ours": ours, "peer": peer}, args.repeats)
-    found = {name: measure.medians(side) for name, side in runs.items()}
-    names = {"samples": "samples_per_second", "tokens": "tokens_per_second", "peak_rss": "peak_rss_mb"}
-    facts = {
-        name: {key: plan[key][name] for key in ("tokens_per_step", "steps", "batch")} | {"runs": runs[name]}
-        for name in runs
-    }
-    return {
-        **{name: found[name] | facts[name] for name in runs},
-        "ratio": {name: found["ours"][column] / found["peer"][column] for name, column in names.items()},
-        **{name: plan[name] for name in ("rows", "tokens", "lengths", "shared")},
-    }
+    sides = measure.compare(measure.in_turns({"ours": ours, "peer": peer}, args.repeats), "peer")
+    for name, side in sides.items():
+        side |= {key: plan[key][name] for key in ("tokens_per_step", "steps", "batch")}
+    return sides | {name: plan[name] for name in ("rows", "tokens", "lengths", "shared")}
 
 
 def show(result: dict[str, Any], args: Any) -> None:
     lengths = result["lengths"]
     title = f"{result['rows']:,} rows of {lengths['min']} to {lengths['max']} tokens, {lengths['mean']:.0f} on average"
-    rows = []
-    for side, name in (("ours", "drive-vlm sft --packing"), ("peer", "TRL SFTTrainer")):
-        row = result[side]
-        columns = ("tokens_per_second", "peak_rss_mb", "tokens_per_step", "steps")
-        rows.append([name, f"{row['samples_per_second']:.1f}", *(f"{row[column]:.0f}" for column in columns)])
-    print_table(title, ("", "samples/s", "tokens/s", "peak RSS MB", "tokens a step", "steps"), rows)
+    columns = {
+        "samples_per_second": ("samples/s", ".1f"),
+        "tokens_per_second": ("tokens/s", ".0f"),
+        "peak_rss_mb": ("peak RSS MB", ".0f"),
+        "tokens_per_step": ("tokens a step", ".0f"),
+        "steps": ("steps", "d"),
+    }
+    measure.print_sides(title, result, {"ours": "drive-vlm sft --packing", "peer": "TRL SFTTrainer"}, columns)
     print("model:", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
     print(f"{args.threads} threads, {args.workers} loader workers, float32; padding is not counted as tokens")
-    print(f"ratio: {result['ratio']['samples']:.2f} in samples/s, {result['ratio']['tokens']:.2f} in tokens/s")
+    print(f"ratio in tokens/s: {result['ours']['ratio']['tokens_per_second']:.2f}")
 
 
 if __name__ == "__main__":
-    measure.run_bench(make_parser(), run, show, prepare, check, child=child)
+    parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
+    measure.run_bench(parser, run, show, child=child)

@@ -4,7 +4,6 @@ A benchmark is `run_bench(make_parser(), measure, show)`: `measure(args, work)` 
 machine, versions and load, writes --json and calls `show(result, args)`.
 """
 
-import argparse
 import importlib.metadata
 import json
 import math
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, run_tool, user_errors
+from drive_vlm.report.tables import print_table
 
 BENCH = Path(__file__).resolve().parent
 TOOLS = BENCH.parent
@@ -36,12 +36,12 @@ _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER", "MAX_RESTARTS", "NN
 
 
 def bench_parser(
-    name: str, description: str | None, examples: str, numbers: Mapping[str, tuple[int, str]]
+    name: str, description: str | None, examples: str, numbers: Mapping[str, tuple[int, int, str]]
 ) -> CommandParser:
-    """A parser with --work, --json and an integer flag for each of `numbers` (default, help)."""
+    """A parser with --work, --json and an integer flag for each of `numbers` (default, least, help)."""
     parser = CommandParser(prog=f"python tools/bench/{name}.py", description=description, examples=examples)
-    for flag, (default, text) in numbers.items():
-        parser.add_argument(f"--{flag}", type=int, default=default, help=text)
+    for flag, (default, least, text) in numbers.items():
+        parser.flag(f"--{flag}", default, text, least)
     parser.add_argument("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write the measurement to this file")
     return parser
@@ -51,52 +51,32 @@ def run_bench(
     parser: CommandParser,
     measure: Callable[[Any, Path], dict[str, Any]],
     show: Callable[[Any, Any], Any],
-    prepare: Callable[[Any, Path], None] | None = None,
-    check: Callable[[Any], None] | None = None,
     peers: Sequence[str] = (),
     child: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Check the flags, prepare the work folder, measure, report, show. `peers` are packages whose versions count as well.
+    """Make the work folder, measure, report, show. `peers` are packages whose versions count as well.
 
-    `prepare` runs in a process of its own: a child begins with the peak memory of the process that forks it, so what loads
-    torch must not run in the one that starts the sides. `FILE --child WORDS` calls `child(WORDS)` and nothing else: the tool
-    starts that itself.
+    `FILE --child WORDS` calls `child(WORDS)` and nothing else: the tool starts that itself. What loads torch belongs there where
+    memory is measured: a process begins with the peak memory of the one that forks it.
     """
     if child and sys.argv[1:2] == ["--child"]:
         with user_errors(parser.prog):
             return child(sys.argv[2:])
-    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
 
-    def run(args: Any) -> dict[str, Any] | None:
+    def run(args: Any) -> dict[str, Any]:
         from drive_vlm.launch.manifest import machine, versions
 
-        if prepare and args.prepare:
-            prepare(args, args.work)
-            return None
-        if check:
-            check(args)
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "work", "prepare")}
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "work")}
         before = os.getloadavg()
         with tempfile.TemporaryDirectory() as temporary:
             work = (args.work or Path(temporary)).resolve()
             work.mkdir(parents=True, exist_ok=True)
-            if prepare:
-                words = [sys.executable, sys.argv[0], *sys.argv[1:], "--prepare", "--work", work]
-                start(words, work / "prepare.log", environment(work))
             found = measure(args, work)
         load = {"before": before, "after": os.getloadavg()}
         used = versions() | {name: importlib.metadata.version(name) for name in peers}
         return {"settings": settings, "machine": machine(), "versions": used, "load_average": load} | found
 
     run_tool(parser, run, show)
-
-
-def at_least(args: Any, **limits: int) -> None:
-    """Raises ValueError for a flag below its limit."""
-    for name, least in limits.items():
-        value = getattr(args, name)
-        if min(value if isinstance(value, list) else [value]) < least:
-            raise ValueError(f"--{name}: at least {least}")
 
 
 # ---- processes
@@ -160,6 +140,22 @@ def flags(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def run_stage(stage: str, words: list[str], change: Callable[[Any], None]) -> None:
+    """Run the command `stage` with `words` in this process; its trainer passes through `change` before it trains."""
+    from drive_vlm import stages
+    from drive_vlm.stages.engine import run
+
+    training = run.run_training
+
+    def changed(trainer: Any, *rest: Any) -> None:
+        change(trainer)
+        training(trainer, *rest)
+
+    # A stage has no hook for this, and needs none.
+    setattr(run, "run_training", changed)  # noqa: B010 - its type is narrower
+    stages.run(stage, words)
+
+
 # ---- figures
 
 
@@ -179,10 +175,38 @@ def in_turns(
     return runs
 
 
-def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The median of each number that the runs of a side hold."""
-    names = [name for name, value in runs[0].items() if isinstance(value, (int, float))]
-    return {name: statistics.median(run[name] for run in runs) for name in names}
+def compare(runs: Mapping[str, list[dict[str, Any]]], base: str) -> dict[str, dict[str, Any]]:
+    """{side: the median of each number that its runs hold, "ratio": the same as multiples of those of `base`, "runs"}."""
+    medians = {
+        side: {
+            name: statistics.median(run[name] for run in found)
+            for name, value in found[0].items()
+            if isinstance(value, (int, float))
+        }
+        for side, found in runs.items()
+    }
+    ratios = {
+        side: {name: value / medians[base][name] for name, value in found.items() if medians[base][name]}
+        for side, found in medians.items()
+    }
+    return {side: medians[side] | {"ratio": ratios[side], "runs": runs[side]} for side in runs}
+
+
+def print_sides(
+    title: str | None, sides: Mapping[str, Any], names: Mapping[str, str], columns: Mapping[str, tuple[str, str]]
+) -> None:
+    """A row for each side of `compare`: its `columns` (head, format of the number), and the ratio of the first of them."""
+    first = next(iter(columns))
+    rows = [
+        [
+            name,
+            *(f"{sides[side][column]:{form}}" for column, (_, form) in columns.items()),
+            f"{sides[side]['ratio'][first]:.2f}x",
+        ]
+        for side, name in names.items()
+        if side in sides
+    ]
+    print_table(title, ("", *(head for head, _ in columns.values()), "ratio"), rows)
 
 
 def logged(out: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,11 @@ _CAUSES = {
     **{"follow": 0.16, "clear": 0.13, "green": 0.18},
     **{"light": 0.14, "car": 0.09, "person": 0.14, "rider": 0.06, "cone": 0.05, "sign": 0.05},
 }
+# cause -> what the traffic light may show; any other cause allows all
+_LIGHTS = {
+    **{"clear": ("none",), "sign": ("none",), "green": ("green",)},
+    **{"light": ("red", "yellow"), "follow": ("none", "green")},
+}
 # what decides about a turn to one side: three permits, then three obstacles -> share
 _SIDES = {"turning": 0.22, "turn lane": 0.08, "arrow": 0.1, "occupied": 0.45, "none": 0.06, "solid": 0.08}
 
@@ -101,15 +106,8 @@ def _which(sides: dict[str, str], kind: str) -> str:
 
 
 def _sample_light(rng: np.random.Generator, cause: str) -> str:
-    if cause in ("clear", "sign"):
-        return "none"
-    if cause == "green":
-        return "green"
-    if cause == "light":
-        return pick(rng, {"red": 0.5, "yellow": 0.5})
-    if cause == "follow":
-        return pick(rng, {"none": 0.5, "green": 0.5})
-    return pick(rng, {"none": 0.25, "green": 0.25, "red": 0.25, "yellow": 0.25})
+    found = _LIGHTS.get(cause, ("none", "green", "red", "yellow"))
+    return pick(rng, dict.fromkeys(found, 1.0)) if len(found) > 1 else found[0]
 
 
 def _sample_hazard(rng: np.random.Generator, cause: str) -> list[SceneObject]:
