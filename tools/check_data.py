@@ -3,7 +3,7 @@
 Prints the audit (bad rows by reason, with file:line), a histogram of lengths in tokens, rows as the model sees them with
 the learned words in colour (between ⟦ and ⟧ where there is no colour), and how much of a batch is padding with and
 without packing. Needs the model's processor, never its weights. Exit code 1 when a row id, a group (scene or video) or a
-picture stands in --data and in --eval_data, and when no row can be used.
+picture (its path or its bytes, with --deep also its looks) stands in --data and in --eval_data, and when no row can be used.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ python tools/check_data.py --data train.jsonl --eval_data val.jsonl --model runs
 python tools/check_data.py --data meta.json --model runs/tiny --max_length 8192 --preview 10 --json runs/check.json
 """
 BAR, EXAMPLES_SHOWN = 50, 3
+MISSING = ("image_missing", "video_missing", "path_outside_root")
 
 
 def make_parser() -> CommandParser:
@@ -38,6 +39,7 @@ def make_parser() -> CommandParser:
     flag("--num_frames", default["num_frames"], "frames taken from a video, evenly spread")
     flag("--batch_size", 8, "rows of an unpacked batch, for the share of padding")
     flag("--decode", False, "decode every picture and video in full, to find truncated files")
+    flag("--deep", False, "decode both splits and look for near-identical pictures, encoded or scaled in another way")
     flag("--workers", os.cpu_count() or 1, "threads that decode")
     flag("--preview", 3, "rows to show as the model sees them")
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
@@ -66,6 +68,20 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
         files, bad = decode_all(table, args.num_frames, args.workers, partial(progress, what="decoding"))
         result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
     return result, table
+
+
+def picture_leaks(samples: list[list[Any]], args: Any) -> list[Any]:
+    """Leaks of pictures under different names, of the samples of --data and --eval_data."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from drive_vlm.builders.same_pictures import look_alikes, same_files
+
+    leaks = same_files(*samples)
+    if args.deep:
+        show = partial(track, description="comparing pictures", console=Console(stderr=True), transient=True)
+        leaks += look_alikes(*samples, args.num_frames, args.workers, show)
+    return leaks
 
 
 # ---- what is shown
@@ -144,6 +160,12 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
         )
     console.print(files)
     show_bad_rows(console, "bad rows", result["bad_rows"])
+    missing = sum(result["bad_rows"]["by_reason"].get(reason, 0) for reason in MISSING)
+    if missing:
+        roots = ", ".join(dict.fromkeys(file["image_root"] for file in result["files"]))
+        console.print(
+            f"{missing:,} rows name files that are not below {roots}: is --image_root the right folder?", style="red"
+        )
     if "decoded" in result:
         console.print(
             f"decoded {result['decoded']['files']:,} files, {result['decoded']['bad']['total']:,} of them bad"
@@ -198,7 +220,10 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
     splits, tables = {}, {}
     for name, files in sources.items():
         splits[name], tables[name] = check_split(files, encoder, args)
-    leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()}) if len(sources) > 1 else []
+    leaks = []
+    if len(sources) > 1:
+        leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()})
+        leaks += picture_leaks([[sample for sample, _ in tables[name].media()] for name in ("train", "eval")], args)
     return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
 
 
