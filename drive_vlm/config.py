@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import enum
 import json
+import math
 import os
 import sys
 import time
@@ -252,7 +253,7 @@ def from_namespace(cls: type, namespace: argparse.Namespace) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: dataclasses become dicts, enums their values, paths strings."""
+    """`value` as JSON can hold it: dataclasses become dicts, enums their values, paths strings, numbers that are not finite null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -261,6 +262,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return plain(value.value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

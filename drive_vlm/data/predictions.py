@@ -74,6 +74,8 @@ def parse_prediction(row: Any, where: str, need_reference: bool = True) -> Predi
     if "id" not in row:
         raise ValueError(f'{where}: the row has no "id"; every row of a prediction file needs one')
     name = f"{where}: id {str(row['id'])!r}"
+    if not need_reference and row.get("reference") is None:
+        row = row | {"reference": ""}
     for column in ("prediction", "reference"):
         if not isinstance(row.get(column), str):
             raise ValueError(f'{name}: "{column}" must be a text, got {json.dumps(row.get(column))}')
@@ -97,10 +99,12 @@ def checkpoint_names(paths: Sequence[str]) -> list[str]:
     raise ValueError(f"--predictions names a file twice: {', '.join(paths)}")
 
 
-def read_checkpoints(paths: Sequence[str]) -> tuple[list[str], list[list[Prediction]], list[int]]:
+def read_checkpoints(
+    paths: Sequence[str], need_reference: bool = True
+) -> tuple[list[str], list[list[Prediction]], list[int]]:
     """(names, rows, ids left out) of the files of --predictions, of each the samples that all have. Raises ValueError."""
     names = checkpoint_names(paths)
-    return names, *common_samples([read_predictions(path) for path in paths])
+    return names, *common_samples([read_predictions(path, need_reference) for path in paths])
 
 
 def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]], list[int]]:

@@ -63,14 +63,14 @@ def _overlap_table(result: dict[str, Any]) -> Any:
         table.add_column(column, justify="right")
     for name, checkpoint in result["checkpoints"].items():
         for mode, entry in checkpoint["modes"].items():
-            cells = [_cell(entry["text_overlap"][key], "value") for key in OVERLAP]
+            cells = [_cell((entry["text_overlap"] or {}).get(key), "value") for key in OVERLAP]
             table.add_row(name, mode, *cells, *(_cell(clip, "mean") for clip in (entry["clip"] or {}).values()))
     return table
 
 
-def _cell(entry: dict[str, Any], value: str) -> str:
-    number = entry[value]
-    if number is None:
+def _cell(entry: dict[str, Any] | None, value: str) -> str:
+    number = entry[value] if entry else None
+    if entry is None or number is None:
         return "-"
     digits = 1 if abs(number) >= 10 else 3
     if entry["low"] is None:
@@ -88,6 +88,7 @@ def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
         console.print(text + (f" ({', '.join(counted)})" if counted else ""), highlight=False)
     every = list(checkpoint["modes"].values())[-1]
     words = {"unverified": "texts claim no object", "empty": "texts are empty"}
+    words["without_reference"] = "texts have no reference: time, detail, reward and overlap are of the others"
     words["no_reference"] = "references have no word of time or no adjective: nothing to earn there"
     lines = [f"{every[key]} of {every['n']} {word}" for key, word in words.items() if every[key]]
     words = {
@@ -163,7 +164,7 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
 
 def _draw(axes: Any, entries: list[dict[str, Any]], value: str, shift: float, label: str, colour: str) -> None:
     """Points with error bars; an undefined score leaves its place empty."""
-    places = [place for place, entry in enumerate(entries) if entry[value] is not None]
+    places = [place for place, entry in enumerate(entries) if entry and entry[value] is not None]
     values = [entries[place][value] for place in places]
     bars = [errors_of(entries[place][value], entries[place]["low"], entries[place]["high"]) for place in places]
     errors = [[low for (low,), _ in bars], [high for _, (high,) in bars]]
