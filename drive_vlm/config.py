@@ -85,15 +85,24 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unknown argument {flag}.{nearest(flag, known)}")
         return parsed
 
-    def flag(self, name: str, default: Any, help: str) -> None:
-        """A flag with a default, which says the type. False: a switch. A tuple: the choices, the first of them the default."""
+    def flag(
+        self, name: str, default: Any, help: str, least: float | None = None, most: float | None = None, **more: Any
+    ) -> None:
+        """A flag with a default, which says the type; a number outside `least` and `most` is refused.
+
+        False: a switch. A tuple: the choices, the first of them the default. A type: no default. A list: several words.
+        """
         help = help.replace("%", "%%")
         if default is False:
             self.add_argument(name, action="store_true", help=help)
         elif isinstance(default, tuple):
             self.add_argument(name, choices=default, default=default[0], help=help)
         else:
-            self.add_argument(name, type=type(default), default=default, help=help)
+            first = default[0] if isinstance(default, list) else default
+            several = {"nargs": "+"} if isinstance(default, list) else {}
+            kind, default = (first, None) if isinstance(first, type) else (type(first), default)
+            kind = kind if least is None and most is None else _in_range(kind, least, most)
+            self.add_argument(name, type=kind, default=default, help=help, **several | more)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")

@@ -14,7 +14,6 @@ another seed, --attempts times in all; then the row is left out and counted. Tes
 """
 
 import hashlib
-import math
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -61,31 +60,24 @@ def make_parser() -> CommandParser:
         help="folder of the teacher's replies (default: OUT/teacher_cache), kept by the teacher's name wherever it is served: "
         "another model of the same name needs another folder",
     )
-    flag("--attempts", 3, "times a text is asked for, each with another seed")
+    flag("--attempts", 3, "times a text is asked for, each with another seed", least=1)
     flag("--seed", 0, "seed of the first attempt, and of the choice of held-out videos")
-    flag("--temperature", 0.7, "temperature of the teacher")
-    flag("--max_tokens", 512, "tokens of a reply, at most")
-    add(
-        "--detailed_words",
-        type=int,
-        nargs=2,
-        default=[20, 400],
-        metavar=("MIN", "MAX"),
-        help="length of a detailed text",
-    )
-    add("--concise_words", type=int, nargs=2, default=[4, 60], metavar=("MIN", "MAX"), help="length of a concise text")
-    flag("--concise_ratio", 0.5, "words of the concise text for each of the detailed one, at most")
-    flag("--max_new_nouns", 2, "nouns a text may have that its caption has not; all are counted")
+    flag("--temperature", 0.7, "temperature of the teacher", least=0, most=2)
+    flag("--max_tokens", 512, "tokens of a reply, at most", least=1)
+    for mode, limits in (("detailed", [20, 400]), ("concise", [4, 60])):
+        flag(f"--{mode}_words", limits, f"length of a {mode} text", least=1, nargs=2, metavar=("MIN", "MAX"))
+    flag("--concise_ratio", 0.5, "words of the concise text for each of the detailed one, at most", 0.01, 0.99)
+    flag("--max_new_nouns", 2, "nouns a text may have that its caption has not; all are counted", least=0)
     flag("--spacy_model", "en_core_web_sm", "name or folder of the spaCy model that finds nouns")
-    flag("--held_out", 40, "videos that go to the test files")
+    flag("--held_out", 40, "videos that go to the test files", least=0)
     flag("--on_bad_row", ("error", "skip"), "error: stop; skip: leave the row out, counted")
-    add("--limit", type=int, help="take the first N usable captions only")
-    flag("--workers", 8, "requests at a time")
-    flag("--timeout", 120.0, "seconds that one request may take")
-    flag("--max_retries", 4, "times a request is repeated after a fault of server or network")
-    add("--requests_per_minute", type=float, help="rate limit (default: none)")
-    add("--price_in", type=float, help="price of a million prompt tokens, for the cost")
-    add("--price_out", type=float, help="price of a million reply tokens")
+    flag("--limit", int, "take the first N usable captions only", least=1)
+    flag("--workers", 8, "requests at a time", least=1)
+    flag("--timeout", 120.0, "seconds that one request may take", 0.1, 86_400)
+    flag("--max_retries", 4, "times a request is repeated after a fault of server or network", least=0)
+    flag("--requests_per_minute", float, "rate limit (default: none)", 0.01, 1e6)
+    flag("--price_in", float, "price of a million prompt tokens, for the cost", least=0)
+    flag("--price_out", float, "price of a million reply tokens", least=0)
     flag("--dry_run", False, "show the prompts of the first caption, estimate tokens and cost; ask nobody")
     return parser
 
@@ -202,7 +194,10 @@ def show_plan(client: ChatClient, prompts: dict[str, Turns], captions: list[Vide
 
 def build(args: Any) -> dict[str, Any] | None:
     """Ask, write, audit; returns the audit, None after --dry_run. Raises ValueError for what a user can fix."""
-    check(args)
+    for name in ("detailed_words", "concise_words"):
+        least, most = getattr(args, name)
+        if least > most:
+            raise ValueError(f"--{name} {least} {most}: give MIN and MAX with MIN <= MAX")
     prompts = {mode: read_prompt(args.prompts / name, ["caption"]) for mode, name in PROMPTS.items()}
     cache = args.cache or args.out / "teacher_cache"
     client = ChatClient(
@@ -262,28 +257,6 @@ def show(audit: dict[str, Any], args: Any) -> str | int:
     if not any(entry["written"] for entry in audit["modes"].values()):
         return f"no usable text among all replies; see {args.out / 'audit.json'}. {audit['problem']}"
     return 1 if audit["leaks"] else 0
-
-
-def check(args: Any) -> None:
-    """Raises ValueError for numbers that make no sense."""
-    limits = {"attempts": 1, "workers": 1, "max_tokens": 1, "limit": 1}
-    limits |= dict.fromkeys(("held_out", "max_new_nouns", "max_retries", "price_in", "price_out"), 0)
-    for name, least in limits.items():
-        value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
-    for name in ("timeout", "requests_per_minute"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be a number above 0, got {value}")
-    if not 0 <= args.temperature <= 2:
-        raise ValueError(f"--temperature must lie between 0 and 2, got {args.temperature}")
-    if not 0 < args.concise_ratio < 1:
-        raise ValueError(f"--concise_ratio must lie between 0 and 1, got {args.concise_ratio}: concise must be shorter")
-    for name in ("detailed_words", "concise_words"):
-        least, most = getattr(args, name)
-        if not 1 <= least <= most:
-            raise ValueError(f"--{name} {least} {most}: give MIN and MAX with 1 <= MIN <= MAX")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ read the union over frames: with --misses 0.1 one of ten classes that are there 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drive_vlm.builders.detection_items import PendingItem
-from drive_vlm.builders.synthetic import COCO_LABELS, coco_labels
+from drive_vlm.builders.synthetic.scene import COCO_LABELS, coco_labels
 from drive_vlm.config import CommandParser, DataConfig, run_tool
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.vision import load_video, video_frames
@@ -39,10 +38,10 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with clips")
     add("--out", type=Path, required=True, help="detection cache to write; an earlier file is replaced")
-    flag("--misses", 0.1, "share of a video's classes that are not found in it")
-    flag("--false_hits", 0.05, "share of the classes absent from a video that are reported in it")
-    flag("--num_frames", DataConfig.num_frames, "frames of each video, evenly spread, as in training")
-    flag("--seed", 0, "seed of misses, false hits and scores")
+    flag("--misses", 0.1, "share of a video's classes that are not found in it", 0, 1)
+    flag("--false_hits", 0.05, "share of the classes absent from a video that are reported in it", 0, 1)
+    flag("--num_frames", DataConfig.num_frames, "frames of each video, evenly spread, as in training", least=1)
+    flag("--seed", 0, "seed of misses, false hits and scores", least=0)
     add("--json", type=Path, help="write the counts to this file")
     return parser
 
@@ -99,11 +98,8 @@ def detect(
 
 def build(args: Any) -> Counter[str]:
     """Write the cache and read it back; return the counts. Raises ValueError for what cannot be built."""
-    for name in ("misses", "false_hits"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ValueError(f"--{name} must lie in 0..1, got {getattr(args, name)}")
-    if args.num_frames < 1 or args.seed < 0:
-        raise ValueError(f"--num_frames must be at least 1 and --seed 0, got {args.num_frames} and {args.seed}")
+    from rich.progress import track
+
     truth = args.data / "scenes.jsonl"
     videos = read_scenes(truth)
     size = max(next(iter(videos.values()))[0]["size"])
@@ -112,20 +108,13 @@ def build(args: Any) -> Counter[str]:
     counts: Counter[str] = Counter()
     part = args.out.with_name(f".{args.out.name}.part")
     part.unlink(missing_ok=True)
-    append_detections(part, track_videos(args, videos, detector, counts))
+    entries = (
+        detect(args.data, video, scenes, detector, args, counts) for video, scenes in track(videos.items(), "detecting")
+    )
+    append_detections(part, entries)
     part.replace(args.out)
     counts["videos"] = len(DetectionCache.load(args.out))
     return counts
-
-
-def track_videos(
-    args: Any, videos: dict[str, list[dict[str, Any]]], detector: Detector, counts: Counter[str]
-) -> Iterator[VideoDetections]:
-    """One entry a video, with a progress bar."""
-    from rich.progress import track
-
-    for video, scenes in track(videos.items(), "detecting"):
-        yield detect(args.data, video, scenes, detector, args, counts)
 
 
 def show(counts: Counter[str], args: Any) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_detector import Boxes, Detect, open_detector
 
 from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
+from drive_vlm.launch.stop import listening, until_stopped
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.report.tables import print_table
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
@@ -123,7 +124,8 @@ def detections(
 
     waiting: list[Frames] = []
     steps, quiet = -(-len(todo) // config.workers), not read_topology().is_main
-    for part in track(decoded(todo, config.num_frames, config.workers), "detections", steps, disable=quiet):
+    parts = track(decoded(todo, config.num_frames, config.workers), "detections", steps, disable=quiet)
+    for part in until_stopped(parts):
         for frames in part:
             if isinstance(frames, BadRow):
                 note_bad(frames, config, bad)
@@ -280,7 +282,8 @@ def show(result: dict[str, Any], config: DetectConfig) -> None:
 
 
 def main() -> None:
-    run_tool(make_parser(), run, show, DetectConfig)
+    with listening():
+        run_tool(make_parser(), run, show, DetectConfig)
 
 
 if __name__ == "__main__":

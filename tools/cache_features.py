@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, add_dataclass, field, run_tool
+from drive_vlm.launch.stop import listening, until_stopped
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks
 from drive_vlm.store.shards import parse_shard, shard_of
@@ -252,7 +253,7 @@ def build(
     with FeatureWriter(out, config.stored) as writer:
         for item, error in unreadable:
             record_bad(writer, item, error)
-        for item, pixels in bar:
+        for item, pixels in until_stopped(bar):
             if isinstance(pixels, BadRow):
                 note_bad(pixels, config, counts)
                 record_bad(writer, item, pixels)
@@ -312,7 +313,8 @@ def show(counts: Counts, config: FeatureConfig) -> None:
 
 
 def main() -> None:
-    run_tool(make_parser(), run, show, FeatureConfig)
+    with listening():
+        run_tool(make_parser(), run, show, FeatureConfig)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from drive_vlm.store.cache import read_json, write_json
 FOLDERS = {"english": "CODA-LM", "chinese": "CODA-LM-chinese"}
 SHORT = {GENERAL: "general", SUGGESTION: "suggestion", REGION: "region"}
 TEXT = "description and explanation"
+SKIP = "--on_bad_row skip leaves such rows out and counts them"
 
 
 def read_questions(path: str | None) -> dict[str, str]:
@@ -49,24 +50,25 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
         source, number = match.groups()
         content = read_json(file)
         for task, category, box, answer, name in _entries(content, file):
-            image = (
-                f"{source}/images/{number}.jpg"
-                if box is None
-                else f"{source}/images_w_boxes/{number}_object_{name}.jpg"
-            )
-            row = {
+            image = f"images/{number}" if box is None else f"images_w_boxes/{number}_object_{name}"
+            row: Row = {
                 "id": f"{split}_{SHORT[task]}_{numbers[task]}",
                 "question_id": numbers[task],
                 "task": task,
                 "category": category,
                 "group": file.stem,
-                "image": image,
+                "image": f"{source}/{image}.jpg",
                 "conversations": [{"from": "human", "value": f"<image>\n{questions[task]}"}],
             }
             if task == REGION:
                 row |= {"class": region_class(category), "box": box}
+            # Test rows are prompts; their answer, where there is one, stands next to the conversation.
+            if split != "Test":
+                row["conversations"].append({"from": "gpt", "value": answer})
+            elif answer:
+                row["reference"] = answer
             numbers[task] += 1
-            yield _with_answer(row, answer, split), _problem(answer, box, split, f"{file}: {task} {name}".rstrip())
+            yield row, _problem(answer, box, split, f"{file}: {task} {name}".rstrip())
 
 
 def _entries(content: Any, file: Path) -> Iterator[tuple[str, str, list[float] | None, str, str]]:
@@ -83,30 +85,13 @@ def _entries(content: Any, file: Path) -> Iterator[tuple[str, str, list[float] |
         ) from error
 
 
-def _with_answer(row: Row, answer: str, split: str) -> Row:
-    """Test rows are prompts; their answer, where there is one, stands next to the conversation."""
-    if split != "Test":
-        row["conversations"].append({"from": "gpt", "value": answer})
-    elif answer:
-        row["reference"] = answer
-    return row
-
-
 def _problem(answer: str, box: list[float] | None, split: str, where: str) -> BadRow | None:
     if not answer and split != "Test":
-        return BadRow(
-            "empty_answer", where, "the answer is empty", "--on_bad_row skip leaves such rows out and counts them"
-        )
-    if box is not None and not (
-        len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box) and min(box[2:]) > 0
-    ):
-        return BadRow(
-            "bad_box",
-            where,
-            f"the box {box} is not [x, y, width, height]",
-            "--on_bad_row skip leaves such rows out and counts them",
-        )
-    return None
+        return BadRow("empty_answer", where, "the answer is empty", SKIP)
+    numbers = box is None or all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    if box is None or (numbers and len(box) == 4 and min(box[2:]) > 0):
+        return None
+    return BadRow("bad_box", where, f"the box {box} is not [x, y, width, height]", SKIP)
 
 
 def check_picture(row: Row, root: Path, where: str) -> BadRow | None:
@@ -114,8 +99,7 @@ def check_picture(row: Row, root: Path, where: str) -> BadRow | None:
     path = root / plain_image(row)
     if path.is_file():
         return None
-    way_out = "Is --root the right folder? --on_bad_row skip leaves such rows out and counts them"
-    return BadRow("image_missing", where, f"the picture {path} does not exist", way_out)
+    return BadRow("image_missing", where, f"the picture {path} does not exist", f"Is --root the right folder? {SKIP}")
 
 
 def plain_image(row: Row) -> str:

@@ -76,18 +76,13 @@ def read_pairs(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 def gold_pairs(sources: list[Answered], number: int) -> list[dict[str, Any]]:
     """Every generated answer against the row's own."""
-    return [
-        pair_row(
-            source.row,
-            source.sample.reference,
-            answer,
-            _pair_id(source, number, k),
-            row_id=source.sample.id,
-            round=number,
-        )
-        for source in sources
-        for k, answer in enumerate(source.answers)
-    ]
+    pairs = []
+    for source in sources:
+        columns = {"row_id": source.sample.id, "round": number}
+        for k, answer in enumerate(source.answers):
+            name = _pair_id(source, number, k)
+            pairs.append(pair_row(source.row, source.sample.reference, answer, name, **columns))
+    return pairs
 
 
 def best_pairs(

@@ -27,7 +27,7 @@ def assign_split(group: str, fractions: Mapping[str, float], seed: int = 0) -> s
     Raises ValueError for shares that are negative or do not sum to 1.
     """
     check_fractions(fractions)
-    position = int.from_bytes(_digest(seed, group), "big") / 2**64
+    position = int.from_bytes(split_position(group, seed), "big") / 2**64
     reached = 0.0
     for name, share in fractions.items():
         reached += share
@@ -45,15 +45,11 @@ def held_out_groups(groups: Iterable[str], count: int, seed: int = 0) -> set[str
     names = set(groups)
     if not 0 <= count < len(names):
         raise ValueError(f"{count} of {len(names)} groups cannot be held out: give a number from 0 to {len(names) - 1}")
-    return set(sorted(names, key=lambda name: (_digest(seed, name), name))[:count])
+    return set(sorted(names, key=lambda name: (split_position(name, seed), name))[:count])
 
 
 def split_position(group: str, seed: int = 0) -> bytes:
     """Where `group` stands in the order in which groups are held out: a hash of (seed, group)."""
-    return _digest(seed, group)
-
-
-def _digest(seed: int, group: str) -> bytes:
     return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=8).digest()
 
 

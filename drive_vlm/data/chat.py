@@ -102,7 +102,7 @@ class ChatRenderer:
             return Rendered(text, ())
         spans = []
         for i, turn in enumerate(turns):
-            if turn.role == "assistant":
+            if turn.role == "assistant" and turn.learned:
                 span = self._span(turns, i, text, expand)
                 if span is None:
                     problem = "the chat template does not keep earlier turns as they were, so the assistant's words cannot be separated from the rest"

@@ -17,6 +17,7 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
+from drive_vlm.launch.stop import until_stopped
 from drive_vlm.models.vision import Layout
 from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash
@@ -156,15 +157,18 @@ def _measure(
         lengths = np.full(len(source.rows), BAD, dtype=np.int32)
         again = np.arange(len(lengths))
     bad: list[BadRow] = []
-    blocks = iter(range(0, len(again), _BLOCK))
-    with ThreadPoolExecutor(16) as headers:
-        for start in progress(blocks, -(-len(again) // _BLOCK)) if progress else blocks:
-            part = again[start : start + _BLOCK]
-            bad += _measure_block(source, part, lengths, encoder, need_answer, headers)
-            if bad and on_bad_row == "error":
-                return lengths, bad
-    if len(again):
-        write_atomically(path, lambda file: np.save(file, lengths))
+    blocks = until_stopped(range(0, len(again), _BLOCK))
+    try:
+        with ThreadPoolExecutor(16) as headers:
+            for start in progress(blocks, -(-len(again) // _BLOCK)) if progress else blocks:
+                part = again[start : start + _BLOCK]
+                bad += _measure_block(source, part, lengths, encoder, need_answer, headers)
+                if bad and on_bad_row == "error":
+                    break
+    finally:
+        # After a request to stop as well: rows that were not reached are BAD, and are measured next time.
+        if len(again):
+            write_atomically(path, lambda file: np.save(file, lengths))
     return lengths, bad
 
 

@@ -8,12 +8,6 @@ from typing import Literal
 
 Verdict = Literal["ok", "warn", "fail"]
 
-# What probing a machine can raise: a check that meets one of these becomes a line, and the others go on.
-PROBE_ERRORS = (
-    OSError, ValueError, RuntimeError, ImportError, LookupError, AttributeError, TypeError, AssertionError,
-    subprocess.SubprocessError,
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -37,16 +31,13 @@ class Setting:
 Check = Callable[[Setting], Iterable[Finding]]
 
 
+def judge(check: str, seen: str, *cases: tuple[object, Verdict, str]) -> Finding:
+    """The first of `cases` (whether it holds, the verdict, what to do) that holds; ok where none does."""
+    return next((Finding(check, verdict, seen, todo) for holds, verdict, todo in cases if holds), ok(check, seen))
+
+
 def ok(check: str, seen: str) -> Finding:
     return Finding(check, "ok", seen)
-
-
-def warn(check: str, seen: str, todo: str) -> Finding:
-    return Finding(check, "warn", seen, todo)
-
-
-def fail(check: str, seen: str, todo: str) -> Finding:
-    return Finding(check, "fail", seen, todo)
 
 
 def output_of(words: list[str], timeout: float = 10) -> str:

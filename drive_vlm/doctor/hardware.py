@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from drive_vlm.doctor.finding import Finding, Setting, fail, ok, output_of, warn
+from drive_vlm.doctor.finding import Finding, Setting, judge, ok, output_of
 
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
@@ -19,10 +19,8 @@ def driver_gpus() -> list[list[str]]:
     """Name, memory and driver of every GPU of this machine, whatever CUDA_VISIBLE_DEVICES says; empty without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return []
-    text = output_of(
-        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"], timeout=20
-    )
-    return [[part.strip() for part in line.split(",")] for line in text.splitlines() if line]
+    words = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return [[part.strip() for part in line.split(",")] for line in output_of(words, timeout=20).splitlines() if line]
 
 
 def gpus(setting: Setting) -> Iterator[Finding]:
@@ -31,61 +29,57 @@ def gpus(setting: Setting) -> Iterator[Finding]:
 
     driver = driver_gpus()
     if not torch.cuda.is_available():
-        if driver and not os.environ.get("CUDA_VISIBLE_DEVICES", "x"):
-            yield warn("gpu", f"{len(driver)} hidden by an empty CUDA_VISIBLE_DEVICES", "Unset it to use them.")
-        elif driver:
-            todo = "Install the CUDA build (constraints/cuda.txt), or a driver that is new enough for it."
-            yield fail("gpu", f"{len(driver)} x {driver[0][0]}, driver {driver[0][2]}, but torch sees none", todo)
-        else:
+        hidden = not os.environ.get("CUDA_VISIBLE_DEVICES", "x")
+        todo = "Install the CUDA build (constraints/cuda.txt), or a driver that is new enough for it."
+        if not driver:
             yield ok("gpu", "none: runs go to the CPU")
+        elif hidden:
+            yield Finding(
+                "gpu", "warn", f"{len(driver)} hidden by an empty CUDA_VISIBLE_DEVICES", "Unset it to use them."
+            )
+        else:
+            seen = f"{len(driver)} x {driver[0][0]}, driver {driver[0][2]}, but torch sees none"
+            yield Finding("gpu", "fail", seen, todo)
         return
-    version = driver[0][2] if driver else "unknown"
     for i in range(torch.cuda.device_count()):
         unit = torch.cuda.get_device_properties(i)
         free = torch.cuda.mem_get_info(i)[0]
         seen = (
             f"{unit.name}, {unit.total_memory / _GIB:.0f} GiB ({free / _GIB:.0f} free), "
-            f"compute capability {unit.major}.{unit.minor}, driver {version}"
+            f"compute capability {unit.major}.{unit.minor}, driver {driver[0][2] if driver else 'unknown'}"
         )
-        if unit.major < 8:
-            yield warn(f"gpu {i}", seen, "No bf16 arithmetic: train with --fp16, or in fp32.")
-        elif free < 0.9 * unit.total_memory:
-            yield warn(f"gpu {i}", seen, "Another process holds memory on it: see nvidia-smi.")
-        else:
-            yield ok(f"gpu {i}", seen)
+        yield judge(
+            f"gpu {i}",
+            seen,
+            (unit.major < 8, "warn", "No bf16 arithmetic: train with --fp16, or in fp32."),
+            (free < 0.9 * unit.total_memory, "warn", "Another process holds memory on it: see nvidia-smi."),
+        )
 
 
 def peer_to_peer(setting: Setting) -> Iterator[Finding]:
     """Whether the GPUs reach each other's memory; without it NCCL goes through the host."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < 2:
-        return
+    count = torch.cuda.device_count()
     apart = [f"{i}-{j}" for i in range(count) for j in range(i) if not torch.cuda.can_device_access_peer(i, j)]
-    if apart:
-        todo = "Gradients go through host memory: prefer larger --global_batch_size to ZeRO-3, and see `nvidia-smi topo -m`."
-        yield warn("gpu peers", f"no peer access between {', '.join(apart)}", todo)
-    else:
-        yield ok("gpu peers", f"all {count} reach each other's memory")
+    seen = f"no peer access between {', '.join(apart)}" if apart else f"all {count} reach each other's memory"
+    todo = (
+        "Gradients go through host memory: prefer larger --global_batch_size to ZeRO-3, and see `nvidia-smi topo -m`."
+    )
+    if count > 1:
+        yield judge("gpu peers", seen, (apart, "warn", todo))
 
 
 def processors(setting: Setting) -> Iterator[Finding]:
     """Cores of the machine, of this process, and of its cgroup."""
-    total = os.cpu_count() or 1
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    mine = len(os.sched_getaffinity(0))
     # A container may see all cores and still get the time of a few: its control group decides.
     quota = cgroup_cores()
-    seen = f"{total} cores, {mine} for this process" + (f", cgroup limit {quota:.1f}" if quota else "")
-    usable = min(mine, quota or mine)
-    wanted = 4 * max(1, len(driver_gpus()))
-    if driver_gpus() and usable < wanted:
-        todo = f"Pictures are decoded on the CPU: ask for {wanted} cores (4 a GPU), e.g. --cpus-per-task."
-        yield warn("cpu", seen, todo)
-    elif quota and quota < mine:
-        yield warn("cpu", seen, f"Set OMP_NUM_THREADS so that ranks x threads stays within {quota:.0f}.")
-    else:
-        yield ok("cpu", seen)
+    seen = f"{os.cpu_count()} cores, {mine} for this process" + (f", cgroup limit {quota:.1f}" if quota else "")
+    wanted = 4 * len(driver_gpus())
+    todo = f"Pictures are decoded on the CPU: ask for {wanted} cores (4 a GPU), e.g. --cpus-per-task."
+    few = f"Set OMP_NUM_THREADS so that ranks x threads stays within {quota or mine:.0f}."
+    yield judge("cpu", seen, (min(mine, quota or mine) < wanted, "warn", todo), (quota and quota < mine, "warn", few))
 
 
 def own_groups(controller: str) -> Iterator[Path]:
@@ -124,44 +118,35 @@ def cgroup_memory() -> int | None:
     return min((int(text) for text in texts if text != "max" and int(text) < _UNLIMITED), default=None)
 
 
-def memory_bytes() -> dict[str, int]:
-    """MemTotal and MemAvailable of /proc/meminfo in bytes."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-
-
 def memory(setting: Setting) -> Iterator[Finding]:
     """Memory of the machine and of the cgroup."""
-    now, limit = memory_bytes(), cgroup_memory()
-    limit = None if limit is None or limit >= now["MemTotal"] else limit
-    seen = f"{now['MemTotal'] / _GIB:.1f} GiB, {now['MemAvailable'] / _GIB:.1f} available"
-    seen += f", cgroup limit {limit / _GIB:.1f}" if limit else ""
-    if min(now["MemAvailable"], limit or now["MemAvailable"]) < 2 * _GIB:
-        yield warn("memory", seen, "A rank needs about 1 GiB before its model: ask for more, e.g. --mem.")
-    else:
-        yield ok("memory", seen)
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    kibibytes = {words[0]: int(words[1]) for words in lines}
+    total, free, limit = kibibytes["MemTotal:"] * 1024, kibibytes["MemAvailable:"] * 1024, cgroup_memory()
+    seen = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} available"
+    seen += f", cgroup limit {limit / _GIB:.1f}" if limit and limit < total else ""
+    todo = "A rank needs about 1 GiB before its model: ask for more, e.g. --mem."
+    yield judge("memory", seen, (min(free, limit or free) < 2 * _GIB, "warn", todo))
 
 
 def shared_memory(setting: Setting) -> Iterator[Finding]:
     """/dev/shm carries batches from loader processes, and NCCL and gloo between ranks."""
     size = shutil.disk_usage("/dev/shm")
     seen = f"{size.total / _GIB:.2f} GiB, {size.free / _GIB:.2f} free"
-    if size.free < _GIB:
-        todo = "Give the container more (docker run --shm-size=16g, or --ipc=host), or --dataloader_num_workers 0."
-        yield warn("/dev/shm", seen, todo)
-    else:
-        yield ok("/dev/shm", seen)
+    todo = "Give the container more (docker run --shm-size=16g, or --ipc=host), or --dataloader_num_workers 0."
+    yield judge("/dev/shm", seen, (size.free < _GIB, "warn", todo))
 
 
 def limits(setting: Setting) -> Iterator[Finding]:
     """Open files (every rank and loader opens many) and locked memory (pinned buffers of offloading, InfiniBand)."""
-    unlimited = 1 << 40
-    files, hard = (unlimited if value < 0 else value for value in resource.getrlimit(resource.RLIMIT_NOFILE))
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    seen = f"{'unlimited' if files == unlimited else files} open files, {'unlimited' if locked < 0 else f'{locked / 2**20:.0f} MiB'} locked memory"
-    if files < 4096:
-        yield warn("limits", seen, f"ulimit -n {min(hard, 65536)} before the launch.")
-    elif driver_gpus() and 0 <= locked < _GIB:
-        yield warn("limits", seen, "ulimit -l unlimited for offloading with pin_memory and for InfiniBand.")
-    else:
-        yield ok("limits", seen)
+    # -1 says that there is no limit.
+    seen = f"{'unlimited' if files < 0 else files} open files, {'unlimited' if locked < 0 else f'{locked / 2**20:.0f} MiB'} locked memory"
+    pinned = "ulimit -l unlimited for offloading with pin_memory and for InfiniBand."
+    yield judge(
+        "limits",
+        seen,
+        (0 <= files < 4096, "warn", f"ulimit -n {65536 if hard < 0 else min(hard, 65536)} before the launch."),
+        (driver_gpus() and 0 <= locked < _GIB, "warn", pinned),
+    )

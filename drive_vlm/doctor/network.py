@@ -1,4 +1,7 @@
-"""The hub, variables that break launches, ports, Slurm, and two ranks that talk."""
+"""The hub, variables that break launches, ports, Slurm, and two ranks that talk.
+
+torchrun starts this module for `doctor --communication`: `sum_over_ranks`. It is not started by hand.
+"""
 
 import os
 import shutil
@@ -11,11 +14,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from drive_vlm.doctor.finding import Finding, Setting, fail, ok, output_of, warn
+from drive_vlm.doctor.finding import Finding, Setting, judge, ok, output_of
 from drive_vlm.doctor.hardware import driver_gpus
 
 _HUB_TIMEOUT_S = 3
 _TORCHRUN_PORT = 29500
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+# Numbers that two ranks sum: 16 MiB.
+_ELEMENTS = 1 << 22
 # Settings of NCCL that people try once and forget.
 _SLOW = {
     "NCCL_P2P_DISABLE": "GPUs of a node talk through host memory",
@@ -44,23 +50,21 @@ def hub(setting: Setting) -> Iterator[Finding]:
         pass
     except (OSError, ValueError) as error:
         todo = "Fetch models on a machine with a network, give --model a directory, and set HF_HUB_OFFLINE=1 here."
-        yield warn("hub", f"{address} does not answer: {error}", todo)
+        yield Finding("hub", "warn", f"{address} does not answer: {error}", todo)
         return
     yield ok("hub", f"{address} answers in {time.perf_counter() - started:.1f} s")
 
 
 def leftovers(setting: Setting) -> Iterator[Finding]:
     """Launcher variables (RANK, WORLD_SIZE) left in a plain shell: a run would wait for peers that were never started."""
-    names = [
-        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK") if name in os.environ
-    ]
+    names = [name for name in _RANK_VARIABLES if name in os.environ]
     inside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     if names and not inside:
         seen = ", ".join(f"{name}={os.environ[name]}" for name in names)
-        yield fail("launcher variables", f"left over: {seen}", f"unset {' '.join(names)}")
+        yield Finding("launcher variables", "fail", f"left over: {seen}", f"unset {' '.join(names)}")
     elif "MASTER_ADDR" in os.environ and os.environ.get("NNODES", "1") == "1" and not inside:
-        todo = "unset MASTER_ADDR for runs on one node."
-        yield warn("launcher variables", f"MASTER_ADDR={os.environ['MASTER_ADDR']} without NNODES", todo)
+        seen = f"MASTER_ADDR={os.environ['MASTER_ADDR']} without NNODES"
+        yield Finding("launcher variables", "warn", seen, "unset MASTER_ADDR for runs on one node.")
     else:
         yield ok("launcher variables", "set by this job's launcher" if names else "none left over")
 
@@ -68,24 +72,20 @@ def leftovers(setting: Setting) -> Iterator[Finding]:
 def collectives(setting: Setting) -> Iterator[Finding]:
     """NCCL_*, GLOO_* and debugging variables: interfaces that are not there, settings that slow every step."""
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith(("NCCL_", "GLOO_"))}
-    clean = True
+    found = []
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         for problem, todo in _interface_problems(name, given.get(name, "")):
-            clean = False
-            yield fail("collectives", f"{name}={given[name]}: {problem}", todo)
+            found.append(Finding("collectives", "fail", f"{name}={given[name]}: {problem}", todo))
     for name, effect in _SLOW.items():
         if os.environ.get(name, "0").upper() not in ("0", "", "OFF", "INFO"):
-            clean = False
             todo = f"unset {name} unless you are looking for a fault."
-            yield warn("collectives", f"{name}={os.environ[name]}: {effect}", todo)
-    if clean:
-        yield ok(
-            "collectives", ", ".join(f"{name}={value}" for name, value in given.items()) or "no NCCL_* or GLOO_* set"
-        )
+            found.append(Finding("collectives", "warn", f"{name}={os.environ[name]}: {effect}", todo))
+    seen = ", ".join(f"{name}={value}" for name, value in given.items()) or "no NCCL_* or GLOO_* set"
+    yield from found or [ok("collectives", seen)]
 
 
 def _interface_problems(name: str, value: str) -> Iterator[tuple[str, str]]:
-    present = sorted(path.name for path in Path("/sys/class/net").iterdir())
+    present = sorted(interface for _, interface in socket.if_nameindex())
     if name.startswith("GLOO") and value.startswith(("^", "=")):
         yield "gloo takes no ^ and no =", f"Name the interface: one of {', '.join(present)}."
         return
@@ -99,17 +99,14 @@ def _interface_problems(name: str, value: str) -> Iterator[tuple[str, str]]:
 
 def visible_gpus(setting: Setting) -> Iterator[Finding]:
     """CUDA_VISIBLE_DEVICES against the GPUs that are there."""
-    value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(driver_gpus())
+    value, there = os.environ.get("CUDA_VISIBLE_DEVICES"), len(driver_gpus())
     if value is None:
         return
     # CUDA ignores a number that does not exist and all that follow, without a word: a run would get fewer GPUs than it asked for.
     beyond = [part for part in value.split(",") if part.strip().isdigit() and int(part) >= there]
-    if there and beyond:
-        todo = f"Use numbers from 0 to {there - 1}; CUDA drops what follows a wrong one."
-        yield fail("visible gpus", f"CUDA_VISIBLE_DEVICES={value}, and there are {there}", todo)
-    else:
-        yield ok("visible gpus", f"CUDA_VISIBLE_DEVICES={value!r}")
+    todo = f"Use numbers from 0 to {there - 1}; CUDA drops what follows a wrong one."
+    seen = f"CUDA_VISIBLE_DEVICES={value!r}, and there are {there}"
+    yield judge("visible gpus", seen, (there and beyond, "fail", todo))
 
 
 def python_path(setting: Setting) -> Iterator[Finding]:
@@ -119,11 +116,10 @@ def python_path(setting: Setting) -> Iterator[Finding]:
     shadows = [str(entry / name) for entry in entries for name in names if (entry / name / "__init__.py").is_file()]
     own = Path(__file__).resolve().parents[1]
     foreign = [text for text in shadows if Path(text).resolve() != own]
-    if foreign:
-        todo = "unset PYTHONPATH, or remove the entry (site modules on clusters often set it)."
-        yield warn("PYTHONPATH", f"it shadows installed packages: {', '.join(foreign)}", todo)
-    else:
-        yield ok("PYTHONPATH", os.environ.get("PYTHONPATH") or "not set")
+    seen = os.environ.get("PYTHONPATH") or "not set"
+    seen += f"; it shadows installed packages: {', '.join(foreign)}" if foreign else ""
+    todo = "unset PYTHONPATH, or remove the entry (site modules on clusters often set it)."
+    yield judge("PYTHONPATH", seen, (foreign, "warn", todo))
 
 
 def ports(setting: Setting) -> Iterator[Finding]:
@@ -133,15 +129,17 @@ def ports(setting: Setting) -> Iterator[Finding]:
         with socket.create_connection(("127.0.0.1", port), timeout=3):
             pass
     seen = f"port {port} on 127.0.0.1 opened and reached"
-    wanted = int(os.environ.get("MASTER_PORT", _TORCHRUN_PORT))
+    wanted, chosen = int(os.environ.get("MASTER_PORT", _TORCHRUN_PORT)), "MASTER_PORT" in os.environ
     try:
         socket.create_server(("", wanted)).close()
     except OSError:
-        if "MASTER_PORT" in os.environ:
-            yield fail("ports", f"{seen}; MASTER_PORT={wanted} is taken", "Set another MASTER_PORT, or unset it.")
-        else:
-            todo = "Another run may be there. One node: a free port is chosen. Several nodes: set MASTER_PORT."
-            yield warn("ports", f"{seen}; {wanted}, the usual one, is taken", todo)
+        todo = "Another run may be there. One node: a free port is chosen. Several nodes: set MASTER_PORT."
+        yield judge(
+            "ports",
+            f"{seen}; {wanted} is taken",
+            (chosen, "fail", "Set another MASTER_PORT, or unset it."),
+            (True, "warn", todo),
+        )
         return
     yield ok("ports", f"{seen}; {wanted} is free")
 
@@ -158,7 +156,7 @@ def slurm(setting: Setting) -> Iterator[Finding]:
     except subprocess.SubprocessError as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         todo = "On a node of the cluster? SLURM_CONF set? Without Slurm, start recipes/ directly."
-        yield warn("slurm", f"installed, but it does not answer: {reason[0]}", todo)
+        yield Finding("slurm", "warn", f"installed, but it does not answer: {reason[0]}", todo)
         return
     yield ok("slurm", f"{version}{job}; " + "; ".join(partitions.splitlines()))
 
@@ -167,27 +165,46 @@ def communication(setting: Setting) -> Iterator[Finding]:
     """With --communication: two ranks through torchrun sum a tensor; gloo on the CPU, and NCCL where there are two GPUs."""
     if not setting.communication:
         return
-    # Port 0 lets the system choose a free one: the usual port may belong to another run on this machine.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
-             "--master_port", port, "-m", "drive_vlm.doctor.ranks"]  # fmt: skip
+    # --standalone: torchrun chooses a free port, since the usual one may belong to another run. The host name may not resolve.
+    launcher = "-m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2"
+    words = [sys.executable, *launcher.split(), "-m", __name__]
     # Inside a job these are set for this process; the two ranks must get their own from torchrun.
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    }
-    env["OMP_NUM_THREADS"] = "1"
+    env = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES} | {"OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=env)
     except subprocess.TimeoutExpired:
         todo = "Look at the interfaces: NCCL_DEBUG=INFO, GLOO_SOCKET_IFNAME."
-        yield fail("communication", "two ranks did not meet within 120 s", todo)
+        yield Finding("communication", "fail", "two ranks did not meet within 120 s", todo)
         return
     if done.returncode:
         reason = [line for line in done.stderr.splitlines() if "Error" in line] or [f"exit code {done.returncode}"]
-        yield fail("communication", reason[-1].strip()[:200], "Run it by hand: " + " ".join(words[1:]))
+        todo = "Run it by hand: " + " ".join(words[1:])
+        yield Finding("communication", "fail", reason[-1].strip()[:200], todo)
     else:
         yield ok("communication", done.stdout.strip().splitlines()[-1])
+
+
+def sum_over_ranks() -> None:
+    """All-reduce of 16 MiB; rank 0 prints a line. Raises RuntimeError for a wrong sum."""
+    import torch
+    import torch.distributed as dist
+
+    gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    dist.init_process_group("nccl" if gpu else "gloo")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
+    values = torch.full((_ELEMENTS,), float(dist.get_rank() + 1), device=device)
+    # The first collective opens the connections, which takes longer than the sum that is timed.
+    dist.barrier()
+    started = time.perf_counter()
+    dist.all_reduce(values)
+    total, expected = values.mean().item(), sum(range(1, dist.get_world_size() + 1))
+    milliseconds = (time.perf_counter() - started) * 1000
+    if total != expected:
+        raise RuntimeError(f"the sum over {dist.get_world_size()} ranks is {total}, it should be {expected}")
+    if dist.get_rank() == 0:
+        print(f"{dist.get_backend()}: 16 MiB summed over {dist.get_world_size()} ranks in {milliseconds:.0f} ms")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sum_over_ranks()

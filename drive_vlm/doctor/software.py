@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.doctor.finding import PROBE_ERRORS, Finding, Setting, fail, ok, warn
+from drive_vlm.doctor.finding import Finding, Setting, judge, ok
 
 # Shown always; other requirements only when they are out of range.
 _SHOWN = ("torch", "torchvision", "deepspeed", "transformers", "accelerate", "peft", "trl")
 _ON_GPU = ("fused_adam", "cpu_adam", "async_io")
-_ON_CPU = ("cpu_adam", "deepspeed_shm_comm")
 
 
 def python(setting: Setting) -> Iterator[Finding]:
@@ -25,11 +24,9 @@ def python(setting: Setting) -> Iterator[Finding]:
 
     version = platform.python_version()
     wanted = importlib.metadata.metadata("drive-vlm")["Requires-Python"] or ">=3.11,<3.13"
-    seen = f"{version} ({sys.executable})"
-    if version in SpecifierSet(wanted):
-        yield ok("python", seen)
-    else:
-        yield fail("python", f"{seen}, and the project takes {wanted}", "Make an environment with Python 3.11 or 3.12.")
+    seen = f"{version} ({sys.executable}); the project takes {wanted}"
+    todo = "Make an environment with Python 3.11 or 3.12."
+    yield judge("python", seen, (version not in SpecifierSet(wanted), "fail", todo))
 
 
 def torch_build(setting: Setting) -> Iterator[Finding]:
@@ -38,19 +35,16 @@ def torch_build(setting: Setting) -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:
         todo = "Install it again: pip install -c constraints/cpu.txt (or cuda.txt) -e ."
-        yield fail("torch", f"it does not load: {error}", todo)
+        yield Finding("torch", "fail", f"it does not load: {error}", todo)
         return
-
     if torch.version.cuda is None:
         build = f"ROCm {torch.version.hip}" if torch.version.hip else "CPU build"
         yield ok("torch", f"{torch.__version__}, {build}")
         return
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none"
     seen = f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}"
-    if nccl == "none":
-        yield warn("torch", seen, "Several GPUs need NCCL: install the torch of constraints/cuda.txt.")
-    else:
-        yield ok("torch", seen)
+    todo = "Several GPUs need NCCL: install the torch of constraints/cuda.txt."
+    yield judge("torch", seen, (nccl == "none", "warn", todo))
 
 
 def torchvision_match(setting: Setting) -> Iterator[Finding]:
@@ -60,19 +54,23 @@ def torchvision_match(setting: Setting) -> Iterator[Finding]:
 
     from drive_vlm import _torchvision_cpu
 
-    minor = int(torch.__version__.split(".")[1])
-    seen = f"{torchvision.__version__} with torch {torch.__version__}"
+    pair = f"0.{int(torch.__version__.split('.')[1]) + 15}."
     stands_in = bool(_torchvision_cpu._LIBRARIES)
-    if torch.__version__.startswith("2.") and not torchvision.__version__.startswith(f"0.{minor + 15}."):
-        todo = "Install the pair of constraints/cpu.txt or cuda.txt."
-        yield fail("torchvision", f"{seen}, which takes 0.{minor + 15}", todo)
-    elif stands_in and torch.version.cuda:
-        todo = "Install the torchvision built for this torch (constraints/cuda.txt)."
-        yield fail("torchvision", f"{seen}: its compiled operators do not load", todo)
-    elif stands_in:
-        yield ok("torchvision", f"{seen}: nms is the project's own (roi_align and the like are absent)")
-    else:
-        yield ok("torchvision", seen)
+    seen = f"{torchvision.__version__} with torch {torch.__version__}"
+    yield judge(
+        "torchvision",
+        seen + ("; nms is the project's own (roi_align and the like are absent)" if stands_in else ""),
+        (
+            torch.__version__.startswith("2.") and not torchvision.__version__.startswith(pair),
+            "fail",
+            f"This torch takes torchvision {pair}x: install the pair of constraints/cpu.txt or cuda.txt.",
+        ),
+        (
+            stands_in and torch.version.cuda,
+            "fail",
+            "Its compiled operators do not load: install the torchvision built for this torch (constraints/cuda.txt).",
+        ),
+    )
 
 
 def packages(setting: Setting) -> Iterator[Finding]:
@@ -80,25 +78,25 @@ def packages(setting: Setting) -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     wanted = [Requirement(text) for text in importlib.metadata.requires("drive-vlm") or []]
-    wrong = False
-    shown = []
+    wrong, shown = False, []
     # A package can be required twice, by the project and by an extra: one line is enough.
     for requirement in {item.name: item for item in wanted}.values():
-        extra = "extra" in str(requirement.marker or "")
+        name, extra = requirement.name, "extra" in str(requirement.marker or "")
         try:
-            version = importlib.metadata.version(requirement.name)
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if not extra:
                 wrong = True
-                todo = "pip install -e . again."
-                yield fail(requirement.name, f"not installed; {requirement.specifier} is needed", todo)
+                yield Finding(
+                    name, "fail", f"not installed; {requirement.specifier} is needed", "pip install -e . again."
+                )
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong = True
-            todo = f"pip install '{requirement.name}{requirement.specifier}'."
-            yield (warn if extra else fail)(requirement.name, f"{version}, out of {requirement.specifier}", todo)
-        elif requirement.name in _SHOWN:
-            shown.append(f"{requirement.name} {version}")
+            todo = f"pip install '{name}{requirement.specifier}'."
+            yield Finding(name, "warn" if extra else "fail", f"{version}, out of {requirement.specifier}", todo)
+        elif name in _SHOWN:
+            shown.append(f"{name} {version}")
     yield ok("packages", ", ".join(shown) + ("" if wrong else "; all in the ranges of setup.py"))
 
 
@@ -116,26 +114,20 @@ def deepspeed_ops(setting: Setting) -> Iterator[Finding]:
         from deepspeed.git_version_info import installed_ops
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
-        able = {name: _can_be_built(item) for name, item in ALL_OPS.items() if "not_implemented" not in name}
-    built = [name for name in able if _built(name) or installed_ops.get(name)]
-    seen = (
-        f"{deepspeed.__version__}; can be built: {_names(n for n, can in able.items() if can)}; built: {_names(built)}"
-    )
-    missing = [name for name in (_ON_GPU if cuda else _ON_CPU) if not able.get(name)]
-    if missing and cuda:
-        todo = "They need nvcc of torch's CUDA version, g++ and ninja (async_io: libaio); offloading needs cpu_adam, NVMe async_io."
-        yield warn("deepspeed ops", f"{seen}; cannot be built: {_names(missing)}", todo)
-    else:
-        yield ok("deepspeed ops", seen)
+        able = {name for name, item in ALL_OPS.items() if "not_implemented" not in name and _can_be_built(item)}
+    built = [name for name in ALL_OPS if any(extensions_dir().glob(f"**/{name}/*.so")) or installed_ops.get(name)]
+    missing = [name for name in (_ON_GPU if cuda else ()) if name not in able]
+    seen = f"{deepspeed.__version__}; can be built: {_names(able)}; built: {_names(built)}"
+    todo = f"{_names(missing)}: nvcc of torch's CUDA version, g++ and ninja build them (async_io: libaio); offloading needs cpu_adam, NVMe async_io."
+    yield judge("deepspeed ops", seen, (missing, "warn", todo))
 
 
 def _can_be_built(builder: Any) -> bool:
-    """Whether the compilers and libraries of one op are here; a builder that breaks while it looks says no."""
-    from deepspeed.ops.op_builder.builder import CUDAMismatchException, MissingCUDAException
-
+    """Whether the compilers and libraries of one op are here."""
     try:
         return bool((builder() if isinstance(builder, type) else builder).is_compatible(verbose=False))
-    except (*PROBE_ERRORS, CUDAMismatchException, MissingCUDAException):
+    # A builder breaks in ways of its own while it looks, such as CUDAMismatchException.
+    except Exception:
         return False
 
 
@@ -149,26 +141,17 @@ def extensions_dir() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "torch_extensions"
 
 
-def _built(name: str) -> bool:
-    return any(extensions_dir().glob(f"**/{name}/*.so"))
-
-
 def attention(setting: Setting) -> Iterator[Finding]:
     """Which of --attn_implementation work: sdpa and eager always, flash and flex on GPUs."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    if importlib.util.find_spec("flash_attn") is None:
-        flash = "flash: flash-attn is not installed"
-    else:
+    cuda, flash = torch.cuda.is_available(), "flash-attn is not installed"
+    if importlib.util.find_spec("flash_attn"):
         try:
             importlib.import_module("flash_attn")
         except (ImportError, OSError, RuntimeError) as error:
-            todo = "Rebuild flash-attn for this torch."
-            yield warn("attention", f"flash-attn does not load: {str(error).splitlines()[0][:120]}", todo)
+            seen = f"flash-attn does not load: {str(error).splitlines()[0][:120]}"
+            yield Finding("attention", "warn", seen, "Rebuild flash-attn for this torch.")
             return
-        flash = f"flash: flash-attn {importlib.metadata.version('flash-attn')}" + (
-            "" if cuda else " (no GPU to run it on)"
-        )
-    flex = "flex: yes" if cuda else "flex: trains on GPUs only"
-    yield ok("attention", f"sdpa and eager: yes; {flash}; {flex}")
+        flash = f"flash-attn {importlib.metadata.version('flash-attn')}{'' if cuda else ' (no GPU to run it on)'}"
+    yield ok("attention", f"sdpa and eager: yes; flash: {flash}; flex: {'yes' if cuda else 'trains on GPUs only'}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from drive_vlm.doctor.finding import Finding, Setting, fail, ok, warn
+from drive_vlm.doctor.finding import Finding, Setting, judge
 from drive_vlm.doctor.software import extensions_dir
 
 _GIB = 2**30
@@ -19,13 +19,10 @@ _STALE_S = 600
 
 def file_system(path: Path) -> str:
     """Type of the file system that holds `path`: the mount with the longest matching directory, the last of equals."""
-    inside = path.resolve()
-    best, kind = -1, "unknown"
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        mount = Path(line.split()[1].replace("\\040", " "))
-        if inside.is_relative_to(mount) and len(mount.parts) >= best:
-            best, kind = len(mount.parts), line.split()[2]
-    return kind
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [(Path(line[1].replace("\\040", " ")), line[2]) for line in reversed(lines)]
+    here = [mount for mount in mounts if path.resolve().is_relative_to(mount[0])]
+    return max(here, key=lambda mount: len(mount[0].parts))[1]
 
 
 def nearest_existing(path: Path) -> Path:
@@ -72,33 +69,26 @@ def broken_promises(directory: Path) -> list[str]:
 def output_directory(setting: Setting) -> Iterator[Finding]:
     """Space, kind and promises of the disk below --output_dir."""
     place = nearest_existing(setting.output_dir)
-    check = "output disk"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        yield fail(check, f"{place} cannot be written", "Give another --output_dir, or fix its permissions.")
+        todo = "Give another --output_dir, or fix its permissions."
+        yield Finding("output disk", "fail", f"{place} cannot be written", todo)
         return
     kind, space, slots = file_system(place), shutil.disk_usage(place), os.statvfs(place)
-    seen = f"{place}: {kind}, {space.free / _GIB:.1f} of {space.total / _GIB:.1f} GiB free"
     broken = broken_promises(place)
-    if "atomic rename" in broken:
-        todo = "A checkpoint could be torn there: write to another file system."
-        yield fail(check, f"{seen}; no {' and no '.join(broken)}", todo)
-    elif space.free < 2 * _GIB:
-        yield fail(check, seen, "Free some space: a checkpoint of a 1B model takes about 12 GiB.")
-    elif slots.f_files and slots.f_favail < 10_000:
-        yield warn(check, f"{seen}, {slots.f_favail} more files allowed", "Remove small files, or ask for more inodes.")
-    elif kind in _IN_MEMORY:
-        yield warn(check, seen, "It is memory: lost with the job, and it counts as memory of the run. Write to a disk.")
-    elif kind in _OVER_NETWORK:
-        todo = "Slow for checkpoints of many ranks, and other nodes see files late. Prefer scratch space."
-        yield warn(check, seen, todo)
-    elif broken:
-        todo = "Frozen weights are written again with every checkpoint."
-        yield warn(check, f"{seen}; no {' and no '.join(broken)}", todo)
-    elif space.free < 20 * _GIB:
-        yield warn(check, seen, "Little for checkpoints: compare with `python -m drive_vlm plan`, or lower --keep.")
-    else:
-        shared = " (parallel)" if kind in _PARALLEL else ""
-        yield ok(check, f"{seen}{shared}; hard links, atomic rename and fsync work")
+    seen = f"{place}: {kind}{' (parallel)' if kind in _PARALLEL else ''}, {space.free / _GIB:.1f} of {space.total / _GIB:.1f} GiB free; "
+    seen += f"no {' and no '.join(broken)}" if broken else "hard links, atomic rename and fsync work"
+    # fmt: off
+    yield judge(
+        "output disk", seen,
+        ("atomic rename" in broken, "fail", "A checkpoint could be torn there: write to another file system."),
+        (space.free < 2 * _GIB, "fail", "Free some space: a checkpoint of a 1B model takes about 12 GiB."),
+        (slots.f_files and slots.f_favail < 10_000, "warn", f"{slots.f_favail} more files allowed: remove small files, or ask for more inodes."),
+        (kind in _IN_MEMORY, "warn", "It is memory: lost with the job, and it counts as memory of the run. Write to a disk."),
+        (kind in _OVER_NETWORK, "warn", "Slow for checkpoints of many ranks, and other nodes see files late. Prefer scratch space."),
+        (broken, "warn", "Frozen weights are written again with every checkpoint."),
+        (space.free < 20 * _GIB, "warn", "Little for checkpoints: compare with `python -m drive_vlm plan`, or lower --keep."),
+    )
+    # fmt: on
 
 
 def caches(setting: Setting) -> Iterator[Finding]:
@@ -115,15 +105,20 @@ def caches(setting: Setting) -> Iterator[Finding]:
         seen = f"{folder} ({'set' if name in os.environ else 'default'}): {kind}, {free:.1f} GiB free"
         # torch.utils.file_baton waits for this file without a limit, and a killed compilation leaves it.
         stale = [lock for lock in folder.glob("*/*/lock") if time.time() - lock.stat().st_mtime > _STALE_S]
-        if not os.access(place, os.W_OK):
-            yield fail(name, f"{seen}, not writable", f"Set {name} to a directory of your own.")
-        elif name == "TORCH_EXTENSIONS_DIR" and stale:
-            todo = f"When nothing is compiling: rm {stale[0]}. Runs wait for it."
-            yield warn(name, f"{seen}; a lock is left in {stale[0].parent}", todo)
-        elif name == "TORCH_EXTENSIONS_DIR" and kind in _OVER_NETWORK:
-            todo = "Nodes of different kinds would share compiled code. Set it to a local disk, one for each kind."
-            yield warn(name, seen, todo)
-        elif name == "HF_HOME" and free < 10:
-            yield warn(name, seen, "Little for models: set HF_HOME to a larger disk.")
-        else:
-            yield ok(name, seen)
+        ops = name == "TORCH_EXTENSIONS_DIR"
+        yield judge(
+            name,
+            seen,
+            (not os.access(place, os.W_OK), "fail", f"Not writable: set {name} to a directory of your own."),
+            (
+                ops and stale,
+                "warn",
+                f"A lock is left. When nothing is compiling: rm {' '.join(map(str, stale))}. Runs wait for it.",
+            ),
+            (
+                ops and kind in _OVER_NETWORK,
+                "warn",
+                "Nodes of different kinds would share compiled code. Set it to a local disk, one for each kind.",
+            ),
+            (name == "HF_HOME" and free < 10, "warn", "Little for models: set HF_HOME to a larger disk."),
+        )

@@ -10,9 +10,10 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.config import GenerateConfig
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
+from drive_vlm.launch import stop
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.local import LocalModel, batches_of
-from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, wait_for_ranks
+from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
 from drive_vlm.store.keyed_lines import LineWriter, check_same
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
@@ -32,7 +33,7 @@ def main(words: Sequence[str]) -> None:
     add_dataclass(parser, GenerateConfig)
     add_dataclass(parser, ModelConfig)
     namespace = parser.parse_args(list(words))
-    with user_errors(parser.prog):
+    with user_errors(parser.prog), stop.listening():
         generate(from_namespace(ModelConfig, namespace), from_namespace(GenerateConfig, namespace))
 
 
@@ -50,7 +51,23 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     out = Path(config.out)
     if config.shard:
         samples, out = take_shard(samples, out, config.shard)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    join_ranks()
+    with sole_writer_of_ranks(out):
+        _answer(model, config, samples, bad, out)
+    if topology.is_main:
+        rows = finished_rows(out)
+        print(f"{out}: {len(rows):,} predictions", flush=True)
+        if cut := sum(row.get("finish_reason") == "length" for row in rows.values()):
+            print(
+                f"{cut:,} of them end at --max_new_tokens {config.max_new_tokens} and are not whole (finish_reason length): raise it, "
+                "or leave them out",
+                flush=True,
+            )
+
+
+def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], bad: list[BadRow], out: Path) -> None:
+    """Steps 2 to 4 of `generate`."""
+    topology = read_topology()
     done = finished_rows(out)
     keep_settings(out, model, config, bool(done))
     check_answered(out, done, samples)
@@ -64,7 +81,6 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
             f"{len(samples):,} rows, {len(samples) - len(todo):,} answered before, {len(todo):,} to do, {len(bad)} bad",
             flush=True,
         )
-    join_ranks()
     # Every rank must have read what is finished before one of them writes: their batches are dealt from the same list.
     wait_for_ranks()
     answers = (
@@ -83,14 +99,6 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
         if bad:
             audit = out.with_suffix(".bad_rows.json")
             audit.write_text(json.dumps([row.facts() for row in bad], indent=2))
-        rows = finished_rows(out)
-        print(f"{out}: {len(rows):,} predictions", flush=True)
-        if cut := sum(row.get("finish_reason") == "length" for row in rows.values()):
-            print(
-                f"{cut:,} of them end at --max_new_tokens {config.max_new_tokens} and are not whole (finish_reason length): raise it, "
-                "or leave them out",
-                flush=True,
-            )
 
 
 def check_flags(config: GenerateConfig) -> None:
@@ -157,5 +165,5 @@ def _answers_of_model(
         names = ("image_root", "num_frames", "feature_cache")
         data = DataConfig(data=config.data, **{name: getattr(config, name) for name in names})
         local = LocalModel(model, data, config.blank_images, config.shuffle_frames)
-        answers = local.answers(mine, config.sampling(), bad)
+        answers = local.answers(mine, config.sampling(), bad, between=stop.check)
         yield from ((sample, answer) for sample, answer in answers if sample.id not in done)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.config import ModelConfig
 from drive_vlm.data.predictions import Answer
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
+from drive_vlm.launch.stop import until_stopped
 
 if TYPE_CHECKING:
     from drive_vlm.generate.config import GenerateConfig
@@ -28,7 +29,7 @@ def answers_of_server(
     sampling: dict[str, Any] = {name: getattr(config, name) for name in ("temperature", "top_p", "seed")}
     empty: list[str] = []
     # In blocks: messages hold whole pictures, and those of all rows at once would fill the memory.
-    for start in range(0, len(samples), 8 * config.workers):
+    for start in until_stopped(range(0, len(samples), 8 * config.workers)):
         block = samples[start : start + 8 * config.workers]
         asked = {}
         for sample in block:

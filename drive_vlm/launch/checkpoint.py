@@ -1,9 +1,10 @@
 """The contract of a checkpoint directory: what makes it complete, and how it is found, checked and removed.
 
 1. `begin`: files are written under .saving, where nothing looks for a checkpoint.
-2. `complete`: they are flushed to the disk, the marker is written last, the directory is moved into place by one rename.
+2. `complete`: they and their directories are flushed to the disk, the marker is written last, the directory is moved into
+   place by one rename.
 3. `find_checkpoint` takes only a directory whose marker exists and whose files have the sizes that it names.
-4. `remove_old` removes the marker first.
+4. `remove_old` moves a directory under .saving by one rename before it removes it. It counts whole checkpoints of ours alone.
 A run that dies in any of these steps therefore leaves either a complete checkpoint or nothing that looks like one.
 
 <output_dir>/.saving/checkpoint-N/    being written; a run that dies here leaves nothing that looks complete
@@ -11,11 +12,15 @@ A run that dies in any of these steps therefore leaves either a complete checkpo
 <output_dir>/.frozen/                 weights that do not train: written once, hard-linked into each checkpoint
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,9 +47,9 @@ class CheckpointFacts:
 
 
 def step_of(path: Path) -> int:
-    """N of a checkpoint-N directory; -1 for another name."""
-    name, _, number = path.name.partition("-")
-    return int(number) if name == "checkpoint" and number.isdigit() else -1
+    """N of a checkpoint-N directory; -1 for a name that no run of ours gives (checkpoint-07, checkpoint-²)."""
+    number = re.fullmatch(r"checkpoint-(0|[1-9][0-9]{0,17})", path.name)
+    return int(number[1]) if number else -1
 
 
 def names_digest(trained: dict[str, int]) -> str:
@@ -75,20 +80,24 @@ def require_space(output_dir: Path, needed: int) -> None:
 def complete(saving: Path, facts: CheckpointFacts) -> Path:
     """Flush all files of `saving` to the disk, write the marker, move the directory into place; return its new path."""
     files = {str(path.relative_to(saving)): path for path in sorted(saving.rglob("*")) if path.is_file()}
-    for path in files.values():
-        _flush(path)
+    for path in (*files.values(), *(path for path in saving.rglob("*") if path.is_dir())):
+        flush(path)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     facts = dataclasses.replace(facts, files=sizes, saved=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     (saving / MARKER).write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
-    _flush(saving / MARKER)
+    flush(saving / MARKER)
+    # A file is on disk only when the directory that names it is.
+    flush(saving)
+    flush(saving.parent)
     final = saving.parent.parent / saving.name
-    if final.exists():
+    if (final / MARKER).is_file():
         # The same step again, after a resume from an older checkpoint. Renamed, not removed: until the new one is in place, the
         # old files are the only copy.
         final.rename(saving.parent / "replaced")
+    elif os.path.lexists(final):
+        _set_aside(final)
     saving.rename(final)
-    # A rename is on disk only when its directory is.
-    _flush(final.parent)
+    flush(final.parent)
     shutil.rmtree(saving.parent)
     return final
 
@@ -137,11 +146,9 @@ def find_checkpoint(resume: str | None, output_dir: Path) -> tuple[Path, Checkpo
     if resume != "auto":
         return Path(resume), read_complete(Path(resume))
     damaged = []
-    for path in sorted(output_dir.glob("checkpoint-*"), key=step_of, reverse=True):
-        if step_of(path) < 0:
-            continue
+    for path in reversed(_numbered(output_dir)):
         try:
-            facts = read_complete(path)
+            facts = _read_own(path)
         except ValueError as error:
             damaged.append(str(error))
             continue
@@ -177,15 +184,55 @@ def check_layout(
     return True
 
 
-def remove_old(output_dir: Path, keep: int, best: str | None) -> None:
-    """Remove complete checkpoints but the newest `keep` and the best. Called only after a newer one is complete."""
-    found = sorted((path for path in output_dir.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
-    protected = {path.name for path in found[-max(keep, 1) :]} | ({Path(best).name} if best else set())
+def whole_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of `output_dir` that are whole and of this project, by number."""
+    found = []
+    for path in _numbered(output_dir):
+        with contextlib.suppress(ValueError):
+            _read_own(path)
+            found.append(path)
+    return found
+
+
+def remove_old(output_dir: Path, written: Path, keep: int, best: str | None) -> None:
+    """Remove whole checkpoints but the newest `keep` up to `written`, which is complete by now, and the best.
+
+    What is not whole, has no marker of ours, or has a higher number (after a resume from an older one) is neither counted
+    nor touched: it must not push out what this run writes.
+    """
+    found = [path for path in whole_checkpoints(output_dir) if step_of(path) <= step_of(written)]
+    protected = {path.name for path in found[-max(keep, 1) :]} | {written.name} | ({Path(best).name} if best else set())
+    trash = output_dir / ".saving"
     for path in found:
         if path.name not in protected:
-            # First: a death half way must not leave a directory that looks whole.
-            (path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            # By a rename, so that a death half way leaves no directory that looks like a checkpoint: `begin` removes the rest.
+            trash.mkdir(exist_ok=True)
+            path.rename(trash / f"old-{path.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _numbered(output_dir: Path) -> list[Path]:
+    """Everything that is named as a checkpoint, by number."""
+    return sorted((path for path in output_dir.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+
+
+def _read_own(path: Path) -> CheckpointFacts:
+    """read_complete of a checkpoint-N, which must be of step N: a copy under another number is not what a run wrote."""
+    facts = read_complete(path)
+    if facts.step != step_of(path):
+        raise ValueError(
+            f"{path}: {MARKER} is of step {facts.step}, not {step_of(path)}. Give the directory its own name back."
+        )
+    return facts
+
+
+def _set_aside(path: Path) -> None:
+    """Another program's directory stands where a checkpoint goes: it keeps its content under the next free name."""
+    aside = next(
+        name for i in itertools.count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.other-{i}"))
+    )
+    path.rename(aside)
+    print(f"{path} is not of drive-vlm ({MARKER} is missing): it is now {aside.name}", file=sys.stderr, flush=True)
 
 
 def link_or_copy(files: Iterable[Path], directory: Path) -> None:
@@ -208,7 +255,8 @@ def _layout(deepspeed: bool, stage: int) -> str:
     return f"under DeepSpeed ZeRO-{stage}" if deepspeed else "without DeepSpeed"
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file, or the entries of a directory, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import plain
-from drive_vlm.launch.topology import read_topology
+from drive_vlm.launch.topology import launcher, read_topology
 from drive_vlm.store.cache import write_json
 from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
 from drive_vlm.store.secrets import hide, hide_words, is_secret
@@ -92,14 +92,8 @@ def peak_resident_bytes() -> int:
 def topology() -> dict[str, Any]:
     """Processes, nodes and launcher of this run: what `launch` of recipes/_launch.sh needs to start it again."""
     now = read_topology()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = "torchrun"
-    elif any(word.startswith("--local_rank=") for word in sys.argv[1:]):
-        launcher = "deepspeed"
-    else:
-        launcher = "python"
     return {
-        "launcher": launcher,
+        "launcher": launcher(),
         "world_size": now.world_size,
         "nproc_per_node": now.local_world_size,
         "nnodes": max(1, now.world_size // now.local_world_size),

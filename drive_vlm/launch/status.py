@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from drive_vlm.launch.stop import StopRequested
 from drive_vlm.store.cache import write_json
 
-STOP_FILE = "stop"
 # Seconds between two writes while training goes on.
 _EVERY = 10.0
 # Seconds that other ranks wait: an error that all ranks meet is reported by the main one.
@@ -26,8 +26,9 @@ class Status:
 
     `state` is one of
     * running: training goes on, or the process was killed before it could write: judge by the age of `updated`.
-    * saved: stopped on request (stop file, SIGUSR1) after a complete checkpoint.
-    * preempted: the same after SIGTERM.
+    * saved: stopped on request (stop file, SIGUSR1). `checkpoint` is the newest complete one; None where the run was still
+      starting up and had none.
+    * preempted: the same after SIGTERM; also of a process that was killed before it could save, see `asked`.
     * finished: all steps are done and the model is saved.
     * failed: an error; `reason` has its text.
     """
@@ -94,6 +95,9 @@ class RunStatus:
     ) -> None:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             return
+        if isinstance(error, StopRequested):
+            self.end(error.request.outcome, error.request.why)
+            return
         if self.rank == 0:
             self.fail(one_line(error))
             return
@@ -113,6 +117,16 @@ class RunStatus:
         """saved, preempted or finished."""
         assert state in ("saved", "preempted", "finished")
         self._status = dataclasses.replace(self._status, state=state, reason=reason)
+        if self.rank == 0:
+            self._write()
+
+    def asked(self, why: str) -> None:
+        """SIGTERM came some time ago and the step is not over: a kill may come at any moment, and `preempted` must stand then.
+
+        The state stays until another end takes its place.
+        """
+        reason = f"{why}; nothing newer was saved in time"
+        self._status = dataclasses.replace(self._status, state="preempted", reason=reason)
         if self.rank == 0:
             self._write()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,13 @@ def read_topology() -> Topology:
         world_size=int(os.environ["WORLD_SIZE"]),
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
     )
+
+
+def launcher() -> str:
+    """What started this process: torchrun, deepspeed or python."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "deepspeed" if any(word.startswith("--local_rank=") for word in sys.argv[1:]) else "python"
 
 
 def accumulation_steps(global_batch_size: int | None, per_device: int, world_size: int) -> int:

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.report.figures import bare, errors_of, new_figure, save
+from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 
-BLUE = "#4477aa"
-# Paul Tol's bright scheme without its blue, which is the models' colour.
-ROUNDS = ("#66ccee", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#bbbbbb")
+# The first colour is the models'.
+BLUE, *ROUNDS = COLOURS
 
 
 def plot_rounds(

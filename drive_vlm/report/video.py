@@ -1,9 +1,11 @@
 """The report of tools/video_eval.py: tables with a row for each checkpoint and mode, the changes, and the picture."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
+from drive_vlm.report.tables import console, interval, table
 
 OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
 TERMS = {
@@ -18,134 +20,109 @@ OVERLAP = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L", "CIDEr"
 CLIP = {"text_text": "text - text", "text_frames": "text - frames"}
 
 
+# Title -> where a score of an entry stands: part, names, the key of its number.
+TABLES = {
+    "objects against the detector": ("objects", OBJECTS, "value"),
+    "objects against the exact classes": ("truth", OBJECTS, "value"),
+    "reward and its terms": ("terms", TERMS, "mean"),
+    "overlap with the reference": ("text_overlap", OVERLAP, "value"),
+    "CLIP": ("clip", CLIP, "mean"),
+}
+
+
 def print_tables(result: dict[str, Any]) -> None:
     """Print `result`, which is what tools/video_eval.py writes with --json."""
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 150)
-    modes = [mode for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()]
-    console.print(_table("objects against the detector", OBJECTS, result, "objects", "value"))
-    if any(mode["truth"] for mode in modes):
-        console.print(_table("objects against the exact classes", OBJECTS, result, "truth", "value"))
-    console.print(_table("reward and its terms", TERMS, result, "terms", "mean"))
-    console.print(_overlap_table(result))
+    shown = console(150)
+    entries = [
+        (name, mode, entry)
+        for name, checkpoint in result["checkpoints"].items()
+        for mode, entry in checkpoint["modes"].items()
+    ]
+    for title, (part, names, value) in TABLES.items():
+        if any(entry[part] for _, _, entry in entries):
+            rows = [
+                [name, mode, str(entry["n"])]
+                + [_cell(entry[part][key], value) if entry[part] else "-" for key in names]
+                for name, mode, entry in entries
+            ]
+            columns = ("checkpoint", "mode", "n", *names.values())
+            shown.print(table(f"{title}, 95 % interval", columns, rows, left=2))
     for name, checkpoint in result["checkpoints"].items():
-        _print_counts(console, name, checkpoint)
+        for line in _counts(checkpoint):
+            shown.print(f"{name}: {line}")
     for entry in result["comparisons"]:
-        console.print(_change_table(entry))
-
-
-def _table(title: str, names: dict[str, str], result: dict[str, Any], part: str, value: str) -> Any:
-    from rich.table import Table
-
-    table = Table(title=f"{title}, 95 % interval", title_justify="left")
-    for column in ("checkpoint", "mode"):
-        table.add_column(column, overflow="fold")
-    for column in ("n", *names.values()):
-        table.add_column(column, justify="right")
-    for name, checkpoint in result["checkpoints"].items():
-        for mode, entry in checkpoint["modes"].items():
-            table.add_row(
-                name, mode, str(entry["n"]), *(_cell(entry[part][key], value) if entry[part] else "-" for key in names)
-            )
-    return table
-
-
-def _overlap_table(result: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    with_clip = any(
-        mode["clip"] for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()
-    )
-    title = "overlap with the reference" + (" and CLIP" if with_clip else "") + ", 95 % interval"
-    table = Table("checkpoint", "mode", title=title, title_justify="left")
-    for column in (*OVERLAP.values(), *(CLIP.values() if with_clip else ())):
-        table.add_column(column, justify="right")
-    for name, checkpoint in result["checkpoints"].items():
-        for mode, entry in checkpoint["modes"].items():
-            cells = [_cell((entry["text_overlap"] or {}).get(key), "value") for key in OVERLAP]
-            table.add_row(name, mode, *cells, *(_cell(clip, "mean") for clip in (entry["clip"] or {}).values()))
-    return table
+        shown.print(_change_table(entry))
 
 
 def _cell(entry: dict[str, Any] | None, value: str) -> str:
     number = entry[value] if entry else None
     if entry is None or number is None:
         return "-"
-    digits = 1 if abs(number) >= 10 else 3
-    if entry["low"] is None:
-        return f"{number:.{digits}f}"
-    gap = "\n" if value == "mean" else " "
-    return rf"{number:.{digits}f}{gap}\[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+    form = ".1f" if abs(number) >= 10 else ".3f"
+    # The interval of a mean goes below it.
+    words = f"{number:{form}}{interval(entry, form)}"
+    return words.replace(" ", "\n", 1) if value == "mean" else words
 
 
-def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
-    obeyed = checkpoint["adherence"]
-    if obeyed:
-        text = f"{name}: concise / detailed words, median {_cell(obeyed['ratio'], 'value')}; concise is shorter in "
-        text += f"{_cell(obeyed['shorter'], 'value')}, at most half in {_cell(obeyed['half'], 'value')} of {obeyed['pairs']} pairs"
+def _counts(checkpoint: dict[str, Any]) -> Iterator[str]:
+    """How well the modes are obeyed, and how many texts and rows are special, in words."""
+    if obeyed := checkpoint["adherence"]:
+        ratio, shorter, half = (_cell(obeyed[key], "value") for key in ("ratio", "shorter", "half"))
+        text = f"concise / detailed words, median {ratio}; concise is shorter in {shorter}, at most half in {half} of {obeyed['pairs']} pairs"
         counted = [f"{obeyed[key]} {key}" for key in ("unpaired", "silent") if obeyed[key]]
-        console.print(text + (f" ({', '.join(counted)})" if counted else ""), highlight=False)
+        yield text + (f" ({', '.join(counted)})" if counted else "")
     every = list(checkpoint["modes"].values())[-1]
-    words = {"unverified": "texts claim no object", "empty": "texts are empty"}
-    words["without_reference"] = "texts have no reference: time, detail, reward and overlap are of the others"
-    words["no_reference"] = "references have no word of time or no adjective: nothing to earn there"
-    lines = [f"{every[key]} of {every['n']} {word}" for key, word in words.items() if every[key]]
-    words = {
+    for key, words in {
+        "unverified": "texts claim no object",
+        "empty": "texts are empty",
+        "without_reference": "texts have no reference: time, detail, reward and overlap are of the others",
+        "no_reference": "references have no word of time or no adjective: nothing to earn there",
+    }.items():
+        if every[key]:
+            yield f"{every[key]} of {every['n']} {words}"
+    for key, words in {
         "ids_left_out": "ids left out, missing in another file",
         "rows_without_detections": "rows left out, no detections",
-    }
-    lines += [f"{checkpoint[key]} {word}" for key, word in words.items() if checkpoint[key]]
-    for line in lines:
-        console.print(f"{name}: {line}", highlight=False)
+    }.items():
+        if checkpoint[key]:
+            yield f"{checkpoint[key]} {words}"
 
 
 def _change_table(entry: dict[str, Any]) -> Any:
     """One row a score, one column a mode; a change whose interval leaves out 0 is bold."""
-    from rich.table import Table
-
     modes = entry["modes"]
-    table = Table(title=f"{entry['second']} - {entry['first']}", title_justify="left")
-    table.add_column("change of")
-    for mode in modes:
-        table.add_column(mode, justify="right")
-    for part, names, value in (
-        ("objects", OBJECTS, "value"),
-        ("truth", OBJECTS, "value"),
-        ("terms", TERMS, "difference"),
-        ("text_overlap", OVERLAP, "value"),
-        ("clip", CLIP, "difference"),
-    ):
+    rows: list[list[str] | None] = []
+    for part, names, value in TABLES.values():
         for key, name in names.items():
-            entries = [(change[part] or {}).get(key) for change in modes.values()]
-            if any(entries):
+            changes = [(change[part] or {}).get(key) for change in modes.values()]
+            if any(changes):
                 label = f"{name}, exact" if part == "truth" else name
-                table.add_row(label, *("-" if item is None else _change(item, value) for item in entries))
-        table.add_section()
-    return table
+                # A change of a mean is a difference of means.
+                rows.append([label, *(_change(item, value.replace("mean", "difference")) for item in changes)])
+        rows.append(None)
+    return table(f"{entry['second']} - {entry['first']}", ("change of", *modes), rows)
 
 
-def _change(entry: dict[str, Any], value: str) -> str:
-    number, low, high = entry[value], entry["low"], entry["high"]
-    if number is None or low is None:
-        return "-" if number is None else f"{number:+.3f}"
-    text = rf"{number:+.3f} \[{low:+.3f}, {high:+.3f}]"
-    return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text
+def _change(entry: dict[str, Any] | None, value: str) -> str:
+    if entry is None or entry[value] is None:
+        return "-"
+    text = f"{entry[value]:+.3f}{interval(entry, '+.3f')}"
+    return f"[bold]{text}[/bold]" if entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0) else text
 
 
 def plot_scores(path: Path, result: dict[str, Any]) -> None:
     """Write a PNG from what tools/video_eval.py writes with --json: one row of panels a mode."""
     checkpoints = result["checkpoints"]
     first = next(iter(checkpoints.values()))["modes"]
-    scores = [("objects", OBJECTS, "value")]
+    scores = [("objects", OBJECTS, "value", "objects, detector")]
     if any(checkpoint["modes"][mode]["truth"] for checkpoint in checkpoints.values() for mode in first):
-        scores.append(("truth", OBJECTS, "value"))
-    scores.append(("terms", {key: name for key, name in TERMS.items() if key != "words"}, "mean"))
-    titles = {"objects": "objects, detector", "truth": "objects, exact classes", "terms": "reward and terms"}
+        scores.append(("truth", OBJECTS, "value", "objects, exact classes"))
+    terms = {key: name for key, name in TERMS.items() if key != "words"}
+    scores.append(("terms", terms, "mean", "reward and terms"))
     figure = new_figure(4.6 * len(scores), 2.6 * len(first) + 0.8)
     panels = figure.subplots(len(first), len(scores), squeeze=False)
     for row, mode in zip(panels, first, strict=True):
-        for axes, (part, names, value) in zip(row, scores, strict=True):
+        for axes, (part, names, value, title) in zip(row, scores, strict=True):
             for place, (label, checkpoint) in enumerate(checkpoints.items()):
                 # Rows without exact classes have no "truth".
                 if not checkpoint["modes"][mode][part]:
@@ -155,7 +132,7 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
                 _draw(axes, entries, value, shift, label, COLOURS[place % len(COLOURS)])
             axes.set_xticks(range(len(names)), names.values(), fontsize=8)
             axes.set_ylim(-0.03, 1.05)
-            axes.set_title(f"{titles[part]}: {mode}", fontsize=9)
+            axes.set_title(f"{title}: {mode}", fontsize=9)
             bare(axes, "y")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, ncols=len(labels), loc="outside lower center")

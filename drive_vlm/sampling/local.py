@@ -66,9 +66,14 @@ class LocalModel:
         )
 
     def answers(
-        self, batches: Sequence[Sequence[Sample]], sampling: Sampling, bad: list[BadRow]
+        self,
+        batches: Sequence[Sequence[Sample]],
+        sampling: Sampling,
+        bad: list[BadRow],
+        between: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Sample, Answer]]:
-        """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised."""
+        """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised. `between` is called before each
+        batch."""
         import torch
         from rich.progress import track
 
@@ -78,6 +83,7 @@ class LocalModel:
             options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
             options |= {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
         for batch in track(batches, "answering", disable=not read_topology().is_main):
+            between()
             encoded = []
             for sample in batch:
                 try:

@@ -1,28 +1,80 @@
-"""One writer of a file at a time, between processes."""
+"""One writer of a file, or of a folder, at a time, between processes and nodes."""
 
 import contextlib
+import errno
 import fcntl
+import functools
+import os
+import platform
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+# Files whose locks this process holds. A child of fork() would hold them too, and outlive the parent: it closes them.
+_held: set[BinaryIO] = set()
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """Hold a lock for `path` in a file next to it (the folder is made); it ends with the process, however that dies.
+def sole_writer(path: Path, flag: str = "--out", wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock for `path` in a file next to it, for a folder in it (both are made); it ends with the process, however that dies.
 
-    Raises ValueError while another process holds it, and where the folder cannot be written to or has no locks.
+    `wait`: seconds to try again, for a holder that is about to end. Raises ValueError with host and process of the holder, and
+    where the folder cannot be written to. A file system without locks lets everybody write, and one line says so.
     """
     # The lock file stays. If it were removed, a second run could lock the removed file and a third one its successor.
-    lock = path.with_name(f".{path.name}.lock")
-    with contextlib.ExitStack() as held:
+    lock = path / ".writer.lock" if flag == "--output_dir" else path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a+b", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written to ({error}). Give another {flag}.") from error
+    try:
+        _close_in_children()
+        _held.add(file)
+        _take(file, path, flag, wait)
+        yield
+    finally:
+        _held.discard(file)
+        file.close()
+
+
+def _take(file: BinaryIO, path: Path, flag: str, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(open(lock, "ab"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip() or "another run"
             raise ValueError(
-                f"{path}: another run is writing to it (it holds {lock.name}). Wait for its end, or give another --out."
+                f"{path}: another run is writing to it: {holder} (it holds {Path(file.name).name}). Wait for its end, or give "
+                f"another {flag}."
             ) from error
         except OSError as error:
-            raise ValueError(f"{path}: cannot be written to ({error}). Give another --out.") from error
-        yield
+            if error.errno not in _NO_LOCKS:
+                raise ValueError(f"{path}: cannot be written to ({error}). Give another {flag}.") from error
+            print(
+                f"{path}: this file system has no locks ({error}): see to it that one run writes there", file=sys.stderr
+            )
+            return
+    # A full disk has no room for the words; the lock holds without them.
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}\n".encode())
+
+
+@functools.cache
+def _close_in_children() -> None:
+    def close() -> None:
+        for file in _held:
+            file.close()
+        _held.clear()
+
+    os.register_at_fork(after_in_child=close)

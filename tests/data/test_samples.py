@@ -60,7 +60,7 @@ BAD = {
         conversation({"from": "human", "value": 3}, ANSWER),
         {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
         {"messages": [{"role": "user"}]},
-        conversation(ASK, ANSWER, image=""),
+        conversation(ASK, ANSWER, image=[" "]),
         conversation(ASK, ANSWER, image=[3]),
     ],
     "bad_role": [
@@ -72,6 +72,7 @@ BAD = {
     ],
     "image_count": [
         conversation(ASK, ANSWER),
+        conversation(ASK, ANSWER, image=""),
         conversation(ASK, ANSWER, image=["a.png", "b.png"]),
         conversation({"from": "human", "value": "no mark"}, ANSWER, image="a.png"),
         conversation({"from": "human", "value": "<video>"}, ANSWER, image="a.png"),

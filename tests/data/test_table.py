@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drive_vlm.data import table as module
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import RowTable, build_table, save_audit
+from drive_vlm.launch import stop
 
 
 class CountingTokenizer:
@@ -58,6 +61,28 @@ def test_a_second_run_asks_the_tokenizer_nothing(synthetic_data: Path, counting:
     other = Encoder(counting.tokenizer, parts.template + "{# another #}", parts.vision, num_frames=4)
     table_of(path, other)
     assert counting.tokenizer.texts == 2 * asked  # another processor measures anew
+
+
+def test_a_stop_keeps_what_is_measured(
+    synthetic_data: Path, counting: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the second block: the next run measures the rest alone."""
+    monkeypatch.setattr(module, "_BLOCK", 4)
+
+    def block_by_block(blocks: Iterator, total: int) -> Iterator:
+        for number, block in enumerate(blocks):
+            if number == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield block
+
+    path = synthetic_data / "val.jsonl"
+    with pytest.raises(stop.StopRequested), stop.listening():
+        table_of(path, counting, progress=block_by_block)
+    asked = counting.tokenizer.texts
+    assert asked == 8
+    whole = table_of(path, counting)
+    assert counting.tokenizer.texts == len(whole) > asked
+    assert whole.length.tolist() == [len(counting.encode(whole.sample(i))["input_ids"]) for i in range(len(whole))]
 
 
 def test_a_changed_file_is_measured_anew(write_rows: Callable, good_row: dict, counting: Encoder) -> None:

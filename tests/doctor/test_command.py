@@ -71,7 +71,7 @@ def test_a_check_that_breaks_is_a_line_and_the_others_go_on(monkeypatch: pytest.
     def sound(setting: Setting) -> Iterator[Finding]:
         yield ok("sound", "seen")
 
-    monkeypatch.setattr(drive_vlm.doctor, "checks", lambda: [broken, sound])
+    monkeypatch.setattr(drive_vlm.doctor, "CHECKS", [broken, sound])
     found = list(drive_vlm.doctor.examine(Setting(Path("runs"))))
     assert [(item.check, item.verdict) for item in found] == [("first", "ok"), ("broken", "warn"), ("sound", "ok")]
     assert "/proc/nothing" in found[1].seen and found[1].todo

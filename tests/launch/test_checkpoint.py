@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from drive_vlm.launch.checkpoint import (
     read_complete,
     remove_old,
     require_space,
+    step_of,
+    whole_checkpoints,
 )
 
 FACTS = CheckpointFacts(step=0, world_size=2, zero_stage=2, deepspeed=True, optimizer="adamw_torch", trained="t")
@@ -111,9 +115,110 @@ def test_a_new_run_does_not_mix_with_an_old_one(out: Path, monkeypatch: pytest.M
 
 
 def test_old_ones_go_the_best_and_the_newest_stay(out: Path) -> None:
-    write(out, 12)
-    remove_old(out, keep=1, best=str(out / "checkpoint-2"))
-    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-12"}
+    remove_old(out, write(out, 12), keep=1, best=str(out / "checkpoint-2"))
+    assert {path.name for path in out.iterdir()} == {"checkpoint-2", "checkpoint-12"}
+
+
+def damage(path: Path, how: str) -> None:
+    """Makes `path` something that no whole checkpoint of step N is."""
+    if how == "a copy under another number":
+        shutil.copytree(path.parent / "checkpoint-10", path)
+        return
+    if how == "another program's":
+        path.mkdir()
+        (path / "pytorch_model.bin").write_bytes(b"theirs")
+        return
+    if how == "a file":
+        path.write_text("a note")
+        return
+    write(path.parent, step_of(path))
+    if how == "torn":
+        (path / MARKER).unlink()
+    elif how == "a marker of another form":
+        (path / MARKER).write_text("[]")
+    else:
+        (path / "model.safetensors").write_bytes(b"w")
+
+
+NOT_OURS = [
+    "another program's",
+    "torn",
+    "truncated",
+    "a file",
+    "a marker of another form",
+    "a copy under another number",
+]
+
+
+@pytest.mark.parametrize("how", NOT_OURS)
+def test_what_is_not_whole_neither_counts_nor_goes(out: Path, how: str) -> None:
+    """With --keep 1 it would push out each new checkpoint as soon as that is written."""
+    damage(out / "checkpoint-99", how)
+    for step in (12, 14):
+        remove_old(out, write(out, step), keep=1, best=None)
+        assert [path.name for path in whole_checkpoints(out)] == [f"checkpoint-{step}"]
+        found = find_checkpoint("auto", out)
+        assert found is not None and found[1].step == step
+    assert os.path.lexists(out / "checkpoint-99"), "not ours to remove"
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(out: Path) -> None:
+    """Resumed from step 2 of a run that has steps 4 and 10: the new step 3 stays, and the later ones are not touched."""
+    remove_old(out, write(out, 3), keep=1, best=None)
+    assert [path.name for path in whole_checkpoints(out)] == ["checkpoint-3", "checkpoint-4", "checkpoint-10"]
+
+
+def test_another_programs_directory_in_the_way_keeps_its_content(out: Path, capsys: pytest.CaptureFixture) -> None:
+    for _ in range(2):
+        shutil.rmtree(out / "checkpoint-12", ignore_errors=True)
+        damage(out / "checkpoint-12", "another program's")
+        write(out, 12)
+    assert read_complete(out / "checkpoint-12").step == 12
+    assert "checkpoint-12 is not of drive-vlm" in capsys.readouterr().err
+    for name in ("checkpoint-12.other-1", "checkpoint-12.other-2"):
+        assert (out / name / "pytorch_model.bin").read_bytes() == b"theirs"
+
+
+def test_an_old_one_that_is_a_link_goes_without_its_target(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    disk = tmp_path_factory.mktemp("disk") / "checkpoint-4"
+    (out / "checkpoint-4").rename(disk)
+    (out / "checkpoint-4").symlink_to(disk)
+    remove_old(out, write(out, 12), keep=1, best=None)
+    assert {path.name for path in out.iterdir()} == {"checkpoint-12"} and (disk / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["checkpoint-", "checkpoint-07", "checkpoint-\u00b2", "checkpoint--3", "checkpoint-1e3", "checkpoint-" + "9" * 5000])  # fmt: skip
+def test_only_names_that_a_run_gives_are_steps(name: str) -> None:
+    assert step_of(Path(name)) == -1 and step_of(Path("checkpoint-120")) == 120
+
+
+def test_directories_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is lost with the entry of its directory: every directory is flushed, the marker's after the marker."""
+    flushed: list[str] = []
+    names: dict[int, str] = {}
+    opened, synced = os.open, os.fsync
+
+    def open_(path: Path, flags: int, *args: int, **options: int) -> int:
+        handle = opened(path, flags, *args, **options)
+        # rmtree opens by name alone, within a directory.
+        names[handle] = str(Path(path).relative_to(tmp_path)) if Path(path).is_absolute() else "removed"
+        return handle
+
+    def fsync(handle: int) -> None:
+        flushed.append(names[handle])
+        synced(handle)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", fsync)
+    saving = begin(tmp_path, 2)
+    (saving / "global_step" / "deep").mkdir(parents=True)
+    (saving / "global_step" / "deep" / "rank0.pt").write_bytes(b"o")
+    monkeypatch.setattr(Path, "rename", lambda path, new: (flushed.append("rename"), os.rename(path, new)))
+    complete(saving, dataclasses.replace(FACTS, step=2))
+    path = ".saving/checkpoint-2"
+    inner, last = flushed[: flushed.index(f"{path}/{MARKER}")], flushed[flushed.index(f"{path}/{MARKER}") :]
+    assert {f"{path}/global_step/deep/rank0.pt", f"{path}/global_step/deep", f"{path}/global_step"} <= set(inner)
+    assert last == [f"{path}/{MARKER}", path, ".saving", "rename", "."]
 
 
 def test_the_same_step_again_takes_the_place_of_the_old(out: Path) -> None:

@@ -1,7 +1,11 @@
 """One writer at a time, and a lock that no killed process leaves behind."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,7 +36,8 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout and holder.stdout.readline() == "held\n"
-            with pytest.raises(ValueError, match=r"out\.jsonl: another run is writing to it"), sole_writer(path):
+            named = r"out\.jsonl: another run is writing to it: process \d+ on \S+ since [-0-9: ]+ \(it holds"
+            with pytest.raises(ValueError, match=named), sole_writer(path):
                 pass
         finally:
             holder.kill()
@@ -53,3 +58,50 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         sole_writer(tmp_path / "file" / "out.jsonl"),
     ):
         pass
+
+
+def test_a_folder_is_locked_inside_and_a_holder_that_ends_is_waited_for(tmp_path: Path) -> None:
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with sole_writer(tmp_path / "run", "--output_dir"):
+            held.set()
+            free.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    refused = rf"process {os.getpid()} on .* give another --output_dir"
+    with pytest.raises(ValueError, match=refused), sole_writer(tmp_path / "run", "--output_dir"):
+        pass
+    threading.Timer(0.3, free.set).start()
+    with sole_writer(tmp_path / "run", "--output_dir", wait=20):
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".writer.lock"]
+    holder.join()
+
+
+def test_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """Workers of a loader live a few seconds longer than a rank that was killed."""
+    path = tmp_path / "out.jsonl"
+    with sole_writer(path):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        assert _free(path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_lets_everybody_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with sole_writer(tmp_path / "out.jsonl"), sole_writer(tmp_path / "out.jsonl"):
+        pass
+    assert capfd.readouterr().err.count("this file system has no locks") == 2

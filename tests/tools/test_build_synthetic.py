@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drive_vlm.builders import synthetic
 from drive_vlm.builders.splits import find_leaks
+from drive_vlm.builders.synthetic.clip import make_clip
+from drive_vlm.builders.synthetic.render import render
+from drive_vlm.builders.synthetic.sample import make_scene
+from drive_vlm.builders.synthetic.words import questions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,8 +56,8 @@ def test_rows_obey_the_data_contract(built):
             assert human["value"].count("<image>") == 1
             with Image.open(built / row["image"]) as image:
                 assert image.size == (64, 64)
-            scene = synthetic.make_scene(9, int(row["group"].rsplit("-", 1)[1]), (64, 64))
-            wanted = {q.template: (q.question, q.answer) for q in synthetic.questions(scene)}
+            scene = make_scene(9, int(row["group"].rsplit("-", 1)[1]), (64, 64))
+            wanted = {q.template: (q.question, q.answer) for q in questions(scene)}
             assert (human["value"].removeprefix("<image>\n"), gpt["value"]) == wanted[row["template"]]
     captions = rows_of(built / "captions_train.jsonl")
     assert {row["template"] for row in captions} == {"caption_short", "caption_long"}
@@ -112,10 +115,10 @@ def test_mp4_clips_decode_to_what_was_rendered(tmp_path):
     assert done.returncode == 0, done.stderr
     with av.open(str(tmp_path / "a" / "clips" / "000001.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    clip = synthetic.make_clip(0, 1, 5, (96, 96))
+    clip = make_clip(0, 1, 5, (96, 96))
     assert len(frames) == 5
     for frame, scene in zip(frames, clip, strict=True):
-        assert np.abs(frame.astype(int) - synthetic.render(scene)).mean() < 12
+        assert np.abs(frame.astype(int) - render(scene)).mean() < 12
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,8 @@ def test_mp4_clips_decode_to_what_was_rendered(tmp_path):
         (("--splits", "train=1"), "expected different name:share words"),
         (("--splits", "train:most"), "is not a number"),
         (("--scenes", 0), "nothing to build"),
-        (("--size", 16), "--size must be at least 32"),
+        (("--size", 16), "--size: must be at least 32"),
+        (("--templates", "wether"), "--templates wether: not known"),
         (("--clips", 1, "--size", 65), "mp4 needs an even size"),
         (("--scene", 5), "Did you mean --scenes?"),
     ],

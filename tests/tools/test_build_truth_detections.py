@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from drive_vlm.builders.splits import find_leaks
-from drive_vlm.builders.synthetic import COCO_LABELS
+from drive_vlm.builders.synthetic.scene import COCO_LABELS
 from drive_vlm.data.vision import load_video
 from drive_vlm.rewards.detections import DetectionCache
 
@@ -97,8 +97,8 @@ def test_faults_have_their_shares_and_are_named(run, videos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--misses", 2), "--misses must lie in 0..1, got 2.0"),
-        (("--num_frames", 0), "--num_frames must be at least 1"),
+        (("--misses", 2), "--misses: must be at most 1, got 2"),
+        (("--num_frames", 0), "--num_frames: must be at least 1"),
         (("--data", "nowhere"), "nowhere/scenes.jsonl is not there"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from drive_vlm.builders.synthetic.sample import CLOTHES, pick, sample
 from drive_vlm.builders.synthetic.scene import VEHICLES, Scene, SceneObject, finish
-from drive_vlm.builders.synthetic.words import Question, Template, ask, short_caption
+from drive_vlm.builders.synthetic.words import Question, Template, ask, end_of, short_caption
 
 # Time between two frames.
 FRAME_SECONDS = 0.5
@@ -123,22 +123,25 @@ def _move(story: str, thing: SceneObject, light: str, share: float, left: float)
 
 def clip_caption(scenes: list[Scene]) -> str:
     """What happens, in the order in which it happens: "At first ..., then ..., finally ..."."""
-    words = [f"At first, {_lower(short_caption(scenes[0]))}"]
-    changes = [text for text in (_light_words(scenes), _lead_words(scenes), _walker_words(scenes)) if text]
+    first = short_caption(scenes[0])
+    words = [f"At first, {first[0].lower()}{first[1:]}"]
+    changes = []
+    if (change := _light_change(scenes)) not in (None, "no change"):
+        changes.append(f"the light changes from {change}")
+    motion, lead = _lead_motion(scenes), scenes[0].lead
+    if lead is not None and motion not in (None, "keeps distance"):
+        changes.append(f"the {lead.name} ahead {motion}")
+    if _crossed(scenes) == "yes":
+        changes.append("a pedestrian crosses the lane")
     if changes:
         words.append(f"Then {' and '.join(changes)}.")
-    end = "stops" if scenes[-1].actions[1] else "drives on"
-    words.append(f"Finally, the ego vehicle {end}.")
+    words.append(f"Finally, the ego vehicle {end_of(scenes)}.")
     return " ".join(words)
 
 
 def clip_questions(scenes: list[Scene]) -> list[Question]:
     """Questions that need the order of the frames, one wording each."""
     return ask(CLIP_TEMPLATES, scenes, [scenes[0].seed, scenes[0].index, 6])
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
 
 
 def _light_change(scenes: list[Scene]) -> str | None:
@@ -163,20 +166,6 @@ def _crossed(scenes: list[Scene]) -> str | None:
     return None if not walkers else "yes" if any(o.on_road and o.lane == "ego" for o in walkers) else "no"
 
 
-def _light_words(scenes: list[Scene]) -> str | None:
-    change = _light_change(scenes)
-    return f"the light changes from {change}" if change not in (None, "no change") else None
-
-
-def _lead_words(scenes: list[Scene]) -> str | None:
-    motion, lead = _lead_motion(scenes), scenes[0].lead
-    return None if lead is None or motion in (None, "keeps distance") else f"the {lead.name} ahead {motion}"
-
-
-def _walker_words(scenes: list[Scene]) -> str | None:
-    return "a pedestrian crosses the lane" if _crossed(scenes) == "yes" else None
-
-
 CLIP_TEMPLATES: dict[str, Template[list[Scene]]] = {
     "light_change": Template(
         "perception",
@@ -194,7 +183,7 @@ CLIP_TEMPLATES: dict[str, Template[list[Scene]]] = {
     "ego_end": Template(
         "behavior",
         ("What does the ego vehicle do at the end?", "How does the clip end for the ego vehicle?"),
-        lambda scenes: "stops" if scenes[-1].actions[1] else "drives on",
+        end_of,
     ),
 }
 
@@ -256,21 +245,15 @@ def video_id(scenes: list[Scene]) -> str:
 def order_questions(scenes: list[Scene]) -> list[Question]:
     """The two questions about an order clip, one wording each."""
     picks = np.random.default_rng([scenes[0].seed, scenes[0].index, 10]).integers(2, size=len(ORDER_TEMPLATES))
-    answers = _light_answers(scenes) if scenes[0].light != "none" else _lead_answers(scenes)
+    first, last = scenes[0], scenes[-1]
+    if first.light != "none":
+        answers = {"light_order": f"{first.light} to {last.light}", "light_end": last.light}
+    else:
+        gaps = [scene.lead.distance for scene in scenes if scene.lead]
+        motion, end = ("comes closer", "near") if gaps[-1] < gaps[0] else ("moves away", "far")
+        answers = {"lead_order": motion, "lead_end": end}
     return [
         Question("order", name, wordings[pick], answers[name])
         for pick, (name, wordings) in zip(picks.tolist(), ORDER_TEMPLATES.items(), strict=True)
         if name in answers
     ]
-
-
-def _light_answers(scenes: list[Scene]) -> dict[str, str]:
-    first, last = scenes[0].light, scenes[-1].light
-    return {"light_order": f"{first} to {last}", "light_end": last}
-
-
-def _lead_answers(scenes: list[Scene]) -> dict[str, str]:
-    gaps = [scene.lead.distance for scene in scenes if scene.lead]
-    if gaps[-1] < gaps[0]:
-        return {"lead_order": "comes closer", "lead_end": "near"}
-    return {"lead_order": "moves away", "lead_end": "far"}

@@ -9,7 +9,7 @@ the synthetic world): a change of order is a change of the data set.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from drive_vlm.builders.synthetic.scene import LANE_WIDTH, SIZES, Camera, Scene, SceneObject, housing
+from drive_vlm.builders.synthetic.scene import LANE_WIDTH, SIZES, VEHICLES, Camera, Scene, SceneObject, front
 
 # Supersampling: the canvas is this many times the picture.
 SCALE = 2
@@ -239,24 +239,14 @@ def _draw_rain(painter: Painter) -> None:
 
 def draw_thing(painter: Painter, thing: SceneObject) -> None:
     """Draw `thing` where it stands, with its shadow."""
-    width, height, _, base = SIZES[thing.name]
-    x1, y1 = painter.camera.project(thing.lateral - width / 2, base + height, thing.distance)
-    x2, y2 = painter.camera.project(thing.lateral + width / 2, base, thing.distance)
-    box = (x1, y1, x2, y2)
-    if thing.name == "traffic light":
-        _draw_light(painter, thing)
-    elif thing.name == "traffic sign":
-        _draw_sign(painter, thing, box)
-    else:
+    box = front(painter.camera, thing)
+    if thing.name not in ("traffic light", "traffic sign"):
         _draw_shadow(painter, thing, box)
-        if thing.name in _VEHICLE_BACKS:
-            _draw_side(painter, thing)
-            _VEHICLE_BACKS[thing.name](painter, thing, box)
-            _draw_lamps(painter, thing, box)
-        else:
-            {"pedestrian": _draw_pedestrian, "cyclist": _draw_cyclist, "cone": _draw_cone}[thing.name](
-                painter, thing, box
-            )
+    if thing.name in VEHICLES:
+        _draw_side(painter, thing)
+    _DRAWINGS[thing.name](painter, thing, box)
+    if thing.name in VEHICLES:
+        _draw_lamps(painter, thing, box)
 
 
 def _at(box: tuple[float, float, float, float], x1: float, y1: float, x2: float, y2: float) -> list[float]:
@@ -359,9 +349,6 @@ def _draw_bus(painter: Painter, thing: SceneObject, box: tuple[float, float, flo
     draw.rectangle(_at(box, 0.02, 0.86, 0.98, 0.94), fill=painter.tone((50, 50, 54), 0.6))
 
 
-_VEHICLE_BACKS = {"car": _draw_car, "truck": _draw_truck, "bus": _draw_bus}
-
-
 def _draw_lamps(painter: Painter, thing: SceneObject, box: tuple[float, float, float, float]) -> None:
     """Rear lamps: dim while it moves, large and glowing while it brakes; the indicator is amber and larger still."""
     top = {"car": 0.46, "truck": 0.8, "bus": 0.7}[thing.name]
@@ -430,10 +417,10 @@ def _draw_cone(painter: Painter, thing: SceneObject, box: tuple[float, float, fl
     painter.draw.rectangle(_at(box, 0.32, 0.35, 0.68, 0.52), fill=painter.tone((250, 250, 250), lit))
 
 
-def _draw_light(painter: Painter, thing: SceneObject) -> None:
+def _draw_light(painter: Painter, thing: SceneObject, box: tuple[float, float, float, float]) -> None:
     """A mast with an arm over the road, a housing of three lamps, and green arrows next to it."""
     draw, camera = painter.draw, painter.camera
-    x1, y1, x2, y2 = box = housing(camera, thing)
+    x1, y1, x2, y2 = box
     width = x2 - x1
     mast_x, foot = camera.project(painter.scene.edge("right") + 0.6, 0.0, thing.distance)
     steel = painter.tone((88, 92, 96), 0.5)
@@ -487,3 +474,15 @@ def _draw_sign(painter: Painter, thing: SceneObject, box: tuple[float, float, fl
         inner = [(x1 + 0.17 * w, y2 - 0.1 * h), ((x1 + x2) / 2, y1 + 0.22 * h), (x2 - 0.17 * w, y2 - 0.1 * h)]
         draw.polygon(inner, fill=painter.tone((255, 214, 0), lit))
         draw.rectangle(_at(box, 0.46, 0.46, 0.54, 0.8), fill=(24, 24, 28))
+
+
+_DRAWINGS = {
+    "car": _draw_car,
+    "truck": _draw_truck,
+    "bus": _draw_bus,
+    "pedestrian": _draw_pedestrian,
+    "cyclist": _draw_cyclist,
+    "cone": _draw_cone,
+    "traffic light": _draw_light,
+    "traffic sign": _draw_sign,
+}

@@ -183,11 +183,11 @@ def derive_truth(scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (int(not stop), int(stop), *turns), tuple(reason)
 
 
-def housing(camera: Camera, light: SceneObject) -> tuple[float, float, float, float]:
-    """Pixels x1, y1, x2, y2 of a traffic light's main housing: red, yellow and green lamp from the top down."""
-    width, height, _, base = SIZES["traffic light"]
-    x1, y1 = camera.project(light.lateral - width / 2, base + height, light.distance)
-    x2, y2 = camera.project(light.lateral + width / 2, base, light.distance)
+def front(camera: Camera, thing: SceneObject) -> tuple[float, float, float, float]:
+    """Pixels x1, y1, x2, y2 of the side that faces us. Of a traffic light: the housing, red, yellow, green from the top down."""
+    width, height, _, base = SIZES[thing.name]
+    x1, y1 = camera.project(thing.lateral - width / 2, base + height, thing.distance)
+    x2, y2 = camera.project(thing.lateral + width / 2, base, thing.distance)
     return x1, y1, x2, y2
 
 
@@ -237,21 +237,14 @@ def _place(scene: Scene) -> tuple[SceneObject, ...]:
 
 
 # What a perfect detector of COCO's classes would find in this world.
-# Class of the world -> COCO labels; COCO has no cone and, of the signs, the stop sign only.
-_LABELS = {
-    **{"car": ("car",), "truck": ("truck",), "bus": ("bus",)},
-    **{"pedestrian": ("person",), "cyclist": ("bicycle", "person")},
-    **{"cone": (), "traffic light": ("traffic light",)},
-}
-# All that can be found.
 COCO_LABELS = ("bicycle", "bus", "car", "person", "stop sign", "traffic light", "truck")
+# Class of the world -> COCO labels; the others are called the same. Of the signs, COCO has the stop sign only.
+_LABELS = {"pedestrian": ("person",), "cyclist": ("bicycle", "person"), "cone": (), "traffic sign": ()}
 
 
 def coco_labels(name: str, state: str) -> tuple[str, ...]:
     """COCO labels of one object by its class and state: a cyclist is a bicycle and a person, a cone nothing."""
-    if name == "traffic sign":
-        return ("stop sign",) if state == "stop" else ()
-    return _LABELS[name]
+    return ("stop sign",) if state == "stop" else _LABELS.get(name, (name,))
 
 
 def coco_classes(scenes: Iterable[Scene]) -> list[str]:

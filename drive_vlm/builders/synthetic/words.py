@@ -86,8 +86,7 @@ def long_caption(scene: Scene) -> str:
     turns = [side for side, allowed in zip(("left", "right"), scene.actions[2:], strict=True) if allowed]
     if turns:
         sentences.append(f"It may turn {' or '.join(turns)}.")
-    verb = "stops" if scene.actions[1] else "drives on"
-    sentences.append(f"The ego vehicle {verb} because of {REASON_PHRASES[main_reason(scene)]}.")
+    sentences.append(f"The ego vehicle {end_of([scene])} because of {REASON_PHRASES[main_reason(scene)]}.")
     return " ".join(sentences)
 
 
@@ -282,6 +281,11 @@ TEMPLATES: dict[str, Template[Scene]] = {
 }
 
 
+def end_of(scenes: list[Scene]) -> str:
+    """What the ego vehicle does at last."""
+    return "stops" if scenes[-1].actions[1] else "drives on"
+
+
 def detailed(scenes: list[Scene]) -> str:
     """Setting, the objects of the first frame with their attributes, every event in order, and how the clip ends."""
     first = scenes[0]
@@ -294,7 +298,7 @@ def detailed(scenes: list[Scene]) -> str:
         steady = f"the {_named(lead)} keeps its distance" if lead else "the lane ahead stays the same"
         sentences.append(f"Meanwhile, {steady}")
     reason = REASON_PHRASES[main_reason(scenes[-1])]
-    sentences.append(f"Finally, the ego vehicle {_end(scenes)} because of {reason}")
+    sentences.append(f"Finally, the ego vehicle {end_of(scenes)} because of {reason}")
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
@@ -302,7 +306,7 @@ def concise(scenes: list[Scene]) -> str:
     """The one thing that changes (or what is ahead, when nothing does) and how the clip ends."""
     events = list(_key_events(scenes))
     key = events[0] if events else _ahead(scenes[0])
-    return f"On a {_weather(scenes[0])} {scenes[0].time}, {key} and the ego vehicle {_end(scenes)}."
+    return f"On a {_weather(scenes[0])} {scenes[0].time}, {key} and the ego vehicle {end_of(scenes)}."
 
 
 def _first_view(scene: Scene) -> Iterator[str]:
@@ -418,7 +422,3 @@ def _named(thing: SceneObject) -> str:
     if thing.name == "traffic sign":
         return f"{thing.color} {thing.state} sign"
     return thing.name if thing.name == "traffic light" else f"{thing.color} {thing.name}"
-
-
-def _end(scenes: list[Scene]) -> str:
-    return "stops" if scenes[-1].actions[1] else "drives on"

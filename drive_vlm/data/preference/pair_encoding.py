@@ -18,7 +18,10 @@ from drive_vlm.data.table import RowTable
 
 
 def answers_of(sample: Sample) -> tuple[str, str]:
-    """(chosen, rejected) texts of a row. Raises BadRow: missing_field, empty_answer, image_count, identical."""
+    """(chosen, rejected) texts of a row. Raises BadRow: missing_field, empty_answer, not_learned, image_count, identical."""
+    if sample.turns[-1].role == "assistant" and not sample.turns[-1].learned:
+        problem = "the answer of the pair is marked as not learned"
+        raise BadRow("not_learned", sample.where, problem, "Take the pair out")
     given = {"chosen": sample.reference or None, **sample.columns}
     texts = []
     for side in ("chosen", "rejected"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.data.samples import ROLES, BadRow
+from drive_vlm.data.turns import ROLES, BadRow
 
 NEAR = 0.8
 

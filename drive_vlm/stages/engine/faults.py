@@ -1,27 +1,34 @@
 """A run that is asked to stop saves first, on all ranks; a loss that is not finite ends it with the ids of the batch.
 
 Stop a run by a file named `stop` in its control directory (launch/status.py), by SIGTERM, or by SIGUSR1 to any of its ranks.
-Under torchrun use the file: it forwards SIGTERM but kills the ranks 30 s later, and SIGUSR1 ends torchrun itself.
+Under torchrun use the file: it forwards SIGTERM but kills the ranks 30 s later (TORCH_ELASTIC_SHUTDOWN_TIMEOUT from torch
+2.12 on), and SIGUSR1 ends torchrun itself.
 """
 
-import contextlib
 import dataclasses
 import os
+import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 
-from drive_vlm.launch.status import STOP_FILE, RunStatus
+from drive_vlm.launch import stop
+from drive_vlm.launch.status import RunStatus
 
-_SAVE, _PREEMPT = 1, 2
-_OUTCOME = {_SAVE: "saved", _PREEMPT: "preempted"}
+# In the order of weight: SIGTERM at one rank counts more than a stop file at another.
+_OUTCOMES: tuple[Literal["saved", "preempted"], ...] = ("saved", "preempted")
+# Seconds of a step from which on a request is read at its end, where it costs a wait for the GPU; and from which on also
+# between its micro-batches.
+_SLOW, _VERY_SLOW = 1, 5
 # In an error message.
 _MOST_IDS, _MOST_RANKS = 16, 4
 
@@ -43,7 +50,8 @@ class StepLosses:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What the ranks agreed on at the end of a step: `flags int32[2]`, stop request and broken loss, on the host.
+    """What the ranks agreed on at the end of a step: `flags int32[3]`, stop request, broken loss and whole seconds since the
+    step before, on the host.
 
     `wait` returns when `flags` may be read; None where they may be read at once.
     """
@@ -53,46 +61,89 @@ class _Step:
     flags: torch.Tensor
     wait: Callable[[], object] | None = None
 
+    def read(self) -> list[int]:
+        if self.wait is not None:
+            self.wait()
+        return self.flags.tolist()
+
 
 class StopOnRequest(TrainerCallback):
     """One small all-reduce at the end of each optimizer step makes all ranks agree to stop, or to fail, at the same step.
 
-    Its result is read one step later, when it is there without waiting; before a log, a save or an evaluation at once.
+    1. In short steps its result is read one step later, when it is there without waiting; at once before a log, a save or an
+       evaluation, and in steps of a second or more. Steps of five seconds or more are left between two micro-batches: the
+       checkpoint is that of the step before.
+    2. Between the batches of an evaluation it is read a batch later. StopRequested ends the evaluation on all ranks, and the
+       trainer saves at once (`_maybe_log_save_evaluate`).
+    3. Before the first step, and after a save, it is read at once.
     `requested` is "saved" or "preempted" once a request is obeyed: train() then returns with a complete checkpoint but
     without a finished model.
     """
 
-    def __init__(self, status: RunStatus, losses: StepLosses, may_save: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        status: RunStatus,
+        losses: StepLosses,
+        may_save: Callable[[], bool] = lambda: True,
+        within_steps: bool = False,
+    ) -> None:
         self.requested: str | None = None
-        self._may_save = may_save
+        self._may_save, self._within_steps = may_save, within_steps
         self._status, self._losses = status, losses
-        self._stop_file = status.directory / STOP_FILE
-        self._signal = self._why = ""
+        self._why = "asked by a signal to another rank"
         self._unread: _Step | None = None
+        self._saved = False
+        # Of the last step whose agreement was read, alike on all ranks.
+        self._seconds = _SLOW
+        self._ended = 0.0
+        self._random: list[Any] = []
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1 ask for a stop inside this context; afterwards the former handlers are back."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _request(self, new: bool = False) -> int:
+        """What this rank knows of a stop request: 0, or its place in _OUTCOMES from 1."""
+        asked = stop.request(new)
+        if asked is None:
+            return 0
+        self._why = asked.why
+        return _OUTCOMES.index(asked.outcome) + 1
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._signal != "SIGTERM":
-            self._signal = signal.Signals(number).name
+    def _asked_now(self, device: torch.device, new: bool = False) -> int:
+        return _agree(0, [], self._request(new), 0, device).read()[0]
 
-    def _request(self) -> int:
-        """What this rank knows of a stop request; the main rank alone looks for the file."""
-        if self._signal:
-            self._why = f"{self._signal} at rank {self._status.rank}"
-            return _PREEMPT if self._signal == "SIGTERM" else _SAVE
-        if self._status.rank == 0 and self._stop_file.exists():
-            self._why = " ".join(self._stop_file.read_text(errors="replace").split())[:200] or "stop file"
-            return _SAVE
-        return 0
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """After a request during start-up nothing is new: the run ends where it began. Raises StopRequested on all ranks."""
+        self._ended = time.monotonic()
+        if asked := self._asked_now(args.device, new=True):
+            self._leave(asked)
+
+    def _leave(self, asked: int) -> None:
+        outcome = _OUTCOMES[asked - 1]
+        raise stop.StopRequested(
+            stop.Request(outcome, self._why, 128 + (signal.SIGTERM if outcome == "preempted" else signal.SIGUSR1))
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._within_steps and self._seconds >= _VERY_SLOW:
+            self._random = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
+            self._random += [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Between two micro-batches of a very slow step. Its gradients are dropped, and its random states with them: a resumed
+        run does the whole step."""
+        if not self._random or self.requested:
+            return
+        self._take(self._asked_now(args.device), control)
+        if self.requested:
+            random.setstate(self._random[0])
+            np.random.set_state(self._random[1])
+            torch.set_rng_state(self._random[2])
+            if len(self._random) > 3:
+                torch.cuda.set_rng_state(self._random[3])
 
     def on_step_end(
         self,
@@ -102,12 +153,14 @@ class StopOnRequest(TrainerCallback):
         model: torch.nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        step = _agree(state.global_step, self._losses.take(), self._request(), args.device)
+        seconds, self._ended = time.monotonic() - self._ended, time.monotonic()
+        step = _agree(state.global_step, self._losses.take(), self._request(), int(seconds), args.device)
+        self._random = []
         self._status.progress(state.global_step)
         due = [self._unread, step]
         acts = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
         self._unread = None
-        if step.wait is not None and not acts:
+        if step.wait is not None and not acts and self._seconds < _SLOW:
             self._unread = due.pop()
         for agreed in due:
             if agreed is not None:
@@ -117,23 +170,44 @@ class StopOnRequest(TrainerCallback):
             refuse_broken_weights(model, state.global_step, args.device)
 
     def _obey(self, step: _Step, control: TrainerControl) -> None:
-        if step.wait is not None:
-            step.wait()
-        request, broken = step.flags.tolist()
+        request, broken, self._seconds = step.read()
         if broken:
             raise ValueError(_describe_broken_loss(step))
+        self._take(request, control)
+
+    def _take(self, request: int, control: TrainerControl) -> None:
+        """Obey a request on which the ranks agreed; 0 is none."""
         # A request that cannot be obeyed now comes again at the next step.
         if not request or self.requested or not self._may_save():
             return
-        if self._status.rank == 0:
-            self._stop_file.unlink(missing_ok=True)
+        stop.obeyed()
         # After the last step the run finishes anyway.
         if control.should_training_stop:
             return
-        self.requested = _OUTCOME[request]
+        self.requested = _OUTCOMES[request - 1]
         control.should_save = control.should_training_stop = True
         # An evaluation may take longer than the time that is left.
         control.should_evaluate = False
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Raises StopRequested on all ranks, which have equally many batches, after a request up to the batch before."""
+        before, self._unread = self._unread, _agree(0, [], self._request(), 0, args.device)
+        request = before.read()[0] if before else 0
+        if request:
+            self._unread.read()
+            self._unread = None
+            control.should_evaluate = False
+            self._take(request, control)
+            self._leave(request)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        last, self._unread = self._unread, None
+        if last is not None:
+            self._take(last.read()[0], control)
 
     def on_epoch_end(
         self,
@@ -143,26 +217,32 @@ class StopOnRequest(TrainerCallback):
         model: torch.nn.Module | None = None,
         **kwargs: object,
     ) -> None:
-        """The Trainer passes here after a stop as well, and would save and evaluate once more."""
+        """The Trainer passes here after a stop as well, and would log, save and evaluate once more."""
         if self.requested:
-            control.should_save = control.should_evaluate = False
-        elif control.should_save:
+            # Not saved yet: --save_strategy best has overruled it, or the step was left between its micro-batches.
+            control.should_save, control.should_evaluate, control.should_log = not self._saved, False, False
+        if control.should_save:
             assert model is not None, "the Trainer passes it to its callbacks"
             refuse_broken_weights(model, state.global_step, args.device)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self._status.progress(state.global_step, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        self._take(self._asked_now(args.device), control)
         if self.requested:
-            self._status.end(self.requested, self._why or "asked by a signal to another rank")
+            self._saved = True
+            self._status.end(self.requested, self._why)
 
 
 def _agree(
-    number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], request: int, device: torch.device
+    number: int, micro_batches: list[tuple[torch.Tensor, list[str]]], request: int, seconds: int, device: torch.device
 ) -> _Step:
-    """Largest stop request and whether any loss is not finite, over all ranks; issued without waiting for a GPU or a rank."""
-    asked = torch.full((), request, dtype=torch.int32, device=device)
-    finite = torch.stack([loss for loss, _ in micro_batches]).isfinite().all()
-    flags = torch.stack([asked, (~finite).int()])
+    """Largest stop request, whether any loss is not finite, and most seconds, over all ranks; issued without waiting for a GPU
+    or a rank."""
+    # Filled on the device: a copy of a Python list might wait for it.
+    asked, took = (torch.full((), value, dtype=torch.int32, device=device) for value in (request, seconds))
+    losses = [loss for loss, _ in micro_batches]
+    broken = (~torch.stack(losses).isfinite().all()).int() if losses else torch.zeros_like(asked)
+    flags = torch.stack([asked, broken, took])
     work = None
     # A world of one would only wait for the backend's thread.
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -172,7 +252,7 @@ def _agree(
     # On a GPU the stream waits, not this thread.
     if work:
         work.wait()
-    host = torch.empty(2, dtype=torch.int32, pin_memory=True)
+    host = torch.empty(3, dtype=torch.int32, pin_memory=True)
     host.copy_(flags, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()

@@ -3,14 +3,17 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import plain, user_errors
 from drive_vlm.launch.deepspeed import zero_stage
 from drive_vlm.launch.status import RunStatus
+from drive_vlm.launch.stop import STOP_FILE, listening
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.stage import Stage, load
+from drive_vlm.store.lock import sole_writer
 
 if TYPE_CHECKING:
     from drive_vlm.stages.engine.faults import StopOnRequest
@@ -21,14 +24,25 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
     """`python -m drive_vlm NAME WORDS`. Exits with 2 and one line on stderr for what a user can fix.
 
     1. Parse the flags and ask the stage what it refuses (parse_stage, StageFlags.checked).
-    2. Open status.json, which holds how the run stands from here on.
+    2. Become the only writer of --output_dir; then open status.json, which holds how the run stands from here on, and listen
+       to requests to stop.
     3. Build the Trainer (the stage's `prepare`): model, data, training.
     4. Train and save (run_training).
     """
     with user_errors(f"python -m drive_vlm {name}", main_only=True):
         topology = read_topology()
         flags = parse_stage(name, stage, words).checked(stage, topology.world_size)
-        with RunStatus(flags.training["output_dir"], topology.rank) as status:
+        out = Path(flags.training["output_dir"])
+        with (
+            # Before the status, which is that of the run that holds the folder. The ranks of one that was killed may still end.
+            sole_writer(out, "--output_dir", wait=5.0) if topology.is_main else contextlib.nullcontext(),
+            RunStatus(out, topology.rank) as status,
+            listening(
+                # The main rank alone looks for the file.
+                status.directory / STOP_FILE if topology.is_main else None,
+                status.asked,
+            ),
+        ):
             trainer, facts = load(stage.prepare)(flags)
             run_training(trainer, status, flags.run.hang_timeout, facts)
 
@@ -40,6 +54,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     """
     import torch.distributed as dist
 
+    from drive_vlm.launch.checkpoint import read_complete
     from drive_vlm.launch.manifest import complete_manifest, frames_note, start_manifest
     from drive_vlm.stages.engine.throughput import peak_memory_gib
 
@@ -55,6 +70,8 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         config = plain(facts["config"])
         print(frames_note(config["model"]["model"], config["data"]["num_frames"]), end="", flush=True)
     trainer.check_resume()
+    if trainer.parts.resume is not None:
+        status.progress(read_complete(trainer.parts.resume.checkpoint).step, trainer.parts.resume.checkpoint)
     trainer.begin_files()
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -92,9 +109,10 @@ def guarded(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float
     from drive_vlm.stages.engine.heartbeat import Heartbeats
     from drive_vlm.stages.engine.watchdog import Watchdog
 
-    stop = StopOnRequest(status, trainer.losses, trainer.may_save)
+    # A stage that draws its own batches may hold what the rest of a step needs, and no checkpoint does.
+    stop = StopOnRequest(status, trainer.losses, trainer.may_save, within_steps=trainer.parts.sampler is not None)
     trainer.add_callback(Heartbeats(trainer.heartbeat))
     # Last of all callbacks: it must see what the others, such as GRPO's, have decided about saving.
     trainer.add_callback(stop)
-    with stop.listening(), Watchdog(trainer.heartbeat, status, trainer.out, hang_timeout):
+    with Watchdog(trainer.heartbeat, status, trainer.out, hang_timeout):
         yield stop

@@ -79,8 +79,8 @@ class CheckpointMixin(Trainer):
         _barrier()
         if self.args.should_save:
             with self.explain_write_errors(f"{saving}: the checkpoint of step {step}"):
-                contract.complete(saving, self.checkpoint_facts())
-            contract.remove_old(out, self.parts.keep, self.state.best_model_checkpoint)
+                written = contract.complete(saving, self.checkpoint_facts())
+            contract.remove_old(out, written, self.parts.keep, self.state.best_model_checkpoint)
         _barrier()
 
     def _write_checkpoint(self, directory: Path) -> None:
@@ -113,9 +113,8 @@ class CheckpointMixin(Trainer):
 
     def _expected_bytes(self) -> int:
         """Bytes of the next checkpoint: those of the last one, or weights, fp32 masters and two moments of what trains."""
-        found = max(self.out.glob("checkpoint-*"), key=contract.step_of, default=None)
-        if found is not None and (found / contract.MARKER).is_file():
-            own = [path.stat() for path in found.rglob("*") if path.is_file()]
+        if found := contract.whole_checkpoints(self.out):
+            own = [path.stat() for path in found[-1].rglob("*") if path.is_file()]
             return sum(stat.st_size for stat in own if stat.st_nlink == 1)
         parameters = [(_count(p), p.element_size(), p.requires_grad) for p in self.model.parameters()]
         parameters += [(t.numel(), t.element_size(), False) for t in self.parts.detached.values()]
@@ -130,8 +129,7 @@ class CheckpointMixin(Trainer):
             yield
         # RuntimeError is how torch.save reports a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
-            whole = [path for path in self.out.glob("checkpoint-*") if (path / contract.MARKER).is_file()]
-            last = max(whole, key=contract.step_of, default=None)
+            last = max(contract.whole_checkpoints(self.out), key=contract.step_of, default=None)
             raise ValueError(
                 f"{subject} could not be written ({str(error).splitlines()[0]}); "
                 f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. The last complete checkpoint is "
@@ -182,12 +180,12 @@ class CheckpointMixin(Trainer):
             record_base(self.model, output_dir or self.out, self.parts.family.added)
 
     def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
-        """Directory with the frozen weights as safetensors; written when it is not there, or holds those of another model."""
+        """Directory with the frozen weights as safetensors; written when it is not whole, or holds those of another model."""
         store = self.out / ".frozen"
         if "_frozen_hash" not in self.__dict__:
             self._frozen_hash = _digest_of_weights(weights)
         mark = store / "content_hash"
-        if not mark.is_file() or mark.read_text() != self._frozen_hash:
+        if not mark.is_file() or mark.read_bytes() != self._frozen_mark(store):
             shutil.rmtree(store, ignore_errors=True)
             self.model.save_pretrained(store, state_dict=weights)
             for file in store.iterdir():
@@ -195,8 +193,17 @@ class CheckpointMixin(Trainer):
                     file.rename(store / file.name.replace("model", "model-frozen", 1))
                 else:
                     file.unlink()
-            mark.write_text(self._frozen_hash)
+            for file in store.iterdir():
+                contract.flush(file)
+            mark.write_bytes(self._frozen_mark(store))
+            contract.flush(mark)
+            contract.flush(store)
         return store
+
+    def _frozen_mark(self, store: Path) -> bytes:
+        """Hash of the frozen weights, and the files of `store` with their sizes: one of them may be lost or cut off."""
+        files = {file.name: file.stat().st_size for file in sorted(store.glob("*.safetensors"))}
+        return json.dumps({"hash": self._frozen_hash, "files": files}).encode()
 
     # reading
 

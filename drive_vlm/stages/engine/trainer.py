@@ -16,6 +16,7 @@ from drive_vlm.data.order import FixedOrder, ShardedBatchSampler
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import save_audit
 from drive_vlm.launch.checkpoint import cut_metrics, read_complete
+from drive_vlm.launch.stop import StopRequested
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.cursor import DataCursor
 from drive_vlm.stages.engine.faults import StepLosses, spare_loader_worker
@@ -189,6 +190,16 @@ class DriveTrainerMixin(CheckpointMixin):
     ) -> dict[str, float]:
         self.heartbeat.beat("evaluation")
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer._maybe_log_save_evaluate (transformers 5.23), which evaluates before it saves: an evaluation that a request has
+        ended (faults.StopOnRequest, on all ranks at the same batch) is left out, and the checkpoint is written at once."""
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except StopRequested as stop:
+            if self.args.should_save:
+                print(f"the evaluation of step {self.state.global_step} is left out: {stop.request.why}", flush=True)
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluation_batches(self, dataloader: DataLoader) -> Iterator[dict[str, Any]]:
         """Each batch of this rank, on its device, with the model in evaluation mode; for a stage's `evaluation_loop`."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace, user_errors
+from drive_vlm.launch.stop import listening, until_stopped
+from drive_vlm.store.lock import sole_writer
 from drive_vlm.store.shards import parse_shard
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def main(words: Sequence[str]) -> None:
     add_dataclass(parser, ReferenceConfig)
     add_dataclass(parser, ModelConfig)
     namespace = parser.parse_args(list(words))
-    with user_errors(parser.prog):
+    with user_errors(parser.prog), listening():
         reference(from_namespace(ModelConfig, namespace), from_namespace(ReferenceConfig, namespace))
 
 
@@ -102,7 +104,8 @@ def reference(model: ModelConfig, config: ReferenceConfig) -> None:
     mine.sort(key=lambda i: -int(table.length[i]))
     batches = [[(i,) for i in mine[at : at + config.batch_size]] for at in range(0, len(mine), config.batch_size)]
     started = time.perf_counter()
-    with cache.writer(f"{index}-of-{count}-rank-{topology.rank}") as writer:
+    name = f"{index}-of-{count}-rank-{topology.rank}"
+    with sole_writer(cache.directory / name), cache.writer(name) as writer:
         for numbers, found in log_probs(network, pairs, collate, batches, device, dtype, config.on_bad_row):
             for i, (chosen, rejected) in zip(numbers, found, strict=True):
                 writer.write(keys[i], chosen, rejected)
@@ -136,7 +139,8 @@ def log_probs(
     from drive_vlm.launch.topology import read_topology
     from drive_vlm.stages.preference.loss import answer_log_probs
 
-    for batch in track(batches, "reference", disable=not read_topology().is_main, transient=True):
+    # Each pair is on the disk by the time the next batch begins, so a rank may leave without asking the others.
+    for batch in until_stopped(track(batches, "reference", disable=not read_topology().is_main, transient=True)):
         rows = [(i, pair) for (i,), pair in zip(batch, [pairs[sequence][0] for sequence in batch], strict=True)]
         bad = [pair for _, pair in rows if isinstance(pair, BadRow)]
         if bad and on_bad_row == "error":

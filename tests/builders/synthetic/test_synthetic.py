@@ -9,11 +9,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drive_vlm.builders import synthetic
-from drive_vlm.builders.synthetic.render import LAMPS
-from drive_vlm.builders.synthetic.scene import SIZES, Camera, Scene, SceneObject, derive_truth, finish, housing
+from drive_vlm.builders.synthetic.clip import CLIP_TEMPLATES, clip_caption, clip_questions, make_clip
+from drive_vlm.builders.synthetic.render import LAMPS, render
+from drive_vlm.builders.synthetic.sample import make_scene
+from drive_vlm.builders.synthetic.scene import (
+    ACTIONS,
+    REASONS,
+    SIZES,
+    Camera,
+    Scene,
+    SceneObject,
+    derive_truth,
+    finish,
+    front,
+)
+from drive_vlm.builders.synthetic.words import TEMPLATES, long_caption, questions, short_caption
 
-SCENES = [synthetic.make_scene(11, index) for index in range(600)]
+SCENES = [make_scene(11, index) for index in range(600)]
 PEOPLE_AND_VEHICLES = ("car", "truck", "bus", "pedestrian", "cyclist", "cone")
 
 
@@ -21,9 +33,9 @@ def digest(indices, size=(96, 128)):
     """One hash over pixels, truth and words."""
     sha = hashlib.sha256()
     for index in indices:
-        scene = synthetic.make_scene(5, index, size)
-        sha.update(synthetic.render(scene).tobytes())
-        sha.update(repr((scene, synthetic.questions(scene), synthetic.long_caption(scene))).encode())
+        scene = make_scene(5, index, size)
+        sha.update(render(scene).tobytes())
+        sha.update(repr((scene, questions(scene), long_caption(scene))).encode())
     return sha.hexdigest()
 
 
@@ -34,40 +46,40 @@ def test_another_process_renders_the_same_bytes():
 
 
 def test_order_does_not_matter_but_seed_and_index_do():
-    forward = [synthetic.render(synthetic.make_scene(5, i, (64, 64))) for i in range(4)]
-    backward = [synthetic.render(synthetic.make_scene(5, i, (64, 64))) for i in reversed(range(4))][::-1]
+    forward = [render(make_scene(5, i, (64, 64))) for i in range(4)]
+    backward = [render(make_scene(5, i, (64, 64))) for i in reversed(range(4))][::-1]
     assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert len({p.tobytes() for p in forward} | {synthetic.render(synthetic.make_scene(6, 0, (64, 64))).tobytes()}) == 5
+    assert len({p.tobytes() for p in forward} | {render(make_scene(6, 0, (64, 64))).tobytes()}) == 5
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 96), (180, 320), (320, 180), (33, 47)])
 def test_any_size_renders_and_keeps_boxes_inside(size):
     for index in range(40):
-        scene = synthetic.make_scene(1, index, size)
+        scene = make_scene(1, index, size)
         for thing in scene.objects:
             x1, y1, x2, y2 = thing.box
             assert 0 <= x1 < x2 <= size[1]
             assert 0 <= y1 < y2 <= size[0]
             assert 0.35 <= thing.visible <= 1
-    pixels = synthetic.render(scene)
+    pixels = render(scene)
     assert pixels.shape == (*size, 3)
     assert pixels.dtype == np.uint8
 
 
 def test_a_tiny_picture_is_refused():
     with pytest.raises(ValueError, match="at least 32 pixels"):
-        synthetic.make_scene(0, 0, (16, 224))
+        make_scene(0, 0, (16, 224))
 
 
 def test_removing_an_object_changes_the_pixels_in_its_box():
     checked = Counter()
     for scene in (s for s in SCENES if (s.time, s.weather) == ("day", "clear")):
-        full = synthetic.render(scene).astype(int)
+        full = render(scene).astype(int)
         for thing in scene.objects:
             if thing.name not in PEOPLE_AND_VEHICLES or thing.visible < 0.99:
                 continue
             rest = tuple(o for o in scene.objects if o is not thing)
-            change = np.abs(full - synthetic.render(replace(scene, objects=rest))).sum(axis=2)
+            change = np.abs(full - render(replace(scene, objects=rest))).sum(axis=2)
             x1, y1, x2, y2 = thing.box
             inside = change[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2].sum() / change.sum()
             ys, xs = np.nonzero(change > 90)
@@ -92,8 +104,8 @@ def test_the_lit_lamp_has_the_colour_of_the_light_state():
         if light is None:
             assert scene.light == "none"
             continue
-        pixels = synthetic.render(scene)
-        x1, y1, x2, y2 = housing(Camera.of(scene.size), light)
+        pixels = render(scene)
+        x1, y1, x2, y2 = front(Camera.of(scene.size), light)
         medians = {}
         for row, color in enumerate(LAMPS):
             y, x = y1 + (row + 0.5) * (y2 - y1) / 3, (x1 + x2) / 2
@@ -107,7 +119,7 @@ def test_the_lit_lamp_has_the_colour_of_the_light_state():
 def test_night_is_darker_than_day_and_colours_can_be_told():
     brightness = defaultdict(list)
     for scene in SCENES[:120]:
-        brightness[scene.time].append(synthetic.render(scene).mean())
+        brightness[scene.time].append(render(scene).mean())
     assert min(brightness["day"]) > max(brightness["night"]) + 15
 
 
@@ -130,7 +142,7 @@ def scene_with(*objects: SceneObject, **attributes: str) -> Scene:
 
 
 def answers(scene):
-    return {q.template: q.answer for q in synthetic.questions(scene)}
+    return {q.template: q.answer for q in questions(scene)}
 
 
 LIGHT = SceneObject("traffic light", "red", 1.0, 14.0, "red")
@@ -165,7 +177,7 @@ def test_actions_and_reasons_by_hand(scene, actions, reasons, words):
 
 
 def test_reasons_are_in_the_order_of_bdd_oia():
-    assert (len(synthetic.ACTIONS), len(synthetic.REASONS)) == (4, 21)
+    assert (len(ACTIONS), len(REASONS)) == (4, 21)
     wanted = {
         0: "follow traffic",
         4: "person",
@@ -173,8 +185,8 @@ def test_reasons_are_in_the_order_of_bdd_oia():
         9: "front car turning left",
         14: "light allows right",
     }
-    assert {i: synthetic.REASONS[i] for i in wanted} == wanted
-    assert synthetic.REASONS[15:18] == ("obstacle on left lane", "no lane on left", "solid line left")
+    assert {i: REASONS[i] for i in wanted} == wanted
+    assert REASONS[15:18] == ("obstacle on left lane", "no lane on left", "solid line left")
 
 
 def test_vectors_are_consistent_over_many_scenes():
@@ -213,11 +225,11 @@ def test_answers_follow_from_the_truth():
 def test_balance_and_paraphrases_of_each_template():
     counts, wordings, categories = defaultdict(Counter), defaultdict(set), defaultdict(set)
     for scene in SCENES:
-        for question in synthetic.questions(scene):
+        for question in questions(scene):
             counts[question.template][question.answer] += 1
             wordings[question.template].add(question.question)
             categories[question.template].add(question.category)
-    assert set(counts) == set(synthetic.TEMPLATES)
+    assert set(counts) == set(TEMPLATES)
     shares = {name: max(c.values()) / c.total() for name, c in counts.items()}
     assert {name: share for name, share in shares.items() if share > 0.68} == {}
     core = (
@@ -238,7 +250,7 @@ def test_balance_and_paraphrases_of_each_template():
 
 def test_captions_name_what_is_seen_and_long_is_longer():
     for scene in SCENES:
-        short, long = synthetic.short_caption(scene), synthetic.long_caption(scene)
+        short, long = short_caption(scene), long_caption(scene)
         assert len(short) < len(long)
         assert short.count(".") == 1
         assert 2 <= long.count(".") <= 5
@@ -257,7 +269,7 @@ def test_classes_colours_and_distances_are_as_documented():
 
 def test_a_clip_is_one_group_with_consistent_motion():
     for index in range(40):
-        clip = synthetic.make_clip(2, index, 8, (64, 64))
+        clip = make_clip(2, index, 8, (64, 64))
         assert [scene.frame for scene in clip] == list(range(8))
         assert len({scene.group for scene in clip}) == 1
         assert len({scene.id for scene in clip}) == 8
@@ -268,25 +280,25 @@ def test_a_clip_is_one_group_with_consistent_motion():
                 near, far = ([o.distance for o in s.objects if o.name == name] for s in (after, before))
                 if near and far:
                     assert far[0] - near[0] == pytest.approx(step, abs=2e-3)
-        assert synthetic.clip_caption(clip).startswith("At first, a")
-        assert "Finally, the ego vehicle" in synthetic.clip_caption(clip)
+        assert clip_caption(clip).startswith("At first, a")
+        assert "Finally, the ego vehicle" in clip_caption(clip)
 
 
 def test_clips_tell_each_story_and_their_pixels_move():
-    clips = [synthetic.make_clip(2, index, 6, (64, 64)) for index in range(80)]
+    clips = [make_clip(2, index, 6, (64, 64)) for index in range(80)]
     said = defaultdict(Counter)
     for clip in clips:
-        for question in synthetic.clip_questions(clip):
+        for question in clip_questions(clip):
             said[question.template][question.answer] += 1
-    assert set(said) == set(synthetic.CLIP_TEMPLATES)
+    assert set(said) == set(CLIP_TEMPLATES)
     assert {"green to red", "red to green"} <= set(said["light_change"])
     assert set(said["lead_motion"]) == {"comes closer", "moves away", "keeps distance"}
     assert set(said["ego_end"]) == {"stops", "drives on"}
     assert set(said["pedestrian_crossed"]) == {"yes", "no"}
-    first, last = synthetic.render(clips[0][0]), synthetic.render(clips[0][-1])
+    first, last = render(clips[0][0]), render(clips[0][-1])
     assert np.abs(first.astype(int) - last).mean() > 2
 
 
 def test_a_clip_of_one_frame_is_refused():
     with pytest.raises(ValueError, match="at least 2 frames"):
-        synthetic.make_clip(0, 0, 1)
+        make_clip(0, 0, 1)

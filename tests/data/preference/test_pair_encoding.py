@@ -42,7 +42,7 @@ def sample(pictures: Path, **changes: Any) -> Any:
         ({"rejected": " a car "}, "identical"),
         ({"rejected": ""}, "empty_answer"),
         ({"chosen": None}, "missing_field"),
-        ({"rejected": [{"role": "assistant", "content": "a"}]}, "missing_field"),
+        ({"rejected": [{"role": "user", "content": "a"}]}, "missing_field"),
         ({"rejected": "an <image>"}, "image_count"),
     ],
 )

@@ -152,3 +152,36 @@ def test_the_rank_that_fails_is_the_one_that_is_heard(training: Callable, synthe
     reason = run.status["reason"]
     assert reason.startswith(f"rank 1: {tmp_path}/rows.jsonl:1: the picture ") and "cut.jpg cannot be read" in reason
     assert run.status["state"] == "failed" and f"\n{reason}\n" in run.text
+
+
+@pytest.mark.fresh("torchrun and its ranks as they really are")
+def test_one_writer_and_ranks_that_end_without_their_launcher(
+    training: Callable, tiny_model: Path, synthetic_data: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """A second run is refused as long as a rank of the first lives. Ranks whose torchrun was killed save and end by themselves."""
+    import drive_vlm.__main__ as commands
+
+    run = training(ranks=2)
+    run.wait_for_step(2)
+    ranks = [run.rank_pid(0), run.rank_pid(1)]
+    words = [
+        "--model",
+        tiny_model,
+        "--data",
+        synthetic_data / "train.jsonl",
+        "--output_dir",
+        run.out,
+        "--resume",
+        "auto",
+    ]
+    with pytest.raises(SystemExit) as refused:
+        commands.run("sft", [str(word) for word in words])
+    assert refused.value.code == 2
+    assert f"{run.out}: another run is writing to it: process {ranks[0]} on" in capfd.readouterr().err
+    assert run.status["state"] == "running", "the status is that of the run that holds the folder"
+    os.kill(run.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert_stopped(run, "preempted", f"the torchrun of this rank (process {run.process.pid}) is gone")

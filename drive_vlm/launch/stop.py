@@ -1,0 +1,154 @@
+"""A request to stop this process: SIGTERM, SIGUSR1, or a file named `stop` in the control directory (status.py).
+
+A handler only notes the signal. Every long loop asks for it between its batches, where nothing is half done:
+
+1. A training asks at the end of each step, and of each batch of an evaluation; all ranks act alike (stages/engine/faults.py).
+2. Whatever else takes long (measuring rows, the reference pass, generation, caches) goes through `until_stopped`. What is
+   done by then is on the disk already, or is written on the way out; StopRequested ends the process.
+The end of the launcher (torchrun, deepspeed) counts as SIGTERM: nobody would end its ranks, and they would go on to write.
+Outside `listening` nothing is noted, and a signal does what it does to any program.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from drive_vlm.launch.topology import launcher
+
+Item = TypeVar("Item")
+STOP_FILE = "stop"
+_GO_ON = "What is done so far is kept: give the same command again to go on."
+# Seconds between two looks at the launcher.
+_LOOK = 1.0
+# Seconds after SIGTERM until it counts as one that may not be obeyed in time: launchers kill after 30 s.
+_LATE = 10.0
+
+
+class Request(NamedTuple):
+    """`outcome` is the state that the run will end in: preempted after SIGTERM, saved after the others. `code`: exit code of a
+    process that ends without having finished."""
+
+    outcome: Literal["saved", "preempted"]
+    why: str
+    code: int
+
+
+class StopRequested(SystemExit):
+    """Leaves a loop between two batches and ends the process; what was done is safe. RunStatus writes `request` down."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.code)
+        self.request = request
+
+
+class _Noted:
+    """What was asked of this process; there is one, as there is one handler of a signal."""
+
+    number: signal.Signals | None = None
+    stop_file: Path | None = None
+    # Whether the file was there before the process: it stops a training at its first step, and no start-up.
+    file_left = False
+    # Why there is a request without a signal.
+    launcher_gone = ""
+
+
+_noted = _Noted()
+
+
+@contextlib.contextmanager
+def listening(stop_file: Path | None = None, late: Callable[[str], None] | None = None) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and `stop_file` are requests inside this context; afterwards the former handlers are back.
+
+    Without `stop_file` the main rank looks for the one of a job, where there is a DRIVE_VLM_CONTROL_DIR.
+    `late(why)` is called, on another thread, where a SIGTERM has not ended the context after ten seconds.
+    A connection to other ranks that breaks after a request does so because they have left: StopRequested takes its place.
+    """
+    job = os.environ.get("DRIVE_VLM_CONTROL_DIR")
+    if stop_file is None and job and os.environ.get("RANK", "0") == "0":
+        stop_file = Path(job) / STOP_FILE
+    _noted.number, _noted.stop_file = None, stop_file
+    _noted.file_left = stop_file is not None and stop_file.exists()
+    timers: list[threading.Timer] = []
+
+    def note(number: int, frame: object) -> None:
+        if _noted.number is None and number == signal.SIGTERM and late:
+            timers.append(threading.Timer(_LATE, late, [_why(signal.SIGTERM)]))
+            timers[-1].daemon = True
+            timers[-1].start()
+        if _noted.number != signal.SIGTERM:
+            _noted.number = signal.Signals(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    ended = threading.Event()
+    if launcher() != "python":
+        threading.Thread(target=_watch_launcher, args=(os.getppid(), ended), name="launcher", daemon=True).start()
+    try:
+        yield
+    # torch.distributed's errors are RuntimeErrors.
+    except RuntimeError as error:
+        asked = request(new=True)
+        if asked is None:
+            raise
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"stopped: {asked.why}. The other ranks have left ({cause})", file=sys.stderr, flush=True)
+        raise StopRequested(asked) from error
+    finally:
+        ended.set()
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _noted.number, _noted.stop_file, _noted.launcher_gone = None, None, ""
+
+
+def request(new: bool = False) -> Request | None:
+    """What this process has been asked; None as long as nobody has. `new`: since it listens."""
+    if _noted.number is not None:
+        outcome: Literal["saved", "preempted"] = "preempted" if _noted.number == signal.SIGTERM else "saved"
+        return Request(outcome, _why(_noted.number), 128 + _noted.number)
+    if _noted.stop_file is not None and not (new and _noted.file_left) and _noted.stop_file.exists():
+        with contextlib.suppress(OSError):
+            words = " ".join(_noted.stop_file.read_text(errors="replace").split())[:200]
+            return Request("saved", words or "stop file", 1)
+    return None
+
+
+def obeyed() -> None:
+    """The request is being obeyed: the stop file goes, so that it does not stop the next run as well."""
+    if _noted.stop_file is not None:
+        with contextlib.suppress(OSError):
+            _noted.stop_file.unlink(missing_ok=True)
+
+
+def check(kept: str = _GO_ON) -> None:
+    """Raises StopRequested after a request, and says what is kept."""
+    asked = request(new=True)
+    if asked is not None:
+        obeyed()
+        print(f"stopped: {asked.why}. {kept}", file=sys.stderr, flush=True)
+        raise StopRequested(asked)
+
+
+def until_stopped(items: Iterable[Item]) -> Iterator[Item]:
+    """The items; `check()` before each of them is used."""
+    for item in items:
+        check()
+        yield item
+
+
+def _why(number: signal.Signals) -> str:
+    return _noted.launcher_gone or f"{number.name} at rank {os.environ.get('RANK', '0')}"
+
+
+def _watch_launcher(process: int, ended: threading.Event) -> None:
+    """Send this process SIGTERM once its parent is another one than `process`."""
+    while not ended.wait(_LOOK):
+        if os.getppid() != process:
+            _noted.launcher_gone = f"the {launcher()} of this rank (process {process}) is gone"
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
