@@ -319,6 +319,11 @@ class DataConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
+    )
     max_length: int = field(4096, help="tokens of a row at most, and of a pack", least=1)
     packing: bool = field(
         False, help="put several rows into one sequence of --max_length tokens, without attention across rows"

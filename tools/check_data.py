@@ -34,6 +34,7 @@ def make_parser() -> CommandParser:
     add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
     add("--model", required=True, help="model directory or hub id; only its processor is loaded")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
+    flag("--links", ("follow", "refuse"), "symbolic links that leave the image root: follow, or refuse their rows")
     flag("--max_length", default["max_length"], "tokens of a row at most, and of a pack")
     add("--max_tiles", type=int, help="tiles a row may use for its pictures (default: the processor's max_patches)")
     flag("--num_frames", default["num_frames"], "frames taken from a video, evenly spread")
@@ -214,7 +215,7 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
             "--max_length, --batch_size, --num_frames and --workers must be at least 1, --preview 0 or more"
         )
     paths = {"train": args.data, "eval": args.eval_data}
-    sources = {name: open_sources(files, args.image_root) for name, files in paths.items() if files}
+    sources = {name: open_sources(files, args.image_root, args.links) for name, files in paths.items() if files}
     parts = load_processor(ModelConfig(model=args.model, max_tiles=args.max_tiles))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision, args.num_frames)
     splits, tables = {}, {}
