@@ -195,7 +195,7 @@ def test_texts_without_a_reference_are_scored_by_what_needs_none(evaluate, tmp_p
         assert of_none["terms"][name] == of_all["terms"][name]
     assert [of_none["terms"][name] for name in ("temporal", "detail", "reward")] == [None] * 3
     assert (of_none["text_overlap"], of_none["without_reference"], of_none["no_reference"]) == (None, 3, 0)
-    assert "3 of 3 texts have no reference" in done.stdout and plot.is_file()
+    assert "6 of 6 texts have no reference" in done.stdout and plot.is_file()
     first = next(csv.DictReader(table.open()))
     assert (first["temporal"], first["reward"]) == ("", "") and first["object"]
 
