@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import enum
 import json
+import math
 import os
 import sys
 import time
@@ -261,7 +262,7 @@ def from_namespace(cls: type, namespace: argparse.Namespace) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: dataclasses become dicts, enums their values, paths strings."""
+    """`value` as JSON can hold it: dataclasses become dicts, enums their values, paths strings, numbers that are not finite null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -270,6 +271,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return plain(value.value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
@@ -315,6 +318,11 @@ class DataConfig:
     eval_data: list[str] = field([], help="rows for the evaluation loss during training")
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
+    )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
     )
     max_length: int = field(4096, help="tokens of a row at most, and of a pack", least=1)
     packing: bool = field(

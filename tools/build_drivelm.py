@@ -6,10 +6,11 @@ object coordinates become thousandths of the stitched picture (drive_vlm/builder
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.builders.drivelm import read_frames, stitch_frames, write_split_rows
+from drive_vlm.builders.drivelm import Frame, read_frames, stitch_frames, write_split_rows
 from drive_vlm.builders.row_writer import RowWriter
 from drive_vlm.builders.splits import parse_fractions
 from drive_vlm.config import CommandParser, run_tool
@@ -20,6 +21,7 @@ from drive_vlm.report.tables import print_table
 EXAMPLES = """
 python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --out data/drivelm
 python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --views stitched --out data/3x2
+python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes-mini --on_missing skip --out data/mini
 python tools/build_drivelm.py --annotations test_eval.json --images data/nuscenes --out data/test --split test:1
 """
 
@@ -39,6 +41,7 @@ def make_parser() -> CommandParser:
         help="shares of the scenes; they sum to 1",
     )
     flag("--seed", 0, "seed of the split")
+    add("--scenes", nargs="+", metavar="SCENE", help="take these scenes only, by their names in the annotations")
     add("--max_frames", type=int, help="take the first N key frames only")
     flag("--questions_only", False, "write rows without answers, for files that have none")
     flag(
@@ -46,9 +49,23 @@ def make_parser() -> CommandParser:
         ("error", "skip"),
         "error: stop at a frame without one of its pictures and at an empty question or answer; skip: leave it out, counted",
     )
+    flag(
+        "--on_missing",
+        ("error", "skip"),
+        "a frame whose pictures are not there, as in a part of nuScenes: error stops, skip leaves it out, counted",
+    )
     flag("--workers", 4, "threads that stitch pictures")
     add("--json", help="write the counts here")
     return parser
+
+
+def usable_frames(found: Iterator[Frame | BadRow], writer: RowWriter, skip_missing: bool) -> Iterator[Frame]:
+    """The frames; what cannot be used is counted or raised by `writer`."""
+    for frame in found:
+        if isinstance(frame, BadRow):
+            writer.reject(frame, skip_missing and frame.reason == "image_missing")
+        else:
+            yield frame
 
 
 def run(args: Any) -> dict[str, Any]:
@@ -56,12 +73,10 @@ def run(args: Any) -> dict[str, Any]:
     images, out = Path(args.images), Path(args.out)
     shares = parse_fractions(args.split, "--split")
     with RowWriter(out, args.on_bad_row) as writer:
-        frames = []
-        for frame in itertools.islice(read_frames(Path(args.annotations), images), args.max_frames):
-            if isinstance(frame, BadRow):
-                writer.reject(frame)
-            else:
-                frames.append(frame)
+        usable = usable_frames(
+            read_frames(Path(args.annotations), images, args.scenes), writer, args.on_missing == "skip"
+        )
+        frames = list(itertools.islice(usable, args.max_frames))
         if not frames:
             raise ValueError(
                 f"{args.annotations}: no key frames" + (f" that can be used; {writer.bad[0]}" if writer.bad else "")

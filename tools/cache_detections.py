@@ -53,6 +53,11 @@ class DetectConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
+    )
     weights: str = field("yolov8x.pt", help="YOLO weights, a local .pt file")
     sha256: str | None = field(None, help="refuse weights with another SHA-256 before they are unpickled")
     imgsz: int = field(640, help="longer side of a frame for the detector, in pixels")
@@ -191,7 +196,8 @@ def run(config: DetectConfig) -> dict[str, Any] | None:
             return summary(merge_detections(config.merge, config.out), [])
     bad: list[dict[str, str]] = []
     shard = parse_shard(config.shard)
-    items = shard_of(read_items(config.data, config.image_root, partial(note_bad, config=config, bad=bad)), shard)
+    note = partial(note_bad, config=config, bad=bad)
+    items = shard_of(read_items(config.data, config.image_root, note, config.links), shard)
     out = shard_path(Path(config.out), shard) if config.shard else Path(config.out)
     join_ranks()
     with sole_writer_of_ranks(out):

@@ -47,6 +47,11 @@ class FeatureConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
+    )
     num_frames: int = field(8, help="frames taken from a video, evenly spread; the same as in training")
     max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training")
     stored: str = field(
@@ -69,7 +74,7 @@ class FeatureConfig:
     def command(self) -> str:
         """The command again, with all that decides what is in the cache."""
         words = ["--model", self.model, "--data", *self.data, "--num_frames", str(self.num_frames), "--out", self.out]
-        for name in ("image_root", "max_tiles", "stored", "dtype"):
+        for name in ("image_root", "links", "max_tiles", "stored", "dtype"):
             if getattr(self, name) != getattr(FeatureConfig, name):
                 words += [f"--{name}", str(getattr(self, name))]
         return shlex.join(["python", "tools/cache_features.py", *words])
@@ -102,7 +107,7 @@ def read_work(config: FeatureConfig, counts: Counts) -> list["Work"]:
     from drive_vlm.data.samples import BadRow
 
     found: dict[str, Work] = {}
-    for one in media_of_rows(config.data, config.image_root, Path(config.out)):
+    for one in media_of_rows(config.data, config.image_root, Path(config.out), config.links):
         counts.rows += 1
         if isinstance(one, BadRow):
             note_bad(one, config, counts)

@@ -3,7 +3,7 @@
 Prints the audit (bad rows by reason, with file:line), a histogram of lengths in tokens, rows as the model sees them with
 the learned words in colour (between ⟦ and ⟧ where there is no colour), and how much of a batch is padding with and
 without packing. Needs the model's processor, never its weights. Exit code 1 when a row id, a group (scene or video) or a
-picture stands in --data and in --eval_data, and when no row can be used.
+picture (its path or its bytes, with --deep also its looks) stands in --data and in --eval_data, and when no row can be used.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ python tools/check_data.py --data train.jsonl --eval_data val.jsonl --model runs
 python tools/check_data.py --data meta.json --model runs/tiny --max_length 8192 --preview 10 --json runs/check.json
 """
 BAR, EXAMPLES_SHOWN = 50, 3
+MISSING = ("image_missing", "video_missing", "path_outside_root")
 
 
 def make_parser() -> CommandParser:
@@ -33,11 +34,13 @@ def make_parser() -> CommandParser:
     add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
     add("--model", required=True, help="model directory or hub id; only its processor is loaded")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
+    flag("--links", ("follow", "refuse"), "symbolic links that leave the image root: follow, or refuse their rows")
     flag("--max_length", default["max_length"], "tokens of a row at most, and of a pack")
     add("--max_tiles", type=int, help="tiles a row may use for its pictures (default: the processor's max_patches)")
     flag("--num_frames", default["num_frames"], "frames taken from a video, evenly spread")
     flag("--batch_size", 8, "rows of an unpacked batch, for the share of padding")
     flag("--decode", False, "decode every picture and video in full, to find truncated files")
+    flag("--deep", False, "decode both splits and look for near-identical pictures, encoded or scaled in another way")
     flag("--workers", os.cpu_count() or 1, "threads that decode")
     flag("--preview", 3, "rows to show as the model sees them")
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
@@ -66,6 +69,20 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
         files, bad = decode_all(table, args.num_frames, args.workers, partial(progress, what="decoding"))
         result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
     return result, table
+
+
+def picture_leaks(samples: list[list[Any]], args: Any) -> list[Any]:
+    """Leaks of pictures under different names, of the samples of --data and --eval_data."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from drive_vlm.builders.same_pictures import look_alikes, same_files
+
+    leaks = same_files(*samples)
+    if args.deep:
+        show = partial(track, description="comparing pictures", console=Console(stderr=True), transient=True)
+        leaks += look_alikes(*samples, args.num_frames, args.workers, show)
+    return leaks
 
 
 # ---- what is shown
@@ -144,6 +161,12 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
         )
     console.print(files)
     show_bad_rows(console, "bad rows", result["bad_rows"])
+    missing = sum(result["bad_rows"]["by_reason"].get(reason, 0) for reason in MISSING)
+    if missing:
+        roots = ", ".join(dict.fromkeys(file["image_root"] for file in result["files"]))
+        console.print(
+            f"{missing:,} rows name files that are not below {roots}: is --image_root the right folder?", style="red"
+        )
     if "decoded" in result:
         console.print(
             f"decoded {result['decoded']['files']:,} files, {result['decoded']['bad']['total']:,} of them bad"
@@ -192,13 +215,16 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
             "--max_length, --batch_size, --num_frames and --workers must be at least 1, --preview 0 or more"
         )
     paths = {"train": args.data, "eval": args.eval_data}
-    sources = {name: open_sources(files, args.image_root) for name, files in paths.items() if files}
+    sources = {name: open_sources(files, args.image_root, args.links) for name, files in paths.items() if files}
     parts = load_processor(ModelConfig(model=args.model, max_tiles=args.max_tiles))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision, args.num_frames)
     splits, tables = {}, {}
     for name, files in sources.items():
         splits[name], tables[name] = check_split(files, encoder, args)
-    leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()}) if len(sources) > 1 else []
+    leaks = []
+    if len(sources) > 1:
+        leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()})
+        leaks += picture_leaks([[sample for sample, _ in tables[name].media()] for name in ("train", "eval")], args)
     return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.stitching import denormalise_tags
-from drive_vlm.config import CommandParser, plain, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain, run_tool
 from drive_vlm.evaluation.drivelm import (
     JUDGE_PROMPT,
     WEIGHTS,
@@ -23,6 +23,8 @@ from drive_vlm.evaluation.drivelm import (
     read_questions,
     score,
 )
+from drive_vlm.judges import open_judge
+from drive_vlm.judges.judge import REFUSED, JudgeConfig, Request, judge_all, spent_line
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
@@ -38,17 +40,9 @@ def make_parser() -> CommandParser:
     add("--predictions", required=True, help="output.json or predictions.jsonl")
     add("--reference", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
-    add("--judge_model", help="model that rates answers for the GPT part; without it the part is left out")
-    flag("--judge_url", "https://api.openai.com/v1", "OpenAI-compatible server of the judge")
-    flag("--judge_key_env", "OPENAI_API_KEY", "environment variable with the judge's key")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
-    flag("--judge_workers", 8, "requests to the judge at the same time")
-    add(
-        "--cache",
-        help="directory that keeps the judge's replies by its name; a second run asks nothing (another model of the same name: "
-        "another directory)",
-    )
     add("--json", "--out", dest="json", help="write the score with all its parts and counts here")
+    add_dataclass(parser, JudgeConfig, "judge of the GPT part, which is left out without --judge_model")
     return parser
 
 
@@ -92,24 +86,29 @@ def load_answers(path: str, questions: list[Question], stitched: bool = False) -
     return answers
 
 
-def make_judge(args: Any) -> Judge | None:
-    """The judge of the flags, or None; raises ValueError for a prompt file without its two places."""
-    if not args.judge_model:
+def make_judge(args: Any, spent: dict[str, Any]) -> Judge | None:
+    """The judge of the flags, or None; what it took comes into `spent`. Raises ValueError for a prompt file without its two places."""
+    config = from_namespace(JudgeConfig, args)
+    if not config.judge_model and config.judge_backend == "openai":
         return None
+    model = open_judge(config)
     prompt = _read(args.judge_prompt) if args.judge_prompt else JUDGE_PROMPT
     if "{reference}" not in prompt or "{answer}" not in prompt:
         raise ValueError(f"{args.judge_prompt}: the prompt must hold {{reference}} and {{answer}}")
-    from drive_vlm.judges.chat_client import ChatClient
-
-    client = ChatClient(args.judge_url, args.judge_model, args.judge_key_env, cache_dir=args.cache)
 
     def rate(pairs: Sequence[Pair]) -> list[float | None]:
-        texts = [_fill(prompt, answer, reference) for answer, reference in pairs]
-        conversations = [[{"role": "user", "content": text}] for text in texts]
-        replies = client.complete_many(conversations, args.judge_workers, "judge", temperature=0)
-        return [parse_rating(reply.text) for reply in replies]
+        requests = [Request((("user", _fill(prompt, answer, reference)),)) for answer, reference in pairs]
+        blocks = judge_all(model, requests, _rating, config.judge_attempts)
+        found = [judged for block in blocks for judged in block]
+        spent.update(model.spent(), asked_again=sum(judged.attempts > 1 for judged in found))
+        return [judged.value for judged in found]
 
     return rate
+
+
+def _rating(reply: str) -> float | None:
+    """A refusal's own text may hold numbers."""
+    return None if reply.startswith(REFUSED) else parse_rating(reply)
 
 
 def show(result: dict[str, Any], args: Any) -> None:
@@ -141,11 +140,14 @@ def show(result: dict[str, Any], args: Any) -> None:
         "answers missing (scored as empty)": result["missing"],
         "answers with an odd number of decimals": result["odd_decimals"],
         "coordinates without decimals, which the official rule ignores": result["ignored_coordinates"],
+        "answers were asked about again": result["judge"].get("asked_again", 0),
         "replies of the judge without a rating (left out of the mean)": result["unrated"],
     }
     for text, count in warnings.items():
         if count:
             print(f"{count} {text}")
+    if result["judge"]:
+        print(spent_line(result["judge"]))
 
 
 def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
@@ -195,9 +197,10 @@ def run(args: Any) -> dict[str, Any]:
     """Read and score; returns what --json holds."""
     questions = load_reference(args.reference)
     answers = load_answers(args.predictions, questions, args.stitched)
-    result = score(questions, answers, make_judge(args))
+    spent: dict[str, Any] = {}
+    result = score(questions, answers, make_judge(args, spent))
     record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
-    return record | plain(result)
+    return record | plain(result) | {"judge": spent}
 
 
 if __name__ == "__main__":

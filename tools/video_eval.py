@@ -3,7 +3,7 @@
 Each prediction row needs "video" as the detection cache names it; "mode" (detailed, concise) splits the scores. For each
 mode: precision, recall and F1 of the object classes and CHAIR over all texts (drive_vlm/evaluation/video.py); the terms of
 the physics reward and their sum, averaged over the texts (drive_vlm/rewards/physics.py); words; BLEU, ROUGE-L and CIDEr
-against the reference; with --clip_model the cosine of text and reference and of text and frames. Where rows hold exact
+against the reference (texts without one are scored by the rest); with --clip_model the cosine of text and reference and of text and frames. Where rows hold exact
 classes (--truth_column) the object scores come against these as well. The lengths of the two modes are compared where the
 ids of two texts about one video differ in their end alone, -detailed and -concise (with other ids: one pair a video).
 Intervals are 95 %, from a bootstrap over videos (the row's "group", else its video). Several --predictions are
@@ -69,7 +69,7 @@ def read_files(
     from drive_vlm.data.predictions import read_checkpoints
     from drive_vlm.evaluation.video import pair_keys
 
-    names, files, left_out = read_checkpoints(args.predictions)
+    names, files, left_out = read_checkpoints(args.predictions, need_reference=False)
     for items in files:
         for item in items:
             if not isinstance(item.row.get("video"), str) or not item.row["video"]:
@@ -224,12 +224,18 @@ def run(args: Any) -> dict[str, Any]:
 def csv_rows(
     names: list[str], scored: list[list["Scored"]], clips: list[dict[str, Any]], columns: Sequence[str]
 ) -> Iterator[list[Any]]:
+    from drive_vlm.evaluation.video import OF_REFERENCE
+
     for name, rows, clip in zip(names, scored, clips, strict=True):
         for index, row in enumerate(rows):
-            numbers = [getattr(row.terms, column) for column in columns]
-            cells = [f"{number:.6f}" if isinstance(number, float) else int(number) for number in numbers]
+            unsaid = () if row.item.reference.strip() else (*OF_REFERENCE, "text_text")
+            numbers = {column: getattr(row.terms, column) for column in columns}
+            cells = [
+                "" if name in unsaid else f"{number:.6f}" if isinstance(number, float) else int(number)
+                for name, number in numbers.items()
+            ]
             cells += ["|".join(row.terms.false_claims), "|".join(row.terms.missed)]
-            cells += [f"{values[index]:.6f}" for values in clip.values()]
+            cells += ["" if name in unsaid else f"{values[index]:.6f}" for name, values in clip.items()]
             yield [row.item.id, row.video, row.mode, name, *cells, row.item.prediction, row.item.reference]
 
 

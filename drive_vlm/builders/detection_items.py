@@ -10,7 +10,7 @@ from typing import Any
 
 from drive_vlm.data.caches.feature_cache import TRANSFORM, FileIdentity
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.data.sources import open_sources
+from drive_vlm.data.sources import Source, open_sources
 from drive_vlm.data.table import read_sample
 from drive_vlm.data.videos import find_videos, is_media, shown_path
 from drive_vlm.data.vision import CHECK_ROOT, load_image, load_video, video_frames
@@ -68,12 +68,15 @@ class Frames:
     hashes: list[str]
 
 
-def read_items(data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None]) -> list[PendingItem]:
+def read_items(
+    data: Sequence[str], image_root: str | None, note_bad: Callable[[BadRow], None], links: str = "follow"
+) -> list[PendingItem]:
     """Distinct videos and pictures, in the order of files of rows, videos and folders; `note_bad` counts a bad row, or raises
     it. Raises ValueError for a name that stands for two files."""
     found: dict[str, PendingItem] = {}
     for entry in data:
-        items = _items_of_folder(entry, image_root) if is_media(entry) else _items_of_rows(entry, image_root, note_bad)
+        rows = () if is_media(entry) else open_sources([entry], image_root, links)
+        items = _items_of_folder(entry, image_root) if is_media(entry) else _items_of_rows(rows, note_bad)
         for item in items:
             first = found.setdefault(item.name, item)
             if os.path.realpath(first.path) != os.path.realpath(item.path):
@@ -90,8 +93,8 @@ def _items_of_folder(entry: str, image_root: str | None) -> Iterator[PendingItem
         yield PendingItem(shown_path(path, image_root), path, path, is_video=True)
 
 
-def _items_of_rows(entry: str, image_root: str | None, note_bad: Callable[[BadRow], None]) -> Iterator[PendingItem]:
-    for source in open_sources([entry], image_root):
+def _items_of_rows(sources: Sequence[Source], note_bad: Callable[[BadRow], None]) -> Iterator[PendingItem]:
+    for source in sources:
         for i in range(len(source.rows)):
             try:
                 sample = read_sample(source, i, need_answer=False)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ class Frame:
         return f"{self.scene}_{self.id}"
 
 
-def read_frames(annotations: Path, images: Path) -> Iterator[Frame | BadRow]:
-    """The key frames of an official JSON in its order; a BadRow for one that lacks a camera or a picture.
+def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = None) -> Iterator[Frame | BadRow]:
+    """The key frames of an official JSON, or of its `scenes`, in its order; a BadRow for one that lacks a camera or a picture.
 
-    Raises ValueError, naming file, scene and frame, for what is not in the official form.
+    Raises ValueError for a scene that is not in it, and, naming file, scene and frame, for what is not in the official form.
     """
     try:
         content = json.loads(annotations.read_text(encoding="utf-8"))
@@ -45,7 +45,12 @@ def read_frames(annotations: Path, images: Path) -> Iterator[Frame | BadRow]:
         raise ValueError(f"{annotations}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{annotations}: expected {{scene: {{key_frames: ...}}}}, got a {type(content).__name__}")
+    for scene in scenes or ():
+        if scene not in content:
+            raise ValueError(f"--scenes {scene}: {annotations} has no such scene.{nearest(scene, list(content))}")
     for scene, data in content.items():
+        if scenes and scene not in scenes:
+            continue
         frames = data.get("key_frames") if isinstance(data, dict) else None
         if not isinstance(frames, dict):
             raise ValueError(f'{annotations}: scene {scene}: no "key_frames"')
@@ -79,7 +84,8 @@ def _problem_of_views(views: dict[str, str], images: Path, where: str) -> BadRow
             )
         if not (images / views[camera]).is_file():
             problem = f"{camera}: {images / views[camera]} does not exist; is --images the right folder?"
-            return BadRow("image_missing", where, problem, SKIP)
+            way_out = "For a part of nuScenes, --on_missing skip leaves such frames out and counts them"
+            return BadRow("image_missing", where, problem, way_out)
     return None
 
 

@@ -1,6 +1,7 @@
 """Where a builder's rows go: bad ones stop it or are counted, splits are checked for leaks, files are whole or not there."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO
 from drive_vlm.builders.splits import SharedValues
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import audit_bad_rows
+from drive_vlm.store.cache import finite
 
 Row = dict[str, Any]
 
@@ -45,14 +47,14 @@ class RowWriter:
         if name not in self._files:
             self._files[name] = self._stack.enter_context(open(self.out / f"{name}.part", "wb"))  # noqa: SIM115 - closed by the stack
         for row in rows:
-            self._files[name].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._files[name].write(json.dumps(finite(row), ensure_ascii=False).encode() + b"\n")
             self.counts[name] += 1
             if split is not None:
                 self._shared.add(split, row)
 
-    def reject(self, problem: BadRow) -> None:
-        """Count a row that cannot be used; raises it with on_bad_row "error"."""
-        if self.on_bad_row == "error":
+    def reject(self, problem: BadRow, skip: bool = False) -> None:
+        """Count a row that cannot be used; raises it with on_bad_row "error", unless `skip`."""
+        if self.on_bad_row == "error" and not skip:
             raise problem
         self.bad.append(problem)
 
@@ -70,6 +72,8 @@ class RowWriter:
             part = self.out / f"{name}.part"
             if kind is None:
                 part.replace(self.out / name)
+                if not self.counts[name]:
+                    print(f"warning: {self.out / name} holds no row", file=sys.stderr, flush=True)
             else:
                 part.unlink()
 

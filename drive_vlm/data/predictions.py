@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import Sample
@@ -36,6 +36,13 @@ class Prediction:
     def group(self) -> str:
         """The same for rows that are not independent: the row's `group`, else its pictures, else its id."""
         return str(self.row.get("group") or "|".join(self.images) or self.id)
+
+
+class Answer(NamedTuple):
+    """What a model said. `finish_reason`: stop, length (cut at the limit of new tokens) or refused (a server gave no answer)."""
+
+    text: str
+    finish_reason: str = "stop"
 
 
 def read_predictions(path: str | Path, need_reference: bool = True) -> list[Prediction]:
@@ -67,6 +74,8 @@ def parse_prediction(row: Any, where: str, need_reference: bool = True) -> Predi
     if "id" not in row:
         raise ValueError(f'{where}: the row has no "id"; every row of a prediction file needs one')
     name = f"{where}: id {str(row['id'])!r}"
+    if not need_reference and row.get("reference") is None:
+        row = row | {"reference": ""}
     for column in ("prediction", "reference"):
         if not isinstance(row.get(column), str):
             raise ValueError(f'{name}: "{column}" must be a text, got {json.dumps(row.get(column))}')
@@ -90,10 +99,12 @@ def checkpoint_names(paths: Sequence[str]) -> list[str]:
     raise ValueError(f"--predictions names a file twice: {', '.join(paths)}")
 
 
-def read_checkpoints(paths: Sequence[str]) -> tuple[list[str], list[list[Prediction]], list[int]]:
+def read_checkpoints(
+    paths: Sequence[str], need_reference: bool = True
+) -> tuple[list[str], list[list[Prediction]], list[int]]:
     """(names, rows, ids left out) of the files of --predictions, of each the samples that all have. Raises ValueError."""
     names = checkpoint_names(paths)
-    return names, *common_samples([read_predictions(path) for path in paths])
+    return names, *common_samples([read_predictions(path, need_reference) for path in paths])
 
 
 def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]], list[int]]:
@@ -117,10 +128,10 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
     return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]
 
 
-def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
+def prediction_row(sample: Sample, answer: str, finish_reason: str = "stop") -> dict[str, Any]:
     """A row of the predictions file: the contract's keys, then the row's own extra columns.
 
-    A row's own column "reference" replaces its answer. A column with the name of another key of the contract is left out.
+    An answer that is not whole says why in "finish_reason" (Answer). A row's own column "reference" replaces its answer. A column with the name of another key of the contract is left out.
     Columns that begin with "_" are notes of the reader (generate/rows.py) and are not written.
     """
     question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
@@ -138,7 +149,8 @@ def prediction_row(sample: Sample, answer: str) -> dict[str, Any]:
     if sample.group is not None:
         row["group"] = sample.group
     kept = {key: value for key, value in sample.columns.items() if key == "reference" or key not in row}
-    return row | {key: value for key, value in kept.items() if not key.startswith("_")}
+    row |= {key: value for key, value in kept.items() if not key.startswith("_") and key != "finish_reason"}
+    return row if finish_reason == "stop" else row | {"finish_reason": finish_reason}
 
 
 def finished_rows(out: Path) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,8 @@ class Source:
     max_tiles: int | None = None
     # The file that messages name, where `rows` reads a converted copy of it.
     label: str = ""
+    # refuse: a row whose file is reached through a symbolic link that leaves `root` is bad.
+    links: str = "follow"
 
     def where(self, i: int) -> str:
         return f"{self.label}[{i}]" if self.label else self.rows.where(i)
@@ -42,7 +44,7 @@ class Source:
         return list(rows) * int(whole) + [rows[i] for i in sorted(chosen)]
 
 
-def open_sources(paths: Sequence[str], image_root: str | None = None) -> list[Source]:
+def open_sources(paths: Sequence[str], image_root: str | None = None, links: str = "follow") -> list[Source]:
     """Open every file of `paths`. `image_root` replaces the default root of JSONL and LLaVA files: their own folder.
 
     Raises ValueError for a missing file, an unknown extension, or a meta JSON with an unknown key.
@@ -63,6 +65,8 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> list[So
             raise ValueError(
                 f"{path}: unknown data format. Give .jsonl rows, a LLaVA .json list or an InternVL meta .json."
             )
+    for source in sources:
+        source.links = links
     return sources
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
+from drive_vlm.data.videos import check_links
 from drive_vlm.launch.stop import until_stopped
 from drive_vlm.models.vision import Layout
 from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
@@ -95,7 +96,10 @@ def audit_bad_rows(bad: Sequence[BadRow]) -> dict[str, Any]:
 def read_sample(source: Source, i: int, need_answer: bool = True) -> Sample:
     """Row `i` of a source as a Sample; BadRow names the file and line that the user knows."""
     try:
-        return parse_row(source.rows[i], source.where(i), source.root, need_answer)
+        sample = parse_row(source.rows[i], source.where(i), source.root, need_answer)
+        if source.links == "refuse":
+            check_links(sample, source.root)
+        return sample
     except BadRow as error:
         raise BadRow(error.reason, source.where(i), error.problem, error.way_out) from error
 
@@ -147,7 +151,8 @@ def _measure(
     progress: Callable[[Iterator, int], Iterator] | None,
 ) -> tuple[np.ndarray, list[BadRow]]:
     """int32[rows] lengths (BAD where a row cannot be used) and the bad rows; from the cache when file and processor are the same."""
-    key = cache_key(file_key(source.rows.path), source.root, source.max_tiles, encoder.fingerprint(), need_answer)
+    root = source.root if source.links == "follow" else f"{source.root} without links"
+    key = cache_key(file_key(source.rows.path), root, source.max_tiles, encoder.fingerprint(), need_answer)
     path = cache_dir() / f"lengths-{key}.npy"
     if path.is_file():
         lengths = np.load(path)

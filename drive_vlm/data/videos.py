@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.data.samples import BadRow, resolve_below
-from drive_vlm.data.vision import FRAME_SUFFIXES, video_length
+from drive_vlm.data.samples import BadRow, Sample, resolve_below
+from drive_vlm.data.vision import FRAME_SUFFIXES, frame_files, video_length
 from drive_vlm.launch.topology import read_topology
 
 # What a model is asked to do with a video: Drive-VLM's two granularities (its "split entry" prompts), word for word.
@@ -78,6 +78,19 @@ def video_below(folder: str, video: Any, where: str) -> str:
             raise BadRow(error.reason, where, error.problem, way_out) from error
         raise
     return path
+
+
+def check_links(sample: Sample, root: str) -> None:
+    """Raises BadRow (path_outside_root) where a file of the row, or a frame of its folder, lies outside `root` behind a symbolic link."""
+    inside = os.path.realpath(root)
+    paths = [*sample.images, *([sample.video] if sample.video else [])]
+    if sample.video and os.path.isdir(sample.video):
+        paths += frame_files(sample.video, sample.where)
+    for path in paths:
+        real = os.path.realpath(path)
+        if os.path.commonpath([inside, real]) != inside:
+            problem = f"{path} is a link to {real}, which is outside the image root {root}"
+            raise BadRow("path_outside_root", sample.where, problem, "Give --links follow if that is meant")
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -37,6 +37,8 @@ POOLED = ("precision", "recall", "f1", "chair_i", "chair_s")
 COUNTS = ("claims", "verified", "found", "wanted")
 HALF = 0.5
 TERMS = ("object", "temporal", "detail", "hallucination", "reward", "words")
+# Of these, what cannot be said of a text without a reference.
+OF_REFERENCE = ("temporal", "detail", "reward")
 # The mode of rows that name none.
 NO_MODE = "(none)"
 # Modes whose lengths are compared.
@@ -203,10 +205,27 @@ class Part:
         return [row.group for row in self.rows]
 
     @cached_property
+    def compared(self) -> "Part":
+        """The rows that have a reference."""
+        kept = [i for i, row in enumerate(self.rows) if row.item.reference.strip()]
+        return Part([self.rows[i] for i in kept], {name: values[kept] for name, values in self.clip.items()})
+
+    def of(self, score: str) -> "Part":
+        """The rows that a term or CLIP score is said of."""
+        return self.compared if score in (*OF_REFERENCE, "text_text") else self
+
+    def values(self, score: str) -> Any:
+        """A term or CLIP score of the rows `of(score)`."""
+        part = self.of(score)
+        return part.clip[score] if score in part.clip else [getattr(row.terms, score) for row in part.rows]
+
+    @cached_property
     def overlap(self) -> np.ndarray:
-        """float[G, 13]: language_counts of the groups. CIDEr's idf is that of all references here, in every resample too."""
-        texts = language_counts([row.item.prediction for row in self.rows], [row.item.reference for row in self.rows])
-        return group_sums(texts, self.groups)
+        """float[G, 13]: language_counts of the groups, of the rows with a reference. CIDEr's idf is that of all references here, in
+        every resample too."""
+        rows = self.compared.rows
+        texts = language_counts([row.item.prediction for row in rows], [row.item.reference for row in rows])
+        return group_sums(texts, self.compared.groups)
 
 
 def counts_of(found: list[Any]) -> np.ndarray:
@@ -233,13 +252,27 @@ def score_mode(part: Part, seed: int) -> dict[str, Any]:
         "videos": len({row.video for row in rows}),
         "objects": _plain(pooled_scores(counts_of(found), groups, seed)),
         "truth": _plain(pooled_scores(counts_of(exact), groups, seed)) if exact else None,
-        "terms": {name: summarize([getattr(item, name) for item in found], groups, seed).to_dict() for name in TERMS},
-        "text_overlap": _plain(pooled(part.overlap, scores_of_counts, seed)),
-        "clip": {name: summarize(values, groups, seed).to_dict() for name, values in part.clip.items()} or None,
+        "terms": {name: _summary(part, name, seed) for name in TERMS},
+        "text_overlap": _plain(pooled(part.overlap, scores_of_counts, seed)) if part.compared.rows else None,
+        "clip": {name: _summary(part, name, seed) for name in part.clip} or None,
         "unverified": sum(item.unverified for item in found),
         "empty": sum(not row.item.prediction.strip() for row in rows),
-        "no_reference": sum(bool(item.no_reference) for item in found),
+        "no_reference": sum(bool(row.terms.no_reference) for row in part.compared.rows),
+        "without_reference": len(rows) - len(part.compared.rows),
     }
+
+
+def _summary(part: Part, score: str, seed: int) -> dict[str, Any] | None:
+    """A term or CLIP score with its interval; None where no row has the reference that it needs."""
+    part, values = part.of(score), part.values(score)
+    return summarize(values, part.groups, seed).to_dict() if part.rows else None
+
+
+def _difference(first: Part, second: Part, score: str, seed: int) -> dict[str, Any] | None:
+    part = first.of(score)
+    if not part.rows:
+        return None
+    return paired_difference(first.values(score), second.values(score), part.groups, seed).to_dict()
 
 
 def compare_mode(first: Part, second: Part, seed: int) -> dict[str, Any]:
@@ -251,12 +284,11 @@ def compare_mode(first: Part, second: Part, seed: int) -> dict[str, Any]:
     for name, (old, new) in {"objects": sides, "truth": exact}.items():
         if old and new:
             result[name] = _plain(pooled_differences(counts_of(old), counts_of(new), groups, seed))
-    before, after = ({name: [getattr(item, name) for item in side] for name in TERMS} for side in sides)
-    result["terms"] = {name: paired_difference(before[name], after[name], groups, seed).to_dict() for name in TERMS}
-    result["text_overlap"] = _plain(pooled_change(first.overlap, second.overlap, scores_of_counts, seed))
-    result["clip"] = {
-        name: paired_difference(first.clip[name], second.clip[name], groups, seed).to_dict() for name in first.clip
-    } or None
+    result["terms"] = {name: _difference(first, second, name, seed) for name in TERMS}
+    result["text_overlap"] = None
+    if first.compared.rows:
+        result["text_overlap"] = _plain(pooled_change(first.overlap, second.overlap, scores_of_counts, seed))
+    result["clip"] = {name: _difference(first, second, name, seed) for name in first.clip} or None
     return result
 
 

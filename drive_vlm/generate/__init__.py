@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_dataclass, from_namespace, user_errors
-from drive_vlm.data.predictions import check_answered, finished_rows, join_parts, part_of_rank, prediction_row
+from drive_vlm.data.predictions import Answer, check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.config import GenerateConfig
 from drive_vlm.generate.rows import read_rows
@@ -55,7 +55,14 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     with sole_writer_of_ranks(out):
         _answer(model, config, samples, bad, out)
     if topology.is_main:
-        print(f"{out}: {len(finished_rows(out)):,} predictions", flush=True)
+        rows = finished_rows(out)
+        print(f"{out}: {len(rows):,} predictions", flush=True)
+        if cut := sum(row.get("finish_reason") == "length" for row in rows.values()):
+            print(
+                f"{cut:,} of them end at --max_new_tokens {config.max_new_tokens} and are not whole (finish_reason length): raise it, "
+                "or leave them out",
+                flush=True,
+            )
 
 
 def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], bad: list[BadRow], out: Path) -> None:
@@ -83,7 +90,7 @@ def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], b
     )
     with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
-            file.append(prediction_row(sample, answer))
+            file.append(prediction_row(sample, *answer))
     # Every rank reads all rows, so each bad one is known to all of them: it is counted once.
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()
@@ -145,7 +152,7 @@ def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sampl
 
 def _answers_of_model(
     samples: list[Sample], done: set[str], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
-) -> Iterator[tuple[Sample, str]]:
+) -> Iterator[tuple[Sample, Answer]]:
     """Answers of this rank to the samples that are not `done`.
 
     Batches are the same whatever is done and however many ranks there are, each with a seed of its own, and a batch that

@@ -19,6 +19,11 @@ class GenerateConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
+    )
     mode: str | None = field(
         None,
         help="ask about videos: detailed or concise, each with its instruction in place of the rows' own question; rows of "

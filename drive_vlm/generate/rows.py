@@ -71,7 +71,7 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
                 shown = shown_path(path, config.image_root)
                 yield partial(_media_sample, Path(entry).resolve().name, name, path, shown, config.mode)
         else:
-            for source in open_sources([entry], config.image_root):
+            for source in open_sources([entry], config.image_root, config.links):
                 yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
 
 

@@ -4,20 +4,22 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import ModelConfig
+from drive_vlm.data.predictions import Answer
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
 from drive_vlm.launch.stop import until_stopped
 
 if TYPE_CHECKING:
     from drive_vlm.generate.config import GenerateConfig
+    from drive_vlm.judges.chat_client import Reply
 
 
 def answers_of_server(
     samples: list[Sample], model: ModelConfig, config: "GenerateConfig", bad: list[BadRow]
-) -> Iterator[tuple[Sample, str]]:
+) -> Iterator[tuple[Sample, Answer]]:
     """(sample, answer) of every row from an OpenAI-compatible server, `workers` requests at a time, in the order of their arrival.
 
     A request that the server refuses, or answers with nothing in every attempt, has the answer "", like that of a model that
-    says nothing. Rows that cannot be sent are added to `bad` with on_bad_row skip, else raised (BadRow).
+    says nothing, and the finish_reason refused. Rows that cannot be sent are added to `bad` with on_bad_row skip, else raised (BadRow).
     """
     from drive_vlm.judges.chat_client import ChatClient
 
@@ -43,12 +45,20 @@ def answers_of_server(
         ):
             if not reply.text:
                 empty.append(reply.finish_reason)
-            yield rows[name], reply.text.strip()
+            yield rows[name], Answer(reply.text.strip(), _ending(reply))
     if empty:
+        first = "; ".join(empty[:3])
         print(
-            f"{len(empty):,} answers are empty, since the server refused or said nothing. The first: {empty[0]}",
+            f"{len(empty):,} answers are empty, since the server refused or said nothing. The first: {first}",
             flush=True,
         )
+
+
+def _ending(reply: "Reply") -> str:
+    """Answer.finish_reason: servers have more words for a whole answer than one."""
+    if not reply.text:
+        return "length" if "finish_reason length" in reply.finish_reason else "refused"
+    return "length" if reply.finish_reason == "length" else "stop"
 
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:

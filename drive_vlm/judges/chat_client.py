@@ -26,6 +26,8 @@ K = TypeVar("K")
 _REFUSALS = (400, 413, 422)
 # So many refusals and not one answer mean that something is wrong; fewer may be what an earlier run left over.
 _ALL_REFUSED = 8
+# How the finish_reason of an empty reply begins that would come again: the model or the server declined, or thought to the limit.
+_FINAL = ("refused: ", "content_filter", "length")
 _IMAGE_KINDS = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -205,6 +207,8 @@ class ChatClient:
                 return reply
             problem = f"empty reply (finish_reason {reply.finish_reason}); raise max_tokens, or look at the request"
             kind = RefusedError
+            if reply.finish_reason.startswith(_FINAL):
+                raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {problem}")
         raise kind(
             f"{self.model} at {self.base_url}: {_name(key, messages)}: in {self.max_retries + 1} attempts {problem}"
         )
@@ -289,15 +293,39 @@ def _reply(answer: Any) -> Reply:
     if not isinstance(choices, list) or not all(hasattr(choice, "message") for choice in choices):
         raise _Malformed(f"{str(answer)[:100]!r}")
     choice = choices[0] if choices else None
-    text = getattr(choice.message, "content", None) if choice else None
-    if not isinstance(text, str | None):
-        raise _Malformed(f"content {str(text)[:100]!r}")
+    message = choice.message if choice else None
+    text, declined = _words_of(getattr(message, "content", None))
+    declined = str(getattr(message, "refusal", None) or declined)
+    if declined and not text.strip():
+        reason = f"refused: {_whole_text(declined)}"
+    else:
+        reason = (choice.finish_reason if choice else None) or "none"
     return Reply(
-        text=text or "",
-        finish_reason=(choice.finish_reason if choice else None) or "none",
+        text=_whole_text(text),
+        finish_reason=reason,
         prompt_tokens=getattr(answer.usage, "prompt_tokens", None) or 0,
         completion_tokens=getattr(answer.usage, "completion_tokens", None) or 0,
     )
+
+
+def _words_of(content: Any) -> tuple[str, str]:
+    """(text, refusal) of a message's content: a text, nothing, or parts [{"type": "text", "text"}, {"type": "refusal", "refusal"}],
+    whose texts are joined; parts of other types (thoughts) are no answer. Raises _Malformed."""
+    if isinstance(content, str | None):
+        return content or "", ""
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise _Malformed(f"content {str(content)[:100]!r}")
+    found = [
+        "".join(str(part.get(key) or "") for part in parts if part.get("type", "text") in kinds)
+        for key, kinds in (("text", ("text", "output_text")), ("refusal", ("refusal",)))
+    ]
+    return found[0], found[1]
+
+
+def _whole_text(text: str) -> str:
+    """`text` that can be written as UTF-8: half of an emoji that the limit of tokens cut through becomes the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _name(key: str, messages: Sequence[Message]) -> str:

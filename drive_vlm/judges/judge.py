@@ -16,6 +16,8 @@ from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, 
 # Of the second and later attempts: at 0 a judge would say the same again.
 RETRY_TEMPERATURE = 0.7
 BLOCK = 64
+# How the kept reply to a request begins that the server refused: its text may hold numbers and is no rating.
+REFUSED = "(refused)"
 T = TypeVar("T")
 
 
@@ -233,7 +235,7 @@ class ServerJudge:
             **sampling,
             **seed,
         )
-        return [reply.text or f"(refused) {reply.finish_reason}" for reply in replies]
+        return [reply.text or f"{REFUSED} {reply.finish_reason}" for reply in replies]
 
     def describe(self) -> dict[str, Any]:
         names = ("judge_model", "judge_url", "judge_max_tokens")

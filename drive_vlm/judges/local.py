@@ -31,7 +31,7 @@ class LocalJudge:
             self._model = LocalModel(ModelConfig(model=self.path), DataConfig(data=[]))
         samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
         batches = batches_of(samples, self.config.judge_batch_size)
-        replies = {sample.id: text for sample, text in self._model.answers(batches, sampling, [])}
+        replies = {sample.id: answer.text for sample, answer in self._model.answers(batches, sampling, [])}
         self.requests += len(requests)
         return [replies[sample.id] for sample in samples]
 

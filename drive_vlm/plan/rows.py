@@ -60,7 +60,7 @@ def _sample(data: DataConfig, model: ModelSizes, given: int | None, directory: s
     from drive_vlm.data.sources import open_sources
     from drive_vlm.data.table import audit_bad_rows, read_sample
 
-    sources = open_sources(data.data, data.image_root)
+    sources = open_sources(data.data, data.image_root, data.links)
     total = sum(len(source.rows) for source in sources)
     tokenizer = _tokenizer(Path(directory))
     lengths, tiles, labels, bad = [], [], [], []

@@ -54,9 +54,9 @@ def print_tables(result: dict[str, Any]) -> None:
         shown.print(_change_table(entry))
 
 
-def _cell(entry: dict[str, Any], value: str) -> str:
-    number = entry[value]
-    if number is None:
+def _cell(entry: dict[str, Any] | None, value: str) -> str:
+    number = entry[value] if entry else None
+    if entry is None or number is None:
         return "-"
     form = ".1f" if abs(number) >= 10 else ".3f"
     # The interval of a mean goes below it.
@@ -75,6 +75,7 @@ def _counts(checkpoint: dict[str, Any]) -> Iterator[str]:
     for key, words in {
         "unverified": "texts claim no object",
         "empty": "texts are empty",
+        "without_reference": "texts have no reference: time, detail, reward and overlap are of the others",
         "no_reference": "references have no word of time or no adjective: nothing to earn there",
     }.items():
         if every[key]:
@@ -140,7 +141,7 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
 
 def _draw(axes: Any, entries: list[dict[str, Any]], value: str, shift: float, label: str, colour: str) -> None:
     """Points with error bars; an undefined score leaves its place empty."""
-    places = [place for place, entry in enumerate(entries) if entry[value] is not None]
+    places = [place for place, entry in enumerate(entries) if entry and entry[value] is not None]
     values = [entries[place][value] for place in places]
     bars = [errors_of(entries[place][value], entries[place]["low"], entries[place]["high"]) for place in places]
     errors = [[low for (low,), _ in bars], [high for _, (high,) in bars]]

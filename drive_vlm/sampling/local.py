@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig
+from drive_vlm.data.predictions import Answer
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.launch.topology import read_topology
 
@@ -70,7 +71,7 @@ class LocalModel:
         sampling: Sampling,
         bad: list[BadRow],
         between: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Sample, str]]:
+    ) -> Iterator[tuple[Sample, Answer]]:
         """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised. `between` is called before each
         batch."""
         import torch
@@ -96,7 +97,7 @@ class LocalModel:
                 texts = self._generate([features for _, features in encoded], sampling.max_new_tokens, options)
                 yield from zip((sample for sample, _ in encoded), texts, strict=True)
 
-    def _generate(self, rows: list[dict[str, Any]], max_new_tokens: int, sampling: dict[str, Any]) -> list[str]:
+    def _generate(self, rows: list[dict[str, Any]], max_new_tokens: int, sampling: dict[str, Any]) -> list[Answer]:
         import torch
 
         tokenizer = self.family.tokenizer
@@ -108,8 +109,21 @@ class LocalModel:
             tokens = self.network.generate(
                 **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling
             )
-        texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        said = tokens[:, inputs["input_ids"].shape[1] :]
+        # A row that ended before the longest of its batch is filled up behind its end token.
+        ends = torch.tensor(_end_tokens(self.network, tokenizer), device=said.device)
+        cut = ~torch.isin(said, ends).any(dim=1) & (said.shape[1] >= max_new_tokens)
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [
+            Answer(text.strip(), "length" if end else "stop") for text, end in zip(texts, cut.tolist(), strict=True)
+        ]
+
+
+def _end_tokens(network: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which `generate` of this model stops."""
+    ends = network.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
 
 def left_padded(

@@ -3,6 +3,7 @@ a key names."""
 
 import hashlib
 import json
+import math
 import os
 import platform
 import threading
@@ -28,8 +29,17 @@ def write_atomically(path: Path, write: Any) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Replace `path` by the content as indented JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+    text = json.dumps(finite(content), indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def finite(content: Any) -> Any:
+    """`content` with null for numbers that are not finite: JSON has none, and most readers refuse the words that Python writes."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite(item) for key, item in content.items()}
+    return [finite(item) for item in content] if isinstance(content, list | tuple) else content
 
 
 def read_json(path: Path) -> Any:

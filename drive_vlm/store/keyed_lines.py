@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from drive_vlm.store.cache import write_atomically
+from drive_vlm.store.cache import finite, write_atomically
 
 _BLOCK = 1 << 16
 
@@ -71,6 +71,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 def _line(row: Any) -> bytes:
+    row = finite(row)
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:

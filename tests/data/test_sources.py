@@ -1,6 +1,7 @@
 """JSONL, LLaVA JSON and InternVL meta JSON are read alike; errors name the file and the way out."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,28 @@ def test_paths_of_a_meta_file_start_from_its_folder(
     assert Path(source.root) == pictures and source.rows[0]["id"] == "good"
     (source,) = open_sources(["meta/m.json"])
     assert source.rows.path == Path("rows.jsonl") and source.root == "meta"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "frame", "inside"])
+def test_links_that_leave_the_image_root_are_a_choice(
+    kind: str, write_rows: Callable, good_row: dict, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(pictures / "square.png", elsewhere / "6.png")
+    row = good_row | {"image": {"file": "link.png", "folder": "linked/6.png"}.get(kind, "inner.png")}
+    (pictures / "link.png").symlink_to(elsewhere / "6.png")
+    (pictures / "linked").symlink_to(elsewhere)
+    (pictures / "inner.png").symlink_to(pictures / "square.png")
+    if kind == "frame":
+        (pictures / "clip" / "6.png").symlink_to(elsewhere / "6.png")
+        turns = [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "a truck"}]
+        row = {"id": "v", "video": "clip", "conversations": turns}
+    path = str(write_rows([row]))
+    assert read_sample(open_sources([path])[0], 0).id == row["id"]
+    (refusing,) = open_sources([path], links="refuse")
+    if kind == "inside":
+        assert read_sample(refusing, 0).id == row["id"]
+        return
+    with pytest.raises(BadRow, match=r"rows\.jsonl:1: .* is a link to .*elsewhere.*--links follow") as caught:
+        read_sample(refusing, 0)
+    assert caught.value.reason == "path_outside_root"

@@ -34,6 +34,8 @@ def test_batches_ranks_and_restarts_give_the_same_predictions(run, tiny_model, s
     source = rows_of(synthetic_data / "test.jsonl")[:12]
     assert [row["id"] for row in rows] == [row["id"] for row in source]
     assert [row["reference"] for row in rows] == [row["conversations"][1]["value"] for row in source]
+    cut = [row for row in rows if row.get("finish_reason") == "length"]
+    assert f"{len(cut)} of them end at --max_new_tokens 4 and are not whole" in done.stdout
     assert rows[0]["image"] == source[0]["image"] and rows[0]["template"] == source[0]["template"]
 
     torn = tmp_path / "torn.jsonl"
@@ -160,6 +162,53 @@ def test_an_empty_reply_is_an_empty_answer_and_is_paid_once(run, synthetic_data,
         done = run([*words, "--limit", 6])
         assert done.returncode == 0 and said in done.stdout, done.stderr
     assert [row["prediction"] for row in rows_of(out)] == ["", *["stop"] * 5] and len(chat_server.requests) == 10
+
+
+def test_cut_answers_and_refusals_of_a_server_are_kept_counted_and_shown(run, synthetic_data, tmp_path, chat_server):
+    def body(**message):
+        ending = message.pop("finish_reason", "stop")
+        choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": ending}
+        return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+    chat_server.faults = [
+        body(content="The car brakes bec\ud83d", finish_reason="length"),
+        body(refusal="I can't describe people."),
+        body(finish_reason="length"),
+        body(content=[{"type": "text", "text": "Go"}, {"type": "text", "text": " on"}]),
+    ]
+    out = tmp_path / "p.jsonl"
+    words = command("m", synthetic_data, out, "--backend", "openai", "--base_url", chat_server.url, "--workers", 1)
+    for _ in range(2):
+        done = run([*words, "--limit", 4])
+        assert done.returncode == 0, done.stderr
+        assert "2 of them end at --max_new_tokens 4 and are not whole (finish_reason length)" in done.stdout
+        assert len(chat_server.requests) == 4
+    found = {row["prediction"]: row.get("finish_reason") for row in rows_of(out)}
+    assert found == {"The car brakes bec\ufffd": "length", "": "length", "Go on": None}
+    assert sorted(str(row.get("finish_reason")) for row in rows_of(out)) == ["None", "length", "length", "refused"]
+
+
+def test_an_answer_of_a_model_that_reaches_the_limit_is_marked():
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from drive_vlm.data.predictions import Answer
+    from drive_vlm.sampling.local import LocalModel
+
+    said = torch.tensor([[7, 5, 5, 5], [7, 5, 2, 0], [7, 5, 5, 3]])
+    local = object.__new__(LocalModel)
+    local.device, local.dtype, local.take_vision = torch.device("cpu"), torch.float32, lambda rows: {}
+    local.family = SimpleNamespace(
+        tokenizer=SimpleNamespace(pad_token_id=0, batch_decode=lambda ids, **_: [str(row.tolist()) for row in ids])
+    )
+    ends = SimpleNamespace(eos_token_id=[2, 3])
+    local.network = SimpleNamespace(generate=lambda **_: said, generation_config=ends)
+    rows = [{"input_ids": np.array([7]), "vision": {}}] * 3
+    assert local._generate(rows, 3, {}) == [
+        Answer("[5, 5, 5]", "length"), Answer("[5, 2, 0]"), Answer("[5, 5, 3]"),
+    ]  # fmt: skip
+    assert local._generate(rows, 4, {})[0] == Answer("[5, 5, 5]"), "shorter than the limit: it stopped by itself"
 
 
 def test_answers_of_before_a_server_fails_are_kept(run, synthetic_data, tmp_path, chat_server):

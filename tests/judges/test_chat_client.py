@@ -189,6 +189,49 @@ def test_torn_cache_file_is_named(tmp_path, server):
         client.complete(ask("x"))
 
 
+def body(**message):
+    """What a server sends: `message` is the assistant's, with its finish_reason."""
+    ending = message.pop("finish_reason", "stop")
+    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": ending}
+    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "ending"),
+    [
+        ({"content": "Brake", "finish_reason": "length"}, "Brake", "length"),
+        ({"content": [{"type": "text", "text": "Bra"}, {"type": "text", "text": "ke"}]}, "Brake", "stop"),
+        ({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Go"}]}, "Go", "stop"),
+        ({"content": "Go \ud83d"}, "Go \ufffd", "stop"),
+        ({"content": "Go \ud83d\ude97"}, "Go \U0001f697", "stop"),
+    ],
+)
+def test_what_a_server_says_is_read_and_kept(chat_server, tmp_path, message, text, ending):
+    chat_server.faults = [body(**message)]
+    client = ChatClient(chat_server.url, "m", cache_dir=tmp_path)
+    for _ in range(2):
+        reply = client.complete(ask("x"))
+        assert (reply.text, reply.finish_reason) == (text, ending)
+    assert len(chat_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ({"refusal": "I can't help with that."}, "refused: I can't help with that."),
+        ({"content": [{"type": "refusal", "refusal": "No people."}]}, "refused: No people."),
+        ({"finish_reason": "content_filter"}, "finish_reason content_filter"),
+        ({"content": "", "finish_reason": "length"}, "finish_reason length"),
+    ],
+)
+def test_a_reply_that_would_come_again_is_asked_for_once(chat_server, message, shown):
+    chat_server.faults = [body(**message)] * 5
+    client = ChatClient(chat_server.url, "m")
+    with pytest.raises(RefusedError, match="x") as caught:
+        client.complete(ask("x"))
+    assert shown in str(caught.value) and len(chat_server.requests) == 1
+
+
 def test_image_part_refuses_what_is_no_picture(tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
     with pytest.raises(ValueError, match="not a JPEG"):

@@ -201,6 +201,27 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     assert "left out: 1 camera_missing" in done.stdout
 
 
+def test_a_part_of_nuscenes(tmp_path):
+    """Two of four scenes are wanted, one of their frames is not there; the split that is left without a scene is named."""
+    content = make(tmp_path, scenes=4)
+    content["s2"]["key_frames"]["f1"]["image_paths"]["CAM_BACK"] = "../nuscenes/samples/CAM_BACK/gone.jpg"
+    words = ("--split", "train:1", "val:0", "--scenes", "s1", "s2", "--json", tmp_path / "n.json")
+    done = build(tmp_path, content, *words)
+    assert done.returncode == 2 and "--on_missing skip leaves such frames out" in done.stderr
+    done = build(tmp_path, content, *words, "--on_missing", "skip")
+    assert done.returncode == 0, done.stderr
+    assert {row["drivelm_id"][:5] for row in rows_of(tmp_path / "out" / "train.jsonl")} == {"s1_f0", "s1_f1", "s2_f0"}
+    assert json.loads((tmp_path / "n.json").read_text())["bad_rows"]["by_reason"] == {"image_missing": 1}
+    assert f"warning: {tmp_path / 'out' / 'val.jsonl'} holds no row" in done.stderr
+    assert len(rows_of(tmp_path / "out" / "train.jsonl")) == 12
+    done = build(tmp_path, content, "--scenes", "s9")
+    assert done.returncode == 2 and "--scenes s9" in done.stderr and "has no such scene" in done.stderr
+    content["s2"]["key_frames"]["f1"]["QA"]["behavior"][0]["A"] = ""
+    content["s2"]["key_frames"]["f1"]["image_paths"]["CAM_BACK"] = "../nuscenes/samples/CAM_BACK/a.jpg"
+    done = build(tmp_path, content, *words, "--on_missing", "skip")
+    assert done.returncode == 2 and "empty question or answer" in done.stderr, "other bad rows still stop"
+
+
 def test_a_picture_in_two_splits_is_a_leak(tmp_path):
     content = make(tmp_path, scenes=40)
     done = build(tmp_path, content, "--split", "train:0.7", "val:0.3")

@@ -90,6 +90,7 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
         ("image_corrupt", f"{path}:11")
     ]
     assert sum(part["rows"] for part in train["histogram"]) == 6
+    assert f"2 rows name files that are not below {path.parent}: is --image_root the right folder?" in done.stdout
     for words in ("6 rows used of 12 read", f"{path}:3: the picture", "1 rows repeat an id", "image_corrupt"):
         assert words in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -110,7 +111,8 @@ def test_leak_stops_with_an_example(kind, rows, write, check, tmp_path):
     other = [row | {"id": f"e{i}", "group": f"eval-{i}"} for i, row in enumerate(rows[3:6])]
     for i, row in enumerate(train + other):
         name = f"{i}.jpg"
-        shutil.copy(tmp_path / row["image"], tmp_path / "images" / name)
+        # Several of the rows are about one picture: a byte behind its end makes each a file of its own.
+        (tmp_path / "images" / name).write_bytes((tmp_path / row["image"]).read_bytes() + bytes([i]))
         row["image"] = f"images/{name}"
     value = str(tmp_path / "images" / "1.jpg") if kind == "image" else train[1][kind]
     other[2][kind] = "images/1.jpg" if kind == "image" else value
@@ -125,6 +127,27 @@ def test_leak_stops_with_an_example(kind, rows, write, check, tmp_path):
     other[2] |= {"id": "e2", "group": "eval-2", "image": "5.jpg"}
     result, done = check(0, "--data", path, "--eval_data", write("images/val.jsonl", other), "--preview", 0)
     assert result["leaks"] == []
+
+
+@pytest.mark.slow
+def test_a_picture_under_another_name_is_a_leak(rows, write, check, tmp_path):
+    """One is copied, one is stored again; ids and groups differ."""
+    from PIL import Image
+
+    train = [rows[0] | {"id": "t", "group": "t"}]
+    first = tmp_path / rows[0]["image"]
+    shutil.copy(first, tmp_path / "images" / "copy.jpg")
+    Image.open(first).resize((48, 48)).save(tmp_path / "images" / "again.jpg", quality=60)
+    other = [rows[0] | {"id": f"e{n}", "group": "e", "image": f"images/{n}.jpg"} for n in ("copy", "again")]
+    flags = ("--data", write("train.jsonl", train), "--preview", 0, "--deep", "--eval_data")
+    held_out = tmp_path / "val.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in other))
+    result, done = check(1, *flags, held_out)
+    assert [(leak["kind"], leak["value"]) for leak in result["leaks"]] == [
+        ("content", f"{first} = {tmp_path}/images/copy.jpg"),
+        ("look-alike", f"{first} = {tmp_path}/images/again.jpg"),
+    ]
+    assert "leak: 1 values of content are in train and in eval" in done.stderr
 
 
 @pytest.mark.slow

@@ -142,6 +142,22 @@ def test_judge_completes_the_score_and_its_replies_are_cached(files):
     assert f"final score: {result['final']:.4f}" in text
 
 
+def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server, tmp_path):
+    """One answer gets a rating at the second attempt; the other none: an empty reply, whose error text holds numbers, then words."""
+    replies = {"Brake.": iter(["very good", "Score: 80/100"]), FIRST: iter(["", "", "", "well"])}
+    chat_server.answer = lambda body: next(
+        replies["Brake." if "Brake." in body["messages"][0]["content"] else FIRST], "no number"
+    )
+    words = ["--judge_url", chat_server.url, "--judge_model", "j", "--judge_attempts", 2, "--judge_retries", 2]
+    for _ in range(2):
+        result, text = scored(files, "output.json", *words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        assert (result["gpt"], result["match_gpt"], result["unrated"]) == (80.0, None, 1)
+        assert "1 replies of the judge without a rating" in text and "2 answers were asked about again" in text
+        assert "judge: " in text
+    # Replies are kept without a flag; what was refused is asked again.
+    assert len(chat_server.requests) == 7
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -181,6 +181,34 @@ def test_two_texts_of_a_mode_and_other_ids(evaluate, tmp_path):
     assert result["checkpoints"]["o"]["adherence"]["unpaired"] == 1
 
 
+def test_texts_without_a_reference_are_scored_by_what_needs_none(evaluate, tmp_path):
+    """All without one; then all but those of video a."""
+    whole, _ = evaluate("--predictions", write(tmp_path / "p.jsonl", BEFORE))
+    table, plot = tmp_path / "rows.csv", tmp_path / "plot.png"
+    none, done = evaluate(
+        "--predictions", write(tmp_path / "p.jsonl", BEFORE, reference=""), write(tmp_path / "q.jsonl", AFTER, reference=""),
+        "--csv", table, "--plot", plot,
+    )  # fmt: skip
+    of_all, of_none = (result["checkpoints"]["p"]["modes"]["detailed"] for result in (whole, none))
+    assert of_none["objects"] == of_all["objects"] and of_none["truth"] == of_all["truth"]
+    for name in ("object", "hallucination", "words"):
+        assert of_none["terms"][name] == of_all["terms"][name]
+    assert [of_none["terms"][name] for name in ("temporal", "detail", "reward")] == [None] * 3
+    assert (of_none["text_overlap"], of_none["without_reference"], of_none["no_reference"]) == (None, 3, 0)
+    assert "6 of 6 texts have no reference" in done.stdout and plot.is_file()
+    first = next(csv.DictReader(table.open()))
+    assert (first["temporal"], first["reward"]) == ("", "") and first["object"]
+
+    rows = [json.loads(line) for line in write(tmp_path / "p.jsonl", BEFORE).read_text().splitlines()]
+    for row in rows:
+        if row["video"] != "a.mp4":
+            del row["reference"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    some = evaluate("--predictions", tmp_path / "p.jsonl")[0]["checkpoints"]["p"]["modes"]["detailed"]
+    assert (some["terms"]["detail"]["n"], some["terms"]["object"]["n"], some["without_reference"]) == (1, 3, 2)
+    assert some["terms"]["detail"]["mean"] == 1, "a says the reference's own words"
+
+
 def two_captions(path):
     """As tools/build_bdd_captions.py names the texts of two captions of video a.mp4: a and a-2."""
     file = write(path, {"a.mp4": BEFORE["a.mp4"], "b.mp4": BEFORE["b.mp4"]})

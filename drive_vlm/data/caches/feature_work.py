@@ -32,7 +32,7 @@ class Work:
 
 
 def media_of_rows(
-    data: Sequence[str], image_root: str | None, directory: Path
+    data: Sequence[str], image_root: str | None, directory: Path, links: str = "follow"
 ) -> Iterator[tuple[str, Work] | BadRow | None]:
     """For each row, or video that no row names, the key of its pictures in the cache `directory` and the work, the BadRow, or
     None without pictures."""
@@ -42,7 +42,7 @@ def media_of_rows(
                 sample = Sample(name, (), (), path, None, {}, path)
                 yield media_key(sample, None, directory), Work(sample, None)
             continue
-        for source in open_sources([entry], image_root):
+        for source in open_sources([entry], image_root, links):
             for i in range(len(source.rows)):
                 try:
                     sample = read_sample(source, i, need_answer=False)

@@ -193,7 +193,7 @@ def build_tables(
         for name, paths in (("train", data.data), ("eval", data.eval_data)):
             if paths:
                 tables[name] = build_table(
-                    open_sources(paths, data.image_root),
+                    open_sources(paths, data.image_root, data.links),
                     encoder,
                     data.on_bad_row,
                     data.max_length,

@@ -23,6 +23,7 @@ from drive_vlm.stages.engine.faults import StepLosses, spare_loader_worker
 from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
+from drive_vlm.store.cache import finite
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -285,4 +286,4 @@ class DriveTrainerMixin(CheckpointMixin):
         super().log(logs, start_time)
         if self.args.should_save:
             with open(self.out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
+                file.write(json.dumps(finite({"step": self.state.global_step, **logs})) + "\n")

@@ -39,6 +39,11 @@ class ReferenceConfig:
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"
     )
+    links: str = field(
+        "follow",
+        help="symbolic links that leave the image root: follow, or refuse their rows",
+        choices=("follow", "refuse"),
+    )
     batch_size: int = field(8, help="pairs computed at a time", least=1)
     max_length: int = field(4096, help="tokens of a prompt with one answer, at most", least=1)
     num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
@@ -88,7 +93,7 @@ def reference(model: ModelConfig, config: ReferenceConfig) -> None:
     family = load_family(model, dtype, for_training=True)
     network = family.model.to(device).eval()
     encoder = PairEncoder(family.tokenizer, family.template, family.vision, config.num_frames, config.max_length)
-    sources = open_sources(config.data, config.image_root)
+    sources = open_sources(config.data, config.image_root, config.links)
     table = build_table(sources, encoder, config.on_bad_row, config.max_length, need_answer=False)
     settings = reference_settings(model_fingerprints(model.model), str(dtype).removeprefix("torch."), encoder)
     cache = ReferenceCache.start(config.out, settings)
