@@ -1,7 +1,7 @@
 """What a text about a drive says: its objects as detector classes, what it denies, its words of time and its adjectives.
 
-spaCy gives lemmas, tags and the dependency tree; vocabulary.py the meaning of phrases, negation.py what
-is denied. Nothing is matched inside a word.
+spaCy gives lemmas, tags and the dependency tree; vocabulary.py the meaning of phrases, negation.py what is denied, written.py
+what is only written or pictured, camera.py whose camera it is. Nothing is matched inside a word.
 """
 
 import dataclasses
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.rewards.text.negation import FREE, is_negated, phrase_head
+from drive_vlm.rewards.text.camera import carries_camera
+from drive_vlm.rewards.text.negation import FREE, activity_head, is_negated, phrase_head
 from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
+from drive_vlm.rewards.text.written import is_name, is_quote, is_written, phrase_tokens, quotations, words_of_sign
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -29,6 +31,11 @@ _SINGULAR_DETERMINERS = {"a", "an", "one", "this", "that", "each", "another"}
 _PARTS_OF_SPEECH = {"NN": "NOUN", "VB": "VERB", "JJ": "ADJ", "RB": "ADV"}
 # Forms of "be".
 _CONTRACTED = {"'s", "'re", "'m", "’s", "’re", "’m"}
+# "A couple of cars" is no couple.
+_QUANTITIES = {"couple", "crowd"}
+_PLACEMENTS = {form for verb in ("line", "flank", "border", "dot", "fill", "pack", "crowd", "block", "front", "face", "edge", "display") for form in (verb, verb + "s")}  # fmt: skip
+# Behind the name of a make: no model.
+_SELLERS = {"dealership", "dealer", "showroom", "motors", "service", "center", "centre", "store", "shop", "logo", "emblem", "badge", "stadium", "arena", "field", "museum", "factory", "plant", "driver", "owner", "brand", "key"}  # fmt: skip
 _ORDER = {"class": 0, "either": 1, "hypernym": 2}
 
 
@@ -147,11 +154,11 @@ def coarse_tags(doc: "Doc") -> "Doc":
 
 def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
     """Everything of one text."""
-    tokens = [token for token in doc if not token.is_space and token.text != "-"]
+    tokens = phrase_tokens(doc)
     asserted: dict[Term, None] = {}
     denied: set[str] = set()
     unseen: list[str] = []
-    for term, noun in object_mentions(tokens, vocabulary):
+    for term, _, noun in object_mentions(doc, vocabulary):
         if term.kind == "unseen":
             unseen.append(term.phrase)
         elif is_negated(noun):
@@ -159,7 +166,7 @@ def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
         else:
             asserted[term] = None
     classes = frozenset().union(*(term.classes for term in asserted if term.kind == "class"))
-    groups = _standing_groups([term for term in asserted if term.kind != "class"], classes)
+    groups = _standing_groups([term for term in asserted if term.kind != "class"], classes, vocabulary)
     words = Counter(_described_words(tokens, vocabulary))
     counts = {
         kind: sum(min(REPEATS, count) for (found, _), count in words.items() if found == kind)
@@ -176,22 +183,78 @@ def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
     )
 
 
-def object_mentions(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[Term, "Token"]]:
-    """(term, its last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun."""
-    for start, length, term in _phrases(tokens, vocabulary.table, only_nouns=True):
-        noun = tokens[start + length - 1]
-        if term.phrase in vocabulary.coloured_phrases and _is_lamp(noun, vocabulary):
-            yield Term(term.phrase, "unseen"), noun
+def object_mentions(doc: "Doc", vocabulary: Vocabulary) -> Iterator[tuple[Term, "Token", "Token"]]:
+    """(term, first word, last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun. What is not an
+    object of its own (a modifier, a reference, a word on a sign, the camera's car) has a term of the kind unseen."""
+    tokens = phrase_tokens(doc)
+    quoted = quotations(doc)
+    found = [
+        (term, tokens[start], tokens[start + length - 1])
+        for start, length, term in _phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)
+    ]
+    bearers = {noun for term, _, noun in found if term.classes & vocabulary.lamp_bearers and carries_camera(noun)}
+    # What a bare "the car" may point back at: the camera's own car, or the pickup truck of "the truck".
+    known = [noun.lemma_ for noun in bearers]
+    for term, first, noun in found:
+        if term.phrase in vocabulary.coloured_phrases and _belongs_to_vehicle(noun, vocabulary):
+            yield Term(term.phrase, "unseen"), first, noun
         elif term.phrase in vocabulary.coloured_nouns and _is_coloured(noun, vocabulary):
-            yield Term(term.phrase, "class", frozenset([vocabulary.coloured_class])), noun
-        elif term.kind != "unseen" and (_is_modifier(noun, vocabulary) or _is_reference(noun, term, vocabulary)):
-            yield Term(noun.text.lower(), "unseen"), noun
+            yield Term(term.phrase, "class", frozenset([vocabulary.coloured_class])), first, noun
+        elif term.kind == "unseen":
+            yield (
+                (vocabulary.objects.get(f"{words_of_sign(noun)} sign", term) if noun.lemma_ == "sign" else term),
+                first,
+                noun,
+            )
+        elif (
+            noun in bearers
+            or _is_no_object(term, first, noun, vocabulary)
+            or _is_reference(noun, term, vocabulary, known)
+            or is_written(first, noun, quoted)
+        ):
+            yield Term(noun.text.lower(), "unseen"), first, noun
         else:
-            yield term, noun
+            if term.kind == "either":
+                known.append(term.phrase)
+            yield term, first, noun
 
 
-def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = False) -> Iterator[tuple[int, int, Any]]:
-    """(start, length, value) of the longest phrase at each place, without overlap."""
+def _is_no_object(term: Term, first: "Token", noun: "Token", vocabulary: Vocabulary) -> bool:
+    """A modifier, a part of a vehicle, a piece of a name, a word that is a name only with a capital letter."""
+    if term.phrase in vocabulary.names and not _is_proper(first, vocabulary):
+        return True
+    if term.phrase in vocabulary.vehicle_parts and _belongs_to_vehicle(noun, vocabulary):
+        return True
+    if noun.lemma_ in _QUANTITIES and noun.i + 1 < len(noun.doc) and noun.nbor().lower_ == "of":
+        return True
+    if term.phrase in vocabulary.makes:
+        return _is_modifier(noun, vocabulary) and not _is_model(noun, vocabulary)
+    mobile = bool(term.classes & vocabulary.lamp_bearers) or "sign" in term.phrase or "light" in term.phrase
+    return _is_modifier(noun, vocabulary) or is_name(first, noun, mobile)
+
+
+def _is_proper(word: "Token", vocabulary: Vocabulary) -> bool:
+    """ "An Accord", "honda accord", not "in accord with", nor the first word of a sentence that is no name."""
+    if word.i > 0 and word.nbor(-1).lower_ in vocabulary.makes:
+        return True
+    return word.text[0].isupper() and (word.tag_ in ("NNP", "NNPS") or not word.is_sent_start)
+
+
+def _is_model(make: "Token", vocabulary: Vocabulary) -> bool:
+    """What follows a make is its model ("a Honda Passport"), unless it is an object ("a Toyota sedan") or a place."""
+    model = make.nbor()
+    if model.lemma_.lower() in _SELLERS or any(
+        word in vocabulary.objects for word in (model.lower_, model.lemma_.lower())
+    ):
+        return False
+    return model.text[0].isupper() or model.text[0].isdigit() or make.text[0].islower()
+
+
+def _phrases(
+    tokens: Sequence["Token"], table: PhraseTable, verbs: frozenset[str] | None = None
+) -> Iterator[tuple[int, int, Any]]:
+    """(start, length, value) of the longest phrase at each place, without overlap. `verbs`: only phrases that end in a noun; these
+    verbs the tagger takes for plurals."""
     lower = [token.lower_ for token in tokens]
     start = 0
     while start < len(tokens):
@@ -202,9 +265,7 @@ def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = F
             end = start + len(words)
             if end > len(tokens) or (len(words) > 1 and lower[start:end] != list(words)):
                 continue
-            if only_nouns and not (
-                tokens[end - 1].tag_.startswith("NN") and (len(words) == 1 or _is_noun(tokens[end - 1]))
-            ):
+            if verbs is not None and not _ends_in_noun(tokens[end - 1], len(words), verbs):
                 continue
             found = len(words)
             yield start, found, value
@@ -212,15 +273,55 @@ def _phrases(tokens: Sequence["Token"], table: PhraseTable, only_nouns: bool = F
         start += found
 
 
+def _ends_in_noun(last: "Token", words: int, verbs: frozenset[str]) -> bool:
+    if last.tag_.startswith("NN"):
+        return words == 1 or _is_noun(last)
+    # "The cyclist crosses": an adjective and a plural to the tagger.
+    head = last.head
+    if last.dep_ == "amod" and last.i + 1 == head.i and head.tag_ == "NNS":
+        return head.lemma_ in verbs or not _is_noun(head)
+    # "Vehicular or pedestrian traffic"; the tagger takes "cyclist activity" for an adjective and a noun.
+    return activity_head(last) is not None
+
+
 def _is_modifier(noun: "Token", vocabulary: Vocabulary) -> bool:
     """The first noun of a compound speaks of the last one: "bus driver", "car window", "bus-only lane". Not when that is a plural
-    ("pedestrians crossing") or a verb that the tagger took for a noun ("a bus waits")."""
+    ("pedestrians crossing"), a verb that the tagger took for a noun ("a bus waits", "parked cars line the street") or what
+    things do ("pedestrian activity")."""
     if not noun.whitespace_ and noun.i + 2 < len(noun.doc) and noun.nbor().text == "-":
         return noun.nbor(2).lower_ not in FREE
     head = phrase_head(noun)
-    if head.i == noun.i or noun.tag_ != "NN" or not head.tag_.startswith("NN"):
+    if noun.dep_ in ("amod", "nmod") and noun.head.i == noun.i + 1 and _is_object(noun.head, vocabulary):
+        return True
+    if head.i == noun.i or noun.tag_ not in ("NN", "NNP") or not head.tag_.startswith("NN"):
         return False
-    return head.lemma_ not in vocabulary.dynamic_verbs and _is_noun(head)
+    if activity_head(noun) is not None or _is_placement(head):
+        return False
+    if _is_object(noun.nbor(), vocabulary):
+        return True
+    # "A dog park is", not "a bus stops".
+    is_verb = head.lemma_.lower() in vocabulary.dynamic_verbs and not _before_verb(head)
+    return not is_verb and _is_noun(head)
+
+
+def _is_object(word: "Token", vocabulary: Vocabulary) -> bool:
+    term = vocabulary.objects.get(word.lemma_.lower())
+    return term is not None and term.kind != "unseen"
+
+
+def _before_verb(word: "Token") -> bool:
+    return word.i + 1 < len(word.doc) and word.nbor().tag_ in ("VBZ", "VBP", "MD")
+
+
+def _is_placement(word: "Token") -> bool:
+    """ "Line" and its like with what they line behind them: a verb, whatever the tagger says."""
+    if word.lower_ not in _PLACEMENTS or word.i + 1 >= len(word.doc):
+        return False
+    return (
+        word.nbor().tag_ in ("DT", "PRP$")
+        or is_quote(word.nbor())
+        or word.nbor().lower_ in ("both", "along", "up", "either", "opposite")
+    )
 
 
 def _is_noun(token: "Token") -> bool:
@@ -229,15 +330,21 @@ def _is_noun(token: "Token") -> bool:
     return not (token.tag_ == "NNS" and first is not None and first.lower_ in _SINGULAR_DETERMINERS)
 
 
-def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:
-    """ "Our car" is the camera's own; "the vehicle", with nothing more said of it, claims nothing new."""
+def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary, known: Sequence[str]) -> bool:
+    """ "Our car" is the camera's own; "the vehicle", with nothing more said of it, claims nothing new; neither does "the truck" behind
+    a pickup truck. `known`: what such words may point back at."""
     children = list(noun.children)
     if any(word.dep_ == "poss" and word.lower_ in _FIRST_PERSON for word in children):
         return True
-    if term.phrase not in vocabulary.back_reference or noun.tag_ != "NN":
+    if noun.tag_ != "NN" or not (
+        term.phrase in vocabulary.back_reference or any(phrase.endswith(noun.lemma_) for phrase in known)
+    ):
+        return False
+    # "A pickup truck" is not what it points at.
+    if len(term.phrase.split()) > 1 and term.phrase not in vocabulary.back_reference:
         return False
     return any(word.lower_ in ("the", "this") for word in children) and all(
-        word.dep_ in ("det", "case") for word in children
+        word.dep_ in ("det", "case", "punct") for word in children
     )
 
 
@@ -252,8 +359,9 @@ def _is_coloured(noun: "Token", vocabulary: Vocabulary) -> bool:
     return any(word.lower_ in vocabulary.colours for word in said)
 
 
-def _is_lamp(noun: "Token", vocabulary: Vocabulary) -> bool:
-    """A light of a vehicle: "its red lights", "the lights of the car", "a bus with red lights", "the truck has green lights"."""
+def _belongs_to_vehicle(noun: "Token", vocabulary: Vocabulary) -> bool:
+    """A light or another part of a vehicle: "its red lights", "the lights of the car", "a bus with red lights", "the truck has green
+    lights", "the bed of the truck", "the pickup bed"."""
 
     def of_vehicle(word: "Token") -> bool:
         term = vocabulary.objects.get(word.lemma_)
@@ -261,29 +369,40 @@ def _is_lamp(noun: "Token", vocabulary: Vocabulary) -> bool:
 
     if any(word.dep_ == "poss" and (of_vehicle(word) or word.tag_ == "PRP$") for word in noun.children):
         return True
+    part = noun.lemma_ in vocabulary.vehicle_parts
+    if part and any(word.dep_ == "compound" and (of_vehicle(word) or word.lower_ == "cargo") for word in noun.children):
+        return True
     places = [word for word in noun.children if word.lower_ in ("of", "on")]
     if any(of_vehicle(word) for place in places for word in place.children if word.dep_ == "pobj"):
         return True
     if noun.dep_ == "pobj" and noun.head.lower_ == "with":
         return of_vehicle(noun.head.head)
     # Plural only: "the car has a green light" speaks of a traffic light that it waits for.
-    if noun.dep_ == "dobj" and noun.tag_ == "NNS":
+    if noun.dep_ == "dobj" and (noun.tag_ == "NNS" or part):
         return any(of_vehicle(word) for word in noun.head.children if word.dep_ == "nsubj")
     return False
 
 
-def _standing_groups(groups: Sequence[Term], classes: frozenset[str]) -> tuple[Term, ...]:
-    """Groups that claim more than the named classes and narrower groups do: "a van ... the white vehicle" claims a van."""
+def _standing_groups(groups: Sequence[Term], classes: frozenset[str], vocabulary: Vocabulary) -> tuple[Term, ...]:
+    """Groups that claim more than what else is named: "a van ... the white vehicle" claims a van, "a van and a bus" both, "a delivery
+    van ... a van" one."""
     kept: list[Term] = []
-    for term in sorted(groups, key=lambda term: (_ORDER[term.kind], len(term.classes), term.phrase)):
-        if not term.classes & classes and not any(other.classes <= term.classes for other in kept):
+    for term in sorted(groups, key=lambda term: (_ORDER[term.kind], len(term.classes), -len(term.phrase), term.phrase)):
+        if term.kind == "either":
+            words = set(term.phrase.split())
+            known = term.classes & classes - vocabulary.apart or any(
+                words <= set(other.phrase.split()) for other in kept
+            )
+        else:
+            known = term.classes & classes or any(other.classes <= term.classes for other in kept)
+        if not known:
             kept.append(term)
     return tuple(kept)
 
 
 def _described_words(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
     """("temporal" | "adjective", lemma or phrase) of every word of time, dynamic verb and domain adjective."""
-    objects = _phrases(tokens, vocabulary.table, only_nouns=True)
+    objects = _phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)
     # The "stop" of "stop sign" is not a verb.
     taken = {token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]}
     for start, length, kind in _phrases(tokens, vocabulary.word_table):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from drive_vlm.rewards.text.driving_text import TextParser, object_mentions, parsed_doc
 from drive_vlm.rewards.text.negation import is_negated
-from drive_vlm.rewards.text.vocabulary import Term, phrase_words
+from drive_vlm.rewards.text.vocabulary import Term
 
 if TYPE_CHECKING:
     from spacy.tokens import Token
@@ -39,12 +39,9 @@ class Mention:
 def find_mentions(parser: TextParser, text: str, detected: frozenset[str]) -> list[Mention]:
     """The object phrases of `text` in their order, judged against the `detected` classes."""
     doc = parser.doc(text)
-    tokens = [token for token in doc if not token.is_space and token.text != "-"]
-    places = {token.i: place for place, token in enumerate(tokens)}
     claimed = parsed_doc(doc, parser.vocabulary).groups
     found = []
-    for term, noun in object_mentions(tokens, parser.vocabulary):
-        first = tokens[max(0, places[noun.i] + 1 - len(phrase_words(term.phrase)))]
+    for term, first, noun in object_mentions(doc, parser.vocabulary):
         verdict = _verdict(term, noun, claimed, detected)
         found.append(Mention(first.idx, noun.idx + len(noun), tuple(sorted(term.classes)), verdict))
     return found

@@ -18,21 +18,30 @@ if TYPE_CHECKING:
 # Behind a hyphen: "car-free".
 FREE = {"free", "less"}
 _NO = {"no", "neither", "nor", "zero", "0"}
-# "not only cars", "not all cars stop"
-_SOME = {"only", "all", "every", "each"}
+# "not only cars", "not all cars stop", "there are not many cars"
+_SOME = {"only", "all", "every", "each", "much", "many"}
 _NO_ANSWERS = {"no", "none", "not", "zero", "0", "absent", "n/a"}
 _HARDLY = {"hardly", "barely", "scarcely"}
 _UNREAL = {"potential", "possible", "hypothetical", "imaginary", "absent", "nonexistent"}
-_VOID = {"free", "clear", "devoid", "empty", "void", "bereft", "absence", "lack", "none", "instead", "absent"}
-_SIGNS = {"sign", "trace", "evidence", "presence", "sight", "hint", "indication"}
+_VOID_NOUNS = {"absence", "lack", "dearth", "none"}
+_VOID = _VOID_NOUNS | {"free", "clear", "devoid", "empty", "void", "bereft", "instead", "absent", "barren", "bare", "vacant", "rid", "cleared", "emptied"}  # fmt: skip
+# "The car steers clear of the truck"; what is not a place keeps or stays clear of something as well.
+_AVOID = {"steer", "move", "pull", "veer", "swerve", "drive", "back", "get", "swing"}
+_KEEP = {"keep", "stay", "remain"}
+_PLACES = {"road", "roadway", "street", "lane", "way", "path", "intersection", "junction", "crosswalk", "sidewalk", "pavement", "highway", "area", "scene", "route", "side", "view", "track", "shoulder", "crossing", "avenue", "lot"}  # fmt: skip
+_ACTIVITIES = {"activity", "activities", "presence", "movement", "movements", "traffic", "flow", "congestion"}
+_SINGULAR = ("NN", "NNP", "JJ")
+_JOINS = {"and", "or", "nor", ",", "/", "&"}
+_SIGNS = {"sign", "trace", "evidence", "presence", "sight", "hint", "indication", "sighting", "glimpse"}
 _ABSENT = {"absent", "missing", "lacking", "nonexistent", "unseen", "invisible"}
 _PRESENT = {"visible", "present", "apparent", "evident", "noticeable", "observable", "discernible"}
 _SEE = {"see", "detect", "observe", "find", "notice", "spot", "show", "depict", "encounter", "identify", "locate"}
 _APPEAR = {"appear", "exist"}
-_LACK = {"lack", "exclude"}
+_LACK = {"lack", "exclude", "want"}
 _DOUBT = {"if", "whether", "unless"}
 _EXCEPT = {"but", "except", "besides", "than"}
-_LIST_WORDS = {",", "or", "nor", "any", "stop", "-"}
+_WITHOUT = {"without", "sans", "minus", "lacking"}
+_LIST_WORDS = {",", "or", "nor", "any", "stop", "-", "other", "both", "either"}
 _VAGUE_DETERMINERS = {"a", "an", "any", "another", "single", "either"}
 
 
@@ -41,7 +50,7 @@ def is_negated(noun: "Token") -> bool:
     until a noun has a determiner or number of its own ("no cars, buses or trucks", but "no car and a bus")."""
     if _in_denied_list(noun):
         return True
-    noun = phrase_head(noun)
+    noun = activity_head(noun) or phrase_head(noun)
     if _denied(noun):
         return True
     while noun.dep_ in ("conj", "appos"):
@@ -51,12 +60,27 @@ def is_negated(noun: "Token") -> bool:
             return False
         if _denied_between(first, noun):
             return True
+        if first.dep_ == "pobj" and _begins_clause(noun, first.head.head):
+            return False
         if _has_own_determiner(noun) or any(word.lower_ == "but" for word in first.children):
             return False
         if _denied(first):
             return True
         noun = first
     return False
+
+
+def activity_head(noun: "Token") -> "Token | None":
+    """`activity` of "pedestrian activity" and of "pedestrian or cyclist activity": what the noun does, not another thing."""
+    if noun.tag_ not in _SINGULAR:
+        return None
+    for word in noun.doc[noun.i + 1 :]:
+        joined = word.nbor(-1).lower_ in _JOINS
+        if word.lower_ in _ACTIVITIES:
+            return None if joined else word
+        if word.lower_ not in _JOINS and not (joined and word.tag_ in _SINGULAR):
+            return None
+    return None
 
 
 def phrase_head(noun: "Token") -> "Token":
@@ -89,26 +113,63 @@ def _denies(word: "Token", noun: "Token") -> bool:
         return False
     if word.lower_ in _NO:
         return _next(word) != "longer"
-    if word.lower_ == "any" and word.i > 0 and word.doc[word.i - 1].lower_ in _HARDLY:
+    if (
+        word.lower_ in ("any", "a", "an", "one")
+        and word.i > 0
+        and word.nbor(-1).lower_ in _HARDLY | {"if", "not", "nary"}
+    ):
         return True
     return (word.dep_ == "neg" and _next(word) not in _SOME) or word.lower_ in _HARDLY or word.lower_ in _UNREAL
 
 
 def _in_denied_list(noun: "Token") -> bool:
-    """ "No traffic lights, stop signs or buses", whatever tree the parser makes of it: nouns, adjectives and commas around
-    an "or", behind a "no", a "without" or a negated verb."""
-    doc, start, end = noun.doc, noun.i, noun.i + 1
-    while start > 0 and _is_list_word(doc[start - 1]):
-        start -= 1
-    while end < len(doc) and _is_list_word(doc[end]):
-        end += 1
+    """ "No traffic lights, stop signs or buses", "devoid of cars, trucks, and people", whatever tree the parser makes of it: nouns,
+    adjectives and commas, behind a "no", a "without" or a negated verb around an "or", behind "devoid of" around an "and" too."""
+    doc = noun.doc
+    start = _list_start(noun, _LIST_WORDS)
     before = doc[start - 1] if start > 0 else None
-    denies = before is not None and (before.lower_ in ("no", "neither", "without") or _verb_negated(before))
-    return denies and any(word.lower_ in ("or", "nor") for word in doc[start:end])
+    # "Few, if any, cars"
+    if before is not None and before.lower_ == "if" and doc[start].lower_ == "any":
+        return True
+    if before is not None and (before.lower_ in ("no", "neither", "without") or _verb_negated(before)):
+        end = noun.i + 1
+        while end < len(doc) and _is_list_word(doc[end], _LIST_WORDS):
+            end += 1
+        if any(word.lower_ in ("or", "nor") for word in doc[start:end]):
+            return True
+    start = _list_start(noun, _LIST_WORDS | _JOINS)
+    before = doc[start - 1] if start > 1 else None
+    if before is None or before.lower_ not in ("of", "from") or not _denied_by_preposition(before):
+        return False
+    return not _begins_clause(noun, doc[start - 2])
 
 
-def _is_list_word(word: "Token") -> bool:
-    return word.lower_ in _LIST_WORDS or word.tag_.startswith("NN") or word.tag_ in ("JJ", "VBN")
+def _list_start(noun: "Token", joins: set[str]) -> int:
+    start = noun.i
+    while start > 0 and _is_list_word(noun.doc[start - 1], joins):
+        start -= 1
+    return start
+
+
+def _is_list_word(word: "Token", joins: set[str]) -> bool:
+    if word.lower_ in joins or word.tag_.startswith("NN") or word.tag_ in ("JJ", "VBN"):
+        return True
+    # "Parked or moving cars"; the tagger takes the "parked" of a list for a verb.
+    return word.tag_ in ("VBG", "VBD") and word.i + 1 < len(word.doc) and word.nbor().tag_.startswith("NN")
+
+
+def _begins_clause(noun: "Token", void: "Token") -> bool:
+    """ "The road is clear of cars and pedestrians walk by": the noun behind the "and" is who walks. Not in "the absence of cars and
+    pedestrians makes it calm", where the absence does."""
+    before = noun.nbor(-1) if noun.i > 0 else noun
+    while before.i > 0 and before.tag_ in ("JJ", "VBN", "VBG", "NN"):
+        before = before.nbor(-1)
+    if before.lower_ not in ("and", ",") or (
+        void.lower_ in _VOID_NOUNS and void.dep_ in ("nsubj", "nsubjpass", "ROOT")
+    ):
+        return False
+    behind = next((word for word in noun.doc[noun.i + 1 :] if word.tag_ != "RB"), None)
+    return behind is not None and behind.tag_ in ("VBP", "VBZ", "VBD", "MD")
 
 
 def _next(word: "Token") -> str:
@@ -134,17 +195,39 @@ def _answered_no(noun: "Token") -> bool:
 
 def _denied_by_preposition(preposition: "Token") -> bool:
     word, governor = preposition.lower_, preposition.head
-    if word == "without":
+    if word in _WITHOUT:
         return True
     if word == "than":
         return any(child.lower_ == "rather" for child in preposition.children)
     if word == "from":
-        return governor.lemma_ in ("free", "absent", "miss")
+        return governor.lemma_ in ("free", "absent", "miss") and not _is_denied_state(governor)
+    if word == "in":
+        return governor.lower_ == "lacking" and not _is_denied_state(governor)
     if word != "of":
         return False
     if any(child.lower_ == "instead" for child in preposition.children):
         return True
-    return governor.lower_ in _VOID or (governor.lemma_ in _SIGNS and is_negated(governor))
+    if governor.lower_ in _VOID:
+        return not _is_denied_state(governor) and not _keeps_clear(governor)
+    return governor.lemma_ in _SIGNS and is_negated(governor)
+
+
+def _is_denied_state(state: "Token") -> bool:
+    """ "Not clear of cars", "far from empty of cars", "no lack of cars"."""
+    if any(word.dep_ == "neg" for word in state.children) or (state.i > 0 and state.nbor(-1).lower_ == "from"):
+        return True
+    if state.tag_.startswith("NN"):
+        return is_negated(state)
+    return state.dep_ in ("acomp", "oprd", "attr", "advmod") and _verb_negated(state.head)
+
+
+def _keeps_clear(state: "Token") -> bool:
+    """ "It steers clear of the truck", "the driver stays clear of cars", not "the road stays clear of cars"."""
+    verb = state.head
+    if state.lower_ != "clear" or verb.lemma_ not in _AVOID | _KEEP:
+        return False
+    subjects = {word.lemma_.lower() for word in verb.children if word.dep_ in ("nsubj", "nsubjpass")}
+    return verb.lemma_ in _AVOID or not subjects & _PLACES
 
 
 def _verb_negated(verb: "Token") -> bool:

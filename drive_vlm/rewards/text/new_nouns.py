@@ -32,9 +32,9 @@ class NounCheck:
         with self._lock:
             given, written = self._nlp(source), self._nlp(_EGO.sub("it", text))
         known = {token.lemma_.lower() for token in given} | {token.lower_ for token in given} | NEUTRAL_NOUNS
-        classes = {name for term, _ in object_mentions(list(given), self._vocabulary) for name in term.classes}
-        mentions = object_mentions(list(written), self._vocabulary)
-        synonyms = {noun.i for term, noun in mentions if _is_supported(term, classes)}
+        classes = {name for term, _, _ in object_mentions(given, self._vocabulary) for name in term.classes}
+        mentions = object_mentions(written, self._vocabulary)
+        synonyms = {noun.i for term, _, noun in mentions if _is_supported(term, classes)}
         nouns = [token for token in written if token.pos_ in ("NOUN", "PROPN") and token.is_alpha]
         return sorted({token.lemma_.lower() for token in nouns if token.i not in synonyms} - known)
 

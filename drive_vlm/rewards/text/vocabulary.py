@@ -10,9 +10,11 @@ from typing import Any, Literal
 from drive_vlm.config import nearest
 
 DEFAULT = Path(__file__).with_name("driving_words.yaml")
-_CLASS_MAPS = ("classes", "optional_classes")
+_CLASS_MAPS = ("classes", "optional_classes", "makes")
 _WORD_MAPS = ("several", "either", "hypernyms")
-_LISTS = ("back_reference", "unseen", "safety_critical", "temporal", "not_temporal", "dynamic_verbs", "adjectives")
+# Each of their words stands among the objects as well.
+_REFERENCES = ("back_reference", "names", "vehicle_parts")
+_LISTS = (*_REFERENCES, "apart", "unseen", "safety_critical", "temporal", "not_temporal", "dynamic_verbs", "adjectives")
 
 Kind = Literal["class", "either", "hypernym", "unseen"]
 
@@ -32,11 +34,11 @@ class PhraseTable(dict[str, list[tuple[tuple[str, ...], Any]]]):
     def __init__(self, phrases: Mapping[str, Any], plural: bool = False) -> None:
         super().__init__()
         for phrase, value in phrases.items():
-            words = phrase_words(phrase)
-            ends = {words[-1], *(plurals(words[-1]) if plural else ())}
-            for end in ends:
-                whole = (*words[:-1], end)
-                self.setdefault(whole[0], []).append((whole, value))
+            # spaCy leaves "F-150" whole and cuts "CR-V".
+            for words in {phrase_words(phrase), tuple(phrase.lower().split())}:
+                for end in {words[-1], *(plurals(words[-1]) if plural else ())}:
+                    whole = (*words[:-1], end)
+                    self.setdefault(whole[0], []).append((whole, value))
         for entries in self.values():
             entries.sort(key=lambda entry: -len(entry[0]))
 
@@ -50,6 +52,10 @@ class Vocabulary:
         required: classes that count as missed when they are detected and not named.
         optional: classes that do not.
         safety_critical: classes that the hallucination term looks at.
+        back_reference: words that claim nothing where they point at what was named before.
+        apart: classes next to which a word of kind either is another object.
+        makes: names of makes; names: object words that count with a capital letter only; vehicle_parts: words that name a part
+            of a vehicle where they belong to one.
         coloured_class, coloured_nouns, colours: "the light turns green" names the class.
         coloured_phrases: the nouns, alone and behind a colour; lamp_bearers: classes whose own lights are not traffic lights.
         table, word_table: `objects`, and temporal words and adjectives, for matching.
@@ -60,6 +66,10 @@ class Vocabulary:
     optional: frozenset[str]
     safety_critical: frozenset[str]
     back_reference: frozenset[str]
+    makes: frozenset[str]
+    names: frozenset[str]
+    apart: frozenset[str]
+    vehicle_parts: frozenset[str]
     dynamic_verbs: frozenset[str]
     temporal: frozenset[str]
     adjectives: frozenset[str]
@@ -108,11 +118,13 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     _check_shape(content, path)
-    required, optional = (frozenset(content[name]) for name in _CLASS_MAPS)
+    required, optional = (frozenset(content[name]) for name in _CLASS_MAPS[:2])
     coloured = content["coloured_light"]
     named = {name: content[name].values() for name in _WORD_MAPS}
     named |= {
+        "makes": [content["makes"]],
         "safety_critical": [content["safety_critical"]],
+        "apart": [content["apart"]],
         "coloured_light": [[coloured["class"], *coloured["not_of"]]],
     }
     for section, lists in named.items():
@@ -120,9 +132,10 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
             if name not in required | optional:
                 raise ValueError(f"{path}: {section} names the class {name!r}, which is in no list of classes")
     objects = _objects(content, path)
-    unknown = [word for word in content["back_reference"] if word not in objects]
-    if unknown:
-        raise ValueError(f"{path}: back_reference has {unknown[0]!r}, which is not an object word")
+    for section in _REFERENCES:
+        unknown = [word for word in content[section] if word not in objects]
+        if unknown:
+            raise ValueError(f"{path}: {section} has {unknown[0]!r}, which is not an object word")
     words = dict.fromkeys(content["temporal"], "temporal") | dict.fromkeys(content["not_temporal"], "none")
     words |= dict.fromkeys(content["adjectives"], "adjective")
     return Vocabulary(
@@ -136,11 +149,12 @@ def load_vocabulary(path: str | Path = DEFAULT) -> Vocabulary:
             f"{colour} {noun}".strip() for colour in ("", *coloured["colours"]) for noun in coloured["nouns"]
         ),
         lamp_bearers=frozenset(coloured["not_of"]),
+        makes=frozenset(phrase for phrases in content["makes"].values() for phrase in phrases),
         table=PhraseTable(objects, plural=True),
         word_table=PhraseTable(words),
         **{
             name: frozenset(content[name])
-            for name in ("safety_critical", "back_reference", "dynamic_verbs", "temporal", "adjectives")
+            for name in (*_REFERENCES, "apart", "safety_critical", "dynamic_verbs", "temporal", "adjectives")
         },
     )
 
