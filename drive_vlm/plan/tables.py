@@ -5,6 +5,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from drive_vlm.plan.rows import audit_line
 
@@ -31,10 +32,10 @@ def gib(number: float) -> str:
 
 def show(plan: dict[str, Any]) -> None:
     """Print everything."""
-    console = Console(width=132, highlight=False, soft_wrap=True)
+    console = Console(width=132, highlight=False, markup=False, emoji=False, soft_wrap=True)
     model = plan["model"]
     label = "estimate, no native port yet" if model["estimate"] else "exact"
-    console.print(f"[bold]{model['name']}[/] ({label}): {model['note']}")
+    console.print(Text.assemble((model["name"], "bold"), f" ({label}): {model['note']}"))
     for table in (_configuration(plan), _parameters(plan), _memory(plan)):
         console.print(table)
     console.print(_batch(plan))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
+from drive_vlm.report.tables import console as console_of
 
 OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
 TERMS = {
@@ -20,9 +21,7 @@ CLIP = {"text_text": "text - text", "text_frames": "text - frames"}
 
 def print_tables(result: dict[str, Any]) -> None:
     """Print `result`, which is what tools/video_eval.py writes with --json."""
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 150)
+    console = console_of(150)
     modes = [mode for checkpoint in result["checkpoints"].values() for mode in checkpoint["modes"].values()]
     console.print(_table("objects against the detector", OBJECTS, result, "objects", "value"))
     if any(mode["truth"] for mode in modes):
@@ -76,7 +75,7 @@ def _cell(entry: dict[str, Any], value: str) -> str:
     if entry["low"] is None:
         return f"{number:.{digits}f}"
     gap = "\n" if value == "mean" else " "
-    return rf"{number:.{digits}f}{gap}\[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+    return f"{number:.{digits}f}{gap}[{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
 def _print_counts(console: Any, name: str, checkpoint: dict[str, Any]) -> None:
@@ -128,7 +127,7 @@ def _change(entry: dict[str, Any], value: str) -> str:
     number, low, high = entry[value], entry["low"], entry["high"]
     if number is None or low is None:
         return "-" if number is None else f"{number:+.3f}"
-    text = rf"{number:+.3f} \[{low:+.3f}, {high:+.3f}]"
+    text = f"{number:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text
 
 

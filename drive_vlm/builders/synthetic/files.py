@@ -63,7 +63,7 @@ class Summary:
         for (category, template), counts in sorted(self.answers.items()):
             (answer, most), total = counts.most_common(1)[0], counts.total()
             balance.add_row(category, template, f"{total:,}", str(len(counts)), answer, f"{most / total:.2f}")
-        Console().print(sizes, balance, sep="\n")
+        Console(markup=False, emoji=False).print(sizes, balance, sep="\n")
 
 
 def write_files(out: Path, found: Iterator[dict[str, Any]]) -> Summary:
