@@ -353,6 +353,10 @@ class RunConfig:
         None, help="memory layout: a name in ds_configs (zero1, zero2, zero3, zero2_offload ...) or a JSON file"
     )
     resume: str | None = field(None, help="checkpoint directory to go on from, or auto: the newest in --output_dir")
+    trust_checkpoint: bool = field(
+        False,
+        help="resume from DeepSpeed shards that hold more than tensors; their code runs, so only if you trust who wrote them",
+    )
     keep: int = field(2, help="checkpoints to keep besides the best", least=1)
     chunk_tokens: int | None = field(
         None, help="labelled positions whose logits exist at a time (default: 256 MB of logits)", least=1

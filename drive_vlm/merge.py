@@ -27,20 +27,26 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("--out", required=True, help="directory to write; must not exist or be empty")
     parser.add_argument("--dtype", default="float32", choices=tuple(_TOLERANCE), help="of the weights that are written")
+    parser.flag(
+        "--trust_checkpoint",
+        False,
+        "take shards that hold more than tensors; their code runs, so only if you trust who wrote them",
+    )
     flags = parser.parse_args(list(words))
     with user_errors(parser.prog):
-        merge(Path(flags.checkpoint), Path(flags.out), flags.dtype)
+        merge(Path(flags.checkpoint), Path(flags.out), flags.dtype, flags.trust_checkpoint)
 
 
-def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
+def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = False) -> None:
     """Write the merged model and processor to `out`, read it back, and compare its logits with those of the checkpoint.
 
-    Raises ValueError for a checkpoint of neither kind, an adapter that learned nothing, missing or foreign tensors, and
-    when the logits differ.
+    Raises ValueError for a checkpoint of neither kind, shards that hold more than tensors unless `trusted`, an adapter that
+    learned nothing, missing or foreign tensors, and when the logits differ.
     """
     import torch
 
     from drive_vlm.models import load_family
+    from drive_vlm.stages.engine.trust import refuse_code, shards_of
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out}: not empty. Give a new directory.")
@@ -53,6 +59,7 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32") -> None:
         raise ValueError(
             f"--checkpoint {checkpoint}: neither adapter_config.json nor global_step*/ shards in it. Give a checkpoint-N directory."
         )
+    refuse_code(shards_of(checkpoint), trusted)
     family = load_family(ModelConfig(model=str(checkpoint)), torch.float32)
     probe = _probe(family)
     expected = _logits(family.model, probe)

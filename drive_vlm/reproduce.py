@@ -194,7 +194,7 @@ def print_differences(manifest: dict[str, Any], found: Sequence[Difference]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     recipe, job = manifest.get("recipe"), manifest.get("job", {}).get("SLURM_JOB_ID")
     if recipe or job:
         console.print("Started" + (f" by {recipe}" if recipe else "") + (f" in Slurm job {job}" if job else "") + ".")

@@ -233,7 +233,7 @@ def run(args: Any) -> dict[str, Any]:
     from rich.console import Console
 
     result, tables, encoder = check(args)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     for name, split in result["splits"].items():
         show_split(console, name, split)
     if args.preview:

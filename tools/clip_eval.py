@@ -206,7 +206,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _interval(entry: dict[str, Any]) -> str:
-    return interval(entry) or r" \[one group]"
+    return interval(entry) or " [one group]"
 
 
 def run(args: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def print_findings(found: Sequence[Finding]) -> None:
     for item in found:
         text = escape(item.seen) + (f"\n[bold]→ {escape(item.todo)}[/bold]" if item.todo else "")
         table.add_row(f"[{colors[item.verdict]}]{item.verdict}[/]", item.check, text)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(table)
     counts = {verdict: sum(item.verdict == verdict for item in found) for verdict in colors}
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))

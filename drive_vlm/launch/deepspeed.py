@@ -6,6 +6,7 @@ from typing import Any
 
 from drive_vlm.config import nearest
 from drive_vlm.launch.deepspeed_rules import Document, check_config
+from drive_vlm.store.secrets import hide
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -36,6 +37,11 @@ def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
         )
     document, config = _read(path)
     check_config(config, document, OWNED)
+    if hide(config) != config:
+        raise ValueError(
+            f"{path}: holds a secret, such as an api_key, and every checkpoint would hold it too. Give it in the environment "
+            "(COMET_API_KEY, WANDB_API_KEY) and take it out of the file."
+        )
     for key, flag in OWNED.items():
         _own(config, key, flag, document)
     if cpu:

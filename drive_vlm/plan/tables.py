@@ -5,6 +5,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from drive_vlm.plan.rows import audit_line
 
@@ -31,10 +32,10 @@ def gib(number: float) -> str:
 
 def show(plan: dict[str, Any]) -> None:
     """Print everything."""
-    console = Console(width=132, highlight=False, soft_wrap=True)
+    console = Console(width=132, highlight=False, markup=False, emoji=False, soft_wrap=True)
     model = plan["model"]
     label = "estimate, no native port yet" if model["estimate"] else "exact"
-    console.print(f"[bold]{model['name']}[/] ({label}): {model['note']}")
+    console.print(Text.assemble((model["name"], "bold"), f" ({label}): {model['note']}"))
     for table in (_configuration(plan), _parameters(plan), _memory(plan)):
         console.print(table)
     console.print(_batch(plan))
@@ -80,8 +81,8 @@ def _memory(plan: dict[str, Any]) -> Table:
     columns = [_PARTS[part] for part in parts]
     table = _table(title, "layout", *columns, "CPU/node", f"fits {memory['limit'] / 2**30:.0f}", "micro")
     for name, row in memory["layouts"].items():
-        mark = f"[bold]> {name}[/]" if name == memory["chosen"] else f"  {name}"
-        fit = "[green]yes[/]" if row["fits"] else "[red]no[/]"
+        mark = Text(f"> {name}", "bold") if name == memory["chosen"] else Text(f"  {name}")
+        fit = Text("yes", "green") if row["fits"] else Text("no", "red")
         table.add_row(
             mark, *(gib(row[part]) for part in parts), gib(row["cpu_a_node"]), fit, str(row["largest_micro_batch"])
         )
@@ -128,9 +129,10 @@ def _disk(plan: dict[str, Any]) -> str:
     )
 
 
-def _data(data: dict[str, Any]) -> str:
+def _data(data: dict[str, Any]) -> str | Text:
     if data["audit"]:
         return f"Data: {audit_line(data['audit'])}"
     if data["missing"]:
-        return f"Data: [red]not here: {', '.join(data['missing'])}[/]; the run would stop, sizes are assumed"
+        missing = (f"not here: {', '.join(data['missing'])}", "red")
+        return Text.assemble("Data: ", missing, "; the run would stop, sizes are assumed")
     return "Data: no --data given; sizes are assumed"

@@ -11,10 +11,13 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, width and height in inches, that needs no screen."""
+    """An empty figure, width and height in inches, that needs no screen. Words between dollar signs are words."""
+    from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # Names of data stand in titles, ticks and legends, and one such as "$x" would be an unfinished formula.
+    rcParams["text.parse_math"] = False
     figure = Figure(figsize=(width, height), layout="constrained")
     # pyplot would keep every figure alive and look for a screen; a canvas of its own does neither.
     FigureCanvasAgg(figure)

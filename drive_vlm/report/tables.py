@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 def console(width: int = 120) -> "Console":
-    """As wide as the terminal, or `width` characters where there is none; numbers in texts are not coloured."""
+    """As wide as the terminal, or `width` characters where there is none. Data is never markup: no tags ("[/bold]" in a name
+    would end the printing), no ":car:" as a picture, no coloured numbers."""
     from rich.console import Console
 
-    return Console(width=None if Console().is_terminal else width, highlight=False)
+    return Console(width=None if Console().is_terminal else width, highlight=False, markup=False, emoji=False)
 
 
 def table(
     title: str | None,
     columns: Sequence[str],
-    rows: Iterable[Sequence[str] | None],
+    rows: "Iterable[Sequence[str | Text] | None]",
     left: int = 1,
     whole: bool = False,
 ) -> "Table":
@@ -49,13 +51,10 @@ def print_table(
 
 
 def interval(entry: dict[str, Any], form: str = ".3f", scale: float = 1) -> str:
-    r"""` \[low, high]`, each `scale` times the entry's and in `form`; "" where there is none (one group).
-
-    The backslash keeps rich from reading a tag.
-    """
+    """` [low, high]`, each `scale` times the entry's and in `form`; "" where there is none (one group)."""
     if entry["low"] is None:
         return ""
-    return rf" \[{scale * entry['low']:{form}}, {scale * entry['high']:{form}}]"
+    return f" [{scale * entry['low']:{form}}, {scale * entry['high']:{form}}]"
 
 
 def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

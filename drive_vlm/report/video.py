@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 from drive_vlm.report.tables import console, interval, table
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
 TERMS = {
@@ -91,7 +94,7 @@ def _counts(checkpoint: dict[str, Any]) -> Iterator[str]:
 def _change_table(entry: dict[str, Any]) -> Any:
     """One row a score, one column a mode; a change whose interval leaves out 0 is bold."""
     modes = entry["modes"]
-    rows: list[list[str] | None] = []
+    rows: list[list[str | Text] | None] = []
     for part, names, value in TABLES.values():
         for key, name in names.items():
             changes = [(change[part] or {}).get(key) for change in modes.values()]
@@ -103,11 +106,13 @@ def _change_table(entry: dict[str, Any]) -> Any:
     return table(f"{entry['second']} - {entry['first']}", ("change of", *modes), rows)
 
 
-def _change(entry: dict[str, Any] | None, value: str) -> str:
+def _change(entry: dict[str, Any] | None, value: str) -> "Text":
+    from rich.text import Text
+
     if entry is None or entry[value] is None:
-        return "-"
-    text = f"{entry[value]:+.3f}{interval(entry, '+.3f')}"
-    return f"[bold]{text}[/bold]" if entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0) else text
+        return Text("-")
+    sure = entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0)
+    return Text(f"{entry[value]:+.3f}{interval(entry, '+.3f')}", style="bold" if sure else "")
 
 
 def plot_scores(path: Path, result: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Keep tokens and keys out of what a run writes down."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 HIDDEN = "<hidden>"
@@ -43,6 +45,21 @@ def hide_words(words: list[str]) -> list[str]:
         after_secret_flag = word.startswith("--") and not equals and bool(_SECRET_NAME.search(word))
         hidden.append(word)
     return hide(hidden)
+
+
+@contextlib.contextmanager
+def without_secrets(settings: Any) -> Iterator[None]:
+    """The attributes of `settings` that hold a secret are hidden inside: something is about to write it to a file."""
+    kept = {name: value for name, value in vars(settings).items() if isinstance(value, (str, dict, list))}
+    hidden = {name: hide({name: value})[name] for name, value in kept.items()}
+    changed = [name for name in kept if hidden[name] != kept[name]]
+    for name in changed:
+        setattr(settings, name, hidden[name])
+    try:
+        yield
+    finally:
+        for name in changed:
+            setattr(settings, name, kept[name])
 
 
 def _hide(value: Any, known: list[str]) -> Any:

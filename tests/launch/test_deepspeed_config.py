@@ -31,6 +31,13 @@ def test_an_unknown_name_shows_the_nearest() -> None:
         load_deepspeed_config("zeero3", cpu=True)
 
 
+def test_a_secret_that_every_checkpoint_would_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "comet": {"enabled": True, "api_key": "mine"}}))
+    with pytest.raises(ValueError, match=r"mine\.json: holds a secret.*COMET_API_KEY"):
+        load_deepspeed_config(str(path), cpu=True)
+
+
 @pytest.mark.parametrize("key", OWNED)
 def test_a_literal_that_the_command_line_owns_is_refused(tmp_path: Path, key: str) -> None:
     config: dict = {"zero_optimization": {"stage": 2}}

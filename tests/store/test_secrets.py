@@ -1,6 +1,9 @@
+import pickle
+from types import SimpleNamespace
+
 import pytest
 
-from drive_vlm.store.secrets import HIDDEN, hide, hide_words, is_secret
+from drive_vlm.store.secrets import HIDDEN, hide, hide_words, is_secret, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,17 @@ def test_a_secret_is_hidden_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) 
         "url": f"https://{HIDDEN}@host/v1?key={HIDDEN}", "api_key": HIDDEN, "hub_token": None, "pad_token": "<pad>",
         "list": [HIDDEN, 1, True], "sk": f"{HIDDEN} is it",
     }  # fmt: skip
+
+
+def test_what_is_written_holds_no_secret_and_the_run_keeps_it() -> None:
+    """training_args.bin is a pickle of the Trainer's arguments."""
+    settings = SimpleNamespace(
+        hub_token="hf-secret-of-mine", output_dir="runs/x", deepspeed={"comet": {"api_key": "k"}}
+    )
+    with without_secrets(settings):
+        written = pickle.dumps(vars(settings))
+    assert b"hf-secret-of-mine" not in written and b"runs/x" in written
+    assert settings.hub_token == "hf-secret-of-mine" and settings.deepspeed == {"comet": {"api_key": "k"}}
 
 
 def test_flags_with_secrets() -> None:

@@ -26,6 +26,8 @@ from drive_vlm.models.loading import stored_weights
 from drive_vlm.models.lora import record_base
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.heartbeat import Heartbeat
+from drive_vlm.stages.engine.trust import refuse_code, shards_of
+from drive_vlm.store.secrets import without_secrets
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -141,6 +143,11 @@ class CheckpointMixin(Trainer):
 
         Replaces Trainer._save (transformers 5.23), which would write the frozen weights again into every checkpoint.
         """
+        # The Trainer pickles its arguments into training_args.bin, a token of --hub_token in clear.
+        with without_secrets(self.args):
+            self._save_weights(output_dir, state_dict)
+
+    def _save_weights(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
         if hasattr(self.model, "peft_config"):
             return self._save_adapter(output_dir, state_dict)
         directory = Path(output_dir) if output_dir else self.out
@@ -258,6 +265,22 @@ class CheckpointMixin(Trainer):
         _barrier()
         if universal and self.args.should_save:
             remove_universal(checkpoint)
+
+    def check_code(self, checkpoint: Path) -> None:
+        """Raises ValueError on all ranks for shards that would run code. Each rank reads its share, before one of them loads."""
+        if not self.is_deepspeed_enabled:
+            return
+        files, refused = shards_of(checkpoint)[self.args.process_index :: self.args.world_size], ""
+        try:
+            refuse_code(files, self.parts.flags.run.trust_checkpoint)
+        except ValueError as error:
+            refused = str(error)
+        found: list[Any] = [refused]
+        if dist.is_initialized():
+            found = [None] * dist.get_world_size()
+            dist.all_gather_object(found, refused)
+        if any(found):
+            raise ValueError(next(filter(None, found)))
 
     def check_trained(self, checkpoint: Path) -> None:
         """Raises ValueError when other parameters train than those of the checkpoint."""

@@ -240,6 +240,7 @@ class DriveTrainerMixin(CheckpointMixin):
         if self.parts.resume is None:
             return
         checkpoint = self.parts.resume.checkpoint
+        self.check_code(checkpoint)
         self.check_trained(checkpoint)
         if self.parts.sampler is not None:
             step = read_complete(checkpoint).step

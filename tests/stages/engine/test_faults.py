@@ -83,12 +83,15 @@ def test_sigusr1_saves_and_the_run_goes_on_from_there(training: Callable) -> Non
 
 
 def test_a_request_at_the_last_step_lets_the_run_finish(training: Callable) -> None:
-    run = training("--max_steps", 1, DRIVE_VLM_CONTROL_DIR="")
+    token = "my-own-token-of-the-hub"
+    run = training("--max_steps", 1, "--hub_token", token, "--save_strategy", "epoch", DRIVE_VLM_CONTROL_DIR="")
     run.out.mkdir()
     (run.out / "stop").touch()
     assert run.wait() == 0, run.text[-3000:]
     assert run.status["state"] == "finished" and not (run.out / "stop").exists()
-    assert (run.out / "model.safetensors").is_file()
+    assert (run.out / "model.safetensors").is_file() and (run.out / "training_args.bin").is_file()
+    holding = [path for path in run.out.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+    assert not holding, "a secret in a file that people send to each other"
 
 
 def test_a_broken_loss_ends_all_ranks_with_the_ids_of_the_batch(training: Callable, synthetic_data: Path) -> None:
