@@ -51,6 +51,11 @@ class Sample:
     where: str
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What names the row among the rows of several files: the name of its data set (where it is known), and its id."""
+        return str(self.columns.get("dataset", "")), self.id
+
+    @property
     def reference(self) -> str:
         """The row's own answer, its last assistant turn; '' where the row is a prompt only."""
         return self.turns[-1].text if self.turns[-1].role == "assistant" else ""
@@ -122,7 +127,7 @@ def media_of(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any]]:
         if len(values) > 1:
             problem = f"the row names pictures in {' and in '.join(map(repr, values))}"
             raise BadRow("two_forms", where, problem, "Keep one of the two columns")
-        items = next(iter(values.values()), [])
+        items: Any = next(iter(values.values()), [])
         found.append([item for item in (items if isinstance(items, list) else [items]) if not is_empty(item)])
     return found[0], found[1]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.data.samples import BadRow
+from drive_vlm.data.turns import BadRow, RunError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,7 +133,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
+        raise RunError(
             f"videos are read with PyAV, which is missing ({error}): pip install drive-vlm[video]"
         ) from error
     return av

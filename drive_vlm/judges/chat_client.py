@@ -292,8 +292,10 @@ def _reply(answer: Any) -> Reply:
     text = getattr(choice.message, "content", None) if choice else None
     if not isinstance(text, str | None):
         raise _Malformed(f"content {str(text)[:100]!r}")
+    # Half of an emoji that max_tokens cut: no file could hold the answer.
+    whole = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return Reply(
-        text=text or "",
+        text=whole,
         finish_reason=(choice.finish_reason if choice else None) or "none",
         prompt_tokens=getattr(answer.usage, "prompt_tokens", None) or 0,
         completion_tokens=getattr(answer.usage, "completion_tokens", None) or 0,
