@@ -16,7 +16,14 @@ from drive_vlm.data.turns import RunError
 from drive_vlm.store.cache import cache_dir, file_key, write_atomically
 from drive_vlm.store.keyed_lines import write_lines
 
-_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+_MAGIC = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+}
 _BATCH = 256
 # train-00000-of-00012.parquet
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -64,15 +71,21 @@ def _plain(value: Any, pictures: Path) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, pictures) for item in value]
     if isinstance(value, bytes):
-        return _file_of(value, pictures)
+        return _file_of(value, pictures) if _suffix(value) else value.decode(errors="replace")
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
+def _suffix(content: bytes) -> str:
+    """The ending of a picture's or a video's file by its first bytes; '' for other content."""
+    if content[4:8] == b"ftyp":
+        return ".avif" if content[8:12] == b"avif" else ".mp4"
+    return next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), "")
+
+
 def _file_of(content: bytes, pictures: Path) -> str:
-    kind = next((suffix for magic, suffix in _MAGIC.items() if content.startswith(magic)), ".bin")
-    name = f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{kind}"
+    name = f"{hashlib.blake2b(content, digest_size=16).hexdigest()}{_suffix(content) or '.bin'}"
     pictures.mkdir(exist_ok=True)
     if not (pictures / name).is_file():
         write_atomically(pictures / name, lambda file: file.write(content))

@@ -78,7 +78,8 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
     in_parts: list[tuple[str, Any]] = []
     turns, columns, form = read_form(row, where, in_parts)
     images, video = _media(row, in_parts, where, root)
-    if not form.placed:
+    # MiniCPM-V writes conversations with roles, and its pictures need no marks.
+    if not form.placed or not any("from" in turn for turn in row[form.columns[0]]):
         turns = place_pictures(turns, len(images), int(video is not None))
     _check_turns(turns, where, need_answer)
     _check_counts(turns, images, video, where)
