@@ -116,14 +116,17 @@ def rows_of(sources: list["Source"]) -> list[dict[str, Any]]:
     for source in sources:
         for i in range(len(source.rows)):
             read_sample(source, i)
-            rows.append(source.rows[i])
+            rows.append(source.row(i))
     return rows
 
 
 def group_of(row: dict[str, Any]) -> str:
     """The row's group, else its pictures or its video, else its id."""
-    media = row.get("image") or row.get("images") or row.get("video")
-    return str(row.get("group") or (media if isinstance(media, str) else " ".join(media or ())) or row.get("id"))
+    from drive_vlm.data.samples import media_of
+    from drive_vlm.data.turns import path_of
+
+    media = [path_of(item, "row") for items in media_of(row, "row") for item in items]
+    return str(row.get("group") or " ".join(media) or row.get("id"))
 
 
 def done(args: Any) -> None:

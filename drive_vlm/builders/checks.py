@@ -1,5 +1,6 @@
 """What tools/check_data.py measures of a data set before a run; nothing here trains or prints."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.order import EpochOrder, pack
-from drive_vlm.data.samples import BadRow
+from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.data.sources import Source
 from drive_vlm.data.table import RowTable
+from drive_vlm.data.turns import one_row
 from drive_vlm.data.vision import load_image, load_video
 
 _BINS, _BLOCK = 16, 2048
@@ -50,7 +52,7 @@ def raw_rows(sources: Sequence[Source]) -> Iterator[tuple[str, str, dict[str, An
     for source in sources:
         for i in range(len(source.rows)):
             try:
-                row = source.rows[i]
+                row = source.row(i)
             except BadRow:
                 continue
             if isinstance(row, dict):
@@ -70,14 +72,12 @@ def duplicate_ids(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 def leak_keys(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
     """Rows as find_leaks takes them, with media paths made absolute: two files may have different roots."""
-    for _, root, row in raw_rows(sources):
-        media = []
-        for column in ("image", "images", "video"):
-            value = row.get(column)
-            for item in value if isinstance(value, list) else [value]:
-                path = item.get("path") if isinstance(item, dict) else item
-                if isinstance(path, str):
-                    media.append(os.path.abspath(os.path.join(root, path)))
+    for where, root, row in raw_rows(sources):
+        media: list[str] = []
+        # What is no usable row shows its id and group at least.
+        with contextlib.suppress(BadRow), one_row(where):
+            sample = parse_row(row, where, root, need_answer=False)
+            media = [os.path.abspath(path) for path in (*sample.images, *filter(None, [sample.video]))]
         yield {"id": row.get("id"), "group": row.get("group"), "image": media}
 
 
@@ -89,7 +89,8 @@ def decode_all(
     def decode(job: tuple[str, str, bool]) -> BadRow | None:
         path, where, is_video = job
         try:
-            load_video(path, num_frames, where) if is_video else load_image(path, where)
+            with one_row(where):
+                load_video(path, num_frames, where) if is_video else load_image(path, where)
         except BadRow as error:
             return error
         return None

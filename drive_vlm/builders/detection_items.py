@@ -12,6 +12,7 @@ from drive_vlm.data.caches.feature_cache import TRANSFORM, FileIdentity
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import Source, open_sources
 from drive_vlm.data.table import read_sample
+from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import find_videos, is_media, shown_path
 from drive_vlm.data.vision import CHECK_ROOT, load_image, load_video, video_frames
 
@@ -129,7 +130,8 @@ def decoded(items: Sequence[PendingItem], num_frames: int, workers: int) -> Iter
 
 def _frames_or_error(item: PendingItem, num_frames: int) -> Frames | BadRow:
     try:
-        return load_frames(item, num_frames)
+        with one_row(item.where):
+            return load_frames(item, num_frames)
     except BadRow as error:
         return error
 

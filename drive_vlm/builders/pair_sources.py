@@ -1,5 +1,6 @@
 """Where preference pairs come from: rows with the answers that models gave to them, and pairs of earlier rounds."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -37,35 +38,60 @@ def read_answered(
             f"the pictures of the data files start from {' and '.join(roots)}; give --image_root, or make pairs of each"
         )
     answered, missing, seen = [], [], dict[str, str]()
-    for file in files:
-        for index in range(len(file.rows)):
-            sample = read_sample(file, index, need_answer)
-            if sample.id in seen:
-                raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}; make ids unique")
-            seen[sample.id] = sample.where
-            answers = tuple(dict.fromkeys(answers[sample.id] for answers in generated if sample.id in answers))
-            if answers:
-                answered.append(Answered(file.rows[index], sample, answers))
-            else:
-                missing.append(sample.id)
+    rows = [(file, i, read_sample(file, i, need_answer)) for file in files for i in range(len(file.rows))]
+    # An id belongs to its data set: pairs of ids that several files have say which one.
+    shared = {name for name, count in Counter(sample.id for _, _, sample in rows).items() if count > 1}
+    for file, i, sample in rows:
+        dataset = str(sample.columns.get("dataset", file.name))
+        name = f"{dataset}/{sample.id}" if sample.id in shared else sample.id
+        if name in seen:
+            raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[name]}; make ids unique")
+        seen[name] = sample.where
+        found = [_answer(answers, dataset, sample.id) for answers in generated]
+        if answers := tuple(dict.fromkeys(text for text in found if text is not None)):
+            answered.append(
+                Answered(_plain_row(file.row(i), sample, file.root), dataclasses.replace(sample, id=name), answers)
+            )
+        else:
+            missing.append(name)
     if not answered:
         raise ValueError(f"no id of {', '.join(data)} is in {', '.join(generations)}; generate from the same rows")
     return answered, missing, roots[0]
 
 
-def read_generations(path: str) -> dict[str, str]:
-    """id -> prediction. An empty prediction stays: it is dropped and counted as a pair."""
-    found: dict[str, str] = {}
+def _plain_row(row: dict[str, Any], sample: Sample, root: str) -> dict[str, Any]:
+    """The row itself where it is of one of the two forms of the data contract, else what it says as messages."""
+    for column, role, text in (("conversations", "from", "value"), ("messages", "role", "content")):
+        turns = row.get(column)
+        if isinstance(turns, list) and all(isinstance(turn, dict) and {role, text} <= turn.keys() for turn in turns):
+            return row
+    images = [os.path.relpath(path, root) for path in sample.images]
+    media = {"images": images} if images else {"video": os.path.relpath(sample.video, root)} if sample.video else {}
+    group = {} if sample.group is None else {"group": sample.group}
+    messages = [{"role": turn.role, "content": "".join(turn.parts)} for turn in sample.turns]
+    return {"id": sample.id} | media | group | {"messages": messages} | sample.columns
+
+
+def _answer(answers: dict[tuple[str, str], str], dataset: str, row_id: str) -> str | None:
+    """The answer to a row: of its data set, or of the only one that the file has."""
+    datasets = {name for name, _ in answers}
+    return answers.get((dataset if dataset in datasets or len(datasets) > 1 else next(iter(datasets), ""), row_id))
+
+
+def read_generations(path: str) -> dict[tuple[str, str], str]:
+    """(data set, id) -> prediction. An empty prediction stays: it is dropped and counted as a pair."""
+    found: dict[tuple[str, str], str] = {}
     for where, row in JsonlFile(path).places():
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("prediction"), str):
             raise ValueError(
                 f'{where}: expected {{"id", "prediction": text}}, as python -m drive_vlm generate writes it'
             )
-        if str(row["id"]) in found:
+        key = str(row.get("dataset", "")), str(row["id"])
+        if key in found:
             raise ValueError(
                 f"{where}: id {row['id']!r} stands twice in this file; give several answers as several files"
             )
-        found[str(row["id"])] = row["prediction"]
+        found[key] = row["prediction"]
     return found
 
 

@@ -120,7 +120,7 @@ def _keys(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "id", str(row["id"])
     if row.get("group") is not None:
         yield "group", str(row["group"])
-    for column in ("image", "images", "video"):
+    for column in ("image", "images", "video", "videos"):
         value = row.get(column)
         for path in [value] if isinstance(value, str) else value or ():
             yield "image", str(path)

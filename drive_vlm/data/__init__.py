@@ -3,9 +3,11 @@
 Once, before training (`stages/engine/build.py`):
 
 1. sources.py     `open_sources(["train.jsonl", "meta.json"])` -> a `Source` a file. jsonl.py indexes its lines on disk, so that a
-                  row is read when it is needed and a million rows take no memory.
-2. samples.py     row (dict) -> `Sample`: turns, paths of pictures or of a video, extra columns. A row that cannot be used is a
-                  `BadRow` (an exception) with file:line, reason and way out.
+                  row is read when it is needed and a million rows take no memory. columnar.py: Parquet, Arrow and folders;
+                  dataset_info.py: LLaMA-Factory's file of them.
+2. samples.py     row (dict) -> `Sample`: turns, paths of pictures or of a video, extra columns. forms.py knows the forms of the
+                  field's tools, turns.py their messages. A row that cannot be used is a `BadRow` (an exception) with file:line,
+                  reason and way out; `turns.one_row` makes one of any error between here and the tensors.
 3. table.py       `build_table` measures every row without decoding a picture -> `RowTable`: which row of which file
                   `int64[N]`, its tokens `int32[N]`, and the bad rows for data_audit.json.
 4. order.py       lengths `int[N]`, seed, epoch -> *sequences* of row numbers: `(3,)`, or packed `(3, 17)`; dealt to ranks and

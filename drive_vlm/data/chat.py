@@ -10,12 +10,18 @@ think block): such answers are labelled where the full text has them, since that
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample, Turn
+
+# Tags that a template looks for in the texts that it is given, an answer's thought, and code points that no text has.
+_TAG = re.compile(r"</?[a-z_]+>")
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_STAND_INS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,20 +58,45 @@ class ChatRenderer:
         self.tokenizer, self.template = tokenizer, template
         # The placeholders are special tokens of some models, and rows write them.
         self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
+        # Words that the template looks for in a text, such as </think>: it cuts the text there.
+        tags = sorted({tag for tag in _TAG.findall(template) if tag not in (*reserved, IMAGE, VIDEO)})
+        self.hidden = dict(zip(tags, _STAND_INS, strict=False))
+        self.thinks = "</think>" in template
         self.plain_text = self._takes_plain_text()
         self.writes_video = not self.plain_text and self._writes_video()
 
-    def _apply(self, turns: Sequence[Turn], prompt: bool) -> str:
+    def _apply(self, turns: Sequence[Turn], prompt: bool, thinking: bool = False) -> str:
+        turns = [self._covered(turn) for turn in turns]
         messages = to_messages(turns)
         if self.plain_text:
             messages = [{"role": turn.role, "content": "".join(turn.parts)} for turn in turns]
-        return self._template(messages, prompt)
+        text = self._template(messages, prompt, thinking)
+        for tag, stand_in in self.hidden.items():
+            text = text.replace(stand_in, tag)
+        return text
 
-    def _template(self, messages: list[dict[str, Any]], prompt: bool) -> str:
+    def _covered(self, turn: Turn) -> Turn:
+        """The turn as the template may see it: of the words that it looks for, only those of a thought before an answer."""
+
+        def cover(text: str) -> str:
+            for tag, stand_in in self.hidden.items():
+                text = text.replace(tag, stand_in)
+            return text
+
+        if self.thinks and turn.role == "assistant" and (found := _THOUGHT.match(turn.text)):
+            text = f"<think>{cover(found[1])}</think>{cover(turn.text[found.end() :])}"
+            return dataclasses.replace(turn, parts=(text,))
+        return dataclasses.replace(turn, parts=tuple(p if p in (IMAGE, VIDEO) else cover(p) for p in turn.parts))
+
+    def _template(self, messages: list[dict[str, Any]], prompt: bool, thinking: bool = False) -> str:
         # Qwen3's template knows enable_thinking: the header then holds the empty think block that it writes before an
         # answer, so that the block is not labelled as the assistant's words. Other templates ignore it.
         return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+            messages,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            enable_thinking=thinking,
         )
 
     def _takes_plain_text(self) -> bool:
@@ -84,9 +115,15 @@ class ChatRenderer:
         return words != video
 
     def render(
-        self, turns: Sequence[Turn], where: str, expand: Callable[[str], str] = str, prompt: bool = False
+        self,
+        turns: Sequence[Turn],
+        where: str,
+        expand: Callable[[str], str] = str,
+        prompt: bool = False,
+        thinking: bool = False,
     ) -> Rendered:
-        """Text of all turns; with `prompt` the header that makes the model answer is added and there are no spans.
+        """Text of all turns; with `prompt` the header that makes the model answer is added and there are no spans. With
+        `thinking` the header lets it think before, where the template knows that.
 
         Raises BadRow when a text holds one of the template's own tokens, which would forge a turn (special_token), and when
         the template rewrites earlier turns, so that no span can be trusted (rewritten_turn). `expand` is applied to every
@@ -97,7 +134,10 @@ class ChatRenderer:
                 if token in turn.text:
                     problem = f"the text holds the reserved token {token!r}"
                     raise BadRow("special_token", where, problem, "Remove it from the row")
-        text = expand(self._apply(turns, prompt))
+            if any(stand_in in turn.text for stand_in in self.hidden.values()):
+                problem = "the text holds a code point that stands for no character (U+FDD0 to U+FDEF)"
+                raise BadRow("special_token", where, problem, "Remove it from the row")
+        text = expand(self._apply(turns, prompt, thinking))
         if prompt:
             return Rendered(text, ())
         spans = []
@@ -116,7 +156,8 @@ class ChatRenderer:
 
         What follows the end-of-turn token (a newline in most templates) is not the assistant's.
         """
-        header = expand(self._apply(turns[:i], True))
+        thinking = self.thinks and has_thought(turns[i].text)
+        header = expand(self._apply(turns[:i], True, thinking))
         closed = (expand(self._apply(turns[: i + 1], False)) if i + 1 < len(turns) else text).rstrip()
         if not closed.startswith(header):
             return None
@@ -128,6 +169,11 @@ class ChatRenderer:
         if start < 0 or not text.startswith(before) or not header.startswith(text[:start]):
             return None
         return start, start + len(spoken)
+
+
+def has_thought(text: str) -> bool:
+    """Whether an answer begins with a think block."""
+    return _THOUGHT.match(text) is not None
 
 
 def label_mask(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:

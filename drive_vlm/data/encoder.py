@@ -1,19 +1,44 @@
 """Sample -> what the model sees: token ids, labels and vision tensors; its length without touching a pixel."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.caches.feature_cache import TRANSFORM, FeatureCache
-from drive_vlm.data.chat import ChatRenderer, Rendered, label_mask, turns_of
+from drive_vlm.data.chat import ChatRenderer, Rendered, has_thought, label_mask, turns_of
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
+from drive_vlm.data.turns import one_row
 from drive_vlm.data.vision import checked_image_size, load_image, load_video, video_length
 from drive_vlm.models.vision import Layout, VisionAdapter
 from drive_vlm.store.cache import cache_key
+
+# Names of tokens of turns, texts and pictures in the vocabularies of the field, whichever of them the model's template writes.
+_NAMED = re.compile(
+    r"im_(start|end)|endoftext|(start|end|begin)_of_|(start|end)_header|"
+    r"(?<![a-zA-Z])(eot|eom|eos|bos|INST|SYS|vision|image|img|IMG|video|audio|frame)(?![a-zA-Z])"
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_one_row(
+    method: "Callable[Concatenate[Encoder, Sample, P], R]",
+) -> "Callable[Concatenate[Encoder, Sample, P], R]":
+    """The method of an Encoder within the barrier of its row (turns.one_row)."""
+
+    @functools.wraps(method)
+    def call(self: "Encoder", sample: Sample, *args: P.args, **kwargs: P.kwargs) -> R:
+        with one_row(sample.where):
+            return method(self, sample, *args, **kwargs)
+
+    return call
 
 
 class Encoder:
@@ -47,10 +72,7 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
         self.blank_images, self.features, self.shuffle_frames = blank_images, features, shuffle_frames
-        # Not all_special_tokens: it leaves out what has no role of its own, such as <|im_start|>, and a row that holds that
-        # token could forge a turn.
-        reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self.chat = ChatRenderer(tokenizer, template, reserved)
+        self.chat = ChatRenderer(tokenizer, template, reserved_tokens(tokenizer, template, vision))
         self.template = template
         self.image_id = tokenizer.convert_tokens_to_ids(vision.image_token) if vision else None
 
@@ -61,6 +83,7 @@ class Encoder:
         features = self.features.fingerprint() if self.features else None
         return cache_key(self.template, vision, self.num_frames, cache_key(backend), features, TRANSFORM)
 
+    @_of_one_row
     def layouts_of(self, sample: Sample, max_tiles: int | None = None) -> Sequence[Layout]:
         """How each picture or frame is cut (its number of tiles, for most families), from headers or the feature cache."""
         if not (sample.images or sample.video):
@@ -75,11 +98,23 @@ class Encoder:
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
         return [self.vision.layout(*size, len(sizes), max_tiles) for size in sizes]
 
+    @_of_one_row
     def render(self, sample: Sample, num_pictures: int, prompt: bool = False) -> Rendered:
-        """The template's text with one image token for each picture or frame."""
+        """The template's text with one image token for each picture or frame. Raises BadRow."""
+        rendered = self._rendered(sample, num_pictures, prompt)
+        written = rendered.text.count(self.vision.image_token) if self.vision else num_pictures
+        if written != num_pictures:
+            problem = f"the chat template wrote {written} image tokens for {num_pictures} pictures"
+            way_out = "Check chat_template of the processor: it must write one image token for each picture"
+            raise BadRow("image_count", sample.where, problem, way_out)
+        return rendered
+
+    def _rendered(self, sample: Sample, num_pictures: int, prompt: bool) -> Rendered:
         turns = turns_of(sample, prompt)
+        # A row whose own answer thinks is asked with the header that lets the model think.
+        thinking = prompt and has_thought(sample.reference)
         if not sample.video or self.vision is None:
-            return self.chat.render(turns, sample.where, prompt=prompt)
+            return self.chat.render(turns, sample.where, prompt=prompt, thinking=thinking)
         if not self.chat.writes_video:
             turns = tuple(dataclasses.replace(turn, parts=_frames(turn.parts, num_pictures)) for turn in turns)
         vision = self.vision
@@ -92,7 +127,7 @@ class Encoder:
                 way = "Or use --on_bad_row skip"
                 raise BadRow("too_many_frames", sample.where, str(error).rstrip("."), way) from error
 
-        return self.chat.render(turns, sample.where, write_frames, prompt)
+        return self.chat.render(turns, sample.where, write_frames, prompt, thinking)
 
     def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
         """What the tokenizer sees of a row. Its length in the table is that of the longest."""
@@ -114,15 +149,16 @@ class Encoder:
         With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
         """
         vision, layouts = self.load_vision(sample, max_tiles)
-        ids, labels = self.tokens(self.render(sample, len(layouts), prompt), layouts, sample, prompt)
+        ids, labels = self.tokens(sample, self.render(sample, len(layouts), prompt), layouts, prompt)
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
     def length(self, encoded: dict[str, Any]) -> int:
         """Tokens of an encoded row, as the table counts them."""
         return len(encoded["input_ids"])
 
+    @_of_one_row
     def tokens(
-        self, rendered: Rendered, layouts: Sequence[Layout], sample: Sample, prompt: bool = False
+        self, sample: Sample, rendered: Rendered, layouts: Sequence[Layout], prompt: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """(ids int64[T], labels int64[T]) of a rendered row, pictures written out. Raises BadRow."""
         encoded = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -140,6 +176,7 @@ class Encoder:
             raise BadRow("empty_answer", sample.where, problem, "Check the chat template")
         return ids, labels
 
+    @_of_one_row
     def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
         """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; how each picture is cut."""
         expected = self.layouts_of(sample, max_tiles)
@@ -174,9 +211,9 @@ class Encoder:
         """Each image token becomes the tokens of its picture, unlabelled."""
         places = np.flatnonzero(ids == self.image_id)
         if len(places) != len(pictures):
-            raise ValueError(
-                f"{sample.where}: the chat template wrote {len(places)} image tokens for {len(pictures)} pictures. "
-                "Check chat_template of the processor: it must write one image token for each picture."
+            problem = f"the text has {len(places)} image tokens for {len(pictures)} pictures"
+            raise BadRow(
+                "image_count", sample.where, problem, "Check the tokenizer: it must keep the image token whole"
             )
         out_ids, out_labels, start = [], [], 0
         for place, picture in zip(places.tolist(), pictures, strict=True):
@@ -184,6 +221,23 @@ class Encoder:
             out_labels += [labels[start:place], np.full(len(picture), IGNORE_INDEX)]
             start = place + 1
         return np.concatenate([*out_ids, ids[start:]]), np.concatenate([*out_labels, labels[start:]])
+
+
+def reserved_tokens(tokenizer: Any, template: str, vision: VisionAdapter | None) -> list[str]:
+    """Special tokens that no text of a row may hold: those that begin or end a turn or a text, and those of pictures and videos.
+
+    Others, such as <ref>, <box> and <|box_start|>, are targets like any word. So is a closing tag such as </img>: without what
+    opens a picture it forges nothing.
+    """
+    # Not all_special_tokens: it leaves out what has no role of its own, such as <|im_start|>.
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    own = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    media = {token for token in special if _NAMED.search(token)}
+    if vision is not None:
+        own.add(vision.image_token)
+        media |= special & set(tokenizer.convert_ids_to_tokens(sorted(set(vision.image_ids(vision.tiling.largest())))))
+    media = {token for token in media if not token.startswith("</")}
+    return sorted(media | {token for token in special if token in own or token in template} | own - {None})
 
 
 def shuffled_order(row_id: str, count: int) -> list[int]:

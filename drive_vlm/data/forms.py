@@ -186,7 +186,7 @@ def _check_columns(row: dict[str, Any], where: str) -> None:
         value = row.get(column)
         if isinstance(value, bool | int | float) and value != 1:
             raise refuse(
-                column, f"a weight of {value} of the whole row", where, "Take the row out, or rename the column"
+                column, f"a weight of {shown(value)} of the whole row", where, "Take the row out, or rename the column"
             )
     for column in _JUDGED:
         if row.get(column) is False:

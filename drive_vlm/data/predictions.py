@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import Sample
-from drive_vlm.store.keyed_lines import cut_torn_line, read_keyed, write_lines
+from drive_vlm.store.keyed_lines import cut_torn_line, read_lines, write_lines
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,26 @@ def prediction_row(sample: Sample, answer: str, finish_reason: str = "stop") -> 
     return row if finish_reason == "stop" else row | {"finish_reason": finish_reason}
 
 
-def finished_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """Predictions by id from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
-    rows: dict[str, dict[str, Any]] = {}
+def finished_rows(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Predictions by data set and id (Sample.key) from the file and its parts. A torn last line, left by a killed run, is cut off the file."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for path in [out, *sorted(out.parent.glob(f"{out.name}.part*"))]:
         # Cut, not passed over: the next writer (an older version, a shell) must not continue the half line.
         cut_torn_line(path)
-        rows |= read_keyed(path, "not a prediction row", "Remove the line or give another --out.", key="id")
+        found = read_lines(path, "not a prediction row", "Remove the line or give another --out.", _by_key)
+        rows |= dict(row for _, row in found)
     return rows
 
 
-def check_answered(out: Path, done: dict[str, dict[str, Any]], samples: Sequence[Sample]) -> None:
+def _by_key(row: dict[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
+    return (str(row.get("dataset", "")), str(row["id"])), row
+
+
+def check_answered(out: Path, done: dict[tuple[str, str], dict[str, Any]], samples: Sequence[Sample]) -> None:
     """Raises ValueError where a kept answer was given to another video, picture or question, or has another "reference", than the
     row of that id now."""
     for sample in samples:
-        if (then := done.get(sample.id)) is None:
+        if (then := done.get(sample.key)) is None:
             continue
         now = prediction_row(sample, "")
         for name in ("video", "image", "question", "reference"):
@@ -181,7 +186,7 @@ def check_answered(out: Path, done: dict[str, dict[str, Any]], samples: Sequence
 def join_parts(out: Path, samples: Sequence[Sample]) -> None:
     """Write all predictions in the order of the rows and remove the parts; predictions of other rows stay at the end."""
     rows = finished_rows(out)
-    ordered = [rows.pop(sample.id) for sample in samples if sample.id in rows]
+    ordered = [rows.pop(sample.key) for sample in samples if sample.key in rows]
     write_lines(out, [*ordered, *rows.values()])
     for part in out.parent.glob(f"{out.name}.part*"):
         part.unlink()

@@ -51,6 +51,11 @@ class Sample:
     where: str
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What names the row among the rows of several files: the name of its data set (where it is known), and its id."""
+        return str(self.columns.get("dataset", "")), self.id
+
+    @property
     def reference(self) -> str:
         """The row's own answer, its last assistant turn; '' where the row is a prompt only."""
         return self.turns[-1].text if self.turns[-1].role == "assistant" else ""
@@ -73,7 +78,8 @@ def parse_row(row: Any, where: str, root: str, need_answer: bool = True) -> Samp
     in_parts: list[tuple[str, Any]] = []
     turns, columns, form = read_form(row, where, in_parts)
     images, video = _media(row, in_parts, where, root)
-    if not form.placed:
+    # MiniCPM-V writes conversations with roles, and its pictures need no marks.
+    if not form.placed or not any("from" in turn for turn in row[form.columns[0]]):
         turns = place_pictures(turns, len(images), int(video is not None))
     _check_turns(turns, where, need_answer)
     _check_counts(turns, images, video, where)
@@ -122,7 +128,7 @@ def media_of(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any]]:
         if len(values) > 1:
             problem = f"the row names pictures in {' and in '.join(map(repr, values))}"
             raise BadRow("two_forms", where, problem, "Keep one of the two columns")
-        items = next(iter(values.values()), [])
+        items: Any = next(iter(values.values()), [])
         found.append([item for item in (items if isinstance(items, list) else [items]) if not is_empty(item)])
     return found[0], found[1]
 

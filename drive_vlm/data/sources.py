@@ -1,17 +1,22 @@
-"""Step 1 of the flow: the files that a run reads. JSONL rows, LLaVA JSON (one list), or an InternVL meta JSON that names several of
-them."""
+"""Step 1 of the flow: the files that a run reads, by the end of their names. One table, FILES."""
 
 import dataclasses
+import gzip
 import json
-from collections.abc import Sequence
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drive_vlm.config import nearest
+from drive_vlm.data import columnar
+from drive_vlm.data.dataset_info import Renaming, is_dataset_info, read_entry
+from drive_vlm.data.forms import FORMS
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.store.cache import cache_dir, file_key
+from drive_vlm.store.cache import cache_dir, file_key, write_atomically
 from drive_vlm.store.keyed_lines import write_lines
 
 _META_KEYS = {"root", "annotation", "repeat_time", "max_dynamic_patch", "data_augment", "length"}
@@ -26,13 +31,22 @@ class Source:
     root: str
     repeat_time: float = 1.0
     max_tiles: int | None = None
-    # The file that messages name, where `rows` reads a converted copy of it.
+    # The file that messages name, where `rows` reads a converted copy of it; of an unpacked one the lines are the same.
     label: str = ""
+    same_lines: bool = False
+    renaming: Renaming | None = None
     # refuse: a row whose file is reached through a symbolic link that leaves `root` is bad.
     links: str = "follow"
 
+    def row(self, i: int) -> Any:
+        """Row `i` as JSON, before it is checked. Raises BadRow for a line that is not JSON."""
+        row = self.rows[i]
+        return self.renaming(row) if self.renaming else row
+
     def where(self, i: int) -> str:
-        return f"{self.label}[{i}]" if self.label else self.rows.where(i)
+        if not self.label:
+            return self.rows.where(i)
+        return f"{self.label}:{self.rows.line_number(i)}" if self.same_lines else f"{self.label}[{i}]"
 
     def repeated_rows(self, rows: Sequence[int], seed: int) -> list[int]:
         """`rows` as often as `repeat_time` says: whole times, and a seeded subset for the fraction."""
@@ -45,58 +59,117 @@ class Source:
 
 
 def open_sources(paths: Sequence[str], image_root: str | None = None, links: str = "follow") -> list[Source]:
-    """Open every file of `paths`. `image_root` replaces the default root of JSONL and LLaVA files: their own folder.
+    """Open every file, or folder of a data set, of `paths`. `image_root` replaces the default root: the file's own folder.
 
     Raises ValueError for a missing file, an unknown extension, or a meta JSON with an unknown key.
     """
     sources: list[Source] = []
     for text in paths:
-        path = Path(text)
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: no such data file. Give an existing .jsonl file, LLaVA .json or InternVL meta .json."
-            )
-        root = image_root or str(path.parent)
-        if path.suffix == ".jsonl":
-            sources.append(Source(path.stem, JsonlFile(path), root))
-        elif path.suffix == ".json":
-            sources.extend(_open_json(path, root))
-        else:
-            raise ValueError(
-                f"{path}: unknown data format. Give .jsonl rows, a LLaVA .json list or an InternVL meta .json."
-            )
+        top = Path(text)
+        for path in columnar.files_of(top) if top.is_dir() else [top]:
+            if not path.is_file():
+                raise ValueError(f"{path}: no such data file. Give an existing file: {_known()}.")
+            ending = next((ending for ending in FILES if path.name.lower().endswith(ending)), None)
+            if ending is None:
+                way_out = (
+                    "Write other tables as JSON lines, e.g. pandas.read_csv(f).to_json(g, orient='records', lines=True)"
+                )
+                raise ValueError(f"{path}: unknown data format. Give {_known()}. {way_out}.")
+            sources.extend(FILES[ending][1](path, image_root or str(top if top.is_dir() else path.parent)))
     for source in sources:
         source.links = links
+    name_apart(sources)
     return sources
 
 
-def _open_json(path: Path, root: str) -> list[Source]:
+def name_apart(sources: Sequence[Source]) -> None:
+    """Give sources of one name (a/val.jsonl, b/val.jsonl) names that differ, with as many folders as it takes: an id belongs to
+    the data set that it stands in. A file that is given twice keeps one name."""
+    for name in {source.name for source in sources}:
+        alike = [source for source in sources if source.name == name]
+        paths = {id(source): Path(source.label or source.rows.path).resolve().with_suffix("").parts for source in alike}
+        depth = 1
+        while len({part[-depth:] for part in paths.values()}) < len(set(paths.values())):
+            depth += 1
+        if depth > 1:
+            for source in alike:
+                source.name = "/".join(paths[id(source)][-depth:])
+
+
+def _known() -> str:
+    return "; ".join(f"{ending} ({what})" for ending, (what, _) in FILES.items())
+
+
+def _open_lines(path: Path, root: str) -> list[Source]:
+    return [Source(path.stem, JsonlFile(path), root)]
+
+
+def _open_packed(path: Path, root: str) -> list[Source]:
+    """A gzip file of the table's other forms, unpacked into the cache once."""
+    inner = Path(path.stem)
+    unpacked = cache_dir() / f"unpacked-{file_key(path)}{inner.suffix.lower()}"
+    if not unpacked.is_file():
+        try:
+            with gzip.open(path) as packed:
+                write_atomically(unpacked, lambda file: shutil.copyfileobj(packed, file))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: damaged ({error}). Download or pack it again.") from error
+    lines = inner.suffix.lower() != ".json"
+    opened = _open_lines(unpacked, root) if lines else _open_json(unpacked, root, path)
+    if not lines and any(source.name != unpacked.stem for source in opened):
+        raise ValueError(f"{path}: names other files. Unpack it: they are found from its own folder.")
+    return [dataclasses.replace(source, name=inner.stem, label=str(path), same_lines=lines) for source in opened]
+
+
+def _open_table(path: Path, root: str) -> list[Source]:
+    rows, pictures = columnar.convert(path)
+    return [Source(path.stem, JsonlFile(rows), str(pictures or root), label=str(path))]
+
+
+def _open_json(path: Path, root: str, shown: Path | None = None) -> list[Source]:
     # The key holds size and time of the file: an edited list is converted again.
     converted = cache_dir() / f"rows-{file_key(path)}.jsonl"
     if not converted.is_file():
-        content = _load_json(path)
-        if isinstance(content, dict):
+        content = _load_json(path, shown or path)
+        if isinstance(content, dict) and any(all(column in content for column in form.columns) for form in FORMS):
+            # A list of one row, written without the list.
+            content = [content]
+        if isinstance(content, dict) and is_dataset_info(content):
+            return [source for name, entry in content.items() for source in _named_source(path, root, name, entry)]
+        if isinstance(content, dict) and content:
             return [_meta_source(path, name, entry) for name, entry in content.items()]
         if not isinstance(content, list):
+            found = "an empty object" if content == {} else type(content).__name__
             raise ValueError(
-                f"{path}: expected a list of rows (LLaVA) or a meta object (InternVL), got {type(content).__name__}."
+                f"{shown or path}: expected a list of rows (LLaVA), one row, a meta object (InternVL) or a dataset_info.json "
+                f"(LLaMA-Factory), got {found}."
             )
         # A JSON list cannot be read lazily: it becomes JSONL once, and is an ordinary lazy file from then on.
         write_lines(converted, content)
     return [Source(path.stem, JsonlFile(converted), root, label=str(path))]
 
 
-def _load_json(path: Path) -> Any:
+def _load_json(path: Path, shown: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
+            f"{shown}: not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8."
         ) from error
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}). One row a line? Then name it .jsonl."
+            f"{shown}:{error.lineno}: not valid JSON ({error.msg}). One row a line? Then name it .jsonl."
         ) from error
+    # A number of more digits than Python reads, lists within lists without end.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown}: cannot be read ({error}). Written as .jsonl, only its row would be bad.") from error
+
+
+def _named_source(path: Path, root: str, name: str, entry: dict[str, Any]) -> list[Source]:
+    """The data set of an entry of LLaMA-Factory's dataset_info.json; its pictures are found from the folder of that file."""
+    file, renaming = read_entry(path, name, entry)
+    opened = open_sources([str(file)], root)
+    return [dataclasses.replace(source, name=name, renaming=renaming) for source in opened]
 
 
 def _meta_source(path: Path, name: str, entry: Any) -> Source:
@@ -130,3 +203,16 @@ def _path_in_meta(path: Path, text: str) -> Path:
     """A path of a meta JSON: relative to the meta file, or to the working directory where only that exists (InternVL's own)."""
     relative = path.parent / text
     return Path(text) if not relative.exists() and Path(text).exists() else relative
+
+
+# The end of a file's name -> what it is, how it is opened. The longest ending that fits comes first.
+FILES: dict[str, tuple[str, Callable[[Path, str], list[Source]]]] = {
+    ".jsonl.gz": ("JSON lines, packed", _open_packed),
+    ".ndjson.gz": ("JSON lines, packed", _open_packed),
+    ".json.gz": ("a list of rows, packed", _open_packed),
+    ".jsonl": ("JSON lines: one row a line", _open_lines),
+    ".ndjson": ("JSON lines: one row a line", _open_lines),
+    ".json": ("a LLaVA list of rows, an InternVL meta file or a LLaMA-Factory dataset_info.json", _open_json),
+    ".parquet": ("a Parquet table, pictures embedded or by path", _open_table),
+    ".arrow": ("an Arrow table of save_to_disk", _open_table),
+}

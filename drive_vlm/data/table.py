@@ -17,6 +17,7 @@ import numpy as np
 from drive_vlm.data.encoder import Encoder, too_long
 from drive_vlm.data.samples import BadRow, Sample, parse_row
 from drive_vlm.data.sources import Source
+from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import check_links
 from drive_vlm.launch.stop import until_stopped
 from drive_vlm.models.vision import Layout
@@ -24,6 +25,8 @@ from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomical
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
+# Raise it when the same row becomes another text: lengths that are kept in the cache are then measured again.
+_READER = 2
 BAD = -1
 
 
@@ -96,10 +99,11 @@ def audit_bad_rows(bad: Sequence[BadRow]) -> dict[str, Any]:
 def read_sample(source: Source, i: int, need_answer: bool = True) -> Sample:
     """Row `i` of a source as a Sample; BadRow names the file and line that the user knows."""
     try:
-        sample = parse_row(source.rows[i], source.where(i), source.root, need_answer)
-        if source.links == "refuse":
-            check_links(sample, source.root)
-        return sample
+        with one_row(source.where(i)):
+            sample = parse_row(source.row(i), source.where(i), source.root, need_answer)
+            if source.links == "refuse":
+                check_links(sample, source.root)
+            return sample
     except BadRow as error:
         raise BadRow(error.reason, source.where(i), error.problem, error.way_out) from error
 
@@ -151,8 +155,9 @@ def _measure(
     progress: Callable[[Iterator, int], Iterator] | None,
 ) -> tuple[np.ndarray, list[BadRow]]:
     """int32[rows] lengths (BAD where a row cannot be used) and the bad rows; from the cache when file and processor are the same."""
-    root = source.root if source.links == "follow" else f"{source.root} without links"
-    key = cache_key(file_key(source.rows.path), root, source.max_tiles, encoder.fingerprint(), need_answer)
+    settings = source.root, source.links, source.max_tiles, encoder.fingerprint(), need_answer
+    names = dataclasses.asdict(source.renaming) if source.renaming else None
+    key = cache_key(_READER, file_key(source.rows.path), *settings, names)
     path = cache_dir() / f"lengths-{key}.npy"
     if path.is_file():
         lengths = np.load(path)
@@ -200,11 +205,31 @@ def _measure_block(
 
     seen = list(headers.map(look, (int(i) for i in rows)))
     good = [item for item in seen if not isinstance(item, BadRow)]
+    bad = [item for item in seen if isinstance(item, BadRow)]
+    try:
+        found = _longest(good, encoder)
+    except (TypeError, ValueError, OverflowError):
+        # One text that the tokenizer cannot take fails the call for all: each row is asked alone, and the bad one is named.
+        found = {}
+        for item in good:
+            try:
+                with one_row(source.where(item[0])):
+                    found |= _longest([item], encoder)
+            except BadRow as error:
+                bad.append(error)
+    for i, length in found.items():
+        lengths[i] = length
+    return bad
+
+
+def _longest(good: Sequence[tuple[int, Sequence[Layout], list[str]]], encoder: Encoder) -> dict[int, int]:
+    """The length of each row, of its longest text, by the row's number."""
     owners = [i for i, _, texts in good for _ in texts]
-    found = encoder.lengths([t for g in good for t in g[2]], [g[1] for g in good for _ in g[2]])
-    for i, length in zip(owners, found, strict=True):
-        lengths[i] = max(lengths[i], length)
-    return [item for item in seen if isinstance(item, BadRow)]
+    lengths = encoder.lengths([t for g in good for t in g[2]], [g[1] for g in good for _ in g[2]])
+    found: dict[int, int] = {}
+    for i, length in zip(owners, lengths, strict=True):
+        found[i] = max(found.get(i, 0), length)
+    return found
 
 
 def save_audit(path: Path, tables: dict[str, RowTable], runtime: Sequence[BadRow] = ()) -> None:

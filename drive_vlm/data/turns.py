@@ -58,13 +58,18 @@ PIXEL_KEYS = {
 }  # fmt: skip
 _PLACEHOLDER = re.compile(r"(<image>|<video>)\n?")
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:", re.ASCII)
-_SHOWN = 80
+_SHOWN, _LONGEST = 80, 800
 
 
 class BadRow(ValueError):
     """A row that cannot be used: `reason` is the key it is counted under in data_audit.json, `where` is file:line."""
 
     def __init__(self, reason: str, where: str, problem: str, way_out: str) -> None:
+        # A path or a text of the row may hold newlines, and what no terminal shows: an error is one line.
+        if not problem.isprintable():
+            problem = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem)
+        if len(problem) > _LONGEST:
+            problem = f"{problem[:_LONGEST]}..."
         super().__init__(f"{where}: {problem}. {way_out}.")
         self.reason, self.where, self.problem, self.way_out = reason, where, problem, way_out
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.data.columnar import is_dataset_folder
 from drive_vlm.data.samples import BadRow, Sample, resolve_below
 from drive_vlm.data.vision import FRAME_SUFFIXES, frame_files, video_length
 from drive_vlm.launch.topology import read_topology
@@ -22,8 +23,8 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 
 def is_media(path: str | Path) -> bool:
-    """Whether `path` names a folder or, by its extension, a video, and not a file of rows."""
-    return os.path.isdir(path) or _is_video(Path(path).name)
+    """Whether `path` names a folder or, by its extension, a video, and not a file or a data set of rows."""
+    return not is_dataset_folder(Path(path)) if os.path.isdir(path) else _is_video(Path(path).name)
 
 
 def find_videos(path: str | Path) -> list[tuple[str, str]]:

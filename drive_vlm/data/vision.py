@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from drive_vlm.data.samples import BadRow
+from drive_vlm.data.turns import BadRow, RunError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -305,7 +305,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
+        raise RunError(
             f"videos are read with PyAV, which is missing ({error}): pip install drive-vlm[video]"
         ) from error
     return av

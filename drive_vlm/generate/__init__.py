@@ -71,7 +71,7 @@ def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], b
     done = finished_rows(out)
     keep_settings(out, model, config, bool(done))
     check_answered(out, done, samples)
-    todo = [sample for sample in samples if sample.id not in done]
+    todo = [sample for sample in samples if sample.key not in done]
     if topology.is_main:
         if config.backend == "hf" and any(sample.video for sample in samples):
             from drive_vlm.launch.manifest import frames_note
@@ -151,7 +151,11 @@ def take_shard(samples: list[Sample], out: Path, shard: str) -> tuple[list[Sampl
 
 
 def _answers_of_model(
-    samples: list[Sample], done: set[str], model: ModelConfig, config: GenerateConfig, bad: list[BadRow]
+    samples: list[Sample],
+    done: set[tuple[str, str]],
+    model: ModelConfig,
+    config: GenerateConfig,
+    bad: list[BadRow],
 ) -> Iterator[tuple[Sample, Answer]]:
     """Answers of this rank to the samples that are not `done`.
 
@@ -159,11 +163,11 @@ def _answers_of_model(
     lacks an answer is answered whole: a run that was interrupted gives the answers of one that was not.
     """
     topology = read_topology()
-    batches = [batch for batch in batches_of(samples, config.batch_size) if not {row.id for row in batch} <= done]
+    batches = [batch for batch in batches_of(samples, config.batch_size) if not {row.key for row in batch} <= done]
     mine = batches[topology.rank :: topology.world_size]
     if mine:
         names = ("image_root", "num_frames", "feature_cache")
         data = DataConfig(data=config.data, **{name: getattr(config, name) for name in names})
         local = LocalModel(model, data, config.blank_images, config.shuffle_frames)
         answers = local.answers(mine, config.sampling(), bad, between=stop.check)
-        yield from ((sample, answer) for sample, answer in answers if sample.id not in done)
+        yield from ((sample, answer) for sample, answer in answers if sample.key not in done)

@@ -23,32 +23,31 @@ if TYPE_CHECKING:
 def read_rows(config: "GenerateConfig") -> tuple[list[Sample], list[BadRow]]:
     """All rows in order, and the bad ones (on_bad_row skip).
 
-    Raises BadRow, and ValueError for an id that comes twice, a video without --mode, and for --mode when every row is of
-    another mode.
+    A second row with the id of one of its data set is a bad row: predictions are found by both.
+    Raises BadRow, and ValueError for a video without --mode, and for --mode when every row is of another mode.
     """
     samples: list[Sample] = []
     bad: list[BadRow] = []
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     others = 0
     for read in _readers(config):
         if config.limit is not None and len(samples) >= config.limit:
             break
         try:
             sample = read()
+            if config.mode and sample.columns.get("mode", config.mode) != config.mode:
+                others += 1
+                continue
+            if sample.key in seen:
+                problem = f"id {sample.id!r} came before at {seen[sample.key]}. Predictions are found by id"
+                way_out = "Make ids unique (videos: give the folder above both)"
+                raise BadRow("duplicate_id", sample.where, problem, way_out)
         except BadRow as error:
             if config.on_bad_row == "error":
                 raise
             bad.append(error)
             continue
-        if config.mode and sample.columns.get("mode", config.mode) != config.mode:
-            others += 1
-            continue
-        if sample.id in seen:
-            raise ValueError(
-                f"{sample.where}: id {sample.id!r} came before at {seen[sample.id]}. Predictions are found by id: make ids unique "
-                "(videos: give the folder above both)."
-            )
-        seen[sample.id] = sample.where
+        seen[sample.key] = sample.where
         samples.append(sample)
     if others and read_topology().is_main:
         print(f"{others:,} rows of another mode than {config.mode} are left out", flush=True)
@@ -59,9 +58,13 @@ def read_rows(config: "GenerateConfig") -> tuple[list[Sample], list[BadRow]]:
 
 def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
     """One function a row, which reads it or raises BadRow."""
-    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.sources import name_apart, open_sources
 
-    for entry in config.data:
+    opened = [[] if is_media(entry) else open_sources([entry], config.image_root, config.links) for entry in config.data]
+    name_apart([source for sources in opened for source in sources])
+    for entry, sources in zip(config.data, opened, strict=True):
+        for source in sources:
+            yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
         if is_media(entry):
             if config.mode is None:
                 raise ValueError(
@@ -70,9 +73,6 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
             for name, path in find_videos(entry):
                 shown = shown_path(path, config.image_root)
                 yield partial(_media_sample, Path(entry).resolve().name, name, path, shown, config.mode)
-        else:
-            for source in open_sources([entry], config.image_root, config.links):
-                yield from (partial(_file_sample, source, i, config.mode) for i in range(len(source.rows)))
 
 
 def _media_sample(dataset: str, name: str, path: str, shown: str, mode: str) -> Sample:

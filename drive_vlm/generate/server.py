@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.config import ModelConfig
 from drive_vlm.data.predictions import Answer
 from drive_vlm.data.samples import IMAGE, BadRow, Sample
+from drive_vlm.data.turns import one_row
 from drive_vlm.launch.stop import until_stopped
 
 if TYPE_CHECKING:
@@ -31,15 +32,16 @@ def answers_of_server(
     # In blocks: messages hold whole pictures, and those of all rows at once would fill the memory.
     for start in until_stopped(range(0, len(samples), 8 * config.workers)):
         block = samples[start : start + 8 * config.workers]
-        asked = {}
+        asked: dict[tuple[str, str], Any] = {}
         for sample in block:
             try:
-                asked[sample.id] = chat_messages(sample)
+                with one_row(sample.where):
+                    asked[sample.key] = chat_messages(sample)
             except BadRow as error:
                 if config.on_bad_row == "error":
                     raise
                 bad.append(error)
-        rows = {sample.id: sample for sample in block}
+        rows = {sample.key: sample for sample in block}
         for name, reply in client.complete_each(
             asked, config.workers, keep_refused=True, max_tokens=config.max_new_tokens, **sampling
         ):

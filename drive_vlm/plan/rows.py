@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import DataConfig
 from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.turns import one_row
 from drive_vlm.models.vision import tiles_in
 from drive_vlm.plan.model_sizes import ModelSizes
 from drive_vlm.stages.engine.stage import Kind
@@ -43,7 +44,7 @@ def typical_row(
     `given` is --row_tokens, `directory` the model's, whose tokenizer counts where it is there. Of "pairs" the longer answer
     counts, "prompts" end before their last answer. Raises ValueError where no sampled row can be used.
     """
-    missing = tuple(path for path in data.data if not Path(path).is_file())
+    missing = tuple(path for path in data.data if not Path(path).exists())
     # A file of several that is missing is an error where the files are opened.
     if data.data and len(missing) < len(data.data):
         return _sample(data, model, given, directory, kind)
@@ -69,14 +70,15 @@ def _sample(data: DataConfig, model: ModelSizes, given: int | None, directory: s
         for i in (k * len(source.rows) // looked for k in range(looked)):
             try:
                 sample = read_sample(source, i, need_answer=kind == "rows")
-                sides = sides_of(sample) if kind == "pairs" else (sample,)
-                if kind == "prompts":
-                    sides = (dataclasses.replace(sample, turns=sample.prompt_turns()),)
-                pieces, seen = picture_tokens(sample, model, source.max_tiles, data.num_frames)
+                with one_row(sample.where):
+                    sides = sides_of(sample) if kind == "pairs" else (sample,)
+                    if kind == "prompts":
+                        sides = (dataclasses.replace(sample, turns=sample.prompt_turns()),)
+                    pieces, seen = picture_tokens(sample, model, source.max_tiles, data.num_frames)
+                    words, learned = max(_words(side, tokenizer) for side in sides)
             except BadRow as error:
                 bad.append(error)
                 continue
-            words, learned = max(_words(side, tokenizer) for side in sides)
             lengths.append(words + seen)
             tiles.append(pieces)
             labels.append(learned)
@@ -132,7 +134,7 @@ def _words(sample: Sample, tokenizer: "Tokenizer | None") -> tuple[int, int]:
         if tokenizer and tokenizer.token_to_id("<|im_start|>") is not None:
             frame = len(tokenizer.encode(f"<|im_start|>{turn.role}\n<|im_end|>\n", add_special_tokens=False).ids)
         everything += tokens + frame
-        learned += tokens + 1 if turn.role == "assistant" else 0
+        learned += tokens + 1 if turn.role == "assistant" and turn.learned else 0
     return everything, learned
 
 

@@ -1,5 +1,6 @@
 """Labels lie on the assistant's words and the end-of-turn token, on nothing else: the labelled tokens are decoded."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.chat import ChatRenderer, label_mask
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import BadRow, Turn, parse_row
+from drive_vlm.models.siglip_qwen.processing import chat_template
 
 USER, ASSISTANT, SYSTEM = "human", "gpt", "system"
 
@@ -101,6 +104,29 @@ def test_a_row_cannot_forge_a_turn_or_a_picture(token: str, place: int, encoder:
     assert caught.value.reason == "special_token"
 
 
+@pytest.mark.parametrize("token", ["<ref>", "</box>", "<|box_start|>", "<|quad_end|>", "<act_12>", "<geometry>"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_special_tokens_of_no_turn_and_no_picture_are_words(token: str, place: int, parts: Any) -> None:
+    """Grounding and action tokens are targets: labelled as one token each."""
+    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)])
+    texts = ["Where?", "there"]
+    texts[place] += f" {token}(1, 2)"
+    encoded = Encoder(tokenizer, parts.template, parts.vision).encode(
+        parse_row({"conversations": turns((USER, texts[0]), (ASSISTANT, texts[1]))}, "f:1", ".")
+    )
+    labelled = encoded["labels"] != IGNORE_INDEX
+    assert tokenizer.decode(encoded["labels"][labelled]) == f"{texts[1]}<|im_end|>"
+    where = encoded["input_ids"] == tokenizer.convert_tokens_to_ids(token)
+    assert where.sum() == 1 and labelled[where].all() == bool(place)
+
+
+def test_a_tag_that_closes_a_picture_is_a_word(encoder: Encoder) -> None:
+    sample = parse_row({"conversations": turns((USER, "HTML?"), (ASSISTANT, "a</img>b"))}, "f:1", ".")
+    labels = encoder.encode(sample)["labels"]
+    assert encoder.tokenizer.decode(labels[labels != IGNORE_INDEX]) == "a</img>b<|im_end|>"
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused(parts: Any) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}assistant: ...\n"
@@ -168,6 +194,46 @@ def test_an_answer_that_qwen3_rewrites_is_a_bad_row(qwen3: Any, answers: tuple) 
     with pytest.raises(BadRow, match=r"rows\.jsonl:9: the chat template does not keep earlier turns") as caught:
         Encoder(qwen3, qwen3.chat_template, None).encode(sample)
     assert caught.value.reason == "rewritten_turn"
+
+
+# answer: what is learned of it, None for a bad row. A thought is written as the template writes it.
+QWEN3_ANSWERS = {
+    "<|box_start|>(1,2),(3,4)<|box_end|>": "<|box_start|>(1,2),(3,4)<|box_end|>",
+    "<|object_ref_start|>car<|object_ref_end|>": "<|object_ref_start|>car<|object_ref_end|>",
+    "<think>\nbecause\n</think>\n\nyes": "<think>\nbecause\n</think>\n\nyes",
+    "<think>because</think>yes": "<think>\nbecause\n</think>\n\nyes",
+    "<think>a<think>b</think>c</think>d": "<think>\na<think>b\n</think>\n\nc</think>d",
+    "the tag </think> ends it": "the tag </think> ends it",
+    "<think> opens": "<think> opens",
+    "<tool_response>12</tool_response>": "<tool_response>12</tool_response>",
+    "<|im_end|>": None,
+    "<|vision_start|>": None,
+    "<|image_pad|>": None,
+}
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize("question", ["Why?", "<tool_response>\nq\n</tool_response>", "</think>"])
+def test_words_that_templates_look_for_train_and_the_tiny_template_equals_the_real_one(
+    qwen3: Any, question: str
+) -> None:
+    """One exchange and two; what generation is given is how the row begins."""
+    real, tiny = (Encoder(qwen3, template, None) for template in (qwen3.chat_template, chat_template(thinks=True)))
+    for answer, learned in QWEN3_ANSWERS.items():
+        for first in ((), ((USER, "a"), (ASSISTANT, "b </think> c"))):
+            row = {"conversations": turns(*first, (USER, question), (ASSISTANT, answer))}
+            sample = parse_row(row, "f:1", ".")
+            if learned is None:
+                for encoder in (real, tiny):
+                    with pytest.raises(BadRow, match="reserved token"):
+                        encoder.encode(sample)
+                continue
+            encoded, prompt, twin = real.encode(sample), real.encode(sample, prompt=True), tiny.encode(sample)
+            words = "b </think> c<|im_end|>" * bool(first) + f"{learned}<|im_end|>"
+            assert qwen3.decode(encoded["labels"][encoded["labels"] != IGNORE_INDEX]) == words
+            assert qwen3.decode(encoded["input_ids"]).startswith(qwen3.decode(prompt["input_ids"]))
+            for name in ("input_ids", "labels"):
+                assert encoded[name].tolist() == twin[name].tolist()
 
 
 @pytest.mark.kit

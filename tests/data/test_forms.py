@@ -52,6 +52,7 @@ READ: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     "empty video next to a picture": (said("Go?", "yes", video="", videos=[], images="a.jpg"), SEEN),
     "roles in conversations": ({"image": "a.jpg", "conversations": [{"role": "user", "content": "<image>\nGo?"}, TELL]}, SEEN),
     "MiniCPM-V": ({"image": {"<image_00>": "a.jpg"}, "conversations": [{"role": "user", "content": "<image_00>\nGo?"}, TELL]}, SEEN),
+    "MiniCPM-V without a mark": ({"image": "a.jpg", "conversations": [ASK, TELL]}, SEEN),
     "a system column": (said("Go?", "yes", system="Drive."), [("system", "Drive."), *ONE]),
     "the same system twice": ({"system": "Drive.", "messages": [{"role": "system", "content": "Drive."}, ASK, TELL]}, [("system", "Drive."), *ONE]),
     "developer": ({"messages": [{"role": "developer", "content": "Drive."}, ASK, TELL]}, [("system", "Drive."), *ONE]),

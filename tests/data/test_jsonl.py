@@ -42,7 +42,20 @@ def test_blocks_smaller_than_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"), [(b'{"a": "\xff"}', "not_utf8"), (b'{"a": 1', "broken_json"), (b"hello", "broken_json")]
+    ("line", "reason"),
+    [
+        (b'{"a": "\xff"}', "not_utf8"),
+        (b'{"a": "cut \\ud83d"}', "not_utf8"),
+        (b'{"\\udc00": ["\\ud83d\\ude00"]}', "not_utf8"),
+        (b'{"a": 1', "broken_json"),
+        (b"hello", "broken_json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "broken_json"),
+        (b"[" * 100_000 + b"]" * 100_000, "broken_json"),
+        (b"[" * 80 + b"]" * 80, "broken_json"),
+        (b'{"a": NaN}', "broken_json"),
+        (b'{"a": 1e999}', "broken_json"),
+        (b'{"image": "a.jpg", "image": null}', "broken_json"),
+    ],
 )
 def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path, line: bytes, reason: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -52,6 +65,12 @@ def test_a_broken_line_is_named_and_the_others_are_read(tmp_path: Path, line: by
     with pytest.raises(BadRow) as caught:
         file[1]
     assert caught.value.reason == reason and str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": "\\ud83d\\ude00", "b": [[[1]]]}\n')
+    assert JsonlFile(path)[0] == {"a": "\U0001f600", "b": [[[1]]]}
 
 
 def test_a_changed_file_is_indexed_again(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_rows_that_no_server_takes_are_left_out_on_request(run, synthetic_data, 
 def test_a_torn_last_line_is_cut_and_a_foreign_line_is_refused(tmp_path):
     out = tmp_path / "p.jsonl"
     out.write_text('{"id": "a", "prediction": "x"}\n{"id": "b", "pre')
-    assert set(finished_rows(out)) == {"a"}
+    assert set(finished_rows(out)) == {("", "a")}
     assert out.read_text().endswith("}\n")
     out.write_text("[1]\n")
     with pytest.raises(ValueError, match=r"p\.jsonl:1: not a prediction row"):

@@ -76,6 +76,16 @@ def test_second_run_makes_no_request_and_needs_no_key(server, tmp_path, monkeypa
     assert (second.usage.requests, second.usage.cached, second.usage.prompt_tokens) == (0, 20, 0)
 
 
+def test_half_a_character_at_the_end_of_a_reply_is_replaced(server, tmp_path):
+    """max_tokens cut an emoji: JSON can say so, no file can hold it. The paid reply is kept."""
+    for text, sent, expected in (("cut", "go \ud83d", "go \ufffd"), ("whole", "go \ud83d\ude00", "go \U0001f600")):
+        server.answer = sent
+        reply = ChatClient(server.url, "m", cache_dir=tmp_path).complete(ask(text))
+        assert reply.text == expected and reply.text.encode()
+        again = ChatClient(server.url, "m", cache_dir=tmp_path).complete(ask(text))
+        assert again.cached and again.text == expected
+
+
 def test_a_model_that_moved_to_another_address_is_not_asked_again(server, tmp_path):
     """As after a Slurm job whose server stands on another host: the old address answers no more."""
     ChatClient(server.url, "m", cache_dir=tmp_path).complete(ask("a"))

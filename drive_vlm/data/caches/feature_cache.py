@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.turns import RunError
 from drive_vlm.data.vision import CHECK_ROOT, frame_files, frame_indices
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
@@ -145,7 +146,7 @@ class FeatureCache:
         key = media_key(sample, max_tiles, self.directory)
         entry, name = self.entries.get(key), sample.video or ", ".join(sample.images)
         if entry is None:
-            raise ValueError(
+            raise RunError(
                 f"{sample.where}: {name} is not among the {len(self):,} entries of the feature cache {self.directory}. "
                 f"Add it: {self.rebuild}"
             )
@@ -160,7 +161,7 @@ class FeatureCache:
                 problem = f"{error.filename} cannot be found, though its features are in {self.directory}"
                 raise BadRow(reason, sample.where, problem, CHECK_ROOT) from error
             if changed:
-                raise ValueError(
+                raise RunError(
                     f"{sample.where}: {name} has changed since its features were written to {self.directory}: {changed}. "
                     f"Renew what has changed: {self.rebuild}"
                 )

@@ -11,6 +11,7 @@ from drive_vlm.data.caches.feature_cache import FeatureCache, FileIdentity, medi
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import read_sample
+from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import find_videos, is_media
 from drive_vlm.data.vision import video_frames
 
@@ -88,9 +89,10 @@ def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[
     def load(item: Work) -> Any:
         sample = item.sample
         try:
-            if sample.video:
-                item.frames = video_frames(sample.video, encoder.num_frames, sample.where)
-            item.identity = FileIdentity.of(sample, encoder.num_frames, content=True)
+            with one_row(sample.where):
+                if sample.video:
+                    item.frames = video_frames(sample.video, encoder.num_frames, sample.where)
+                item.identity = FileIdentity.of(sample, encoder.num_frames, content=True)
             tensors, counts = encoder.load_vision(sample, item.max_tiles)
         except BadRow as error:
             return error

@@ -71,7 +71,7 @@ class PairEncoder(Encoder):
         for side in both:
             rendered = self.render(side, len(tiles))
             last = dataclasses.replace(rendered, spans=rendered.spans[-1:])
-            ids, labels = self.tokens(last, tiles, sample)
+            ids, labels = self.tokens(sample, last, tiles)
             sides.append({"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id})
         return {"sides": sides}
 

@@ -15,18 +15,27 @@ IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = (
 )
 SPECIAL = (START_TOKEN, END_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)  # Qwen3's tokenizer has them; others get them
 
-# BLOCK stands before the answer to the last user turn and not before earlier ones, as in Qwen3's own template.
+# As in Qwen3's own template: what an answer thought stands in a block before the answer to the last user turn, empty where it
+# thought nothing, and is dropped from earlier ones.
 _CHATML = (
-    "{% set last = namespace(user=-1) %}"
+    "{% set last = namespace(user=-1, text='') %}"
     "{% for message in messages %}{% if message['role'] == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' and loop.index0 > last.user %}BLOCK{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "ANSWER{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<|image_pad|>' }}{% elif part['type'] == 'video' %}{{ '<|video_pad|>' }}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}THINK{% endif %}"
 )
 _BLOCK = "{{ '<think>\\n\\n</think>\\n\\n' }}"
+_ANSWER = (
+    "{% if message['role'] == 'assistant' %}{% set last.text = message['content'] if message['content'] is string else "
+    "message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join %}"
+    "{% set thought = '' %}{% if '</think>' in last.text %}"
+    "{% set thought = last.text.split('</think>')[0].rstrip('\n').split('<think>')[-1].strip('\n') %}"
+    "{% set last.text = last.text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.index0 > last.user %}{{ '<think>\n' + thought + '\n</think>\n\n' + last.text.lstrip('\n') }}"
+    "{% else %}{{ last.text }}{% endif %}{% elif "
+)
 
 
 def chat_template(thinks: bool) -> str:
@@ -36,7 +45,9 @@ def chat_template(thinks: bool) -> str:
     that training, generation and GRPO agree without anybody passing anything; enable_thinking=True asks for an open end.
     """
     asked = f"{{% if enable_thinking is not defined or not enable_thinking %}}{_BLOCK}{{% endif %}}"
-    return _CHATML.replace("BLOCK", _BLOCK if thinks else "").replace("THINK", asked if thinks else "")
+    start = "{% if message['content'] is string %}"
+    chat = _CHATML.replace(f"ANSWER{start}", _ANSWER + start.removeprefix("{% if ") if thinks else start)
+    return chat.replace("THINK", asked if thinks else "")
 
 
 class SiglipQwenProcessor(ProcessorMixin):

@@ -133,13 +133,12 @@ class Prompts:
 def columns_of(sample: Sample, root: str) -> dict[str, Any]:
     """What rewards are given of a row. `video` and `image` are as the row gives them, `files` where they lie.
 
-    Raises ValueError for a row's column that would hide an argument of the rewards.
+    Raises BadRow for a row's column that would hide an argument of the rewards.
     """
     hidden = sorted(_RESERVED & sample.columns.keys())
     if hidden:
-        raise ValueError(
-            f"{sample.where}: the column {hidden[0]!r} has the name of an argument of every reward. Rename it."
-        )
+        problem = f"the column {hidden[0]!r} has the name of an argument of every reward"
+        raise BadRow("unsupported_column", sample.where, problem, "Rename it")
     images = [os.path.relpath(path, root) for path in sample.images]
     known = {
         "id": sample.id,
@@ -164,7 +163,9 @@ def without_undecodable(table: RowTable, encoder: Encoder, rank: int, world_size
 
     def decode(row: int) -> BadRow | None:
         try:
-            encoder.load_vision(table.sample(row, need_answer=False), table.sources[table.source[row]].max_tiles)
+            sample, source = table.sample(row, need_answer=False), table.sources[table.source[row]]
+            columns_of(sample, source.root)
+            encoder.load_vision(sample, source.max_tiles)
         except BadRow as error:
             return error
         return None

@@ -92,19 +92,26 @@ def test_with_skip_all_are_counted_and_the_run_goes_on(packing: bool, train: Cal
         b'{"id": ', row("f", image="/etc/passwd"), row("g", image="../x.jpg"), row("h", conversations=long),
         row("i", image=None, video="empty", conversations=[{"from": "human", "value": "<video>"}, {"from": "gpt", "value": "a"}]),
     ]  # fmt: skip
+    question = [{"role": "user", "content": "What is ahead?"}, {"role": "assistant", "content": "a truck"}]
+    bad += [
+        row("j", conversations=[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "cut \ud83d"}]),
+        b'{"id": ' + b"9" * 5000 + b"}", b"[" * 100_000,
+        {"images": ["good.jpg"], "messages": [{"role": "system", "content": "see <image>"}, *question]},
+        {"images": ["good.jpg"], "image": "good.jpg", "messages": question}, {"tools": [1], "messages": question},
+    ]  # fmt: skip
     good = [row(f"good {i}") for i in range(3)]
     cut = [row("cut 1", image="cut.jpg"), row("cut 2", image="cut.jpg")]
     done = train([*good, *bad, *cut], "--on_bad_row", "skip", *(["--packing"] if packing else []))
     assert done.returncode == 0, done.stderr[-2000:]
     audit = json.loads((data / "run" / "data_audit.json").read_text())
     assert audit["train"]["bad_rows"]["by_reason"] == {
-        "image_missing": 1, "image_corrupt": 1, "image_count": 1, "empty_answer": 1, "not_utf8": 1,
-        "broken_json": 1, "path_outside_root": 2, "too_long": 1, "video_empty": 1,
+        "image_missing": 1, "image_corrupt": 1, "image_count": 2, "empty_answer": 1, "not_utf8": 2,
+        "broken_json": 3, "path_outside_root": 2, "too_long": 1, "video_empty": 1, "two_forms": 1, "unsupported_column": 1,
     }  # fmt: skip
-    assert (audit["train"]["rows_read"], audit["train"]["rows_used"]) == (15, 5)
+    assert (audit["train"]["rows_read"], audit["train"]["rows_used"]) == (21, 5)
     during = audit["bad_during_run"]
     assert during["by_reason"] == {"image_corrupt": 2}
-    assert sorted(entry["where"] for entry in during["rows"]) == [f"{data}/rows.jsonl:14", f"{data}/rows.jsonl:15"]
+    assert sorted(entry["where"] for entry in during["rows"]) == [f"{data}/rows.jsonl:20", f"{data}/rows.jsonl:21"]
     assert (data / "run" / "model.safetensors").is_file()
 
 
