@@ -39,7 +39,7 @@ def make_parser() -> CommandParser:
     flag("--batch_size", 8, "rows of an unpacked batch, for the share of padding")
     flag("--decode", False, "decode every picture and video in full, to find truncated files")
     flag("--workers", os.cpu_count() or 1, "threads that decode")
-    flag("--preview", 3, "rows to show as the model sees them")
+    flag("--preview", 3, "rows to show as the model sees them", least=0)
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
     add("--json", type=Path, help="write everything that was found to this file")
     return parser

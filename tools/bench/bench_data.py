@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python tools/bench/bench_data.py jsonl --json runs/bench_jsonl.json
 python tools/bench/bench_data.py synthetic --scenes 4000 --size 448
-python tools/bench/bench_data.py reward --spacy en_core_web_md --texts 500 --processes 1 4
+python tools/bench/bench_data.py reward --spacy_model en_core_web_md --texts 500 --processes 1 4
 """
 NUMBERS = {
     "rows": (1_000_000, "jsonl: rows of the file"),
@@ -60,7 +60,12 @@ def make_parser() -> CommandParser:
     add("case", choices=tuple(CASES), help="what to measure")
     add("--row", type=int, help="jsonl: row to read, from 0 (default: the last)")
     add("--processes", type=int, nargs="+", default=[1, 2], help="reward: processes of spaCy to try")
-    add("--spacy", default="en_core_web_sm", help="reward: spaCy pipeline: an installed name or its directory")
+    add(
+        "--spacy_model",
+        "--spacy",
+        default="en_core_web_sm",
+        help="reward: spaCy pipeline: an installed name or its directory",
+    )
     return parser
 
 
@@ -174,7 +179,7 @@ def measure_reward(args: Any, work: Path) -> dict[str, Any]:
     texts = make_texts(args.texts, args.words)
     parsing, cpu = {}, {}
     for processes in args.processes:
-        parser = TextParser(args.spacy, processes=processes)
+        parser = TextParser(args.spacy_model, processes=processes)
         parser.parse(["A car warms the pipeline up."])
         started, used = time.perf_counter(), _processor_seconds()
         _score(parser, texts, len(texts))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import plain, user_errors
@@ -36,7 +37,8 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
 def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float, facts: dict[str, Any]) -> None:
     """From a built Trainer to a saved model, as every stage does it: run.json with `facts`, resume, watchdog, stop on request.
 
-    A run that was asked to stop ends with a complete checkpoint and without a final model; status.json says which it was.
+    A run that was asked to stop ends with a complete checkpoint and without a final model; status.json says which it was. A
+    finished one that is resumed (each later link of a Slurm chain does so) ends at once, its files untouched.
     """
     import torch.distributed as dist
 
@@ -45,6 +47,17 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
 
     args = trainer.args
     manifest = trainer.out / "run.json"
+    trainer.check_resume()
+    if steps := finished_steps(trainer, manifest):
+        if args.should_save:
+            print(
+                f"{args.output_dir}: this run finished before, at step {steps}. Nothing is left to train.", flush=True
+            )
+        status.progress(steps)
+        status.end("finished")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
     if args.should_save:
         layout = {
             "world_size": args.world_size,
@@ -54,7 +67,6 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         start_manifest(manifest, **facts, **layout)
         config = plain(facts["config"])
         print(frames_note(config["model"]["model"], config["data"]["num_frames"]), end="", flush=True)
-    trainer.check_resume()
     trainer.begin_files()
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -62,7 +74,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         if stop.requested:
             ended["state"] = stop.requested
         else:
-            ended |= {"state": "finished", "train_loss": result.metrics["train_loss"]}
+            ended |= {"state": "finished", "train_loss": result.metrics.get("train_loss")}
             trainer.heartbeat.beat("save")
             with trainer.explain_write_errors(f"{args.output_dir}: the final model"):
                 trainer.save_model()
@@ -71,8 +83,9 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         if args.should_save:
             best = trainer.state.best_model_checkpoint
             peak = peak_memory_gib()
+            state, steps = ended["state"], result.global_step
             complete_manifest(
-                manifest, state=ended["state"], metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
+                manifest, state=state, steps=steps, metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
             )
             print(json.dumps(ended), flush=True)
         if not stop.requested:
@@ -80,6 +93,15 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
             status.end("finished")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def finished_steps(trainer: "DriveTrainerMixin", manifest: Path) -> int:
+    """Steps of the finished run that --resume auto has found again, if it has all that this one asks for; else 0."""
+    if trainer.parts.resume is None or trainer.parts.flags.run.resume not in ("auto", None) or not manifest.is_file():
+        return 0
+    before = json.loads(manifest.read_text())
+    steps = before.get("steps") or 0
+    return steps if before.get("state") == "finished" and steps >= trainer.steps_of_the_run() else 0
 
 
 @contextlib.contextmanager
