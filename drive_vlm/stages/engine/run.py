@@ -99,9 +99,13 @@ def finished_steps(trainer: "DriveTrainerMixin", manifest: Path) -> int:
     """Steps of the finished run that --resume auto has found again, if it has all that this one asks for; else 0."""
     if trainer.parts.resume is None or trainer.parts.flags.run.resume not in ("auto", None) or not manifest.is_file():
         return 0
-    before = json.loads(manifest.read_text())
-    steps = before.get("steps") or 0
-    return steps if before.get("state") == "finished" and steps >= trainer.steps_of_the_run() else 0
+    try:
+        before = json.loads(manifest.read_text())
+        state, steps = before["state"], int(before["steps"])
+    except (ValueError, TypeError, KeyError):
+        # A run that has not finished, or a damaged file, which start_manifest replaces.
+        return 0
+    return steps if state == "finished" and steps >= trainer.steps_of_the_run() else 0
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """Flags of the Trainer: each is taken, and does what it says, or is refused with its name; on resume they win over a checkpoint."""
 
+import contextlib
 import hashlib
 import json
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +178,61 @@ def test_steps_ask_for_their_strategy_and_a_metric_for_its_direction() -> None:
     chosen = parse("dpo", "--metric_for_best_model", "eval_rewards/accuracies", "--eval_data", "e").training
     assert evaluation_defaults(chosen, True)["greater_is_better"] is True
     assert evaluation_defaults({}, True)["greater_is_better"] is False
+
+
+@pytest.mark.slow
+def test_mutated_command_lines_are_taken_or_refused_in_words() -> None:
+    """Flags of every stage with words that no flag likes, read by the run and by the plan: no traceback.
+    MUTATIONS=800 tries more than the 150 of the suite."""
+    from drive_vlm.config import CommandParser, add_dataclass
+    from drive_vlm.plan.training_fields import training_flags
+
+    rng = random.Random(0)
+    odd = [
+        "nan",
+        "inf",
+        "-1",
+        "0",
+        "1e30",
+        "",
+        "x",
+        "true",
+        "[1]",
+        "{}",
+        "9" * 5000,
+        "a b",
+        "\ud800",
+        "../x",
+        "1",
+        "3.5",
+        "*",
+        "(",
+        "\0",
+    ]
+    taken = 0
+    for _ in range(int(os.environ.get("MUTATIONS", "150"))):
+        name = rng.choice(list(STAGES))
+        stage, own = STAGES[name], CommandParser()
+        for cls in stage.config_classes([]):
+            add_dataclass(own, cls)
+        flags = [action.option_strings[0] for action in own._actions[1:]]
+        words = [
+            "--model",
+            "m",
+            "--data",
+            "d",
+            *(("--rewards", "physics", "--physics_detections", "d") if name == "grpo" else ()),
+        ]
+        for _ in range(rng.randint(1, 3)):
+            flag = (
+                rng.choice(flags) if rng.random() < 0.5 else f"--{rng.choice(list(SHIPPED[stage.training_arguments]))}"
+            )
+            words += [flag, *(rng.choice(odd) for _ in range(rng.choice([0, 1, 1, 1, 2])))]
+        for reader in (training_flags, None):
+            with contextlib.suppress(ValueError, SystemExit):
+                parse_stage(name, stage, words, parse_training=reader).checked(stage, rng.choice([1, 2]))
+                taken += 1
+    assert taken
 
 
 @pytest.fixture
