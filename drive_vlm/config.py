@@ -11,6 +11,7 @@ import enum
 import json
 import math
 import os
+import re
 import sys
 import time
 import types
@@ -34,7 +35,10 @@ def field(
     most: float | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A dataclass field with its help text; the field is the one owner of default, type, choices, range and help."""
+    """A dataclass field with its help text; the field is the one owner of default, type, choices, range and help.
+
+    `least` and `most` of a number are those of `_in_range`, unless they are given.
+    """
     metadata = {"help": help, "choices": choices, "range": (least, most)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata, **kwargs)
@@ -72,6 +76,9 @@ class CommandParser(argparse.ArgumentParser):
             kwargs["epilog"] = "examples:\n" + "\n".join("  " + line.strip() for line in examples.strip().splitlines())
         kwargs["allow_abbrev"] = False
         super().__init__(**kwargs)
+        # What add_argument(type=int) and (type=float) take: finite numbers, from 0.
+        for kind in (int, float):
+            self.register("type", kind, _in_range(kind))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else list(args)
@@ -88,7 +95,7 @@ class CommandParser(argparse.ArgumentParser):
     def flag(
         self, name: str, default: Any, help: str, least: float | None = None, most: float | None = None, **more: Any
     ) -> None:
-        """A flag with a default, which says the type; a number outside `least` and `most` is refused.
+        """A flag with a default, which says the type. `least` and `most` of a number are those of `_in_range`, unless given.
 
         False: a switch. A tuple: the choices, the first of them the default. A type: no default. A list: several words.
         """
@@ -101,8 +108,8 @@ class CommandParser(argparse.ArgumentParser):
             first = default[0] if isinstance(default, list) else default
             several = {"nargs": "+"} if isinstance(default, list) else {}
             kind, default = (first, None) if isinstance(first, type) else (type(first), default)
-            kind = kind if least is None and most is None else _in_range(kind, least, most)
-            self.add_argument(name, type=kind, default=default, help=help, **several | more)
+            number = _in_range(kind, name, first, least, most) if kind in (int, float) else kind
+            self.add_argument(name, type=number, default=default, help=help, **several | more)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n(see {self.prog} --help)\n")
@@ -201,14 +208,32 @@ def _parse_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
-def _in_range(kind: Callable[[str], Any], least: float | None, most: float | None) -> Callable[[str], Any]:
-    """`kind`, refusing what lies outside; argparse names the flag."""
+# What seeds take: numpy's generators have 32 bits.
+MOST_SEED = 2**32 - 1
+
+
+def _in_range(
+    kind: Callable[[str], Any],
+    name: str = "",
+    default: object = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Callable[[str], Any]:
+    """`kind` (int or float), refusing what lies outside, NaN and infinity; argparse names the flag.
+
+    Unless it is said otherwise, a number is not negative, a count whose default is one or more is at least 1, and none is so
+    large that only a slip of the hand explains it.
+    """
+    if least is None:
+        least = 1 if kind is int and isinstance(default, int) and default >= 1 else 0
+    if most is None:
+        most = 1e18 if kind is float else MOST_SEED if name.removeprefix("--").endswith("seed") else 2**31 - 1
 
     def number(text: str) -> Any:
         value = kind(text)
-        if least is not None and not value >= least:  # NaN as well
+        if not value >= least:  # NaN as well
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        if most is not None and not value <= most:
+        if not value <= most:
             raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
         return value
 
@@ -239,15 +264,15 @@ def add_dataclass(parser: argparse.ArgumentParser, cls: type, title: str | None 
             kind = str
         if item.metadata.get("choices"):
             options["choices"] = item.metadata["choices"]
-        if kind is bool:
-            options.update(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
-        else:
-            options["type"] = (
-                kind if set(item.metadata["range"]) == {None} else _in_range(kind, *item.metadata["range"])
-            )
         default = item.default
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
+        if kind is bool:
+            options.update(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
+        elif kind in (int, float):
+            options["type"] = _in_range(kind, item.name, default, *item.metadata["range"])
+        else:
+            options["type"] = kind
         if default is dataclasses.MISSING:
             options["required"] = True
         else:
@@ -291,9 +316,11 @@ class ModelConfig:
         [],
         help="parts that do not train: vision_tower, projector, language_model (siglip_qwen: temporal_embeddings), or a module path",
     )
-    lora_rank: int = field(0, help="rank of LoRA adapters on the language model; 0 trains its weights in full", least=0)
-    lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)")
-    lora_dropout: float = field(0.0, help="dropout before each adapter")
+    lora_rank: int = field(
+        0, help="rank of LoRA adapters on the language model; 0 trains its weights in full", most=65536
+    )
+    lora_alpha: int | None = field(None, help="LoRA scale (default: twice the rank)", least=1, most=2**20)
+    lora_dropout: float = field(0.0, help="dropout before each adapter", most=0.99)
     lora_targets: str | None = field(
         None, help="regular expression of the linear layers to adapt (default: all of the language model)"
     )
@@ -303,11 +330,17 @@ class ModelConfig:
         choices=("none", "nf4"),
     )
     max_tiles: int | None = field(
-        None, help="tiles a row may use for its pictures (default: the processor's max_patches)"
+        None, help="tiles a row may use for its pictures (default: the processor's max_patches)", least=1, most=1024
     )
     trust_remote_code: bool = field(
         False, help="run Python code that comes with the model's configuration; never done otherwise"
     )
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.lora_targets or "")
+        except re.error as error:
+            raise ValueError(f"--lora_targets {self.lora_targets} is no regular expression ({error}).") from error
 
 
 @dataclasses.dataclass
@@ -328,7 +361,7 @@ class DataConfig:
     packing: bool = field(
         False, help="put several rows into one sequence of --max_length tokens, without attention across rows"
     )
-    num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)
+    num_frames: int = field(8, help="frames taken from a video, evenly spread", most=100_000)
     feature_cache: str | None = field(
         None,
         help="folder of tools/cache_features.py: train from the frozen vision tower's features; no picture is decoded, no tower runs",
@@ -367,5 +400,5 @@ class RunConfig:
         "as long for the first step, saving and evaluation; 0: never",
     )
     peak_flops: float | None = field(
-        None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)"
+        None, help="peak FLOPS of one device for MFU (default: known GPUs; unknown devices show no MFU)", least=1
     )

@@ -83,7 +83,7 @@ launch generate --model "$out/stage2" --data "$data/order_test.jsonl" "${answer[
 step "9/9  scores"
 run python tools/qa_eval.py --predictions "$out/order.jsonl" "$out/shuffled.jsonl" --train "$data/order_train.jsonl" --json "$out/order_accuracy.json"
 run python tools/video_eval.py --predictions "$out/stage2.jsonl" "$out/stage1.jsonl" "$out/stage3.jsonl" --detections "$out/detections.jsonl" \
-  --spacy "$spacy" --json "$out/video_scores.json" --plot "$out/video_scores.png"
+  --spacy_model "$spacy" --json "$out/video_scores.json" --plot "$out/video_scores.png"
 run python tools/video_eval.py --predictions "$out/sampled/stage2.jsonl" "$out/sampled/stage3.jsonl" --detections "$out/detections.jsonl" \
-  --spacy "$spacy" --json "$out/sampled_scores.json" --plot "$out/sampled_scores.png"
+  --spacy_model "$spacy" --json "$out/sampled_scores.json" --plot "$out/sampled_scores.png"
 run python tools/drive_vlm_summary.py --run "$out" --seconds $((SECONDS - started))

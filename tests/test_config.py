@@ -193,3 +193,69 @@ def test_a_flag_with_a_default_is_typed_by_it(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "of 90% at most (default: 0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "-1", "1e30", "0", "4294967296", "2147483648"])
+def test_no_number_is_absurd(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a field, in `flag` and in add_argument: finite, not negative, a count of at least 1, a seed of 32 bits."""
+
+    def told(*words: str) -> str:
+        parser = CommandParser(prog="example")
+        add_dataclass(parser, Example)
+        parser.flag("--share", 0.5, "a number")
+        parser.flag("--workers", 4, "a count")
+        parser.flag("--preview", 3, "none at 0", least=0)
+        parser.flag("--seed", 0, "of all")
+        parser.add_argument("--weights", nargs=2, type=float)
+        parser.add_argument("--rows", type=int)
+        try:
+            parser.parse_args(["--path", "p", *words])
+        except SystemExit as stopped:
+            assert stopped.code == 2
+            return capsys.readouterr().err
+        return ""
+
+    finite, whole = word in ("0", "4294967296", "2147483648"), word.lstrip("-").isdigit()
+    for flag in ("--rate", "--share", "--weights=0.5"):
+        text = told(*flag.split("=")[:1], *flag.split("=")[1:], word)
+        assert (not text) == finite and (finite or flag.split("=")[0] in text), (flag, text)
+    for flag, taken in (
+        ("--count", ()),
+        ("--workers", ()),
+        ("--preview", ("0",)),
+        ("--rows", ("0",)),
+        ("--seed", ("0", "2147483648")),
+    ):
+        text = told(flag, word)
+        assert (not text) == (word in taken) and (word in taken or flag in text), (flag, text)
+        assert "invalid int value" in text or whole or text.count("expected one argument")
+
+
+def test_every_default_is_in_its_own_range() -> None:
+    """Of every stage and of the commands whose flags are dataclasses."""
+    from drive_vlm.config import _in_range
+    from drive_vlm.generate.config import GenerateConfig
+    from drive_vlm.judges.judge import JudgeConfig
+    from drive_vlm.plan.flags import PlanConfig
+    from drive_vlm.stages import STAGES
+
+    configs = {cls for stage in STAGES.values() for cls in stage.config_classes([])} | {
+        GenerateConfig,
+        JudgeConfig,
+        PlanConfig,
+    }
+    for cls in configs:
+        for item in dataclasses.fields(cls):
+            if type(item.default) in (int, float):
+                number = _in_range(type(item.default), item.name, item.default, *item.metadata["range"])
+                assert number(str(item.default)) == item.default, (cls, item.name)
+
+
+def test_a_flag_keeps_its_former_name() -> None:
+    parser = CommandParser(prog="example")
+    parser.flag("--spacy_model", "sm", "a model", former="--spacy")
+    assert (
+        parser.parse_args(["--spacy", "md"]).spacy_model
+        == parser.parse_args(["--spacy-model", "md"]).spacy_model
+        == "md"
+    )

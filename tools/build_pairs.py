@@ -49,7 +49,7 @@ def make_parser() -> CommandParser:
         help="predictions of the previous round's model; several files are several answers a row",
     )
     add("--out", required=True, help="pairs JSONL; OUT.audit.json is written next to it")
-    flag("--round", 1, "number of the round, kept in every pair and its id")
+    flag("--round", 1, "number of the round, kept in every pair and its id", least=0)
     flag("--positives", ("gold", "best"), "chosen answers: the rows' own, or the best generated")
     flag("--score", ("rouge_l", "judge"), "what says which generated answer is best (--positives best)")
     flag(

@@ -34,7 +34,7 @@ def make_parser() -> CommandParser:
     )
     flag("--pool_size", 3, "mlp: side of a pooling window in patches; 1: none")
     flag("--num_queries", 64, "resampler: tokens of a frame")
-    flag("--resampler_layers", 2, "resampler: layers of cross attention")
+    flag("--resampler_layers", 2, "resampler: layers of cross attention", least=0)
     flag("--max_frames", 16, "frames of a video at most")
     flag("--dtype", ("auto", "float32", "bfloat16"), "of the weights; auto: the language model's")
     flag("--seed", 0, "seed of the new weights")

@@ -61,7 +61,7 @@ class DetectConfig:
     weights: str = field("yolov8x.pt", help="YOLO weights, a local .pt file")
     sha256: str | None = field(None, help="refuse weights with another SHA-256 before they are unpickled")
     imgsz: int = field(640, help="longer side of a frame for the detector, in pixels")
-    conf: float = field(0.3, help="confidence below which an object is dropped")
+    conf: float = field(0.3, help="confidence below which an object is dropped", least=0, most=1)
     num_frames: int = field(
         DataConfig.num_frames, help="frames taken from a video, evenly spread; the same as in training"
     )

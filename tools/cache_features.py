@@ -53,7 +53,7 @@ class FeatureConfig:
         choices=("follow", "refuse"),
     )
     num_frames: int = field(8, help="frames taken from a video, evenly spread; the same as in training")
-    max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training")
+    max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training", least=1)
     stored: str = field(
         "float16", help="number type on disk (float32 equals training from pixels exactly)", choices=("float16", "bfloat16", "float32")
     )  # fmt: skip

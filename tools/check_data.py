@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     flag("--decode", False, "decode every picture and video in full, to find truncated files")
     flag("--deep", False, "decode both splits and look for near-identical pictures, encoded or scaled in another way")
     flag("--workers", os.cpu_count() or 1, "threads that decode")
-    flag("--preview", 3, "rows to show as the model sees them")
+    flag("--preview", 3, "rows to show as the model sees them", least=0)
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
     add("--json", type=Path, help="write everything that was found to this file")
     return parser

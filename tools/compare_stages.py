@@ -50,7 +50,7 @@ def make_parser() -> CommandParser:
     flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at", least=1)
     add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
     add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    flag("--spacy", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
+    flag("--spacy_model", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
     add("--json", help="write texts, objects, detections and terms to this file")
     models = parser.add_argument_group("with --models")
     models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")
@@ -274,7 +274,7 @@ def run(args: Any) -> dict[str, Any]:
     check_flags(args)
     root, out = default_root(args), Path(args.out)
     config = PhysicsConfig(args.detections, args.weights, physics_vocabulary=args.vocabulary or str(DEFAULT))
-    config.physics_spacy = args.spacy
+    config.physics_spacy = args.spacy_model
     reward = PhysicsReward(config)
     if args.models:
         check_detections(args, reward.cache)

@@ -40,7 +40,7 @@ def make_parser() -> CommandParser:
     add("--direct", help="start: model before any fine-tuning, for the table")
     add("--data", help="start: training rows")
     add("--eval_data", help="start: held-out rows (default: --held_out rows of --data)")
-    flag("--held_out", 500, "start: rows to hold out, whole pictures or groups")
+    flag("--held_out", 500, "start: rows to hold out, whole pictures or groups", least=0)
     add("--image_root", help="start: folder that picture paths start from (default: the file's own)")
     flag("--sampling", "", "start: how answers are generated, as words to be kept")
     flag("--metric", "checkpoints.answers.accuracy", "start: the number in scores.json that counts; higher is better")

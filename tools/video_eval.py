@@ -48,7 +48,7 @@ def make_parser() -> CommandParser:
     flag("--truth_column", "truth_classes", "column with the exact classes of the video, where there is one")
     add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
     add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    flag("--spacy", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
+    flag("--spacy_model", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
     flag("--processes", 1, "processes that parse the texts")
     add("--clip_model", help="open_clip model, or a directory of tools/train_clip.py: CLIP scores as well")
     add("--clip_pretrained", help="tag of open_clip or local weights file")
@@ -181,7 +181,7 @@ def run(args: Any) -> dict[str, Any]:
     check(args)
     weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
     names, files, counts = read_files(args, cache)
-    parser = TextParser(args.spacy, args.vocabulary or DEFAULT, args.processes)
+    parser = TextParser(args.spacy_model, args.vocabulary or DEFAULT, args.processes)
     for video in dict.fromkeys(item.row["video"] for item in files[0]):
         parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
     encoder = load_clip(files[0], args)

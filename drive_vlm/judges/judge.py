@@ -38,13 +38,13 @@ class JudgeConfig:
     judge_key_env: str = field("OPENAI_API_KEY", help="environment variable with the judge's key")
     judge_workers: int = field(8, help="requests to the server at the same time")
     judge_timeout: float = field(120.0, help="seconds that one request may take")
-    judge_retries: int = field(4, help="times that a request which failed is sent again")
+    judge_retries: int = field(4, help="times that a request which failed is sent again", least=0)
     judge_max_tokens: int = field(512, help="tokens of a reply, at most")
     judge_attempts: int = field(
         3, help=f"times a reply that cannot be read is asked for, from the second on at temperature {RETRY_TEMPERATURE}"
     )
     judge_batch_size: int = field(8, help="requests at a time with --judge_backend hf")
-    requests_per_minute: float | None = field(None, help="limit of the server")
+    requests_per_minute: float | None = field(None, help="limit of the server", least=0.001)
     price_in: float | None = field(None, help="price of a million prompt tokens, for the cost")
     price_out: float | None = field(None, help="price of a million reply tokens, for the cost")
     cache: str | None = field(

@@ -1,6 +1,7 @@
 """DeepSpeed configuration: the JSON in ds_configs/ holds memory layout only, the command line owns everything else."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def load_deepspeed_config(name: str, cpu: bool) -> dict[str, Any]:
     literal that belongs to the command line.
     """
     path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
-    if not path.is_file():
+    # Unlike Path.is_file this takes a name that is too long for a file.
+    if not os.path.isfile(path):
         known = sorted(p.stem for p in CONFIGS.glob("*.json"))
         raise ValueError(
             f"--deepspeed {name}: no such configuration. Known: {', '.join(known)}, or give a JSON file.{nearest(name, known)}"
@@ -73,13 +75,21 @@ def _read(path: Path) -> tuple[Document, dict[str, Any]]:
             )
         return section
 
+    def whole(digits: str) -> int:
+        # Python refuses more than 4300, without a word of the file.
+        if len(digits) > 30:
+            raise ValueError(f"{path}: {digits[:10]}... has {len(digits)} digits. Write another number.")
+        return int(digits)
+
     def finite(word: str) -> Any:
         raise ValueError(f"{path}: {word} is not a JSON value. Write a number.")
 
     try:
-        config = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
+        config = json.loads(text, object_pairs_hook=unique, parse_constant=finite, parse_int=whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).{_hint(text[error.pos :])}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply for a configuration.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected an object {{...}}, got {type(config).__name__}.")
     return Document(path, text), config

@@ -6,6 +6,7 @@ in silence, NVMe under stage 2 becomes CPU, and stage 3 without gathering ends w
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,9 +105,9 @@ def _check_kind(full: str, value: Any, kind: str, document: Document) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind == "bool" and not isinstance(value, bool):
         raise document.problem(full, f"is {json.dumps(value)}", "Write true or false.")
-    if kind == "int" and not (number and value >= 0 and value == int(value)):
+    if kind == "int" and not (number and 0 <= value < math.inf and value == int(value)):
         raise document.problem(full, f"is {json.dumps(value)}", "Write a whole number, 0 or more.")
-    if kind == "number" and not number:
+    if kind == "number" and not (number and math.isfinite(value)):
         raise document.problem(full, f"is {json.dumps(value)}", "Write a number.")
 
 
@@ -148,7 +149,7 @@ def _check_stage(zero: dict[str, Any], stage: int, document: Document) -> None:
             "zero_optimization.compute_grad_norm", f"is false under stage {stage}; that takes 1 or 2", way_out
         )
     bucket = zero.get("allgather_bucket_size", 0)
-    if bucket != "auto" and bucket % 2 and stage in (1, 2):
+    if bucket != "auto" and (bucket or 0) % 2 and stage in (1, 2):
         way_out = "Write an even one."
         raise document.problem("zero_optimization.allgather_bucket_size", f"is {bucket}, an odd number", way_out)
 

@@ -27,15 +27,15 @@ class PlanConfig:
     """What only the plan knows."""
 
     world_size: int = field(1, help="processes of the run over all nodes")
-    local_world_size: int | None = field(None, help="processes of one node (default: all, at most 8)")
+    local_world_size: int | None = field(None, help="processes of one node (default: all, at most 8)", least=1)
     gpu_memory: str = field("80GB", help="memory of one GPU, such as 24GB; 1 GB is taken as 2^30 bytes")
     gpu: str | None = field(
         None, help="GPU whose peak FLOPS counts, such as H100 (default: the usual one of --gpu_memory)"
     )
-    mfu: float = field(0.35, help="share of the peak FLOPS that the run is expected to reach")
-    rows: int | None = field(None, help="training rows (default: counted in --data)")
+    mfu: float = field(0.35, help="share of the peak FLOPS that the run is expected to reach", least=0.001, most=1)
+    rows: int | None = field(None, help="training rows (default: counted in --data)", least=1)
     row_tokens: int | None = field(
-        None, help="tokens of a typical row (default: from --data, else a picture and 256 tokens)"
+        None, help="tokens of a typical row (default: from --data, else a picture and 256 tokens)", least=1
     )
     json: bool = field(False, help="print the plan as JSON")
 
@@ -132,9 +132,12 @@ def memory_bytes(text: str) -> int:
     """'24GB' as bytes, a GB being 2^30. Raises ValueError for anything else."""
     number = text.upper().removesuffix("IB").removesuffix("B").removesuffix("G")
     try:
-        return int(float(number) * 2**30)
-    except ValueError as error:
+        size = int(float(number) * 2**30)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"--gpu_memory {text}: give it as 24GB.") from error
+    if size <= 0:
+        raise ValueError(f"--gpu_memory {text}: give it as 24GB.")
+    return size
 
 
 def local_world_size(plan: PlanConfig) -> int:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -143,6 +143,9 @@ class EstimatedModel(torch.nn.Module):
     `{N}` in a name stands for the numbers from 0 to N - 1. Matrices become linear layers, which LoRA can adapt, and
     embeddings where their name says so; everything else is a plain parameter.
     """
+
+    # As transformers' models have it.
+    all_tied_weights_keys: ClassVar[dict[str, str]] = {}
 
     def __init__(self, name: str, content: dict[str, Any]) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, nearest
-from drive_vlm.stages.engine.arguments import NOT_FOR_USERS
+from drive_vlm.stages.engine.training_flags import OWNED_ELSEWHERE, refusal
 
 FIELDS = Path(__file__).with_name("training_fields.json")
 
@@ -51,8 +51,8 @@ def training_flags(parser: CommandParser, training_class: str, words: list[str])
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             given[name] = [value] if equals else []
-            if name in NOT_FOR_USERS:
-                raise ValueError(f"--{name} is not taken. {NOT_FOR_USERS[name]}")
+            if name in OWNED_ELSEWHERE:
+                raise ValueError(refusal(name))
             if name not in fields:
                 raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *fields])}")
         elif not name:

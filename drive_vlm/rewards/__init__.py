@@ -18,8 +18,9 @@ A reward of your own is one file, for example length.py, used with `--rewards le
         return length
 
 The dataclass holds the reward's flags; their names start with the reward's, since a command line may hold several rewards.
-A builder without arguments has no flags. `module:builder` works as well as `FILE.py:builder`, and a reward of this package
-gets a line in REWARDS. Rewards may import judges, clip and data.
+A builder without arguments has no flags. A function with TRL's own arguments, such as `length` above at the top level of the
+file, needs no builder: `--rewards length.py:length`. `module:builder` works as well as `FILE.py:builder`, and a reward of this
+package gets a line in REWARDS. Rewards may import judges, clip and data.
 
 Two optional attributes:
 - `last_terms`: one dataclass or dict for each completion of the last call; a samples file shows them.
@@ -36,9 +37,12 @@ For the author of a stage: it reads the names first, then their flags (stages/rl
 """
 
 import argparse
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
 import typing
 from collections.abc import Sequence
@@ -78,15 +82,31 @@ def _named_module(where: str, name: str) -> Any:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-            raise
+            raise _broken(name, "cannot be imported", error) from error
         raise ValueError(
             f"reward {name}: no module {where!r}. Give FILE.py:builder or an importable module."
         ) from error
+    except Exception as error:  # whatever the author's module does
+        raise _broken(name, "cannot be imported", error) from error
+
+
+def _broken(name: str, what: str, error: Exception) -> ValueError:
+    """The author's error in one line: type, words, and the line of the reward's own file where it arose."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith(name.rpartition(":")[0] or name):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    place = f", line {line}" if line else ""
+    return ValueError(
+        f"reward {name} {what} ({type(error).__name__}: {' '.join(str(error).split())[:300]}{place}). Fix it."
+    )
 
 
 def _file_module(path: str) -> Any:
     """A Python file as a module, run once."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"reward {path}: no such file.")
     name = f"drive_vlm_reward_{hashlib.blake2b(str(Path(path).absolute()).encode(), digest_size=8).hexdigest()}"
     if name not in sys.modules:
@@ -95,7 +115,11 @@ def _file_module(path: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         # Before it runs: dataclasses look their module up there.
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever the author's file does
+            del sys.modules[name]
+            raise _broken(path, "cannot be imported", error) from error
     return sys.modules[name]
 
 
@@ -108,14 +132,50 @@ def reward_name(name: str) -> str:
 def config_class(name: str) -> type | None:
     """The dataclass of the reward's flags: the type of its builder's `config`; None for a builder without one.
 
-    Raises ValueError for an unknown name, a missing file or function.
+    Raises ValueError for an unknown name, a missing file or function, and for a `config` that is no dataclass.
     """
-    return typing.get_type_hints(_builder(name)).get("config")
+    builder = _builder(name)
+    if "config" not in _parameters(builder):
+        return None
+    try:
+        found = typing.get_type_hints(builder).get("config")
+    except Exception as error:  # an annotation that cannot be evaluated
+        raise _broken(name, "has annotations that cannot be read", error) from error
+    if not dataclasses.is_dataclass(found):
+        raise ValueError(
+            f"reward {name}: its `config` must be annotated with a dataclass, which holds its flags; got {found}."
+        )
+    assert isinstance(found, type), "an annotation is a class"
+    return found
+
+
+def _parameters(builder: Any) -> list[str]:
+    try:
+        return list(inspect.signature(builder).parameters)
+    except (TypeError, ValueError):
+        # Some built-in functions have no signature.
+        return []
 
 
 def build_reward(name: str, config: Any) -> Reward:
-    """The reward, ready to be called. Raises ValueError for an unknown name and for flags that the reward refuses."""
-    return _builder(name)() if config is None else _builder(name)(config)
+    """The reward, ready to be called: what the builder returns, or the function itself where it has TRL's own arguments.
+
+    Raises ValueError for an unknown name, for flags that the reward refuses, and for a builder that fails or returns no function.
+    """
+    builder = _builder(name)
+    if "completions" in _parameters(builder):
+        return builder
+    try:
+        reward = builder() if config is None else builder(config)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the author's builder does
+        raise _broken(name, "cannot be built", error) from error
+    if not callable(reward):
+        raise ValueError(
+            f"reward {name}: the builder returned {type(reward).__name__}. It must return the reward, a function."
+        )
+    return reward
 
 
 def chosen_rewards(words: Sequence[str], default: Sequence[str] = ()) -> list[str]:

@@ -1,9 +1,11 @@
 import json
+import random
 import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,3 +194,54 @@ def test_the_command_line_tells_at_once_in_one_line(tmp_path: Path, run: Callabl
     done = run(words)
     assert done.returncode == 2 and time.perf_counter() - started < 3, "nothing heavy is imported before"
     assert done.stderr.count("\n") == 1 and "Did you mean offload_param?" in done.stderr, done.stderr
+
+
+def test_mutated_files_are_refused_by_name_or_taken(tmp_path: Path) -> None:
+    """400 files with a few values changed, keys lost, texts cut off; and what no JSON reader likes. Nothing but ValueErrors."""
+    rng, path = random.Random(0), tmp_path / "ds.json"
+    values = [None, True, 0, -1, 3, 0.5, 1e308, 10**30, "", "auto", "nvme", [], [1], {}, {"a": 1}, {"device": []}]
+
+    def places(part: Any, way: tuple = ()) -> list[tuple]:
+        inner = (
+            [place for key, one in part.items() for place in places(one, (*way, key))] if isinstance(part, dict) else []
+        )
+        return [way, *inner] if way else inner
+
+    def refused(content: bytes) -> str:
+        path.write_bytes(content)
+        try:
+            load_deepspeed_config(str(path), cpu=rng.random() < 0.5)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    told = 0
+    for _ in range(400):
+        config = json.loads(rng.choice(sorted(CONFIGS.glob("*.json"))).read_text())
+        for _ in range(rng.randint(1, 3)):
+            *way, last = rng.choice(places(config))
+            section = config
+            for key in way:
+                section = section[key]
+            if rng.random() < 0.2:
+                del section[last]
+            else:
+                section[last] = json.loads(json.dumps(rng.choice(values)))
+            config = config or {"zero_optimization": {"stage": 1}}
+        text = json.dumps(config)
+        words = refused(text[: rng.randint(0, len(text))].encode() if rng.random() < 0.1 else text.encode())
+        told += bool(words)
+        assert not words or (str(path) in words and "\n" not in words), words
+    assert 100 < told < 400
+    for content in (
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a":' * 5000,
+        b"",
+        b"null",
+        b'{"zero_optimization": ' + b"9" * 5000 + b"}",
+    ):
+        assert str(path) in refused(content)
+    assert '"zero_optimization.sub_group_size" is Infinity' in refused(
+        b'{"zero_optimization": {"stage": 3, "sub_group_size": 1e999}}'
+    )

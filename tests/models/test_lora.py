@@ -142,3 +142,87 @@ def test_the_model_under_an_adapter_is_found_where_both_were_moved(
     shutil.rmtree(moved / "stage1")
     with pytest.raises(ValueError, match='stage2 is an adapter on it: "base_model_name_or_path"'):
         load_family(ModelConfig(model=str(moved / "stage2")), torch.float32)
+
+
+def step(family: Family) -> torch.Tensor:
+    """Train two steps on a picture and some words; return the logits after it."""
+    torch.manual_seed(0)
+    ids = [family.tokenizer.convert_tokens_to_ids("<|im_start|>"), *family.vision.image_ids(1), 300, 301]
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(1, 3, 56, 56)}
+    optimizer = torch.optim.AdamW([p for p in family.model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        family.model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return family.model.eval()(**inputs).logits
+
+
+def test_an_adapter_on_the_embeddings_trains_and_is_loaded_again(tiny_model: Path, tmp_path: Path) -> None:
+    """As our trainer saves it, and as peft does, which adds the base's embeddings."""
+    from drive_vlm.models.lora import odd_weights
+
+    family = lora_family(tiny_model, ["vision_tower", "projector"], True, lora_targets=r".*(embed_tokens|q_proj)")
+    trained = step(family)
+    assert all(p.grad is not None for p in family.model.parameters() if p.requires_grad)
+    for whole in (False, True):
+        family.model.save_pretrained(tmp_path / str(whole), save_embedding_layers=whole)
+        record_base(family.model, tmp_path / str(whole))
+        assert not odd_weights(family.model, tmp_path / str(whole) / "adapter_model.safetensors")
+        again = load_family(ModelConfig(model=str(tmp_path / str(whole))), torch.float32)
+        torch.manual_seed(0)
+        pixels = torch.randn(1, 3, 56, 56)
+        ids = [family.tokenizer.convert_tokens_to_ids("<|im_start|>"), *family.vision.image_ids(1), 300, 301]
+        with torch.no_grad():
+            logits = again.model.eval()(input_ids=torch.tensor([ids]), pixel_values=pixels).logits
+        torch.testing.assert_close(logits, trained)
+    names = load_file(tmp_path / "False" / "adapter_model.safetensors")
+    assert not any("base_layer" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (r".*(q_proj|lm_head)", r"takes in lm_head: the loss is computed in the head itself"),
+        (r".*language_model.*q_prj", r"matches no module\. It is a regular expression .* Did you mean q_proj\?"),
+        (r"q_proj", "matches no module"),
+        (r".*input_layernorm", r"--lora_targets \.\*input_layernorm: Target module .* is not supported"),
+        (r".*(q_proj|linear_1)", r"matches model\.multi_modal_projector\.linear_1, but .*projector trains in full"),
+    ],
+)
+def test_targets_on_which_an_adapter_would_not_train(targets: str, words: str, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        lora_family(tiny_model, ["vision_tower"], lora_targets=targets)
+
+
+def test_a_pattern_that_is_none_is_refused_by_the_flag() -> None:
+    with pytest.raises(ValueError, match=r"--lora_targets \*q_proj is no regular expression \(nothing to repeat"):
+        ModelConfig(model="m", lora_targets="*q_proj")
+
+
+def test_tied_embeddings_take_no_adapter(tiny_model: Path) -> None:
+    from drive_vlm.models import model_on_meta
+    from drive_vlm.models.lora import check_targets
+
+    model = model_on_meta(ModelConfig(model=str(tiny_model))).model
+    check_targets(model, ".*embed_tokens")
+    model.all_tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    with pytest.raises(
+        ValueError, match=r"matches model\.language_model\.embed_tokens, whose weight is also the head's"
+    ):
+        check_targets(model, ".*embed_tokens")
+
+
+@pytest.mark.parametrize("kind", ["target_modules", "modules_to_save"])
+def test_an_adapter_from_elsewhere_around_the_head(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    """It answers, and is refused before it trains."""
+    from peft import LoraConfig, get_peft_model
+
+    family = load_family(ModelConfig(model=str(tiny_model)), torch.float32)
+    flags: dict[str, Any] = {"target_modules": ["q_proj", "lm_head"]}
+    if kind == "modules_to_save":
+        flags = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    get_peft_model(family.model, LoraConfig(r=2, **flags)).save_pretrained(tmp_path)
+    load_family(ModelConfig(model=str(tmp_path)), torch.float32)
+    with pytest.raises(ValueError, match="its adapter takes in lm_head"):
+        load_family(ModelConfig(model=str(tmp_path)), torch.float32, for_training=True)

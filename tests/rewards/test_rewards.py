@@ -91,3 +91,40 @@ def test_a_reward_may_use_clip(tmp_path):
     reward = build_alike(AlikeConfig())
     scores = reward(["p"] * 3, ["a red car", "a bus", "a red car"], reference=["car"] * 3, files=[[path]] * 3)
     assert all(-1 <= score <= 1 for score in scores) and scores[0] == pytest.approx(scores[2]) != scores[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def build(:\n    pass", r"cannot be imported \(SyntaxError: .*, line 1\)\. Fix it"),
+        ("x = 1\nimport nowhere_at_all", r"cannot be imported \(ModuleNotFoundError: No module named .*, line 2\)"),
+        ("x = 1\n\ny = [][0]", r"cannot be imported \(IndexError: list index out of range, line 3\)"),
+        (
+            "def build():\n    return 1 / 0",
+            r"r\.py:build cannot be built \(ZeroDivisionError: division by zero, line 2\)",
+        ),
+        ("def build(first, second): ...", r"cannot be built \(TypeError: build\(\) missing 2 required"),
+        ("def build(): ...", r"the builder returned NoneType\. It must return the reward"),
+        ("def build(): return [1.0]", "the builder returned list"),
+        ("def build(config): ...", "its `config` must be annotated with a dataclass"),
+        ("def build(config: int): ...", r"must be annotated with a dataclass, .* got <class 'int'>"),
+        ("def build(config: 'Nowhere'): ...", r"annotations that cannot be read \(NameError: name 'Nowhere'"),
+        ("build = 3", "has no function 'build'"),
+    ],
+)
+def test_a_reward_that_cannot_be_had_is_one_line(source, told, tmp_path):
+    file = tmp_path / "r.py"
+    file.write_text(source)
+    with pytest.raises(ValueError, match=told) as stopped:
+        build_reward(f"{file}:build", config_class(f"{file}:build"))
+    assert "\n" not in str(stopped.value) and str(file) in str(stopped.value)
+
+
+def test_a_function_as_trl_takes_it_needs_no_builder(tmp_path):
+    file = tmp_path / "direct.py"
+    file.write_text("def short(prompts, completions, **columns): return [-len(text) for text in completions]")
+    name = f"{file}:short"
+    assert config_class(name) is None and build_reward(name, None)(["p"], ["abc"]) == [-3]
+    file = tmp_path / "bare.py"
+    file.write_text("def short(completions, **columns): return [0.0 for _ in completions]")
+    assert build_reward(f"{file}:short", None)(prompts=["p"], completions=["abc"]) == [0]

@@ -21,6 +21,10 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
         "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
         "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
         "_load_best_model": (),
+        "_load_optimizer_and_scheduler": ("checkpoint",),
+        "_init_training_state": (
+            "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
+        ),
         "_prepare_inputs": ("inputs",),
     },
     "trl.trainer.base_trainer:_BaseTrainer": {"_send_telemetry": ()},
@@ -34,6 +38,7 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
     GRPO: {
         "_generate_and_score_completions": ("inputs",),
         "_tokenize_prompts": ("prompts",),
+        "_load_optimizer_and_scheduler": ("checkpoint",),
         "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
         "_prepare_inputs": ("generation_batch",),
         "_compute_loss": ("model", "inputs"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -38,3 +39,50 @@ def test_what_an_adapter_cannot_do_is_said_in_one_line(
 ) -> None:
     run = sft(fresh("refused"), "--model", adapter, *flags, code=2)
     assert words in run.text and "Traceback" not in run.text
+
+
+def test_an_adapter_on_the_embeddings_is_of_use_afterwards(
+    inside: Callable, world: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Trained, answered with and merged: what sft saves is what the others load, and merge compares the logits."""
+    out, rows = tmp_path / "adapter", tmp_path / "few.jsonl"
+    rows.write_text("".join(world.train.read_text().splitlines(keepends=True)[:4]))
+    data = ("--data", rows, "--image_root", world.train.parent)
+    flags = (
+        "--lora_rank",
+        4,
+        "--lora_targets",
+        ".*(embed_tokens|q_proj)",
+        "--freeze",
+        "vision_tower",
+        "projector",
+        "--learning_rate",
+        1e-2,
+    )
+    inside(
+        "sft",
+        "--model",
+        world.model,
+        *data,
+        "--output_dir",
+        out,
+        *flags,
+        "--max_steps",
+        2,
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "true",
+    )
+    weights = load_file(out / "adapter_model.safetensors")
+    moved = {name for name, weight in weights.items() if "B" in name.rsplit(".lora_", 1)[-1] and weight.abs().max() > 0}
+    assert any("embed_tokens.lora_embedding_B" in name for name in moved) and any("q_proj" in name for name in moved)
+    assert not any("base_layer" in name for name in weights)
+    inside("generate", "--model", out, *data, "--out", tmp_path / "answers.jsonl", "--max_new_tokens", 4)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
+    inside("merge", "--checkpoint", out, "--out", tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    with pytest.raises(SystemExit):
+        inside("sft", "--model", world.model, *data, "--lora_rank", 4, "--lora_targets", ".*(q_proj|lm_head)", "--freeze",
+               "vision_tower", "projector", "--output_dir", tmp_path / "head", "--use_cpu", "true")  # fmt: skip
+    assert "--lora_targets .*(q_proj|lm_head) takes in lm_head" in capsys.readouterr().err

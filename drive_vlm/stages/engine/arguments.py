@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,10 @@ from typing import Any
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, nearest
 from drive_vlm.launch.deepspeed import load_deepspeed_config
 from drive_vlm.stages.engine.stage import Stage, StageFlags
+from drive_vlm.stages.engine.training_flags import OWNED_ELSEWHERE, refusal
 
 # (parser of our own flags, name of the TrainingArguments class, words that the parser does not know) -> {flag: value}
 ParseTraining = Callable[[CommandParser, str, list[str]], dict[str, Any]]
-
-NOT_FOR_USERS = {
-    "gradient_accumulation_steps": "It follows from --global_batch_size, --per_device_train_batch_size and the number of processes.",
-    "save_total_limit": "Use --keep.",
-    "resume_from_checkpoint": "Use --resume.",
-    "ignore_data_skip": "A resumed run always goes on where it stopped.",
-    "save_only_model": "A checkpoint holds what a resume needs; the final model in --output_dir holds no optimizer.",
-    "save_on_each_node": "Checkpoints are for all nodes: --output_dir must be a folder that all nodes see.",
-    "push_to_hub": "Upload the finished --output_dir with `hf upload`.",
-    "dataloader_drop_last": "No row is dropped: the last step of an epoch may be smaller.",
-    "auto_find_batch_size": "The batch size is never changed silently.",
-}
 
 
 def parse_stage(
@@ -111,11 +101,17 @@ def yaml_values(words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     path = early.parse_known_args(list(words))[0].config
     if path is None:
         return None, {}
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"--config {path}: no such file.")
-    values = yaml.safe_load(Path(path).read_text())
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"--config {path}: not readable as YAML ({' '.join(str(error).split())[:200]}).") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `flag: value` lines, got {type(values).__name__}.")
+    for key, value in values.items():
+        if any(isinstance(one, (dict, list)) for one in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{path}: {key}: expected a value or a list of values.")
     return path, values
 
 
@@ -139,21 +135,24 @@ def parse_training_flags(parser: CommandParser, training_class: str, words: list
     ours = {action.dest for action in parser._actions}
     for word in words:
         name = word[2:].split("=")[0]
-        if word.startswith("--") and name in NOT_FOR_USERS:
-            raise ValueError(f"--{name} is not taken. {NOT_FOR_USERS[name]}")
+        if word.startswith("--") and name in OWNED_ELSEWHERE:
+            raise ValueError(refusal(name))
         if word.startswith("--") and name not in fields:
             raise ValueError(f"unknown argument --{name}.{nearest(name, [*ours, *fields])}")
     if not words[0].startswith("--"):
         raise ValueError(f"unexpected word {words[0]!r}; flags begin with --")
     given = {word[2:].split("=")[0] for word in words if word.startswith("--")}
-    hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False)
+    hf_parser = HfArgumentParser([_training_class(training_class)], allow_abbrev=False, exit_on_error=False)
     for action in hf_parser._actions:
         # Only the given flags are wanted. The dataclass itself is built later (training_arguments.py), with what the project fixes.
         action.required = False
         # HfArgumentParser (transformers 5.23) gives `bool` an optional word but not `bool | None`, such as TRL's --bf16.
         if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True
-    namespace, left = hf_parser.parse_known_args([*words])
+    try:
+        namespace, left = hf_parser.parse_known_args([*words])
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
     if left:
         raise ValueError(f"unexpected words after the flags: {' '.join(left)}")
     return {name: getattr(namespace, name) for name in given}

@@ -23,7 +23,7 @@ from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import RowTable, build_table
-from drive_vlm.models import load_family
+from drive_vlm.models import load_family, model_on_meta
 from drive_vlm.models.family import Family
 from drive_vlm.models.flops import TrainFlops, train_flops
 from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
@@ -137,6 +137,8 @@ def load_policy(model: ModelConfig, run: RunConfig, args: "TrainingArguments", e
     Raises ValueError for an adapter with --lora_rank, and for freezing what an adapter is made of.
     """
     source = weights_to_load(model, args.resume_from_checkpoint)
+    if extend is None:
+        rehearse(source)
     family = load_family(
         source, model_dtype(model, args), for_training=True, chunk_tokens=run.chunk_tokens, extend=extend
     )
@@ -154,6 +156,26 @@ def load_policy(model: ModelConfig, run: RunConfig, args: "TrainingArguments", e
         raise ValueError("--freeze language_model: the adapter of --model is all that trains there. Leave it out.")
     freeze(family.model.get_base_model(), family.parts, model.freeze)
     return family
+
+
+def rehearse(model: ModelConfig) -> None:
+    """Freeze and adapt the model without its weights: what --freeze or --lora_targets do not find is known in a second, not
+    after the weights are loaded. Raises ValueError as load_policy does."""
+    from transformers.integrations import deepspeed
+
+    if not (model.freeze or model.lora_rank) or (Path(model.model) / "adapter_config.json").is_file():
+        return
+    # Under ZeRO-3 transformers would shard the model as it builds it (its reference is private; transformers 5.23).
+    zero3, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        # The run's own random weights must not depend on it.
+        with torch.random.fork_rng():
+            empty = model_on_meta(model)
+            freeze(empty.model, empty.parts, model.freeze)
+            if model.lora_rank:
+                apply_lora(empty, model, model.freeze)
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero3
 
 
 def weights_to_load(model: ModelConfig, checkpoint: str | None) -> ModelConfig:

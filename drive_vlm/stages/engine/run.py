@@ -50,7 +50,8 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
 def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float, facts: dict[str, Any]) -> None:
     """From a built Trainer to a saved model, as every stage does it: run.json with `facts`, resume, watchdog, stop on request.
 
-    A run that was asked to stop ends with a complete checkpoint and without a final model; status.json says which it was.
+    A run that was asked to stop ends with a complete checkpoint and without a final model; status.json says which it was. A
+    finished one that is resumed (each later link of a Slurm chain does so) ends at once, its files untouched.
     """
     import torch.distributed as dist
 
@@ -60,6 +61,17 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
 
     args = trainer.args
     manifest = trainer.out / "run.json"
+    trainer.check_resume()
+    if steps := finished_steps(trainer, manifest):
+        if args.should_save:
+            print(
+                f"{args.output_dir}: this run finished before, at step {steps}. Nothing is left to train.", flush=True
+            )
+        status.progress(steps)
+        status.end("finished")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
     if args.should_save:
         layout = {
             "world_size": args.world_size,
@@ -69,7 +81,6 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         start_manifest(manifest, **facts, **layout)
         config = plain(facts["config"])
         print(frames_note(config["model"]["model"], config["data"]["num_frames"]), end="", flush=True)
-    trainer.check_resume()
     if trainer.parts.resume is not None:
         status.progress(read_complete(trainer.parts.resume.checkpoint).step, trainer.parts.resume.checkpoint)
     trainer.begin_files()
@@ -79,7 +90,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         if stop.requested:
             ended["state"] = stop.requested
         else:
-            ended |= {"state": "finished", "train_loss": result.metrics["train_loss"]}
+            ended |= {"state": "finished", "train_loss": result.metrics.get("train_loss")}
             trainer.heartbeat.beat("save")
             with trainer.explain_write_errors(f"{args.output_dir}: the final model"):
                 trainer.save_model()
@@ -88,8 +99,9 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
         if args.should_save:
             best = trainer.state.best_model_checkpoint
             peak = peak_memory_gib()
+            state, steps = ended["state"], result.global_step
             complete_manifest(
-                manifest, state=ended["state"], metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
+                manifest, state=state, steps=steps, metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
             )
             print(json.dumps(ended), flush=True)
         if not stop.requested:
@@ -97,6 +109,19 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
             status.end("finished")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def finished_steps(trainer: "DriveTrainerMixin", manifest: Path) -> int:
+    """Steps of the finished run that --resume auto has found again, if it has all that this one asks for; else 0."""
+    if trainer.parts.resume is None or trainer.parts.flags.run.resume not in ("auto", None) or not manifest.is_file():
+        return 0
+    try:
+        before = json.loads(manifest.read_text())
+        state, steps = before["state"], int(before["steps"])
+    except (ValueError, TypeError, KeyError):
+        # A run that has not finished, or a damaged file, which start_manifest replaces.
+        return 0
+    return steps if state == "finished" and steps >= trainer.steps_of_the_run() else 0
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from transformers.trainer_callback import ExportableState
 from drive_vlm.launch import checkpoint as contract
 from drive_vlm.launch.deepspeed import zero_stage
 from drive_vlm.models.loading import stored_weights
-from drive_vlm.models.lora import record_base
+from drive_vlm.models.lora import odd_weights, record_base
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.heartbeat import Heartbeat
 from drive_vlm.stages.engine.trust import refuse_code, shards_of
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import Trainer
 else:
     Trainer = object
+
+# Names of an optimizer group's settings, as users know them.
+_SETTINGS = {"initial_lr": "learning_rate", "lr": "rate of the next step"}
 
 
 class CheckpointMixin(Trainer):
@@ -178,13 +181,18 @@ class CheckpointMixin(Trainer):
         """
         # A patch of PeftModel.save_pretrained (peft 0.21) for this one call: Trainer._save names no adapters.
         own = self.model.save_pretrained
-        self.model.save_pretrained = functools.partial(own, selected_adapters=["default"])
+        # Embeddings under an adapter are those of the base, which no adapter directory holds.
+        self.model.save_pretrained = functools.partial(own, selected_adapters=["default"], save_embedding_layers=False)
         try:
             super()._save(output_dir, state_dict)
         finally:
             del self.model.save_pretrained
         if self.args.should_save:
-            record_base(self.model, output_dir or self.out, self.parts.family.added)
+            directory = Path(output_dir or self.out)
+            record_base(self.model, directory, self.parts.family.added)
+            # At the first save, not when the run's result is needed.
+            if odd := odd_weights(self.model, directory / "adapter_model.safetensors"):
+                raise ValueError(f"{directory}: the saved adapter would not be loaded again, since it {odd}.")
 
     def _frozen_store(self, weights: dict[str, torch.Tensor]) -> Path:
         """Directory with the frozen weights as safetensors; written when it is not whole, or holds those of another model."""
@@ -223,22 +231,40 @@ class CheckpointMixin(Trainer):
         is given no checkpoint, and `_load_engine` loads instead.
         """
         if not self.is_deepspeed_enabled:
+            # It calls _load_optimizer_and_scheduler.
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         engine = self.model_wrapped
         # A patch of DeepSpeedEngine.save_checkpoint (0.19), which the Trainer calls without this argument.
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         if resume_from_checkpoint is not None:
-            self._load_engine(Path(resume_from_checkpoint))
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            with flags_win(self.optimizer, self.lr_scheduler, self.args.should_save):
+                self._load_engine(Path(resume_from_checkpoint))
+                super()._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer._load_optimizer_and_scheduler (transformers 5.23), but the flags decide on rate, schedule and the rest."""
+        if checkpoint is not None:
+            with flags_win(self.optimizer, self.lr_scheduler, self.args.should_save):
+                super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *rest: Any
+    ) -> tuple[int, int]:
+        """Trainer._init_training_state (transformers 5.23), but the flags say how often is logged, saved and evaluated, and a
+        run whose steps are done trains no further one: the Trainer would begin the epoch in which --max_steps lies again."""
+        begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *rest)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begun
 
     def _load_engine(self, checkpoint: Path) -> None:
         """Load DeepSpeed's shards, on any number of processes.
 
         1. Where the number differs, the main process converts the shards to a universal checkpoint; all wait.
         2. The engine loads.
-        3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right.
+        3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right; the groups' settings by `flags_win`, around it.
         4. The universal copy is removed.
         """
         engine = self.model_wrapped
@@ -248,18 +274,13 @@ class CheckpointMixin(Trainer):
         if universal and self.args.should_save:
             convert_to_universal(checkpoint)
         _barrier()
-        optimizer = engine.optimizer.optimizer
-        own = [
-            {name: group[name] for name in group if name not in ("params", "lr")} for group in optimizer.param_groups
-        ]
         loaded, _ = engine.load_checkpoint(str(checkpoint), load_module_strict=False)
         assert loaded is not None, "read_complete found every file"
         if universal:
             # Bug of DeepSpeed 0.19's universal loading: all ZeRO-3 groups get one step tensor, which then counts once a
-            # group, and the settings of the first group, so that biases and norms would decay.
-            for group, settings in zip(optimizer.param_groups, own, strict=True):
-                group.update(settings)
-            for state in optimizer.state.values():
+            # group. They also get the settings of the first group, so that biases and norms would decay, until `flags_win`
+            # sets them.
+            for state in engine.optimizer.optimizer.state.values():
                 if isinstance(state.get("step"), torch.Tensor):
                     state["step"] = state["step"].clone()
         _barrier()
@@ -310,6 +331,29 @@ class CheckpointMixin(Trainer):
             load_saved_weights(self.model, best)
         else:
             super()._load_best_model()
+
+
+@contextlib.contextmanager
+def flags_win(optimizer: Any, schedule: Any, show: bool) -> Iterator[None]:
+    """Inside, a checkpoint's optimizer and schedule are loaded; what the flags set is then as the flags say.
+
+    torch and DeepSpeed load rate, weight decay, betas and the schedule's base rates with the moments, so that the flags of a
+    resumed run would have no effect. Afterwards each group has its settings of before, and the rate that the new schedule has
+    at the step that was reached: the Trainer would compute it one step later. With `show` the differences are printed.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    yield
+    assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR), "training_flags.py offers no other"
+    # The first group alone is compared: DeepSpeed's universal loading gives its settings to all of them.
+    then = dict(optimizer.param_groups[0]) | {"initial_lr": schedule.base_lrs[0], "lr": schedule._last_lr[0]}
+    for group, settings, factor in zip(optimizer.param_groups, own, schedule.lr_lambdas, strict=True):
+        group.update(settings, lr=settings["initial_lr"] * factor(schedule.last_epoch))
+    schedule.base_lrs = [group["initial_lr"] for group in own]
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+    now = optimizer.param_groups[0]
+    changed = [f"{_SETTINGS.get(k, k)} {then[k]} -> {now[k]}" for k in own[0] if k in then and then[k] != now[k]]
+    if changed and show:
+        print(f"Resumed with the settings of the flags, not of the checkpoint: {', '.join(changed)}.", flush=True)
 
 
 def load_saved_weights(model: PreTrainedModel, directory: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.stages.engine.training_flags import check_training_flags
 
 Config = TypeVar("Config")
 # What a line of --data is to a stage: a row to learn, a row with a chosen and a rejected answer, or a prompt to answer.
@@ -100,8 +101,12 @@ class StageFlags:
         return self.of(RunConfig)
 
     def checked(self, stage: Stage, world_size: int) -> "StageFlags":
-        """With the stage's own defaults. Raises ValueError for what it refuses on `world_size` processes."""
+        """With the stage's own defaults. Raises ValueError for what it refuses on `world_size` processes, and for flags of
+        the Trainer that it does not take (training_flags.py)."""
         training = load(stage.check)(self, world_size) if stage.check else self.training
+        training = check_training_flags(
+            self.stage, stage.training_arguments, self.training, training, self.model, self.data
+        )
         return dataclasses.replace(self, training={"output_dir": f"runs/{self.stage}"} | training)
 
 

@@ -20,6 +20,7 @@ from drive_vlm.launch.stop import StopRequested
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.cursor import DataCursor
 from drive_vlm.stages.engine.faults import StepLosses, spare_loader_worker
+from drive_vlm.stages.engine.gradients import FirstGradients
 from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
@@ -73,6 +74,7 @@ class DriveTrainerMixin(CheckpointMixin):
         self.sample_ids = []
         self._step_flops = 0.0
         super().__init__(**kwargs)
+        self._every_weight_learns = FirstGradients(self.model)
         show_progress(self)
 
     def _send_telemetry(self) -> None:
@@ -140,7 +142,8 @@ class DriveTrainerMixin(CheckpointMixin):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         self.begin_batch(inputs)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._every_weight_learns:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.add(loss, self.sample_ids)
         return loss
 
@@ -248,6 +251,10 @@ class DriveTrainerMixin(CheckpointMixin):
         if self.args.should_save:
             self.bad_rows[:] = [BadRow(*words) for words in json.loads((checkpoint / _BAD_ROWS).read_text())]
 
+    def steps_of_the_run(self) -> int:
+        """The number of its last step, by --max_steps or --num_train_epochs."""
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
     def begin_files(self) -> None:
         """Before train(), after check_resume: cut the logs behind the checkpoint off (all of them in a new run), write the
         audit."""
@@ -284,6 +291,9 @@ class DriveTrainerMixin(CheckpointMixin):
         """Add throughput to the training logs; every log also becomes a line of metrics.jsonl."""
         if "loss" in logs:
             logs.update(self.parts.throughput.report(self.args.device))
+        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
+            # A mean over no step is no loss.
+            del logs["train_loss"]
         super().log(logs, start_time)
         if self.args.should_save:
             with open(self.out / "metrics.jsonl", "a") as file:

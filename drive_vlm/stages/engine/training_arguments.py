@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from drive_vlm.config import ModelConfig, RunConfig
+from drive_vlm.config import ModelConfig, RunConfig, nearest
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.topology import accumulation_steps, read_topology
@@ -66,6 +66,7 @@ def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, An
     elif topology.world_size > 1 and cpu:
         extra.setdefault("ddp_backend", "gloo")
     extra.setdefault("report_to", ["tensorboard"])
+    check_trackers(extra["report_to"])
     extra.setdefault("ddp_find_unused_parameters", False)
     extra.setdefault("dataloader_pin_memory", not cpu)
     extra.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
@@ -88,7 +89,36 @@ def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, An
         logging_nan_inf_filter=False,
         label_names=["labels"],
     )
+    check_schedule(args)
     return args, resume
+
+
+def check_trackers(report_to: str | list[str]) -> None:
+    """Raises ValueError for a tracker of --report_to that transformers does not know, or that is not installed: its callback
+    would fail when the Trainer is built, after the weights are loaded."""
+    from transformers.integrations import integration_utils
+
+    known = ["none", "all", *integration_utils.INTEGRATION_TO_CALLBACK]
+    for name in [report_to] if isinstance(report_to, str) else report_to:
+        if name not in known:
+            raise ValueError(f"--report_to {name} is not known (known: {', '.join(known)}).{nearest(name, known)}")
+        if name not in ("none", "all", *integration_utils.get_available_reporting_integrations()):
+            raise ValueError(f"--report_to {name}: it is not installed (pip install {name}). Or give --report_to none.")
+
+
+def check_schedule(args: "TrainingArguments") -> None:
+    """Raises ValueError where --lr_scheduler_kwargs are not those of --lr_scheduler_type: the Trainer would find out when it
+    begins."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    kwargs: Any = args.lr_scheduler_kwargs
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=dict(kwargs or {}))
+    except (TypeError, ValueError) as error:
+        kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise ValueError(f"--lr_scheduler_kwargs {kwargs} with --lr_scheduler_type {kind}: {error}.") from error
 
 
 def _find_resume(
@@ -113,7 +143,8 @@ def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str,
     save = extra.get("save_strategy", "epoch")
     defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
     if save != "no":
-        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+        metric = extra.get("metric_for_best_model", "eval_loss")
+        defaults |= {"metric_for_best_model": metric, "greater_is_better": not metric.endswith("loss")}
     return {**defaults, **extra}
 
 

@@ -17,8 +17,12 @@ _LONGEST_PROMPT, _LONGEST_TEXT = 300, 4000
 class SampleConfig:
     """samples.jsonl in --output_dir."""
 
-    sample_steps: int = field(1, help="write the completions of every N-th generation batch to samples.jsonl; 0: none")
-    sample_limit: int = field(64, help="completions of a generation batch that are written, in whole groups; 0: all")
+    sample_steps: int = field(
+        1, help="write the completions of every N-th generation batch to samples.jsonl; 0: none", least=0
+    )
+    sample_limit: int = field(
+        64, help="completions of a generation batch that are written, in whole groups; 0: all", least=0
+    )
 
     def __post_init__(self) -> None:
         if self.sample_steps < 0 or self.sample_limit < 0:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,20 +21,48 @@ class Scorer:
         self.__name__, self._reward = name, reward
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: list[Any]) -> list[float | None]:
-        """One number a completion. Raises ValueError, with the rows' ids, for a wrong count, NaN or infinity."""
-        values = list(self._reward(prompts=prompts, completions=completions, **columns))
+        """One number a completion. Raises ValueError, with row and completion, where the reward fails, and for what is no list
+        of finite numbers and None, one a completion."""
+        try:
+            values = self._reward(prompts=prompts, completions=completions, **columns)
+        except Exception as error:  # whatever the author's reward does
+            raise self._failed(error, prompts, completions, columns) from error
+        values = [_number(value) for value in values] if _is_list(values) else values
+        if not isinstance(values, list):
+            raise ValueError(
+                f"reward {self.__name__} returned {_kind(values)} for {len(completions)} completions. It must return a list, one "
+                "number each; None for one that it does not apply to."
+            )
         if len(values) != len(completions):
             raise ValueError(
                 f"reward {self.__name__} gave {len(values)} numbers for {len(completions)} completions. It must return one each."
             )
         for i, value in enumerate(values):
-            if value is not None and not math.isfinite(value):
-                text = completions[i][0]["content"] if completions[i] else ""
+            if value is not None and (not isinstance(value, numbers.Real) or not math.isfinite(value)):
+                shown = value if isinstance(value, numbers.Real) else f"{_kind(value)}, no number,"
                 raise ValueError(
-                    f"reward {self.__name__} is {value} for row {columns['id'][i]}, completion {clipped(text, 200)!r}. Fix the reward: "
+                    f"reward {self.__name__} is {shown} for {_place(i, completions, columns)}. Fix the reward: "
                     "None says that it does not apply. Nothing of this step was saved: go on with --resume auto."
                 )
         return [None if value is None else float(value) for value in values]
+
+    def _failed(
+        self, error: Exception, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, list[Any]]
+    ) -> ValueError:
+        """Its error with the row that it fails for, found by asking about one completion at a time."""
+        where = f"rows {', '.join(map(str, dict.fromkeys(columns['id'])))[:300]}"
+        for i in range(len(completions)):
+            # Some of what TRL gives is one thing for all, such as log_metric.
+            alone = {k: v[i : i + 1] if _is_list(v) and len(v) == len(completions) else v for k, v in columns.items()}
+            try:
+                self._reward(prompts=prompts[i : i + 1], completions=completions[i : i + 1], **alone)
+            except Exception as single:  # the same fault, alone
+                error, where = single, _place(i, completions, columns)
+                break
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+        return ValueError(
+            f"reward {self.__name__} failed for {where}: {words}. Nothing of this step was saved: fix the reward, then --resume auto."
+        )
 
     @property
     def checks(self) -> bool:
@@ -44,7 +73,14 @@ class Scorer:
         """What is wrong with each row for this reward. Raises ValueError for a wrong count."""
         # `check` is optional, so the protocol does not have it.
         check: Any = getattr(self._reward, "check")  # noqa: B009
-        problems = list(check(**columns))
+        try:
+            problems = list(check(**columns))
+        except ValueError:
+            # Words of its own.
+            raise
+        except Exception as error:  # whatever the author's reward does
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(f"reward {self.__name__}: its check failed ({words}). Fix it, or leave it out.") from error
         if len(problems) != len(columns["id"]):
             raise ValueError(
                 f"reward {self.__name__}: check gave {len(problems)} answers for {len(columns['id'])} rows. It must give one each."
@@ -53,10 +89,32 @@ class Scorer:
 
     def terms(self, count: int) -> list[Any]:
         """What the reward says its last `count` numbers were made of (its `last_terms`: dataclasses or dicts); [] if nothing."""
-        found = list(getattr(self._reward, "last_terms", []))
-        if len(found) != count:
+        found = getattr(self._reward, "last_terms", [])
+        if not _is_list(found) or len(found) != count:
             return []
         return [
             dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else item
             for item in found
         ]
+
+
+def _is_list(values: Any) -> bool:
+    """Whether it holds a value each: a list, tuple, array or tensor."""
+    return isinstance(values, (list, tuple)) or (
+        hasattr(values, "tolist") and hasattr(values, "__len__") and bool(getattr(values, "ndim", 0))
+    )
+
+
+def _number(value: Any) -> Any:
+    """A scalar of numpy or torch as Python's own."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {clipped(repr(value), 60)}"
+
+
+def _place(i: int, completions: Sequence[Any], columns: dict[str, list[Any]]) -> str:
+    """Row and completion, for a message."""
+    text = completions[i][0]["content"] if completions[i] else ""
+    return f"row {columns['id'][i]}, completion {clipped(text, 200)!r}"

@@ -31,3 +31,9 @@ def test_new_nouns(nouns, text, new):
 def test_a_missing_model_is_named_with_its_flag():
     with pytest.raises(ValueError, match=r"'xx_none' cannot be loaded.*spacy download.*--spacy_model"):
         NounCheck("xx_none")
+
+
+def test_the_pipeline_of_the_dev_extra_is_found_by_its_usual_name():
+    from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL
+
+    assert NounCheck(DEFAULT_MODEL)

@@ -18,7 +18,7 @@ def test_synthetic(bench):
 
 
 def test_reward(bench, spacy_model):
-    flags = ["--texts", 20, "--words", 40, "--processes", 1, "--spacy", spacy_model]
+    flags = ["--texts", 20, "--words", 40, "--processes", 1, "--spacy_model", spacy_model]
     result, text = bench("bench_data", "reward", *flags)
     assert result["parse_and_score_texts_per_s"].keys() == {"1"} and result["score_texts_per_s"] > 0
     assert result["texts"] == 20 and 40 <= result["words_per_text"] < 70
@@ -27,5 +27,5 @@ def test_reward(bench, spacy_model):
 
 def test_user_errors(refused):
     assert "--row 10 is not in a file of --rows 10" in refused("bench_data", "jsonl", "--rows", 10, "--row", 10)
-    assert "python -m spacy download en_none" in refused("bench_data", "reward", "--spacy", "en_none")
+    assert "python -m spacy download en_none" in refused("bench_data", "reward", "--spacy_model", "en_none")
     assert "--scenes: must be at least 1" in refused("bench_data", "synthetic", "--scenes", 0)
