@@ -39,7 +39,13 @@ _DRIVE = {"be", "drive", "ride", "sit", "travel", "move", "go"}
 
 def carries_camera(noun: "Token") -> bool:
     """Whether the text says that it looks out of the vehicle `noun`."""
-    return _films(noun) or _is_inside(noun) or _looks_from(noun)
+    return _films(noun) or _is_inside(noun) or _is_driven_by_camera(noun) or looks_from(noun)
+
+
+def _is_driven_by_camera(noun: "Token") -> bool:
+    """ "The perspective of someone driving a car"."""
+    verb = noun.head
+    return noun.dep_ == "dobj" and verb.lemma_ in _DRIVE and verb.dep_ == "acl" and looks_from(verb.head)
 
 
 def _films(noun: "Token") -> bool:
@@ -83,8 +89,8 @@ def _at_the_edge(noun: "Token") -> bool:
     return any(word.lower_ in ("bottom", "foreground", "lower") for word in noun.sent)
 
 
-def _looks_from(noun: "Token") -> bool:
-    """Climbs from the vehicle to what looks out of it, through its parts: "filmed from the driver's seat of a car"."""
+def looks_from(noun: "Token") -> bool:
+    """Climbs from a vehicle (or from a person, "the perspective of a cyclist") to what looks out of it, through its parts: "filmed from the driver's seat of a car"."""
     word, through = noun, ""
     while word.head.i != word.i:
         head = word.head

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.rewards.text.camera import carries_camera
+from drive_vlm.rewards.text.camera import carries_camera, looks_from
 from drive_vlm.rewards.text.negation import FREE, activity_head, is_negated, phrase_head
 from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, load_vocabulary
 from drive_vlm.rewards.text.written import is_name, is_quote, is_written, phrase_tokens, quotations, words_of_sign
@@ -168,10 +168,10 @@ def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
     asserted: dict[Term, None] = {}
     denied: set[str] = set()
     unseen: list[str] = []
-    for term, _, noun in object_mentions(doc, vocabulary):
+    for term, first, noun in object_mentions(doc, vocabulary):
         if term.kind == "unseen":
             unseen.append(term.phrase)
-        elif is_negated(noun):
+        elif is_negated(noun, first):
             denied |= term.classes
         else:
             asserted[term] = None
@@ -202,7 +202,7 @@ def object_mentions(doc: "Doc", vocabulary: Vocabulary) -> Iterator[tuple[Term, 
         (term, tokens[start], tokens[start + length - 1])
         for start, length, term in _phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)
     ]
-    bearers = {noun for term, _, noun in found if term.classes & vocabulary.lamp_bearers and carries_camera(noun)}
+    bearers = {noun for term, _, noun in found if term.classes and _carries_camera(noun, term, vocabulary)}
     # What a bare "the car" may point back at: the camera's own car, or the pickup truck of "the truck".
     known = [noun.lemma_ for noun in bearers]
     for term, first, noun in found:
@@ -229,6 +229,12 @@ def object_mentions(doc: "Doc", vocabulary: Vocabulary) -> Iterator[tuple[Term, 
             yield term, first, noun
 
 
+def _carries_camera(noun: "Token", term: Term, vocabulary: Vocabulary) -> bool:
+    if "person" in term.classes:
+        return looks_from(noun)
+    return bool(term.classes & vocabulary.lamp_bearers) and carries_camera(noun)
+
+
 def _is_no_object(term: Term, first: "Token", noun: "Token", vocabulary: Vocabulary) -> bool:
     """A modifier, a part of a vehicle, a piece of a name, a word that is a name only with a capital letter."""
     if term.phrase in vocabulary.names and not _is_proper(first, vocabulary):
@@ -238,6 +244,10 @@ def _is_no_object(term: Term, first: "Token", noun: "Token", vocabulary: Vocabul
     if noun.lemma_ in _QUANTITIES and noun.i + 1 < len(noun.doc) and noun.nbor().lower_ == "of":
         return True
     if term.phrase in vocabulary.makes:
+        behind = noun.doc[noun.i + 1 : noun.i + 3]
+        # 'A "Chevy" pickup'
+        if len(behind) > 1 and is_quote(behind[0]) and _is_object(behind[1], vocabulary):
+            return True
         return _is_modifier(noun, vocabulary) and not _is_model(noun, vocabulary)
     mobile = bool(term.classes & vocabulary.lamp_bearers) or "sign" in term.phrase or "light" in term.phrase
     return _is_modifier(noun, vocabulary) or is_name(first, noun, mobile)
@@ -301,8 +311,8 @@ def _is_modifier(noun: "Token", vocabulary: Vocabulary) -> bool:
     if not noun.whitespace_ and noun.i + 2 < len(noun.doc) and noun.nbor().text == "-":
         return noun.nbor(2).lower_ not in FREE
     head = phrase_head(noun)
-    if noun.dep_ in ("amod", "nmod") and noun.head.i == noun.i + 1 and _is_object(noun.head, vocabulary):
-        return True
+    if noun.dep_ in ("amod", "nmod") and noun.tag_ in ("NN", "NNP") and noun.head.i == noun.i + 1:
+        return noun.dep_ == "nmod" or _is_object(noun.head, vocabulary)
     if head.i == noun.i or noun.tag_ not in ("NN", "NNP") or not head.tag_.startswith("NN"):
         return False
     if activity_head(noun) is not None or _is_placement(head):
@@ -337,7 +347,9 @@ def _is_placement(word: "Token") -> bool:
 def _is_noun(token: "Token") -> bool:
     """False for a verb that the tagger took for a plural: "a car parks" cannot be "a" and "car parks"."""
     first = next((word for word in token.children if word.dep_ == "det"), None)
-    return not (token.tag_ == "NNS" and first is not None and first.lower_ in _SINGULAR_DETERMINERS)
+    if token.tag_ != "NNS" or first is None or first.lower_ not in _SINGULAR_DETERMINERS:
+        return True
+    return first.nbor().lower_ in ("few", "couple", "dozen", "lot", "number", "handful")
 
 
 def _is_reference(noun: "Token", term: Term, vocabulary: Vocabulary, known: Sequence[str]) -> bool:

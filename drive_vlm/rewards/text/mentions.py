@@ -42,15 +42,15 @@ def find_mentions(parser: TextParser, text: str, detected: frozenset[str]) -> li
     claimed = parsed_doc(doc, parser.vocabulary).groups
     found = []
     for term, first, noun in object_mentions(doc, parser.vocabulary):
-        verdict = _verdict(term, noun, claimed, detected)
+        verdict = _verdict(term, first, noun, claimed, detected)
         found.append(Mention(first.idx, noun.idx + len(noun), tuple(sorted(term.classes)), verdict))
     return found
 
 
-def _verdict(term: Term, noun: "Token", claimed: Sequence[Term], detected: frozenset[str]) -> Verdict:
+def _verdict(term: Term, first: "Token", noun: "Token", claimed: Sequence[Term], detected: frozenset[str]) -> Verdict:
     if term.kind == "unseen":
         return "unseen"
-    if is_negated(noun):
+    if is_negated(noun, first):
         return "denied"
     if term.kind == "class":
         return "hit" if term.classes <= detected else "false"

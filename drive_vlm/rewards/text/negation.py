@@ -3,8 +3,9 @@
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
 a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be
 seen", "cars are absent", "lacks cars", "hardly any cars", "a car-free street", "a bus rather than a car", "a bus, not a car",
-"potential cars", "whether a car comes", "there isn't a car, a bus, or a truck", "not occupied by any cars", "cars: none".
-Not negated: "not only cars", "not all cars stop", "no bus, only a truck", "the car does not stop", "the bus no longer waits".
+"potential cars", "whether a car comes", "there isn't a car, a bus, or a truck", "not occupied by any cars", "cars: none", "devoid of cars, trucks, and people", "the absence of cars and dogs", "no pedestrian activity", "few, if any, cars".
+Not negated: "not only cars", "not all cars stop", "no bus, only a truck", "the car does not stop", "the bus no longer waits", "not clear of cars",
+"no lack of cars", "it steers clear of the car", "clear of cars and pedestrians walk by".
 
 A library does not replace this: negspacy 1.1 (NegEx) fails 37 of the 153 sentences of tests/rewards/text/test_driving_text.py
 with its own phrases, and 13 with phrases tuned to them; it scans words and does not see lists, clauses or "the car does not stop".
@@ -45,10 +46,10 @@ _LIST_WORDS = {",", "or", "nor", "any", "stop", "-", "other", "both", "either"}
 _VAGUE_DETERMINERS = {"a", "an", "any", "another", "single", "either"}
 
 
-def is_negated(noun: "Token") -> bool:
-    """Whether the text denies, or only imagines, what `noun` names. A list of nouns shares the first one's negation
+def is_negated(noun: "Token", first: "Token | None" = None) -> bool:
+    """Whether the text denies, or only imagines, what the phrase from `first` to `noun` names. A list of nouns shares the first one's negation
     until a noun has a determiner or number of its own ("no cars, buses or trucks", but "no car and a bus")."""
-    if _in_denied_list(noun):
+    if _in_denied_list(noun, first or noun):
         return True
     noun = activity_head(noun) or phrase_head(noun)
     if _denied(noun):
@@ -122,11 +123,11 @@ def _denies(word: "Token", noun: "Token") -> bool:
     return (word.dep_ == "neg" and _next(word) not in _SOME) or word.lower_ in _HARDLY or word.lower_ in _UNREAL
 
 
-def _in_denied_list(noun: "Token") -> bool:
+def _in_denied_list(noun: "Token", first: "Token") -> bool:
     """ "No traffic lights, stop signs or buses", "devoid of cars, trucks, and people", whatever tree the parser makes of it: nouns,
     adjectives and commas, behind a "no", a "without" or a negated verb around an "or", behind "devoid of" around an "and" too."""
     doc = noun.doc
-    start = _list_start(noun, _LIST_WORDS)
+    start = _list_start(first, _LIST_WORDS)
     before = doc[start - 1] if start > 0 else None
     # "Few, if any, cars"
     if before is not None and before.lower_ == "if" and doc[start].lower_ == "any":
@@ -137,25 +138,28 @@ def _in_denied_list(noun: "Token") -> bool:
             end += 1
         if any(word.lower_ in ("or", "nor") for word in doc[start:end]):
             return True
-    start = _list_start(noun, _LIST_WORDS | _JOINS)
+    start = _list_start(first, _LIST_WORDS | _JOINS)
     before = doc[start - 1] if start > 1 else None
     if before is None or before.lower_ not in ("of", "from") or not _denied_by_preposition(before):
         return False
     return not _begins_clause(noun, doc[start - 2])
 
 
-def _list_start(noun: "Token", joins: set[str]) -> int:
-    start = noun.i
-    while start > 0 and _is_list_word(noun.doc[start - 1], joins):
+def _list_start(first: "Token", joins: set[str]) -> int:
+    start = first.i
+    while start > 0 and _is_list_word(first.doc[start - 1], joins):
         start -= 1
     return start
 
 
 def _is_list_word(word: "Token", joins: set[str]) -> bool:
-    if word.lower_ in joins or word.tag_.startswith("NN") or word.tag_ in ("JJ", "VBN"):
+    if word.lower_ in joins or word.tag_.startswith("NN") or word.tag_ in ("JJ", "VBN", "``", "''"):
         return True
-    # "Parked or moving cars"; the tagger takes the "parked" of a list for a verb.
-    return word.tag_ in ("VBG", "VBD") and word.i + 1 < len(word.doc) and word.nbor().tag_.startswith("NN")
+    # "Parked or moving cars"; the tagger takes "parked" and "dump" of a list for verbs.
+    verbal = word.tag_ == "VBG" or (
+        word.tag_ in ("VBD", "VB") and word.i > 0 and word.nbor(-1).lower_ in _JOINS | {"of", "no"}
+    )
+    return verbal and word.i + 1 < len(word.doc) and word.nbor().tag_.startswith("NN")
 
 
 def _begins_clause(noun: "Token", void: "Token") -> bool:
@@ -201,6 +205,8 @@ def _denied_by_preposition(preposition: "Token") -> bool:
         return any(child.lower_ == "rather" for child in preposition.children)
     if word == "from":
         return governor.lemma_ in ("free", "absent", "miss") and not _is_denied_state(governor)
+    if word in ("including", "like") or (word == "as" and preposition.i > 0 and preposition.nbor(-1).lower_ == "such"):
+        return governor.tag_.startswith("NN") and is_negated(governor)
     if word == "in":
         return governor.lower_ == "lacking" and not _is_denied_state(governor)
     if word != "of":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 QUOTES = {'"', "“", "”", "„", "‟", "«", "»", "'", "‘", "’", "`", "``", "''"}
 _SAY = {"say", "read", "spell", "state", "write", "label", "mark", "name", "call", "title", "letter", "inscribe", "print", "stencil", "brand", "dub", "flash"}  # fmt: skip
 _SHOW = {"show", "display", "indicate", "warn", "prohibit", "forbid", "ban", "restrict", "allow", "permit", "advertise", "promote", "depict", "picture", "portray", "represent", "feature", "instruct", "alert", "caution", "announce", "direct", "remind", "tell", "ask", "denote", "bear"}  # fmt: skip
+_SHOWING = {f"{verb.removesuffix('e')}ing" for verb in _SHOW} | {"forbidding", "banning", "permitting"}
 _SIGNS = {"sign", "signboard", "signage", "billboard", "banner", "placard", "poster", "advertisement", "advert", "ad", "board", "marquee", "storefront", "sticker", "decal", "marking", "notice", "mural", "symbol", "icon", "logo", "emblem", "pictogram", "label", "screen", "display", "awning", "graffiti", "signal"}  # fmt: skip
 _WORDS = {"word", "words", "letter", "letters", "lettering", "text", "message", "inscription", "phrase", "slogan", "name", "caption", "title"}  # fmt: skip
 _PICTURES = {"mural", "poster", "drawing", "painting", "symbol", "icon", "logo", "statue", "sculpture", "sticker", "decal", "silhouette", "pictogram", "emblem", "illustration", "graphic", "pictograph", "advertisement", "advert", "ad", "graffiti", "figurine"}  # fmt: skip
@@ -85,7 +86,7 @@ def _is_writing(doc: "Doc", start: int, end: int, phrase: bool) -> bool:
 
 def _is_shown(noun: "Token") -> bool:
     """ "A sign prohibiting trucks", "the sign says that trucks must turn", "a sign with a bicycle", "a mural of a horse"."""
-    if any(word.lemma_ in _SHOW and word.i > 0 and word.nbor(-1).lemma_ in _SIGNS | _PICTURES for word in noun.lefts):
+    if _behind_shows(noun):
         return True
     word, on_picture = noun, False
     while word.head.i != word.i:
@@ -111,13 +112,23 @@ def _is_shown(noun: "Token") -> bool:
                 return False
         elif word.dep_ in ("dobj", "ccomp", "xcomp", "oprd", "dative") and head.lemma_ in _SHOW | _SAY:
             return not on_picture and _is_sign(_subject(head))
-        elif (word.dep_ in ("nsubj", "nsubjpass", "dobj", "attr") and head.dep_ in ("ccomp", "xcomp")) or (word.dep_ in ("conj", "compound", "appos", "nmod", "ccomp", "xcomp", "nsubj") and (
-            word.dep_ != "nsubj" or word.i > head.i
-        )):
+        elif (word.dep_ in ("nsubj", "nsubjpass", "dobj", "attr") and head.dep_ in ("ccomp", "xcomp")) or (
+            word.dep_ in ("conj", "compound", "appos", "nmod", "ccomp", "xcomp", "nsubj")
+            and (word.dep_ != "nsubj" or word.i > head.i)
+        ):
             word = head
         else:
             return False
     return False
+
+
+def _behind_shows(noun: "Token") -> bool:
+    """ "A billboard advertising pickup trucks", which the parser takes for one compound."""
+    place = noun.i - 1
+    while place > 0 and noun.doc[place].tag_ in ("DT", "JJ", "NN", "CD") and not noun.doc[place].lower_.endswith("ing"):
+        place -= 1
+    shows = noun.doc[place]
+    return place > 0 and shows.lower_ in _SHOWING and shows.nbor(-1).lemma_ in _SIGNS | _PICTURES
 
 
 def _subject(verb: "Token") -> "Token | None":

@@ -173,11 +173,6 @@ def cases():
         yield pytest.param(sentence, claimed, denied, id=sentence or "(empty)")
 
 
-@pytest.fixture(scope="session")
-def parser(spacy_model):
-    return TextParser(spacy_model)
-
-
 def classes_of(words: str) -> set[str]:
     """Class names in a cell of the table; two-word names are joined first."""
     for name in ("traffic light", "fire hydrant", "stop sign"):

@@ -3,15 +3,9 @@
 import pytest
 
 from drive_vlm.rewards.physics import terms
-from drive_vlm.rewards.text.driving_text import TextParser
 from drive_vlm.rewards.text.mentions import find_mentions
 
 SEEN = frozenset({"car", "bus", "traffic light", "person"})
-
-
-@pytest.fixture(scope="module")
-def parser(spacy_model):
-    return TextParser(spacy_model)
 
 
 def marks(parser, text):
@@ -31,6 +25,9 @@ def marks(parser, text):
         ("A car is ahead and vehicles follow.", [("car", "hit"), ("vehicles", "again")]),
         ("Vehicles are ahead.", [("Vehicles", "hit")]),
         ("A bike is parked.", [("bike", "false")]),
+        ('A "STOP" sign, no "traffic light".', [('STOP" sign', "false"), ("traffic light", "denied")]),
+        ("A sign reads STOP.", [("sign", "false")]),
+        ("Filmed from a car, a van follows a bus.", [("car", "unseen"), ("van", "hit"), ("bus", "hit")]),
         ("The business is <b>busy</b>.", []),
         ("", []),
     ],
