@@ -113,7 +113,11 @@ def yaml_values(words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
         return None, {}
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file.")
-    values = yaml.safe_load(Path(path).read_text())
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    # RecursionError: brackets nested thousands deep.
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `flag: value` lines, got {type(values).__name__}.")
     return path, values
