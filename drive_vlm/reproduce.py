@@ -14,6 +14,7 @@ from typing import Any
 from drive_vlm.config import CommandParser, user_errors
 from drive_vlm.launch.manifest import environment, machine, versions
 from drive_vlm.store.fingerprint import ROOT, code_hash, file_hashes, git_state, model_fingerprint
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.secrets import HIDDEN
 
 EXAMPLES = """
@@ -67,15 +68,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
     path = path / "run.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Give the run.json of a run, or its output directory.")
-    try:
-        manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
-    for key in ("words", "topology", "directory"):
-        if not isinstance(manifest, dict) or key not in manifest:
-            raise ValueError(
-                f'{path}: no "{key}" in it: not the manifest of a run, or of a version that did not keep it.'
-            )
+    manifest = read_object(path)
+    kinds = {"words": list[str], "topology": dict, "directory": str}
+    if missing := [key for key in kinds if key not in manifest]:
+        raise ValueError(
+            f'{path}: no "{missing[0]}" in it: not the manifest of a run, or of a version that did not keep it.'
+        )
+    for key, kind in kinds.items():
+        part(manifest, key, kind, path)
+    # What else is looked at; each may be absent.
+    for key, kind in {
+        "config": dict,
+        "versions": dict[str, str],
+        "environment": dict[str, str],
+        "file_hashes": dict,
+    }.items():
+        part({key: {}} | manifest, key, kind, path)
     return manifest
 
 

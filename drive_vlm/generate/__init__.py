@@ -14,6 +14,7 @@ from drive_vlm.launch import stop
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.local import LocalModel, batches_of
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks, sole_writer_of_ranks, wait_for_ranks
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import LineWriter, check_same
 from drive_vlm.store.shards import parse_shard, shard_of, shard_path
 
@@ -128,7 +129,9 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
-        before = json.loads(path.read_text())
+        before = read_object(path, f"Give another --out, or remove {out.name} and it to answer again.")
+        part(before, "model", dict, path)
+        part({"temperature": 0.0} | before, "temperature", float, path)
         sampled = before.get("temperature", 0) > 0 and not remote
         # What files of earlier versions do not say.
         before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before

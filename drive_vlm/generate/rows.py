@@ -60,7 +60,9 @@ def _readers(config: "GenerateConfig") -> Iterator[Callable[[], Sample]]:
     """One function a row, which reads it or raises BadRow."""
     from drive_vlm.data.sources import name_apart, open_sources
 
-    opened = [[] if is_media(entry) else open_sources([entry], config.image_root, config.links) for entry in config.data]
+    opened = [
+        [] if is_media(entry) else open_sources([entry], config.image_root, config.links) for entry in config.data
+    ]
     name_apart([source for sources in opened for source in sources])
     for entry, sources in zip(config.data, opened, strict=True):
         for source in sources:

@@ -24,7 +24,9 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from drive_vlm.store.forms import read_form
 from drive_vlm.store.keyed_lines import read_lines, write_lines
 
 MARKER = "complete.json"
@@ -44,6 +46,8 @@ class CheckpointFacts:
     trained: str
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     saved: str = ""
+    # Of the small JSON files, whose damage a size need not show. Checkpoints of older versions have none.
+    hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def step_of(path: Path) -> int:
@@ -83,7 +87,9 @@ def complete(saving: Path, facts: CheckpointFacts) -> Path:
     for path in (*files.values(), *(path for path in saving.rglob("*") if path.is_dir())):
         flush(path)
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    facts = dataclasses.replace(facts, files=sizes, saved=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    hashes = {name: _digest(path) for name, path in files.items() if path.suffix == ".json"}
+    saved = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    facts = dataclasses.replace(facts, files=sizes, saved=saved, hashes=hashes)
     (saving / MARKER).write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
     flush(saving / MARKER)
     # A file is on disk only when the directory that names it is.
@@ -112,18 +118,19 @@ def read_complete(path: Path) -> CheckpointFacts:
             f"{path}: not a complete checkpoint of drive-vlm ({MARKER} is missing): it was torn while being written, or another "
             "program wrote it. Resume from another checkpoint-N, or start from it as weights with --model."
         )
+    way_out = f"Remove {path.name} to resume from the checkpoint before."
     try:
-        facts = CheckpointFacts(**json.loads(marker.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(
-            f"{marker}: damaged ({error}). Remove {path.name} to resume from the checkpoint before."
-        ) from error
+        facts = read_form(marker, CheckpointFacts)
+    except ValueError as error:
+        raise ValueError(f"{marker}: damaged ({str(error).removeprefix(f'{marker}: ')}) {way_out}") from error
     for name, size in facts.files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found:,} bytes, {size:,} were written"
-            raise ValueError(f"{file}: {state}. Remove {path.name} to resume from the checkpoint before.")
+            raise ValueError(f"{file}: {state}. {way_out}")
+        if name in facts.hashes and _digest(file) != facts.hashes[name]:
+            raise ValueError(f"{file}: has changed since it was written. {way_out}")
     return facts
 
 
@@ -247,8 +254,15 @@ def link_or_copy(files: Iterable[Path], directory: Path) -> None:
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after `step`: the resumed run will write them again."""
     if path.is_file():
-        lines = read_lines(path, "not a line of metrics", "Remove the line to resume.")
+        lines = read_lines(path, "not a line of metrics", "Remove the line to resume.", with_step)
         write_lines(path, [row for _, row in lines if row["step"] <= step])
+
+
+def with_step(row: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl or samples.jsonl. Raises ValueError for one without a step."""
+    if not isinstance(row, dict) or not isinstance(row.get("step"), (int, float)):
+        raise ValueError('no "step"')
+    return row
 
 
 def _layout(deepspeed: bool, stage: int) -> str:
@@ -262,6 +276,10 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _size(count: float) -> str:

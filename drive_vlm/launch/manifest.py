@@ -5,7 +5,6 @@ model. Pictures are not hashed, only the files that list them. Secrets are left 
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from drive_vlm.config import plain
 from drive_vlm.launch.topology import launcher, read_topology
 from drive_vlm.store.cache import write_json
 from drive_vlm.store.fingerprint import code_hash, file_hashes, git_diff, git_state, model_fingerprint
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.secrets import hide, hide_words, is_secret
 
 _PACKAGES = (
@@ -148,7 +148,12 @@ def start_manifest(path: Path, **facts: Any) -> None:
 
 def complete_manifest(path: Path, **facts: Any) -> None:
     """Add facts known at the end, such as peaks and final metrics."""
-    content = json.loads(path.read_text())
+    try:
+        content = read_object(path)
+    except ValueError as error:
+        # Damaged while the run went on. Its end is worth a line, not a failure.
+        print(f"{error}: run.json holds the end of the run only", file=sys.stderr)
+        content = {}
     content.update(plain(facts), ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     write_json(path, hide(content))
 
@@ -158,8 +163,16 @@ def trained_frames(model: str) -> int | None:
     for folder in (Path(model), Path(model).parent):
         path = folder / "run.json"
         if path.is_file():
-            return json.loads(path.read_text()).get("config", {}).get("data", {}).get("num_frames")
+            return _trained_frames(path)
     return None
+
+
+def _trained_frames(path: Path) -> int | None:
+    """The number in a run.json; None in one of another stage or program, which need not have it, and in a damaged one."""
+    try:
+        return part(read_object(path), "config.data.num_frames", int, path)
+    except ValueError:
+        return None
 
 
 def frames_note(model: str, num_frames: int) -> str:
@@ -175,11 +188,14 @@ def _earlier(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        last = json.loads(path.read_text())
-    except json.JSONDecodeError:
+        last = read_object(path)
+        git = part({"git": None} | last, "git", dict | None, path)
+        earlier = part({"earlier": []} | last, "earlier", list, path)
+    except ValueError as error:
+        print(f"{error}: the starts before this one are lost", file=sys.stderr)
         return []
     kept = {key: last.get(key) for key in ("started", "ended", "words", "topology", "code_hash")}
-    return [*last.get("earlier", []), {**kept, "commit": (last.get("git") or {}).get("commit")}]
+    return [*earlier, {**kept, "commit": (git or {}).get("commit")}]
 
 
 def _files_of(value: Any) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """status.json: the state of a run, for batch scripts and people. A launcher's exit code does not say: torchrun makes each one 1."""
 
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Self
 
 from drive_vlm.launch.stop import StopRequested
 from drive_vlm.store.cache import write_json
+from drive_vlm.store.forms import read_form
 
 # Seconds between two writes while training goes on.
 _EVERY = 10.0
@@ -56,12 +56,13 @@ def control_dir(output_dir: str | Path) -> Path:
 def read_status(directory: str | Path) -> Status | None:
     """The status in a control directory; None where no run has written one. Raises ValueError for a damaged file."""
     path = Path(directory) / "status.json"
-    try:
-        return Status(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a status written by drive-vlm ({error}). Remove it.") from error
+    try:
+        return read_form(path, Status)
+    except ValueError as error:
+        cause = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a status written by drive-vlm ({cause}). Remove it.") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from drive_vlm.config import ModelConfig
 from drive_vlm.models.family import Family, FamilyModel, FamilySpec, ProcessorParts
 from drive_vlm.models.quantize import quantization_arguments
 from drive_vlm.models.vision import Tiling
+from drive_vlm.store.forms import part, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,9 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
     """The `model_type` of a local directory or hub id. Raises ValueError when there is no readable config."""
     config = Path(path) / "config.json"
     if config.is_file():
-        return json.loads(config.read_text())["model_type"]
+        return part(
+            read_object(config), "model_type", str, config, "Copy the file again from where the model came from."
+        )
     if Path(path).is_dir():
         raise ValueError(
             f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."

@@ -14,6 +14,7 @@ from typing import Any
 
 from drive_vlm.config import ModelConfig, nearest
 from drive_vlm.models.family import FamilyModel
+from drive_vlm.store.forms import part, read_object
 
 CONFIG, BASE = "adapter_config.json", "base_model.json"
 
@@ -106,7 +107,10 @@ def check_head(model: Any, head: Any, what: str) -> None:
 
 def base_of(adapter: str | Path) -> str:
     """Hub id or directory of the model under a saved adapter, also where both directories were moved together."""
-    base = json.loads((Path(adapter) / CONFIG).read_text())["base_model_name_or_path"]
+    config = Path(adapter) / CONFIG
+    base = part(
+        read_object(config), "base_model_name_or_path", str, config, "Name the model that the adapter was trained on."
+    )
     folders = Path(adapter).absolute().parents
     moved = [folder / Path(base).name for folder in folders[:2]]  # of OUT/stage2 and of OUT/stage2/checkpoint-100
     return next((str(path) for path in (Path(base), *moved) if path.is_dir()), base)
@@ -127,7 +131,8 @@ def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any
     if not file.is_file():
         raise ValueError(f"{adapter}: no {file.name} next to {CONFIG}. Copy it there, or give another --model.")
     record = Path(adapter) / BASE
-    then = json.loads(record.read_text()) if record.is_file() else {}  # an adapter from elsewhere has none
+    # An adapter from elsewhere has none.
+    then = read_object(record, "Remove the file if the adapter is whole.") if record.is_file() else {}
     now = _fingerprint(base) if then else {}
     wrong = f"{adapter} is an adapter of another model than {base}"
     way_out = f'Name its own in {Path(adapter) / CONFIG} ("base_model_name_or_path"), or train it again.'

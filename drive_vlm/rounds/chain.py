@@ -1,18 +1,21 @@
 """The state of a chain of rounds: the files that each step makes, their hashes, what is done, and whether it still fits."""
 
-import json
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.launch.checkpoint import with_step
+from drive_vlm.store import cache, keyed_lines
 from drive_vlm.store.cache import write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash, model_fingerprint, same_model
+from drive_vlm.store.forms import part
 from drive_vlm.store.keyed_lines import check_same, short
 
 STATE = "rounds.json"
 _FORMAT = 1
+_WAY_OUT = "Restore the file, or give another OUT."
 STEPS = ("generate", "pairs", "train", "evaluate")
 # The model before any fine-tuning, for the table only.
 DIRECT = "direct"
@@ -21,13 +24,14 @@ _SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Restore the file, or give another OUT.") from error
+        return cache.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. {_WAY_OUT}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a metrics.jsonl. Raises ValueError with path:line for one that is damaged."""
+    return [row for _, row in keyed_lines.read_lines(path, "not a line of metrics", _WAY_OUT, with_step)]
 
 
 def identified(folder: Path, step: str) -> Path:
@@ -81,12 +85,12 @@ def logged(model: Path) -> list[dict[str, float]]:
 def metric_of(path: Path, metric: str) -> tuple[float, dict[str, float | None]]:
     """The number at `metric` ("a.b.c") in a JSON file, and the interval next to it: "low" and "high"."""
     found, parts = read_json(path), metric.split(".")
-    for depth, part in enumerate(parts):
+    for depth, word in enumerate(parts):
         section = found
-        if not isinstance(found, dict) or part not in found:
+        if not isinstance(found, dict) or word not in found:
             known = f"there are {', '.join(found)}" if isinstance(found, dict) else f"it holds {short(found)}"
             raise ValueError(f"{path}: no {'.'.join(parts[: depth + 1])}: {known}. Name the metric with METRIC.")
-        found = found[part]
+        found = found[word]
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         raise ValueError(f"{path}: {metric} is {short(found)}, not a number. Name another metric with METRIC.")
     return float(found), {"low": section.get("low"), "high": section.get("high")}
@@ -101,10 +105,14 @@ class Chain:
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no chain of rounds was started here")
         self.content = read_json(self.path)
-        if self.content.get("format") != _FORMAT:
-            raise ValueError(
-                f"{self.path}: format {self.content.get('format')}, this version reads {_FORMAT}. Give another OUT."
-            )
+        found = part(self.content, "format", int, self.path, _WAY_OUT)
+        if found != _FORMAT:
+            raise ValueError(f"{self.path}: format {found}, this version reads {_FORMAT}. Give another OUT.")
+        part(self.content, "settings", dict, self.path, _WAY_OUT)
+        rounds = part(self.content, "rounds", dict[str, dict], self.path, _WAY_OUT)
+        for number, steps in rounds.items():
+            for step in steps.keys() & set(STEPS):
+                part(rounds, f"{number}.{step}.identity", Any, self.path, _WAY_OUT)
 
     @classmethod
     def start(cls, out: str | Path, settings: dict[str, Any]) -> "Chain":

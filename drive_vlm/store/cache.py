@@ -46,7 +46,10 @@ def read_json(path: Path) -> Any:
     """Raises ValueError, naming the file, where it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    # RecursionError: brackets nested thousands deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 

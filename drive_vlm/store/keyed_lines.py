@@ -41,7 +41,8 @@ def read_lines(
                 return
             try:
                 row = parse(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            # RecursionError: brackets nested thousands deep.
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 cause = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{path}:{number}: {problem} ({cause if whole else torn}). {way_out}") from error
             yield number, row

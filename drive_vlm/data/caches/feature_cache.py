@@ -26,6 +26,7 @@ from drive_vlm.data.turns import RunError
 from drive_vlm.data.vision import CHECK_ROOT, frame_files, frame_indices
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
+from drive_vlm.store.forms import read_object
 from drive_vlm.store.keyed_lines import check_same, read_lines
 
 SETTINGS = "cache.json"
@@ -220,9 +221,10 @@ def read_settings(directory: Path, rebuild: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{directory}: no feature cache ({SETTINGS} is missing). Build it: {rebuild}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: damaged ({error}). Remove {directory} and build it again: {rebuild}") from error
+        return read_object(path)
+    except ValueError as error:
+        cause = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: damaged ({cause}). Remove {directory} and build it again: {rebuild}") from error
 
 
 def check_settings(directory: Path, was: dict[str, Any], now: dict[str, Any], rebuild: str) -> None:

@@ -8,7 +8,6 @@ The key of a pair is its words, its two answers, its tile limit and the files of
 change). Every process that writes has a file of its own, so that ranks and array jobs never meet.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from drive_vlm.data.preference.pair_encoding import answers_of
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
 from drive_vlm.store.cache import cache_key, write_json
+from drive_vlm.store.forms import read_object
 from drive_vlm.store.keyed_lines import LineWriter, check_same, read_keyed
 
 SETTINGS = "reference.json"
@@ -61,7 +61,7 @@ class ReferenceCache:
         self.directory, self.settings = Path(directory), settings
         path = self.directory / SETTINGS
         if path.is_file():
-            was = json.loads(path.read_text())
+            was = read_object(path, f"Remove {self.directory}; its pairs are computed again.")
             way_out = (
                 f"Give another directory, or go back to the --model, --data settings and --dtype of its {SETTINGS}."
             )

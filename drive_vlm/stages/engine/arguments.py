@@ -105,6 +105,7 @@ def yaml_values(words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
         raise ValueError(f"--config {path}: no such file.")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    # RecursionError: brackets nested thousands deep.
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"--config {path}: not readable as YAML ({' '.join(str(error).split())[:200]}).") from error
     if not isinstance(values, dict):

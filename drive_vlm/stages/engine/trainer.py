@@ -24,7 +24,7 @@ from drive_vlm.stages.engine.gradients import FirstGradients
 from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
-from drive_vlm.store.cache import finite
+from drive_vlm.store.cache import finite, read_json
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -35,6 +35,15 @@ class Loader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         sampler: Any = self.batch_sampler
         sampler.set_epoch(epoch)
+
+
+def _read_bad_rows(path: Path) -> list[BadRow]:
+    """The rows that failed before a checkpoint. Raises ValueError for a damaged file."""
+    rows = read_json(path)
+    whole = isinstance(rows, list) and all(isinstance(row, list) and len(row) == 4 for row in rows)
+    if not whole or not all(isinstance(word, str) for row in rows for word in row):
+        raise ValueError(f"{path}: not the bad rows of a run. Resume from another checkpoint.")
+    return [BadRow(*words) for words in rows]
 
 
 def num_tiles(vision: Mapping[str, Any]) -> int:
@@ -249,7 +258,7 @@ class DriveTrainerMixin(CheckpointMixin):
             step = read_complete(checkpoint).step
             DataCursor.load(checkpoint).check(step, self.parts.sampler, self.parts.tables["train"].content_hash)
         if self.args.should_save:
-            self.bad_rows[:] = [BadRow(*words) for words in json.loads((checkpoint / _BAD_ROWS).read_text())]
+            self.bad_rows[:] = _read_bad_rows(checkpoint / _BAD_ROWS)
 
     def steps_of_the_run(self) -> int:
         """The number of its last step, by --max_steps or --num_train_epochs."""

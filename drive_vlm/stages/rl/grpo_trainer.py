@@ -23,6 +23,7 @@ from drive_vlm.stages.rl.policy import check_copy, load_reference, without_own_r
 from drive_vlm.stages.rl.prompts import Prompt, same_keys
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import check_same
 
 if TYPE_CHECKING:
@@ -262,7 +263,11 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         if self.parts.resume is None:
             return
         checkpoint = self.parts.resume.checkpoint
-        state = json.loads((checkpoint / _STATE).read_text())
+        path = checkpoint / _STATE
+        state = read_object(path)
+        kinds = {"facts": dict, "generations": int, "alarms": dict, "kl": float | None}
+        way_out = "Resume from another checkpoint."
+        state = {name: part(state, name, kind, path, way_out) for name, kind in kinds.items()}
         problem = f"{checkpoint} was saved with other settings, so the run would not go on where it stopped"
         way_out = "Resume with the same data, --model and batch flags, or start again in another --output_dir."
         check_same(problem, state["facts"], self.rollouts.facts, way_out)

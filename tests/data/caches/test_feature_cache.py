@@ -196,7 +196,9 @@ def test_numbers_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> N
         FeatureWriter(tmp_path / "out", "float16") as writer,
         pytest.raises(ValueError, match=r"not finite as float16 \(largest 1e\+05\)"),
     ):
-        writer.write(sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), [0, 2, 3, 5])
+        writer.write(
+            sample, None, torch.full((1, 3, 5), 1e5), [1], FileIdentity.of(sample, 4, content=True), [0, 2, 3, 5]
+        )
 
 
 def test_the_same_pictures_have_one_key(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
