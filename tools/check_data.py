@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
+
+if TYPE_CHECKING:
+    from drive_vlm.builders.splits import Leak
+    from drive_vlm.data.samples import Sample
 
 EXAMPLES = """
 python tools/check_data.py --data train.jsonl --model OpenGVLab/InternVL3-1B-hf
@@ -71,17 +75,17 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     return result, table
 
 
-def picture_leaks(samples: list[list[Any]], args: Any) -> list[Any]:
+def picture_leaks(train: list["Sample"], held_out: list["Sample"], args: Any) -> list["Leak"]:
     """Leaks of pictures under different names, of the samples of --data and --eval_data."""
     from rich.console import Console
     from rich.progress import track
 
     from drive_vlm.builders.same_pictures import look_alikes, same_files
 
-    leaks = same_files(*samples)
+    leaks = same_files(train, held_out)
     if args.deep:
         show = partial(track, description="comparing pictures", console=Console(stderr=True), transient=True)
-        leaks += look_alikes(*samples, args.num_frames, args.workers, show)
+        leaks += look_alikes(train, held_out, args.num_frames, args.workers, show)
     return leaks
 
 
@@ -224,7 +228,8 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
     leaks = []
     if len(sources) > 1:
         leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()})
-        leaks += picture_leaks([[sample for sample, _ in tables[name].media()] for name in ("train", "eval")], args)
+        train, held_out = ([sample for sample, _ in tables[name].media()] for name in ("train", "eval"))
+        leaks += picture_leaks(train, held_out, args)
     return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
 
 
