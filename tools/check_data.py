@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
 
 if TYPE_CHECKING:
+    from drive_vlm.builders.splits import Leak
     from drive_vlm.data.samples import Sample
 
 EXAMPLES = """
@@ -74,8 +75,8 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     return result, table
 
 
-def picture_leaks(train: list["Sample"], held_out: list["Sample"], args: Any) -> list[Any]:
-    """Leaks of pictures under different names, of the samples of --data (train) and --eval_data (held_out)."""
+def picture_leaks(train: list["Sample"], held_out: list["Sample"], args: Any) -> list["Leak"]:
+    """Leaks of pictures under different names, of the samples of --data and --eval_data."""
     from rich.console import Console
     from rich.progress import track
 
