@@ -176,7 +176,7 @@ def in_turns(
 
 
 def compare(runs: Mapping[str, list[dict[str, Any]]], base: str) -> dict[str, dict[str, Any]]:
-    """{side: the median of each number that its runs hold, "ratio": the same as multiples of those of `base`, "runs"}."""
+    """{side: the median of each number that its runs hold, "ratio": multiples of what `base` has too, "runs"}."""
     medians = {
         side: {
             name: statistics.median(run[name] for run in found)
@@ -186,7 +186,7 @@ def compare(runs: Mapping[str, list[dict[str, Any]]], base: str) -> dict[str, di
         for side, found in runs.items()
     }
     ratios = {
-        side: {name: value / medians[base][name] for name, value in found.items() if medians[base][name]}
+        side: {name: value / medians[base][name] for name, value in found.items() if medians[base].get(name)}
         for side, found in medians.items()
     }
     return {side: medians[side] | {"ratio": ratios[side], "runs": runs[side]} for side in runs}
