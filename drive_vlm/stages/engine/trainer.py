@@ -24,6 +24,7 @@ from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
 from drive_vlm.store.cache import read_json
+from drive_vlm.store.keyed_lines import append_line
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -295,5 +296,4 @@ class DriveTrainerMixin(CheckpointMixin):
             logs.update(self.parts.throughput.report(self.args.device))
         super().log(logs, start_time)
         if self.args.should_save:
-            with open(self.out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
+            append_line(self.out / "metrics.jsonl", {"step": self.state.global_step, **logs})
