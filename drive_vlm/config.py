@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import enum
+import errno
 import json
 import math
 import os
@@ -127,15 +128,33 @@ def _underscored(word: str) -> str:
 _HEAD_START = 3.0
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG)
+
+
+@contextlib.contextmanager
+def disk_errors(safe: Callable[[], str] = lambda: "What was finished before is kept") -> Iterator[None]:
+    """Turn an OSError of the disk into a ValueError with the file, the cause, and what is `safe`; others are left as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise ValueError(
+            f"{where}cannot be read or written ({error.strerror}). {safe()}: fix the cause and go on."
+        ) from error
+
+
 @contextlib.contextmanager
 def user_errors(prog: str, main_only: bool = False) -> Iterator[None]:
-    """Inside, a ValueError ends the process: one line on stderr, exit code 2.
+    """Inside, a ValueError ends the process: one line on stderr, exit code 2. So does a disk that is full or read-only.
 
     Under several ranks the main one speaks first, another one later, with its number: its rows are not those of the main one.
     With `main_only` the others are silent, since RunStatus speaks for them.
     """
     try:
-        yield
+        with disk_errors():
+            yield
     except ValueError as error:
         # RANK without WORLD_SIZE is a mistake that read_topology refuses: it must not be silent on any rank.
         rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
@@ -167,12 +186,12 @@ def run_tool(
         args = from_namespace(config, args)
     with user_errors(parser.prog):
         result = run(args)
-    if result is None:
-        return
-    if getattr(args, "json", None):
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if result is None:
+            return
+        if getattr(args, "json", None):
+            path = Path(args.json)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     status = show(result, args) if show else None
     if status:
         sys.exit(status)

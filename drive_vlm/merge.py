@@ -1,6 +1,7 @@
 """LoRA checkpoint or DeepSpeed ZeRO shards -> one plain model directory that from_pretrained loads; then verified."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = F
     learned nothing, missing or foreign tensors, and when the logits differ.
     """
     import torch
+    from safetensors import SafetensorError
 
     from drive_vlm.models import load_family
     from drive_vlm.stages.engine.trust import refuse_code, shards_of
@@ -67,8 +69,15 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = F
         model = _merge_adapter(checkpoint, family.model)
     else:
         model = _merge_shards(checkpoint, family.model)
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    family.processor.save_pretrained(out)
+    try:
+        model.to(getattr(torch, dtype)).save_pretrained(out)
+        family.processor.save_pretrained(out)
+    # RuntimeError and SafetensorError are how torch and safetensors report a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise ValueError(
+            f"--out {out}: could not be written ({str(error).splitlines()[0]}); nothing is left of it, and {checkpoint} is untouched."
+        ) from error
     del model, family
     merged = load_family(ModelConfig(model=str(out)), torch.float32)
     difference = ((_logits(merged.model, probe) - expected).abs().max() / expected.std()).item()

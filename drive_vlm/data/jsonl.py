@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.turns import BadRow
-from drive_vlm.store.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, file_key, write_cache
 
 _BLOCK = 1 << 24
 # Half a surrogate pair as JSON escapes it; a whole pair is a character.
@@ -36,8 +36,8 @@ class JsonlFile:
         index = cache_dir() / f"lines-{file_key(self.path)}.npy"
         if not index.is_file():
             offsets = _line_offsets(self.path)
-            write_atomically(index, lambda file: np.save(file, offsets))
-        self._offsets = np.load(index, mmap_mode="r")
+            write_cache(index, lambda file: np.save(file, offsets))
+        self._offsets = np.load(index, mmap_mode="r") if index.is_file() else offsets
         self._file = open(self.path, "rb")  # noqa: SIM115 - open as long as the object lives
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import check_links
 from drive_vlm.launch.stop import until_stopped
 from drive_vlm.models.vision import Layout
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically, write_json
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache, write_json
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
@@ -178,7 +178,7 @@ def _measure(
     finally:
         # After a request to stop as well: rows that were not reached are BAD, and are measured next time.
         if len(again):
-            write_atomically(path, lambda file: np.save(file, lengths))
+            write_cache(path, lambda file: np.save(file, lengths))
     return lengths, bad
 
 

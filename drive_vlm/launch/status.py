@@ -157,7 +157,7 @@ class RunStatus:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_json(path, dataclasses.asdict(self._status))
         except OSError as error:
-            print(f"{path}: cannot be written ({error.strerror}); state {self._status.state}", file=sys.stderr)
+            print(f"{path}: cannot be written ({error.strerror or error}); state {self._status.state}", file=sys.stderr)
 
 
 def _now() -> str:

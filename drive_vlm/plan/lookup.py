@@ -25,7 +25,7 @@ from drive_vlm.plan.model_sizes import (
     recorded_flags,
     shipped,
 )
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache
 
 _LIBRARIES = ("torch", "transformers", "peft")
 # Raise it when the meaning of a recorded number changes: what older versions cached is then recorded again.
@@ -74,8 +74,7 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
     from drive_vlm.plan.record import record
 
     made = record(model)
-    file.parent.mkdir(exist_ok=True)
-    write_atomically(file, lambda out: out.write(json.dumps(made).encode()))
+    write_cache(file, lambda out: out.write(json.dumps(made).encode()))
     return made
 
 

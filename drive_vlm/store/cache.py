@@ -1,11 +1,14 @@
 """The project's cache directory, atomic writes, and keys. The cache holds only what can be computed again from the files that
 a key names."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import platform
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,44 @@ from typing import Any
 def cache_dir() -> Path:
     """$DRIVE_VLM_CACHE, or ~/.cache/drive_vlm. Deleting it costs time only."""
     path = Path(os.environ.get("DRIVE_VLM_CACHE") or Path.home() / ".cache" / "drive_vlm")
-    path.mkdir(parents=True, exist_ok=True)
+    # Where it cannot be made, write_cache says so.
+    with contextlib.suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def write_cache(path: Path, write: Any) -> None:
+    """write_atomically for what can be computed again: where it fails, a line says so once, and it costs time only."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        _say_once(
+            f"{path.parent}: the cache cannot be written ({error.strerror}); what it would hold is computed again"
+        )
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(file)` on a binary file next to `path`, then rename it: readers see the whole file or none."""
     # Ranks on several nodes write to one shared folder, and containers give each the same process id: the host tells them apart.
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
-    with open(partial, "wb") as file:
-        write(file)
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            # Writing to an open file fails without its name.
+            error.filename = str(path)
+        # A full disk, a request to stop: half a file would take space without end.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_atomically
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("drive_vlm/**/*.py", "recipes/*.sh", "slurm/*", "ds_configs/*.json")
@@ -29,7 +29,7 @@ def content_hash(path: str | Path, cached: bool = True) -> str:
     if cached and kept.is_file():
         return kept.read_text()
     digest = _digest(Path(path), range(0, stat.st_size, _BLOCK))
-    write_atomically(kept, lambda file: file.write(digest.encode()))
+    write_cache(kept, lambda file: file.write(digest.encode()))
     return digest
 
 

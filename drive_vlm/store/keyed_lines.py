@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from drive_vlm.store.cache import finite, write_atomically
@@ -85,6 +86,16 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     write_atomically(path, lambda file: file.writelines(map(_line, rows)))
 
 
+def append_line(path: Path, row: Any) -> None:
+    """Append one line, which need not be on the disk yet: a log."""
+    try:
+        with open(path, "ab") as file:
+            file.write(_line(row))
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 class LineWriter:
     """Appends to one file, which no other process may write to. A torn last line is cut off first; on leaving all is on disk."""
 
@@ -92,20 +103,34 @@ class LineWriter:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by __exit__
+        # A kill loses what Python still buffers; what the operating system has survives it.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
 
     def append(self, row: Any) -> None:
-        self._file.write(_line(row))
-        # A kill loses what Python still buffers; what the operating system has survives it.
-        self._file.flush()
+        rest = memoryview(_line(row))
+        try:
+            while rest:
+                # A disk that is nearly full takes a part, and refuses the next.
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            # Writing to an open file fails without its name.
+            error.filename = self._file.name
+            raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            # What went wrong first is what is reported.
+            if kind is None:
+                raise
+        finally:
+            self._file.close()
 
 
 class JudgedRows:

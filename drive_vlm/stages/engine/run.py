@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import plain, user_errors
+from drive_vlm.config import disk_errors, plain, user_errors
 from drive_vlm.launch.deepspeed import zero_stage
 from drive_vlm.launch.status import RunStatus
 from drive_vlm.launch.stop import STOP_FILE, listening
@@ -44,7 +44,9 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
             ),
         ):
             trainer, facts = load(stage.prepare)(flags)
-            run_training(trainer, status, flags.run.hang_timeout, facts)
+            # Logs, audit, run.json, tensorboard: whatever is written between two checkpoints.
+            with disk_errors(trainer.what_is_safe):
+                run_training(trainer, status, flags.run.hang_timeout, facts)
 
 
 def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float, facts: dict[str, Any]) -> None:

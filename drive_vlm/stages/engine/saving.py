@@ -134,12 +134,16 @@ class CheckpointMixin(Trainer):
             yield
         # RuntimeError is how torch.save reports a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
-            last = max(contract.whole_checkpoints(self.out), key=contract.step_of, default=None)
             raise ValueError(
                 f"{subject} could not be written ({str(error).splitlines()[0]}); "
-                f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. The last complete checkpoint is "
-                f"{last.name if last else 'none'}, untouched: fix the cause and go on with --resume auto."
+                f"{shutil.disk_usage(self.out).free / 2**20:,.0f} MiB are free there. {self.what_is_safe()}: fix the "
+                "cause and go on with --resume auto."
             ) from error
+
+    def what_is_safe(self) -> str:
+        """The last complete checkpoint, in words."""
+        last = max(contract.whole_checkpoints(self.out), key=contract.step_of, default=None)
+        return f"The last complete checkpoint is {last.name if last else 'none'}, untouched"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the weights of a checkpoint: those that train, and links to the one copy of the frozen ones.

@@ -25,6 +25,7 @@ from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
 from drive_vlm.store.cache import finite, read_json
+from drive_vlm.store.keyed_lines import append_line
 
 _BAD_ROWS = "bad_rows.json"
 
@@ -305,5 +306,4 @@ class DriveTrainerMixin(CheckpointMixin):
             del logs["train_loss"]
         super().log(logs, start_time)
         if self.args.should_save:
-            with open(self.out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(finite({"step": self.state.global_step, **logs})) + "\n")
+            append_line(self.out / "metrics.jsonl", finite({"step": self.state.global_step, **logs}))
