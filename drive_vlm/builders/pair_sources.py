@@ -23,6 +23,19 @@ class Answered:
     answers: tuple[str, ...]
 
 
+class Generations:
+    """The answers of a file by data set and id."""
+
+    def __init__(self, answers: dict[tuple[str, str], str]) -> None:
+        self.answers, self.datasets = answers, {name for name, _ in answers}
+
+    def of(self, dataset: str, row_id: str) -> str | None:
+        """The answer to a row of `dataset`: under its name, or the only one that the file has (the file of rows was renamed)."""
+        if dataset not in self.datasets and len(self.datasets) == 1:
+            (dataset,) = self.datasets
+        return self.answers.get((dataset, row_id))
+
+
 def read_answered(
     data: Sequence[str], generations: Sequence[str], image_root: str | None, need_answer: bool
 ) -> tuple[list[Answered], list[str], str]:
@@ -31,7 +44,7 @@ def read_answered(
     Raises ValueError, naming file and line, for bad rows, ids that come twice, several picture folders, and when no row
     has an answer.
     """
-    generated = [read_generations(path) for path in generations]
+    generated = [Generations(read_generations(path)) for path in generations]
     files = open_sources(data, image_root)
     if len(roots := sorted({os.path.abspath(file.root) for file in files})) > 1:
         raise ValueError(
@@ -47,7 +60,7 @@ def read_answered(
         if name in seen:
             raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[name]}; make ids unique")
         seen[name] = sample.where
-        found = [_answer(answers, dataset, sample.id) for answers in generated]
+        found = [answers.of(dataset, sample.id) for answers in generated]
         if answers := tuple(dict.fromkeys(text for text in found if text is not None)):
             answered.append(
                 Answered(_plain_row(file.row(i), sample, file.root), dataclasses.replace(sample, id=name), answers)
@@ -70,12 +83,6 @@ def _plain_row(row: dict[str, Any], sample: Sample, root: str) -> dict[str, Any]
     group = {} if sample.group is None else {"group": sample.group}
     messages = [{"role": turn.role, "content": "".join(turn.parts)} for turn in sample.turns]
     return {"id": sample.id} | media | group | {"messages": messages} | sample.columns
-
-
-def _answer(answers: dict[tuple[str, str], str], dataset: str, row_id: str) -> str | None:
-    """The answer to a row: of its data set, or of the only one that the file has."""
-    datasets = {name for name, _ in answers}
-    return answers.get((dataset if dataset in datasets or len(datasets) > 1 else next(iter(datasets), ""), row_id))
 
 
 def read_generations(path: str) -> dict[tuple[str, str], str]:

@@ -171,8 +171,11 @@ def _by_key(row: dict[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
 def check_answered(out: Path, done: dict[tuple[str, str], dict[str, Any]], samples: Sequence[Sample]) -> None:
     """Raises ValueError where a kept answer was given to another video, picture or question, or has another "reference", than the
     row of that id now."""
+    # Nor may an answer of a data set that is not read now, such as another folder of videos, share its id with a row.
+    own = {sample.key[0] for sample in samples}
+    others = {name: row for (dataset, name), row in done.items() if dataset not in own}
     for sample in samples:
-        if (then := done.get(sample.key)) is None:
+        if (then := done.get(sample.key, others.get(sample.id))) is None:
             continue
         now = prediction_row(sample, "")
         for name in ("video", "image", "question", "reference"):

@@ -12,7 +12,7 @@ class GenerateConfig:
     """What to answer, how, and where the answers go."""
 
     data: list[str] = field(
-        help="rows to answer: .jsonl, LLaVA .json or InternVL meta .json; with --mode also videos, folders of frames, and "
+        help="rows to answer: .jsonl, .json, .parquet or the folder of a data set; with --mode also videos, folders of frames, and "
         "folders with both"
     )
     out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
