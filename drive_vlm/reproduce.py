@@ -71,11 +71,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
-    for key in ("words", "topology", "directory"):
-        if not isinstance(manifest, dict) or key not in manifest:
-            raise ValueError(
-                f'{path}: no "{key}" in it: not the manifest of a run, or of a version that did not keep it.'
-            )
+    missing = [
+        key for key in ("words", "topology", "directory") if not isinstance(manifest, dict) or key not in manifest
+    ]
+    if missing:
+        raise ValueError(
+            f'{path}: no "{missing[0]}" in it: not the manifest of a run, or of a version that did not keep it.'
+        )
     return manifest
 
 
