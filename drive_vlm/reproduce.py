@@ -1,6 +1,7 @@
 """Print (or run) the command of a run again, from its run.json, with all that differs now: code, data, model, versions, machine."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -93,7 +94,10 @@ def new_output_dir(manifest: dict[str, Any], given: str | None) -> str:
         return str(Path(given).absolute())
     old = _split_words(manifest)[0] or manifest.get("config", {}).get("training", {}).get("output_dir") or "runs/run"
     path = Path(manifest["directory"], old)
-    names = (path.with_name(f"{path.name}_reproduced{number}") for number in ("", *range(2, 1000)))
+    names = (
+        path.with_name(f"{path.name}_reproduced{number}")
+        for number in itertools.chain([""], map(str, itertools.count(2)))
+    )
     return str(next(name for name in names if not name.exists()))
 
 
