@@ -249,13 +249,3 @@ def test_every_default_is_in_its_own_range() -> None:
             if type(item.default) in (int, float):
                 number = _in_range(type(item.default), item.name, item.default, *item.metadata["range"])
                 assert number(str(item.default)) == item.default, (cls, item.name)
-
-
-def test_a_flag_keeps_its_former_name() -> None:
-    parser = CommandParser(prog="example")
-    parser.flag("--spacy_model", "sm", "a model", former="--spacy")
-    assert (
-        parser.parse_args(["--spacy", "md"]).spacy_model
-        == parser.parse_args(["--spacy-model", "md"]).spacy_model
-        == "md"
-    )

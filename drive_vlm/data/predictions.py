@@ -165,6 +165,8 @@ def finished_rows(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _by_key(row: dict[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
     return (str(row.get("dataset", "")), str(row["id"])), row
 
 

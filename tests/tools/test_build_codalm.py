@@ -139,7 +139,7 @@ def test_bad_rows_stop_or_are_counted(build, root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("val_0001.json", "{", "cannot be read as JSON"),
+        ("val_0001.json", "{", "val_0001.json:1: not valid JSON"),
         ("val_0001.json", '{"general_perception": {}}', "not a CODA-LM annotation"),
         ("0001.json", "{}", "expected a name such as val_0001.json"),
     ],

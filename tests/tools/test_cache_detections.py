@@ -296,9 +296,9 @@ def test_another_data_root_is_seen_in_what_is_made_again(detect: Callable, data:
 @pytest.mark.parametrize(
     ("flags", "reported"),
     [
-        (("--imgsz", 0), "--imgsz 0 --conf 0.3: need at least 32"),
-        (("--conf", 1.5), "--imgsz 64 --conf 1.5: need"),
-        (("--conf", "nan"), "--conf nan"),
+        (("--imgsz", 16), "--imgsz 16 --conf 0.3: need at least 32"),
+        (("--conf", 1.5), "--conf: must be at most 1, got 1.5"),
+        (("--conf", "nan"), "--conf: must be at least 0, got nan"),
         (("--out", "{data}"), "is a folder. Give the path of a file"),
         (("--out", "{data}/rows.jsonl/out.jsonl"), "rows.jsonl/out.jsonl: cannot be written to"),
         (("--weights", "{data}/cut.pt"), "cut.pt: not YOLO weights, or not the whole file"),

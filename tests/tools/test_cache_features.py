@@ -186,7 +186,7 @@ def test_bad_videos_stop_or_are_counted(build: Callable, data: Path) -> None:
     bad = [rows[0] | {"id": name, "video": name} for name in ("empty", "broken.mp4", "none.mp4")]
     write_rows(data / "bad.jsonl", [*rows, *bad, {"id": "no turns", "video": rows[0]["video"]}])
     _, text = build(rows="bad.jsonl", code=2)
-    assert "bad.jsonl:6: no 'conversations'" in text
+    assert "bad.jsonl:6: no column that holds a conversation" in text
     write_rows(data / "bad.jsonl", [*rows, *bad])
     _, text = build(rows="bad.jsonl", code=2)
     assert "bad.jsonl:3: the video" in text and "zero frames" in text
@@ -223,7 +223,7 @@ def test_a_video_without_a_count_in_its_header_is_counted_once(build: Callable, 
     import av
     import numpy as np
 
-    from drive_vlm.data.vision import _file_length
+    from drive_vlm.data.vision import _timing
 
     with av.open(str(data / "clip.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
@@ -234,9 +234,9 @@ def test_a_video_without_a_count_in_its_header_is_counted_once(build: Callable, 
         container.mux(stream.encode())
     write_rows(data / "clip.jsonl", [read_rows(data / "rows.jsonl")[0] | {"video": "clip.mkv"}])
     for written, counted in ((1, 1), (0, 0)):
-        _file_length.cache_clear()
+        _timing.cache_clear()
         counts, _ = build(rows="clip.jsonl")
-        assert counts["written"] == written and _file_length.cache_info().misses == counted
+        assert counts["written"] == written and _timing.cache_info().misses == counted
 
 
 def test_an_estimate_writes_nothing(build: Callable, data: Path) -> None:

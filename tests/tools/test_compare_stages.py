@@ -71,7 +71,7 @@ def compare(tool, data, spacy_model, tmp_path, monkeypatch, capfd):
     """`compare(*flags, expect=0) -> content of --json, or the error`: the command, in this process."""
 
     def start(*flags, expect=0, detections=data / "detections.jsonl"):
-        words = ["--videos", data, "--detections", detections, "--spacy", spacy_model, "--out", tmp_path / "out"]
+        words = ["--videos", data, "--detections", detections, "--spacy_model", spacy_model, "--out", tmp_path / "out"]
         words += ["--json", tmp_path / "r.json", *flags]
         monkeypatch.setattr(sys, "argv", ["compare_stages.py", *map(str, words)])
         capfd.readouterr()
@@ -243,7 +243,7 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
 def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, tmp_path):
     words = [sys.executable, TOOL, "--models", tiny_video_model, tiny_video_model, "--names", "stage 1", "stage 2"]
     words += ["--data", data / "split_entry_test.jsonl", "--detections", data / "detections.jsonl", "--limit", 2]
-    words += ["--spacy", spacy_model, "--out", tmp_path, "--json", tmp_path / "r.json", "--max_new_tokens", 6]
+    words += ["--spacy_model", spacy_model, "--out", tmp_path, "--json", tmp_path / "r.json", "--max_new_tokens", 6]
     words += ["--model_frames", 4]
     done = run([*words, "--modes", "concise"])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -260,9 +260,9 @@ def test_rows_are_checked_before_any_text_is_parsed(
 @pytest.mark.parametrize(
     ("flag", "value", "reported"),
     [
-        ("--processes", 0, "--processes must be at least 1, got 0"),
-        ("--num_frames", 0, "--num_frames must be at least 1"),
-        ("--seed", -1, "--seed must be at least 0"),
+        ("--processes", 0, "--processes: must be at least 1, got 0"),
+        ("--num_frames", 0, "--num_frames: must be at least 1"),
+        ("--seed", -1, "--seed: must be at least 0"),
         ("--csv", "FOLDER", "FOLDER is a folder; name a file"),
         ("--json", "FOLDER/file/x/y", "file is not a folder"),
     ],

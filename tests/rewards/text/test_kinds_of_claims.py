@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from drive_vlm.builders import synthetic
+from drive_vlm.builders.synthetic.clip import make_clip
+from drive_vlm.builders.synthetic.scene import coco_classes
+from drive_vlm.builders.synthetic.words import detailed
 from drive_vlm.rewards.text.driving_text import ParsedText, TextParser
 
 # Kind -> sentence | claimed | denied. A class is named in one word ("stop_sign"), a general word stands in brackets.
@@ -227,9 +229,9 @@ def known(claimed: set[str], denied: set[str]) -> tuple[set[str], set[str]]:
 
 def test_two_hundred_captions_of_known_truth(parser: TextParser) -> None:
     draw = random.Random(11)
-    clips = [synthetic.make_clip(11, index, 6, (64, 64)) for index in range(100)]
+    clips = [make_clip(11, index, 6, (64, 64)) for index in range(100)]
     captions = [
-        (synthetic.detailed(clip), {name.replace(" ", "_") for name in synthetic.coco_classes(clip)}, set())
+        (detailed(clip), {name.replace(" ", "_") for name in coco_classes(clip)}, set())
         for clip in clips
     ] + [generated(draw) for _ in range(100)]
     counts: Counter[str] = Counter()
