@@ -60,6 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """How the time divides between quick and slow tests, for the table of tests/_parts.sh as well."""
+    # A worker of xdist has a summary as well, of its own tests.
+    if hasattr(config, "workerinput"):
+        return
     seconds = {"quick": 0.0, "slow": 0.0}
     for reports in terminalreporter.stats.values():
         for report in reports:
