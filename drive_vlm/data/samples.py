@@ -1,4 +1,4 @@
-"""Step 1 of the flow: one row of a data file -> Sample, or a BadRow that says what is wrong, where, and the way out.
+"""Step 2 of the flow: one row of a data file -> Sample, or a BadRow that says what is wrong, where, and the way out.
 
 1. The row's columns without nulls: a null is absent.
 2. forms.py finds the form by its columns, and reads the turns; turns.py reads a message.

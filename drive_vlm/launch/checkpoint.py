@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.store.forms import read_form
+from drive_vlm.store.forms import read_dataclass
 from drive_vlm.store.keyed_lines import read_lines, write_lines
 
 MARKER = "complete.json"
@@ -120,7 +120,7 @@ def read_complete(path: Path) -> CheckpointFacts:
         )
     way_out = f"Remove {path.name} to resume from the checkpoint before."
     try:
-        facts = read_form(marker, CheckpointFacts)
+        facts = read_dataclass(marker, CheckpointFacts)
     except ValueError as error:
         raise ValueError(f"{marker}: damaged ({str(error).removeprefix(f'{marker}: ')}) {way_out}") from error
     for name, size in facts.files.items():

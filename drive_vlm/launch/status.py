@@ -11,7 +11,7 @@ from typing import Self
 
 from drive_vlm.launch.stop import StopRequested
 from drive_vlm.store.cache import write_json
-from drive_vlm.store.forms import read_form
+from drive_vlm.store.forms import read_dataclass
 
 # Seconds between two writes while training goes on.
 _EVERY = 10.0
@@ -59,7 +59,7 @@ def read_status(directory: str | Path) -> Status | None:
     if not path.exists():
         return None
     try:
-        return read_form(path, Status)
+        return read_dataclass(path, Status)
     except ValueError as error:
         cause = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not a status written by drive-vlm ({cause}). Remove it.") from error

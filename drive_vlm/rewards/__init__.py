@@ -11,7 +11,7 @@ A reward of your own is one file, for example length.py, used with `--rewards le
         length_words: int = field(20, help="words that an answer should have")
 
     def build(config: LengthConfig):
-        # columns["reference"] and the others hold one value for each completion
+        # columns["reference"] and the row's others hold one value for each completion; log_metric(name, value) adds a curve
         def length(prompts, completions, **columns):
             words = [len(completion_text(completion).split()) for completion in completions]
             return [-abs(count / config.length_words - 1) for count in words]
@@ -62,7 +62,7 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """One finite float a completion (a text, or a list of messages), or None: the reward does not apply to it. `columns`
-        hold one value a completion."""
+        hold one value a completion where they are the row's; TRL's own (`log_metric`, `trainer_state`) are one thing for all."""
 
 
 def _builder(name: str) -> Any:

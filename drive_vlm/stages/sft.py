@@ -18,16 +18,13 @@ def prepare(flags: StageFlags) -> tuple["SFTTrainer", dict[str, Any]]:
     """The Trainer, ready to run, and what run.json says of it. Raises ValueError for what a user can fix."""
     from transformers import TrainingArguments, set_seed
 
-    from drive_vlm.data.collate import Collator, EncodedRows
+    from drive_vlm.data.collate import EncodedRows
     from drive_vlm.stages.engine.build import build_parts, show_parts
-    from drive_vlm.stages.engine.training_arguments import check_attention, evaluation_defaults, training_arguments
+    from drive_vlm.stages.engine.training_arguments import training_arguments
     from drive_vlm.stages.sft_trainer import SFTTrainer
 
-    model, data = flags.model, flags.data
-    args, resume = training_arguments(
-        TrainingArguments, flags.run, evaluation_defaults(flags.training, bool(data.eval_data))
-    )
-    check_attention(model, args)
+    # First of all: under ZeRO-3 this decides how weights are loaded.
+    args, resume = training_arguments(TrainingArguments, flags)
     # Before the model: a new adapter and a new projector begin with random weights.
     set_seed(args.seed)
 
@@ -36,15 +33,13 @@ def prepare(flags: StageFlags) -> tuple["SFTTrainer", dict[str, Any]]:
 
     # Training
     family, tables, encoder = parts.family, parts.tables, parts.encoder
-    # flash separates packed rows in a batch of one only (Collator).
-    flatten = data.packing and model.attn_implementation == "flash"
     trainer = SFTTrainer(
         parts=parts,
         model=family.model,
         args=args,
         train_dataset=EncodedRows(tables["train"], encoder),
         eval_dataset=EncodedRows(tables["eval"], encoder) if "eval" in tables else None,
-        data_collator=Collator(family.tokenizer.pad_token_id, family.vision, data.packing, flatten),
+        data_collator=parts.collator,
         processing_class=family.processor,
     )
     assert parts.sampler is not None, "build_parts makes one"

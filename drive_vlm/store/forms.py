@@ -1,7 +1,7 @@
 """Small JSON files of a run, read against the form that they were written in: what is damaged is named by file and field.
 
 * read_object    a file that holds one JSON object
-* read_form      the same, as the dataclass that says its fields and their types
+* read_dataclass the same, as the dataclass that says its fields and their types
 * part           one field of an object, "a.b.c", of a type
 """
 
@@ -35,7 +35,7 @@ def read_object(path: Path, way_out: str = "") -> dict[str, Any]:
     return content
 
 
-def read_form(path: Path, form: type[Form], way_out: str = "") -> Form:
+def read_dataclass(path: Path, form: type[Form], way_out: str = "") -> Form:
     """The file as the dataclass `form`. Raises ValueError `path: field problem. way_out`, also for a field that is missing or
     that the form does not know."""
     content = read_object(path, way_out)
@@ -46,7 +46,7 @@ def read_form(path: Path, form: type[Form], way_out: str = "") -> Form:
 
 
 def part(content: Any, name: str, kind: Any, path: Path, way_out: str = "") -> Any:
-    """The field `name` ("a.b.c") of an object that `path` holds. Raises ValueError as read_form."""
+    """The field `name` ("a.b.c") of an object that `path` holds. Raises ValueError as read_dataclass."""
     found, at = content, ""
     try:
         for word in name.split("."):

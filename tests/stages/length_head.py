@@ -41,12 +41,12 @@ def prepare(flags: StageFlags) -> tuple["SFTTrainer", dict[str, Any]]:
     """The Trainer, ready to run, and what run.json says of it."""
     from transformers import TrainingArguments, set_seed
 
-    from drive_vlm.data.collate import Collator, EncodedRows
+    from drive_vlm.data.collate import EncodedRows
     from drive_vlm.stages.engine.build import build_parts
     from drive_vlm.stages.engine.training_arguments import training_arguments
     from drive_vlm.stages.sft_trainer import SFTTrainer
 
-    args, resume = training_arguments(TrainingArguments, flags.run, flags.training)
+    args, resume = training_arguments(TrainingArguments, flags)
     # Before the model: a new head begins with random weights.
     set_seed(args.seed)
     parts = build_parts(flags, args, resume, extend=add_length_head)
@@ -55,7 +55,8 @@ def prepare(flags: StageFlags) -> tuple["SFTTrainer", dict[str, Any]]:
         model=parts.family.model,
         args=args,
         train_dataset=EncodedRows(parts.tables["train"], parts.encoder),
-        data_collator=Collator(parts.family.tokenizer.pad_token_id, parts.family.vision),
+        eval_dataset=EncodedRows(parts.tables["eval"], parts.encoder) if "eval" in parts.tables else None,
+        data_collator=parts.collator,
         processing_class=parts.family.processor,
     )
     return trainer, parts.facts(args)

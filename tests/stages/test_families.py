@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and SmolVLM through the real command line: their picture tensors differ from InternVL's, the curve must not."""
+"""LLaVA-NeXT and Idefics3 through the real command line: their picture tensors differ from InternVL's, the curve must not."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def test_two_ranks_walk_the_curve_of_one(
     kind: str, sft: Callable, inside: Callable, world: Any, tiny_families: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Rows with one picture, two, none. LLaVA-NeXT under ZeRO-3 with every weight sharded (its newline token is a weight of no
-    module), SmolVLM under ZeRO-2."""
+    module), Idefics3 under ZeRO-2."""
     flags = ("--model", tiny_families(kind), "--freeze", "projector", "--max_steps", 6)
     words = (
         "--data",

@@ -1,6 +1,6 @@
 """A family outside the package, in one file: LLaVA-1.5 with a SigLIP tower, through transformers' own classes.
 
-test_toy_family.py enters it with one line and takes it through every command; drive_vlm/models/ADDING.md quotes it.
+test_toy_family.py enters it with one line and takes it through every command; drive_vlm/models/ADDING.md names it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

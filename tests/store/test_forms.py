@@ -15,7 +15,7 @@ from drive_vlm.models.loading import model_type
 from drive_vlm.models.lora import base_of
 from drive_vlm.rounds.chain import Chain, read_lines
 from drive_vlm.stages.engine.arguments import yaml_values
-from drive_vlm.store.forms import part, read_form, read_object
+from drive_vlm.store.forms import part, read_dataclass, read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ WHOLE: dict[str, Any] = {
 def test_a_whole_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "form.json"
     path.write_text(json.dumps(WHOLE | {"anything": [1, None]}))
-    assert read_form(path, Outer) == Outer(1, 2, "n", True, {"a": 1}, ["w"], Inner(3), None, [1, None])
+    assert read_dataclass(path, Outer) == Outer(1, 2, "n", True, {"a": 1}, ["w"], Inner(3), None, [1, None])
     assert part(read_object(path), "inner.size", int, path) == 3
 
 
@@ -71,7 +71,7 @@ def test_a_field_that_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], 
     path = tmp_path / "form.json"
     path.write_text(json.dumps(WHOLE | change))
     with pytest.raises(ValueError, match=rf"^{path}: {problem}"):
-        read_form(path, Outer, "Do it again.")
+        read_dataclass(path, Outer, "Do it again.")
 
 
 BROKEN = {
@@ -96,7 +96,7 @@ def test_whatever_the_damage_there_is_one_line(tmp_path: Path, content: bytes, c
         files[name] = tmp_path / name
         files[name].write_bytes(content)
     readers = {
-        "form.json": lambda: read_form(files["form.json"], Outer),
+        "form.json": lambda: read_dataclass(files["form.json"], Outer),
         "config.json": lambda: model_type(str(tmp_path)),
         "adapter_config.json": lambda: base_of(tmp_path),
         "flags.yaml": lambda: yaml_values(["--config", str(files["flags.yaml"])]),

@@ -19,6 +19,7 @@ import torch
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
 from drive_vlm.data.caches.feature_cache import FeatureCache
+from drive_vlm.data.collate import Collator
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
 from drive_vlm.data.sources import open_sources
@@ -67,6 +68,13 @@ class RunParts:
     resume: Resume | None
     throughput: Throughput
     flops: TrainFlops
+
+    @property
+    def collator(self) -> Collator:
+        """Joins sequences as the sampler draws them, packed or not."""
+        # flash separates packed rows in a batch of one only.
+        flatten = self.flags.data.packing and self.flags.model.attn_implementation == "flash"
+        return Collator(self.family.tokenizer.pad_token_id, self.family.vision, self.flags.data.packing, flatten)
 
     @property
     def on_bad_row(self) -> str:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from drive_vlm.data.order import EpochOrder, ShardedBatchSampler
-from drive_vlm.store.forms import read_form
+from drive_vlm.store.forms import read_dataclass
 
 _FILE = "data_cursor.json"
 
@@ -51,7 +51,7 @@ class DataCursor:
     @staticmethod
     def load(directory: Path) -> "DataCursor":
         """Raises ValueError, naming file and field, for a damaged one."""
-        return read_form(directory / _FILE, DataCursor, "Resume from another checkpoint.")
+        return read_dataclass(directory / _FILE, DataCursor, "Resume from another checkpoint.")
 
     def check(self, step: int, sampler: ShardedBatchSampler, content_hash: str) -> None:
         """Raises ValueError with both values when `sampler` would not go on where this cursor stands."""

@@ -48,7 +48,7 @@ class CheckpointMixin(Trainer):
     3. All ranks wait for each other; then the main process writes the marker, last of all, and moves the directory in place.
     4. Old checkpoints go, but for --keep and the best.
 
-    Reading: `_load_engine` (DeepSpeed) or `_load_from_checkpoint` (weights) and the Trainer's own for the rest. A checkpoint of
+    Reading: build_parts loads the model from the checkpoint; `_load_engine` (DeepSpeed) or `_load_from_checkpoint` (weights) and the Trainer's own for the rest. A checkpoint of
     another number of DeepSpeed processes (`parts.resume.convert`) first becomes a universal one.
     """
 
@@ -231,7 +231,7 @@ class CheckpointMixin(Trainer):
     ) -> Any:
         """Trainer._prepare_for_training (transformers 5.23), but for DeepSpeed's part of a resume.
 
-        The Trainer would load the engine strictly, but frozen weights are in no checkpoint: they come from the model. So it
+        The Trainer would load the engine strictly, but frozen weights are in no DeepSpeed shard: they were loaded with the model. So it
         is given no checkpoint, and `_load_engine` loads instead.
         """
         if not self.is_deepspeed_enabled:
@@ -266,7 +266,7 @@ class CheckpointMixin(Trainer):
     def _load_engine(self, checkpoint: Path) -> None:
         """Load DeepSpeed's shards, on any number of processes.
 
-        1. Where the number differs, the main process converts the shards to a universal checkpoint; all wait.
+        1. Where `parts.resume.convert` says so, the main process converts the shards to a universal checkpoint; all wait.
         2. The engine loads.
         3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right; the groups' settings by `flags_win`, around it.
         4. The universal copy is removed.

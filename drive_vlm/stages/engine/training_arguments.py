@@ -30,20 +30,20 @@ class Resume:
 
     Attributes:
         checkpoint: its directory, complete.
-        convert: whether DeepSpeed's shards are of another number of processes, so that they become a universal checkpoint
-            before the engine loads them (saving.py).
+        convert: whether DeepSpeed's shards become a universal checkpoint (they are of another number of processes, or the user's
+            JSON asks for it) before the engine loads them (saving.py).
     """
 
     checkpoint: Path
     convert: bool = False
 
 
-def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, Any]) -> tuple[Arguments, Resume | None]:
+def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Arguments, Resume | None]:
     """Build `cls` from the user's flags, with what this project fixes, and find the checkpoint of --resume.
 
     Must run before the model is loaded: under ZeRO-3 it is what makes from_pretrained load shards.
-    Raises ValueError when the global batch is not divisible, the DeepSpeed configuration is wrong, or the checkpoint cannot
-    be resumed with this memory layout.
+    Raises ValueError when the global batch is not divisible, the DeepSpeed configuration is wrong, the checkpoint cannot be
+    resumed with this memory layout, or the attention kernel cannot train here.
     """
     import torch
 
@@ -51,6 +51,7 @@ def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, An
 
     quiet_bars()
     topology = read_topology()
+    run, given = flags.run, evaluation_defaults(flags.training, bool(flags.data.eval_data))
     cpu = bool(given.get("use_cpu", not torch.cuda.is_available()))
     extra = TRAINING_DEFAULTS | given
     names = {item.name for item in dataclasses.fields(cls)}
@@ -90,6 +91,7 @@ def training_arguments(cls: type[Arguments], run: RunConfig, given: dict[str, An
         label_names=["labels"],
     )
     check_schedule(args)
+    check_attention(flags.model, args)
     return args, resume
 
 

@@ -90,21 +90,14 @@ def prepare(flags: StageFlags) -> tuple["PreferenceTrainer", dict[str, Any]]:
     from transformers import set_seed
     from trl import DPOConfig
 
-    from drive_vlm.data.collate import Collator
     from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator, PairEncoder
     from drive_vlm.models import load_family
     from drive_vlm.stages.engine.build import build_parts, show_parts
-    from drive_vlm.stages.engine.training_arguments import (
-        check_attention,
-        evaluation_defaults,
-        model_dtype,
-        training_arguments,
-    )
+    from drive_vlm.stages.engine.training_arguments import model_dtype, training_arguments
     from drive_vlm.stages.preference.trainer import PreferenceTrainer
 
-    model, data, run, compared = flags.model, flags.data, flags.run, flags.of(ReferenceFlags)
-    args, resume = training_arguments(DPOConfig, run, evaluation_defaults(flags.training, bool(data.eval_data)))
-    check_attention(model, args)
+    model, run, compared = flags.model, flags.run, flags.of(ReferenceFlags)
+    args, resume = training_arguments(DPOConfig, flags)
     # Before the model: a new adapter begins with random weights.
     set_seed(args.seed)
 
@@ -117,12 +110,11 @@ def prepare(flags: StageFlags) -> tuple["PreferenceTrainer", dict[str, Any]]:
         second = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens).model.requires_grad_(False)
 
     # Training
-    flatten = data.packing and model.attn_implementation == "flash"
     trainer = PreferenceTrainer(
         parts,
         pairs=EncodedPairs(tables["train"], encoder),
         eval_pairs=EncodedPairs(tables["eval"], encoder) if "eval" in tables else None,
-        collator=PairCollator(Collator(family.tokenizer.pad_token_id, family.vision, data.packing, flatten)),
+        collator=PairCollator(parts.collator),
         live=compared.reference == "live",
         model=family.model,
         ref_model=second,

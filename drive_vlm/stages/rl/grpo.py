@@ -135,15 +135,14 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     from transformers import set_seed
 
     from drive_vlm.stages.engine.build import build_parts, show_parts
-    from drive_vlm.stages.engine.training_arguments import check_attention, training_arguments
+    from drive_vlm.stages.engine.training_arguments import training_arguments
     from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
     from drive_vlm.stages.rl.prompts import PromptEncoder
     from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
     from drive_vlm.store.fingerprint import model_fingerprint
 
     rewards = rewards_of(flags)
-    args, resume = training_arguments(trl.GRPOConfig, flags.run, flags.training)
-    check_attention(flags.model, args)
+    args, resume = training_arguments(trl.GRPOConfig, flags)
     # Before the model: a new adapter begins with random weights.
     set_seed(args.seed)
 

@@ -102,8 +102,7 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
     words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
     given = parse(STAGE_OF[name], *words, *(("--eval_data", "e.jsonl") if evaluates else ()))
     module, _, cls = name.rpartition(".")
-    training = evaluation_defaults(given.training, evaluates)
-    args, _ = training_arguments(getattr(importlib.import_module(module), cls), given.run, training)
+    args, _ = training_arguments(getattr(importlib.import_module(module), cls), given)
     for flag in flags:
         found = getattr(args, flag)
         assert getattr(found, "value", found) == TAKEN[flag][1], flag
@@ -168,7 +167,7 @@ def test_what_the_trainer_would_find_late_is_found_before_the_weights(words: str
 
     with pytest.raises(ValueError) as stopped:
         flags = parse("sft", "--output_dir", tmp_path, *words.split())
-        training_arguments(TrainingArguments, flags.run, flags.training)
+        training_arguments(TrainingArguments, flags)
     assert told in str(stopped.value)
 
 
