@@ -366,7 +366,9 @@ class ModelConfig:
 class DataConfig:
     """Which rows, and what happens with one that cannot be used."""
 
-    data: list[str] = field(help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md); several are joined")
+    data: list[str] = field(
+        help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md); several are joined"
+    )
     eval_data: list[str] = field([], help="rows for the evaluation loss during training")
     image_root: str | None = field(
         None, help="folder that picture paths start from (default: the data file's own folder)"

@@ -34,7 +34,12 @@ def make_parser() -> CommandParser:
     default = {item.name: item.default for item in dataclasses.fields(DataConfig)}
     parser = CommandParser(prog="python tools/check_data.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
-    add("--data", nargs="+", required=True, help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md)")
+    add(
+        "--data",
+        nargs="+",
+        required=True,
+        help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md)",
+    )
     add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
     add("--model", required=True, help="model directory or hub id; only its processor is loaded")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainingArguments
 
+    from drive_vlm.stages.engine.stage import StageFlags
+
 Arguments = TypeVar("Arguments", bound="TrainingArguments")
 # What this project chooses where transformers or TRL choose otherwise; the plan shows the same.
 TRAINING_DEFAULTS: dict[str, Any] = {

@@ -230,10 +230,9 @@ def known(claimed: set[str], denied: set[str]) -> tuple[set[str], set[str]]:
 def test_two_hundred_captions_of_known_truth(parser: TextParser) -> None:
     draw = random.Random(11)
     clips = [make_clip(11, index, 6, (64, 64)) for index in range(100)]
-    captions = [
-        (detailed(clip), {name.replace(" ", "_") for name in coco_classes(clip)}, set())
-        for clip in clips
-    ] + [generated(draw) for _ in range(100)]
+    captions = [(detailed(clip), {name.replace(" ", "_") for name in coco_classes(clip)}, set()) for clip in clips] + [
+        generated(draw) for _ in range(100)
+    ]
     counts: Counter[str] = Counter()
     wrong = []
     for (text, claimed, denied), parsed in zip(captions, parser.parse([text for text, *_ in captions]), strict=True):
