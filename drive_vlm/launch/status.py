@@ -97,7 +97,11 @@ class RunStatus:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             return
         if isinstance(error, StopRequested):
-            self.end(error.request.outcome, error.request.why)
+            if not self._has_failed():
+                self.end(error.request.outcome, error.request.why)
+            # torchrun takes any other code for a failure, and with --max_restarts would start all ranks again.
+            if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+                error.code = 0
             return
         if self.rank == 0:
             self.fail(one_line(error))
@@ -126,6 +130,8 @@ class RunStatus:
 
         The state stays until another end takes its place.
         """
+        if self._status.state != "running" or self._has_failed():
+            return
         reason = f"{why}; nothing newer was saved in time"
         self._status = dataclasses.replace(self._status, state="preempted", reason=reason)
         if self.rank == 0:
@@ -140,6 +146,11 @@ class RunStatus:
         self._status = dataclasses.replace(self._status, state="failed", step=step, reason=reason)
         self._write()
         return True
+
+    def _has_failed(self) -> bool:
+        """Whether another rank of this attempt has failed: the launcher then sends SIGTERM to the others, which is no request."""
+        found = self._found()
+        return found is not None and found.state == "failed" and found.updated >= self._status.started
 
     def _found(self) -> Status | None:
         try:

@@ -14,6 +14,8 @@ from typing import BinaryIO
 
 # Files whose locks this process holds. A child of fork() would hold them too, and outlive the parent: it closes them.
 _held: set[BinaryIO] = set()
+# Seconds until a file server gives up the lock of a host that is gone (NFSv4: 90 by default).
+_LEASE = 120.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -21,7 +23,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def sole_writer(path: Path, flag: str = "--out", wait: float = 0.0) -> Iterator[None]:
     """Hold a lock for `path` in a file next to it, for a folder in it (both are made); it ends with the process, however that dies.
 
-    `wait`: seconds to try again, for a holder that is about to end. Raises ValueError with host and process of the holder, and
+    `wait`: seconds to try again, for a holder that is about to end; two minutes where it was on another host, whose lock a file
+    server may keep that long after a crash. Raises ValueError with host and process of the holder, and
     where the folder cannot be written to. A file system without locks lets everybody write, and one line says so.
     """
     # The lock file stays. If it were removed, a second run could lock the removed file and a third one its successor.
@@ -42,17 +45,18 @@ def sole_writer(path: Path, flag: str = "--out", wait: float = 0.0) -> Iterator[
 
 
 def _take(file: BinaryIO, path: Path, flag: str, wait: float) -> None:
-    deadline = time.monotonic() + wait
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
             file.seek(0)
             holder = file.read(200).decode(errors="replace").strip() or "another run"
+            elsewhere = wait > 0 and " on " in holder and f" on {platform.node()} " not in holder
+            if time.monotonic() - began < (_LEASE if elsewhere else wait):
+                time.sleep(0.2)
+                continue
             raise ValueError(
                 f"{path}: another run is writing to it: {holder} (it holds {Path(file.name).name}). Wait for its end, or give "
                 f"another {flag}."

@@ -177,7 +177,7 @@ def rehearse(model: ModelConfig) -> None:
     zero3, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
     try:
         # The run's own random weights must not depend on it.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             empty = model_on_meta(model)
             freeze(empty.model, empty.parts, model.freeze)
             if model.lora_rank:

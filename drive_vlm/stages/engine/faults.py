@@ -119,6 +119,7 @@ class StopOnRequest(TrainerCallback):
 
     def _leave(self, asked: int) -> None:
         outcome = _OUTCOMES[asked - 1]
+        stop.obeyed()
         raise stop.StopRequested(
             stop.Request(outcome, self._why, 128 + (signal.SIGTERM if outcome == "preempted" else signal.SIGUSR1))
         )
@@ -218,6 +219,10 @@ class StopOnRequest(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """The Trainer passes here after a stop as well, and would log, save and evaluate once more."""
+        if self._unread is not None:
+            # An evaluation would take its place, and a loss that is not finite would pass.
+            step, self._unread = self._unread, None
+            self._obey(step, control)
         if self.requested:
             # Not saved yet: --save_strategy best has overruled it, or the step was left between its micro-batches.
             control.should_save, control.should_evaluate, control.should_log = not self._saved, False, False

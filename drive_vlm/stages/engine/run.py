@@ -67,7 +67,9 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     if steps := finished_steps(trainer, manifest):
         if args.should_save:
             print(
-                f"{args.output_dir}: this run finished before, at step {steps}. Nothing is left to train.", flush=True
+                f"{args.output_dir}: this run finished before, at step {steps}. Nothing is left to train. "
+                "To train again from an earlier checkpoint, name it: --resume DIRECTORY.",
+                flush=True,
             )
         status.progress(steps)
         status.end("finished")

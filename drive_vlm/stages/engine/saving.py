@@ -330,6 +330,7 @@ class CheckpointMixin(Trainer):
         best = self.state.best_model_checkpoint
         assert best is not None
         if self.is_deepspeed_enabled:
+            self.check_code(Path(best))
             self.model_wrapped.load_checkpoint(best, load_module_strict=False)
         elif isinstance(self.model, PreTrainedModel):
             load_saved_weights(self.model, best)

@@ -146,6 +146,9 @@ def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str,
         return extra
     save = extra.get("save_strategy", "epoch")
     defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
+    if defaults["eval_strategy"] == "steps":
+        # Without it transformers would evaluate every --logging_steps.
+        defaults["eval_steps"] = extra.get("save_steps", 500)
     if save != "no":
         metric = extra.get("metric_for_best_model", "eval_loss")
         defaults |= {"metric_for_best_model": metric, "greater_is_better": not metric.endswith("loss")}

@@ -224,13 +224,14 @@ def check_training_flags(
             raise ValueError(
                 f"--lr_scheduler_kwargs {kwargs}: write a JSON object, such as '{{\"min_lr_rate\": 0.1}}'."
             )
+    training = _strategies(training)
     _check_evaluation(stage, training_class, training, data)
     _check_optimizer(training)
     if model.lora_dropout and training.get("disable_dropout", training_class == "trl.DPOConfig"):
         raise ValueError(
             f"--lora_dropout has no effect in {stage}, which disables dropout. Add --disable_dropout false."
         )
-    return _strategies(training)
+    return training
 
 
 def _check_value(name: str, value: Any, training_class: str) -> None:

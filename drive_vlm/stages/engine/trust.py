@@ -30,7 +30,9 @@ def shards_of(checkpoint: Path) -> list[Path]:
     folder = checkpoint / tag
     if not re.fullmatch(r"global_step\d+", tag) or not folder.is_dir():
         raise ValueError(f"{latest}: names {tag[:80]!r}, which is no folder of DeepSpeed's shards next to it.")
-    return sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    found = (path for path in folder.resolve().rglob("*") if path.is_file())
+    # Offload to NVMe: bare numbers that DeepSpeed copies, and pickles nothing of.
+    return sorted(path for path in found if "offloaded_tensors" not in path.parts)
 
 
 def refuse_code(files: Sequence[Path], trusted: bool) -> None:
