@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     )
     flag("--seed", 0, "seed of the split")
     add("--scenes", nargs="+", metavar="SCENE", help="take these scenes only, by their names in the annotations")
-    add("--max_frames", type=int, help="take the first N key frames only")
+    add("--max_frames", type=int, help="take the first N key frames that can be used")
     flag("--questions_only", False, "write rows without answers, for files that have none")
     flag(
         "--on_bad_row",

@@ -8,6 +8,7 @@ check: ends with 1 where the reward margin of a round has not grown. forget: tak
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def split(args: Any) -> None:
             "train": [row for row, group in zip(rows, groups, strict=True) if group not in chosen],
             "eval": [row for row, group in zip(rows, groups, strict=True) if group in chosen],
         }
-    if leaks := find_leaks(parts):
+    if leaks := find_leaks({name: map(keys_of, part) for name, part in parts.items()}):
         raise ValueError(
             f"{len(leaks)} leaks between training and held-out rows, e.g. {leaks[0]}. Split by scene or picture, and give EVAL_DATA."
         )
@@ -104,29 +105,32 @@ def split(args: Any) -> None:
         folder = Path(args.out) / "data"
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
-            write_lines(folder / f"{name}.jsonl", part)
+            write_lines(folder / f"{name}.jsonl", [row for row, _ in part])
         print(f"{folder}: {len(parts['train']):,} rows to train on, {len(parts['eval']):,} held out")
 
 
-def rows_of(sources: list["Source"]) -> list[dict[str, Any]]:
-    """All rows as they stand in the files. Raises ValueError for a row that cannot be read."""
+def rows_of(sources: list["Source"]) -> list[tuple[dict[str, Any], list[str]]]:
+    """All rows as they stand in the files, each with the paths of its pictures or its video below the source's root. Raises
+    ValueError for a row that cannot be read."""
     from drive_vlm.data.table import read_sample
 
     rows = []
     for source in sources:
         for i in range(len(source.rows)):
-            read_sample(source, i)
-            rows.append(source.row(i))
+            sample = read_sample(source, i)
+            media = [*sample.images, *filter(None, [sample.video])]
+            rows.append((source.row(i), [os.path.relpath(path, source.root) for path in media]))
     return rows
 
 
-def group_of(row: dict[str, Any]) -> str:
-    """The row's group, else its pictures or its video, else its id."""
-    from drive_vlm.data.samples import media_of
-    from drive_vlm.data.turns import path_of
+def keys_of(row: tuple[dict[str, Any], list[str]]) -> dict[str, Any]:
+    """What find_leaks compares, whatever the form of the row."""
+    return {"id": row[0].get("id"), "group": row[0].get("group"), "image": row[1]}
 
-    media = [path_of(item, "row") for items in media_of(row, "row") for item in items]
-    return str(row.get("group") or " ".join(media) or row.get("id"))
+
+def group_of(row: tuple[dict[str, Any], list[str]]) -> str:
+    """The row's group, else its pictures or its video, else its id."""
+    return str(row[0].get("group") or " ".join(row[1]) or row[0].get("id"))
 
 
 def done(args: Any) -> None:

@@ -29,9 +29,10 @@ class Generations:
     def __init__(self, answers: dict[tuple[str, str], str]) -> None:
         self.answers, self.datasets = answers, {name for name, _ in answers}
 
-    def of(self, dataset: str, row_id: str) -> str | None:
-        """The answer to a row of `dataset`: under its name, or the only one that the file has (the file of rows was renamed)."""
-        if dataset not in self.datasets and len(self.datasets) == 1:
+    def of(self, dataset: str, row_id: str, alone: bool) -> str | None:
+        """The answer to a row of `dataset`: under its name. Where all rows are of one data set (`alone`) and all answers too, the
+        names may differ: the file of rows was renamed."""
+        if alone and len(self.datasets) == 1:
             (dataset,) = self.datasets
         return self.answers.get((dataset, row_id))
 
@@ -54,13 +55,14 @@ def read_answered(
     rows = [(file, i, read_sample(file, i, need_answer)) for file in files for i in range(len(file.rows))]
     # An id belongs to its data set: pairs of ids that several files have say which one.
     shared = {name for name, count in Counter(sample.id for _, _, sample in rows).items() if count > 1}
-    for file, i, sample in rows:
-        dataset = str(sample.columns.get("dataset", file.name))
+    datasets = [str(sample.columns.get("dataset", file.name)) for file, _, sample in rows]
+    alone = len(set(datasets)) == 1
+    for (file, i, sample), dataset in zip(rows, datasets, strict=True):
         name = f"{dataset}/{sample.id}" if sample.id in shared else sample.id
         if name in seen:
             raise ValueError(f"{sample.where}: id {sample.id!r} came before at {seen[name]}; make ids unique")
         seen[name] = sample.where
-        found = [answers.of(dataset, sample.id) for answers in generated]
+        found = [answers.of(dataset, sample.id, alone) for answers in generated]
         if answers := tuple(dict.fromkeys(text for text in found if text is not None)):
             answered.append(
                 Answered(_plain_row(file.row(i), sample, file.root), dataclasses.replace(sample, id=name), answers)

@@ -122,5 +122,6 @@ def _keys(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "group", str(row["group"])
     for column in ("image", "images", "video", "videos"):
         value = row.get(column)
-        for path in [value] if isinstance(value, str) else value or ():
-            yield "image", str(path)
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(path, str):
+                yield "image", path

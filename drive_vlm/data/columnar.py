@@ -95,11 +95,12 @@ def _file_of(content: bytes, pictures: Path) -> str:
 # ---- directories
 
 
-def is_dataset_folder(folder: Path) -> bool:
-    """Whether a folder holds a data set (of the hub, or of save_to_disk), and not videos or frames."""
+def is_dataset_folder(folder: Path, jsonl: bool = True) -> bool:
+    """Whether a folder holds a data set (of the hub, or of save_to_disk), and not videos or frames. `jsonl`: whether .jsonl files
+    make one of it, or tables alone."""
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return True
-    return bool(_data_files(folder))
+    return any(jsonl or path.suffix.lower() in _TABLES for path in _data_files(folder))
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -104,7 +104,8 @@ def _asked(question: str, more: str, answer: str) -> Callable[[dict[str, Any], s
             raise BadRow("missing_field", where, f"{question!r} and 'history' must hold texts", "Fix the row")
         turns = [Turn(("user", "assistant")[i % 2], split_placeholders(text)) for i, text in enumerate(said)]
         turns.append(Turn("user", split_placeholders("\n".join(words))))
-        side = next((column for column in (answer, "chosen") if column in row), None)
+        sides = [column for column in (answer, "chosen") if column in row]
+        side = next((column for column in sides if not is_empty(row[column])), sides[0] if sides else None)
         return turns if side is None else [*turns, Turn("assistant", (answer_of(row, side, turns, where),))]
 
     return read
@@ -154,7 +155,10 @@ _MARKED = re.compile(r"<image_\d+>")
 def read_form(row: dict[str, Any], where: str, media: Media) -> tuple[list[Turn], dict[str, Any], Form]:
     """(turns, columns that are left, form) of a row without its nulls; pictures that the turns name join `media`. Raises BadRow
     for a row of no form, of two forms that disagree, and for a column that asks for something that is not offered."""
-    form = next((form for form in FORMS if all(column in row for column in form.columns)), None)
+    possible = [form for form in FORMS if row.keys() >= set(form.columns)]
+    # Where no form says anything, the row is bad for that reason.
+    says = (form for form in possible if not all(is_empty(row[column]) for column in form.columns))
+    form = next(says, possible[0] if possible else None)
     if form is None:
         forms = "; ".join(f"{form.name} ({form.tools})" for form in FORMS[:6])
         problem = f"no column that holds a conversation, among {shown(', '.join(map(str, row)) or 'none')}"

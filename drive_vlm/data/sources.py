@@ -1,5 +1,6 @@
 """Step 1 of the flow: the files that a run reads, by the end of their names. One table, FILES."""
 
+import codecs
 import dataclasses
 import gzip
 import json
@@ -84,16 +85,27 @@ def open_sources(paths: Sequence[str], image_root: str | None = None, links: str
 
 def name_apart(sources: Sequence[Source]) -> None:
     """Give sources of one name (a/val.jsonl, b/val.jsonl) names that differ, with as many folders as it takes: an id belongs to
-    the data set that it stands in. A file that is given twice keeps one name."""
+    the data set that it stands in. A file that is given twice keeps one name, and so do the shards of one entry."""
     for name in {source.name for source in sources}:
         alike = [source for source in sources if source.name == name]
-        paths = {id(source): Path(source.label or source.rows.path).resolve().with_suffix("").parts for source in alike}
+        shards: dict[int, Path] = {}
+        paths = []
+        for source in alike:
+            path = Path(source.label or source.rows.path).resolve()
+            paths.append(shards.setdefault(id(source.renaming), path) if source.renaming else path)
+        different = set(paths)
+        if len(different) == 1:
+            continue
+        # train.jsonl and train.parquet differ in their ends only.
+        plain = len({path.with_suffix("") for path in different}) == len(different)
+        parts = {path: (path.with_suffix("") if plain else path).parts for path in different}
         depth = 1
-        while len({part[-depth:] for part in paths.values()}) < len(set(paths.values())):
+        while len({part[-depth:] for part in parts.values()}) < len(different):
             depth += 1
-        if depth > 1:
-            for source in alike:
-                source.name = "/".join(paths[id(source)][-depth:])
+        for source, path in zip(alike, paths, strict=True):
+            found = "/".join(parts[path][-depth:])
+            # An entry of a meta file has a name of its own.
+            source.name = found if path.name.startswith(f"{name}.") else f"{name}/{found}"
 
 
 def _known() -> str:
@@ -115,9 +127,12 @@ def _open_packed(path: Path, root: str) -> list[Source]:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: damaged ({error}). Download or pack it again.") from error
     lines = inner.suffix.lower() != ".json"
+    if not lines:
+        with open(unpacked, "rb") as file:
+            begins = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        if begins.startswith(b"{"):
+            raise ValueError(f"{path}: names other files. Unpack it: they are found from its own folder.")
     opened = _open_lines(unpacked, root) if lines else _open_json(unpacked, root, path)
-    if not lines and any(source.name != unpacked.stem for source in opened):
-        raise ValueError(f"{path}: names other files. Unpack it: they are found from its own folder.")
     return [dataclasses.replace(source, name=inner.stem, label=str(path), same_lines=lines) for source in opened]
 
 
@@ -190,8 +205,12 @@ def _meta_source(path: Path, name: str, entry: Any) -> Source:
             f"{path}: entry {name!r} has repeat_time {repeat}; it must be above 0 (below 1 takes a part of the rows)."
         )
     annotation, root = (_path_in_meta(path, entry.get(key, "")) for key in ("annotation", "root"))
-    (source,) = open_sources([str(annotation)], str(root))
-    source = dataclasses.replace(source, name=name, repeat_time=repeat, max_tiles=entry.get("max_dynamic_patch"))
+    opened = open_sources([str(annotation)], str(root))
+    if len(opened) != 1:
+        raise ValueError(
+            f"{path}: entry {name!r} names {annotation}, which holds {len(opened)} files. Give each an entry."
+        )
+    source = dataclasses.replace(opened[0], name=name, repeat_time=repeat, max_tiles=entry.get("max_dynamic_patch"))
     if "length" in entry and entry["length"] != len(source.rows):
         raise ValueError(
             f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Fix the number."

@@ -241,6 +241,8 @@ def path_of(item: Any, where: str) -> str:
     """The path that a picture or video of a row names: a text, or an object such as {"path"}, {"image"} or {"url"}. Raises BadRow."""
     if isinstance(item, dict):
         known = {key: value for key, value in item.items() if not is_empty(value) and key != "type"}
+        if known.get("detail") == "auto":
+            del known["detail"]
         if pixels := sorted(known.keys() & PIXEL_KEYS):
             raise refuse(pixels[0], "other pixels, or a part of a video", where, "Use --max_tiles and --num_frames")
         if "bytes" in known:

@@ -24,7 +24,11 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 def is_media(path: str | Path) -> bool:
     """Whether `path` names a folder or, by its extension, a video, and not a file or a data set of rows."""
-    return not is_dataset_folder(Path(path)) if os.path.isdir(path) else _is_video(Path(path).name)
+    top = Path(path)
+    if not top.is_dir():
+        return _is_video(top.name)
+    # A folder of videos may have a README.md and a .jsonl file as well.
+    return not is_dataset_folder(top, jsonl=not any(_is_video(item.name) for item in top.iterdir()))
 
 
 def find_videos(path: str | Path) -> list[tuple[str, str]]:

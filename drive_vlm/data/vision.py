@@ -157,9 +157,12 @@ def _without_pixels(file: IO[bytes]) -> IO[bytes]:
     kept = [file.read(8)]
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        # What stands behind the end is no chunk.
+        if kind == b"IEND":
+            break
         if kind in (b"IDAT", b"fdAT", b"fcTL", b"acTL"):
             file.seek(length + 4, os.SEEK_CUR)
-        elif kind != b"IEND":
+        else:
             kept += [head, file.read(length + 4)]
     end = struct.pack(">I4sI", 0, b"IDAT", 0x35AF061E) + struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
     return io.BytesIO(b"".join(kept) + end)
@@ -347,8 +350,13 @@ def _header(file: _File) -> _Header:
         whole = len(entries) == stream.frames or container.format.name.startswith("mov,mp4")
         if not whole or not 0 < len(entries) <= stream.frames or any(not entry.size for entry in entries):
             return _Header(video=True)
-        shown = [entry.timestamp for entry in entries if not entry.is_discard]
-        return _Header(True, len(shown), _even(np.array(shown, dtype=np.float64)))
+        shown = np.array([entry.timestamp for entry in entries if not entry.is_discard], dtype=np.float64)
+        even = _even(shown)
+        if even and len(shown) > 1 and stream.duration:
+            # The index holds times of decoding: a gap before the last frames shows in the duration alone.
+            step = (shown[-1] - shown[0]) / (len(shown) - 1)
+            even = stream.duration < (len(shown) + 2) * step
+        return _Header(True, len(shown), even)
 
 
 @lru_cache(maxsize=1 << 16)

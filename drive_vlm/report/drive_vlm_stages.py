@@ -343,15 +343,13 @@ def _bars(terms: dict[str, Any]) -> "Image":
 
 def print_comparison(result: dict[str, Any]) -> None:
     """Print the terms and objects of every text of `result`, which is what the tool writes with --json."""
-    from rich.markup import escape as plain
-
     columns = ("mode", "checkpoint", *TERMS.values(), "words and objects")
     for entry in result["videos"]:
         rows: list[list[str] | None] = []
         for text in entry["texts"]:
             for name, answer in text["answers"].items():
                 terms = answer["terms"]
-                rows.append([text["mode"], plain(name), *term_values(terms).values(), outcome_words(terms)])
+                rows.append([text["mode"], name, *term_values(terms).values(), outcome_words(terms)])
             rows.append(None)
-        print_table(plain(f"{entry['group']} ({entry['video']}): {seen_words(entry)}"), columns, rows, 2, width=150)
+        print_table(f"{entry['group']} ({entry['video']}): {seen_words(entry)}", columns, rows, 2, width=150)
     print(f"detector: {result['detector']}; {NO_REFERENCE}")

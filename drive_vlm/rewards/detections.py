@@ -26,7 +26,7 @@ from typing import Any
 
 from drive_vlm.config import plain
 from drive_vlm.data.caches.feature_cache import FileIdentity
-from drive_vlm.data.samples import Sample
+from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.store.keyed_lines import LineWriter, read_lines
 
 COMMAND = "python tools/cache_detections.py"
@@ -176,6 +176,8 @@ def _difference(file: dict[str, Any], sample: Sample, num_frames: int) -> str:
     """How the files of `sample` differ from those of a cache line's "file", in words; '' where they do not."""
     try:
         return FileIdentity(**file).difference(sample, num_frames)
+    except BadRow as error:
+        return error.problem
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 

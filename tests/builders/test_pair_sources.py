@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from drive_vlm.builders.pair_sources import gold_pairs, read_answered
 from drive_vlm.data.preference.pair_encoding import answers_of
 from drive_vlm.data.samples import parse_row
@@ -47,3 +49,15 @@ def test_generations_of_a_file_under_another_name_are_found(tmp_path: Path) -> N
         generated = write(tmp_path / "p.jsonl", [{"id": "1", "prediction": "no"} | columns])
         (source,), missing, _ = read_answered([data], [generated], None, need_answer=True)
         assert source.answers == ("no",) and not missing
+
+
+def test_answers_to_the_rows_of_another_file_make_no_pair(tmp_path: Path) -> None:
+    """Two files of one name, answered each on its own: their answers say "train", and the rows are of a/train and b/train."""
+    row = {"id": "0", "messages": [{"role": "user", "content": "Go?"}, {"role": "assistant", "content": "yes"}]}
+    data = [write(tmp_path / name / "train.jsonl", [row]) for name in ("a", "b")]
+    generated = [
+        write(tmp_path / f"{name}.jsonl", [{"dataset": "train", "id": "0", "prediction": f"answer to {name}"}])
+        for name in ("a", "b")
+    ]
+    with pytest.raises(ValueError, match=r"no id of .* is in"):
+        read_answered(data, generated, str(tmp_path), need_answer=True)

@@ -206,3 +206,21 @@ def test_the_tables_stand_in_the_docs() -> None:
     columns = {*forms.REFUSED, *forms.SYSTEM, "loss_mask", "objects", "label", "kto_tag", "rejected_response"}
     keys = {*turns.LEARNED, *turns.THOUGHTS, *turns.REFUSED, *turns.PIXEL_KEYS}
     assert not (columns | keys) - spans
+
+
+def test_a_form_without_content_gives_way_to_one_that_has_it() -> None:
+    assert words(read(said("Go?", "yes") | {"conversations": []})) == ONE
+    pair = {"instruction": "Go?", "output": "", "chosen": "yes", "rejected": "no"}
+    assert words(read(pair)) == ONE and answers_of(read(pair)) == ("yes", "no")
+    with pytest.raises(BadRow, match="empty_answer"):
+        read({"query": "Go?", "response": ""})
+
+
+def test_a_detail_that_asks_for_nothing_is_absent() -> None:
+    row = said("Go?", "yes")
+    picture = {"type": "image_url", "image_url": {"url": "a.jpg", "detail": "auto"}}
+    row["messages"][0]["content"] = [picture, {"type": "text", "text": "Go?"}]
+    assert read(row).images == ("/root/a.jpg",)
+    picture["image_url"]["detail"] = "low"
+    with pytest.raises(BadRow, match="detail"):
+        read(row)

@@ -181,3 +181,10 @@ def test_a_damaged_avif_is_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(BadRow, match=r"f:1: the picture .*a\.avif cannot be read") as caught:
         load_image(str(tmp_path / "a.avif"), "f:1")
     assert caught.value.reason == "image_corrupt"
+
+
+def test_bytes_behind_the_end_of_a_png_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), (9, 9, 9)).save(path)
+    path.write_bytes(path.read_bytes() + b"hello world, from an editor")
+    assert checked_image_size(str(path), "row") == (30, 20) and (grey_of(path) == 9).all()

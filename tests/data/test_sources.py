@@ -310,3 +310,27 @@ def test_links_that_leave_the_image_root_are_a_choice(
     with pytest.raises(BadRow, match=r"rows\.jsonl:1: .* is a link to .*elsewhere.*--links follow") as caught:
         read_sample(refusing, 0)
     assert caught.value.reason == "path_outside_root"
+
+
+def test_every_two_files_of_one_name_are_told_apart(good_row: dict, tmp_path: Path) -> None:
+    """An entry of a meta file and a file, and two files that differ in their ends only."""
+    for name in ("a.jsonl", "x.jsonl"):
+        (tmp_path / name).write_text(json.dumps(good_row) + "\n")
+    (tmp_path / "x.ndjson").write_text(json.dumps(good_row) + "\n")
+    (tmp_path / "meta.json").write_text(json.dumps({"x": {"annotation": "a.jsonl", "root": "."}}))
+
+    def names(*files: str) -> list[str]:
+        return [source.name for source in open_sources([str(tmp_path / file) for file in files])]
+
+    assert names("meta.json", "x.jsonl") == ["x/a", "x"]
+    assert names("x.jsonl", "x.ndjson") == ["x.jsonl", "x.ndjson"]
+
+
+def test_an_entry_of_a_folder_with_several_files_is_refused(good_row: dict, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").touch()
+    for number in range(2):
+        (tmp_path / "set" / f"train-{number:05d}-of-00002.jsonl").write_text(json.dumps(good_row) + "\n")
+    (tmp_path / "meta.json").write_text(json.dumps({"x": {"annotation": "set", "root": "."}}))
+    with pytest.raises(ValueError, match=r"entry 'x' names .*set, which holds 2 files"):
+        open_sources([str(tmp_path / "meta.json")])

@@ -54,3 +54,13 @@ def test_a_folder_without_videos_is_an_error(tmp_path):
 def test_rows_are_no_media(tree):
     assert is_media(tree) and is_media("x.mp4") and is_media("X.MKV")
     assert not is_media("rows.jsonl") and not is_media("meta.json")
+
+
+def test_a_folder_of_videos_with_a_page_and_a_file_of_metadata_is_media(tree):
+    for name in ("README.md", "metadata.jsonl"):
+        (tree / name).write_text("{}\n")
+    assert not is_media(tree)
+    (tree / "a.mp4").touch()
+    assert is_media(tree)
+    (tree / "train.parquet").touch()
+    assert not is_media(tree)

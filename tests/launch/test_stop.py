@@ -148,3 +148,27 @@ def test_a_rank_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch, la
         return
     assert found is not None and found.outcome == "preempted"
     assert found.why == f"the torchrun of this rank (process {parent}) is gone"
+
+
+def test_a_failure_of_another_rank_stays_when_sigterm_follows_it(tmp_path: Path) -> None:
+    """torchrun sends SIGTERM to the ranks that are left; they leave because a rank has failed, not because somebody asked."""
+    with pytest.raises(stop.StopRequested), RunStatus(tmp_path) as status, stop.listening():
+        with pytest.raises(KeyError), RunStatus(tmp_path, rank=1):
+            raise KeyError("row 7")
+        os.kill(os.getpid(), signal.SIGTERM)
+        status.asked("SIGTERM at rank 0")
+        raise RuntimeError("Connection closed by peer")
+    found = read_status(tmp_path)
+    assert found is not None and (found.state, found.reason) == ("failed", "rank 1: KeyError: 'row 7'")
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("0", 128 + signal.SIGUSR1), ("3", 0)])
+def test_a_launcher_that_restarts_failed_ranks_sees_no_failure(
+    restarts: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    with pytest.raises(stop.StopRequested) as ended, RunStatus(tmp_path), stop.listening():
+        ask(signal.SIGUSR1)
+        stop.check()
+    found = read_status(tmp_path)
+    assert ended.value.code == code and found is not None and found.state == "saved"

@@ -211,7 +211,9 @@ def test_a_metric_that_is_not_there_is_named(tmp_path):
 def test_pictures_on_both_sides_are_refused(run, tmp_path):
     row = {"id": "a", "image": "x.png", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "no"}]}  # fmt: skip
     train = write(tmp_path / "train.jsonl", json.dumps(row) + "\n")
-    held_out = write(tmp_path / "eval.jsonl", json.dumps(row | {"id": "b"}) + "\n")
+    shown = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "?"}]
+    other = {"id": "b", "messages": [{"role": "user", "content": shown}, {"role": "assistant", "content": "no"}]}
+    held_out = write(tmp_path / "eval.jsonl", json.dumps(other) + "\n")
     words = ["--model", "m", "--data", train, "--eval_data", held_out, "--out", tmp_path / "out"]
     done = run([sys.executable, TOOL, "start", *words])
     assert done.returncode == 2 and "image 'x.png' is in training rows and held-out rows" in done.stderr

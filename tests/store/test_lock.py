@@ -1,6 +1,7 @@
 """One writer at a time, and a lock that no killed process leaves behind."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -109,3 +110,15 @@ def test_a_file_system_without_locks_lets_everybody_write(
     with sole_writer(tmp_path / "out.jsonl"), sole_writer(tmp_path / "out.jsonl"):
         pass
     assert capfd.readouterr().err.count("this file system has no locks") == 2
+
+
+def test_the_lock_of_a_host_that_is_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server keeps it until its lease ends; a requeued job must not give up before."""
+    free = threading.Event()
+    with open(tmp_path / ".writer.lock", "w+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 1 on node-that-lost-its-power since 2026-01-01 00:00:00\n")
+        file.flush()
+        threading.Timer(1.0, lambda: (fcntl.flock(file, fcntl.LOCK_UN), free.set())).start()
+        with sole_writer(tmp_path, "--output_dir", wait=0.1):
+            assert free.is_set()

@@ -68,6 +68,8 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
         item.recorded = entry.bad
         try:
             state = "new" if entry.bad else "changed" if cache.difference(entry, item.sample) else "kept"
+        except BadRow as error:
+            return error
         except OSError:
             # The loader says what is wrong with the file.
             state = "changed"

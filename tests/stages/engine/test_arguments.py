@@ -114,3 +114,5 @@ def test_evaluation_rows_are_evaluated_whether_or_not_checkpoints_are_saved(
     found = evaluation_defaults(save, True)
     assert found["eval_strategy"] == evaluates and ("metric_for_best_model" in found) == best
     assert evaluation_defaults(save, False) == save
+    # With every checkpoint, and not with every log.
+    assert evaluation_defaults({"save_strategy": "steps", "save_steps": 70}, True)["eval_steps"] == 70

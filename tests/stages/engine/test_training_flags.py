@@ -123,6 +123,7 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
         ("sft", "--optim schedule_free_adamw", "--optim schedule_free_adamw is not offered"),
         ("sft", "--optim sgd --adam_beta1 0.8", "--adam_beta1 has no effect with --optim sgd"),
         ("sft", "--save_strategy epoch --save_steps 5", "--save_steps has no effect with --save_strategy epoch"),
+        ("sft", "--eval_steps 5", "--eval_strategy needs rows to evaluate: give --eval_data"),
         ("sft", "--load_best_model_at_end", "--load_best_model_at_end needs rows to evaluate: give --eval_data"),
         ("sft", "--eval_data e --metric_for_best_model eval_acc", "an evaluation of sft has eval_loss."),
         ("dpo", "--eval_data e --metric_for_best_model rewards/accuracy", "Did you mean eval_rewards/accuracies?"),

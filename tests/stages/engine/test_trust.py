@@ -93,3 +93,12 @@ def test_a_shard_that_is_cut_off_is_named(checkpoint: Path) -> None:
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt: not a file that torch\.save wrote"):
         refuse_code(shards_of(checkpoint), False)
+
+
+def test_numbers_that_deepspeed_offloads_to_a_disk_are_no_shards(checkpoint: Path) -> None:
+    """NVMe offload of ZeRO-3 copies raw files; none of them is unpickled."""
+    raw = checkpoint / "global_step2" / "offloaded_tensors" / "rank0" / "0.tensor.swp"
+    raw.parent.mkdir(parents=True)
+    raw.write_bytes(bytes(4096))
+    assert len(shards_of(checkpoint)) == 2
+    CheckpointMixin.check_code(trainer(False), checkpoint)

@@ -1,10 +1,11 @@
 """The rank that the others wait for is named: judged by hand-made reports, and in real runs with a stopped or blocked rank."""
 
+import fcntl
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
+@pytest.fixture
+def hang() -> Iterator[Callable[[Path], None]]:
+    """`hang(path)`: a file system that hangs. Whoever opens the file waits for this process to give its write lease (fcntl(2)) back."""
+    held: list[int] = []
+
+    def lease(path: Path) -> None:
+        held.append(os.open(path, os.O_RDWR))
+        # The kernel asks by a signal, and SIGIO would end this process; SIGURG does nothing.
+        fcntl.fcntl(held[-1], fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(held[-1], fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    yield lease
+    for file in held:
+        os.close(file)
+
+
 @pytest.mark.fresh("SIGSTOP would stop the client alone")
 @pytest.mark.slow
 def test_a_stopped_rank_0_that_holds_the_store_is_named(training: Callable) -> None:
@@ -165,14 +182,12 @@ def test_a_stopped_rank_0_that_holds_the_store_is_named(training: Callable) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_blocks_its_reader_is_found_by_rank_and_ids(
-    training: Callable, rows: Path, tmp_path: Path, workers: int
+    training: Callable, rows: Path, hang: Callable, tmp_path: Path, workers: int
 ) -> None:
-    """A file system that hangs, played by a FIFO in the place of a picture that was measured before."""
     cache = str(tmp_path / "cache")
     flags = ("--data", rows, "--max_steps", 1)
     assert training(*flags, DRIVE_VLM_CACHE=cache).wait() == 0
-    (rows.parent / "5.png").unlink()
-    os.mkfifo(rows.parent / "5.png")
+    hang(rows.parent / "5.png")
     flags = ("--data", rows, "--hang_timeout", 2, "--dataloader_num_workers", workers)
     run = training(*flags, "--max_steps", 2, "--output_dir", tmp_path / "run", ranks=2, DRIVE_VLM_CACHE=cache)
     assert run.wait() == 1
@@ -188,11 +203,12 @@ def test_a_picture_that_blocks_its_reader_is_found_by_rank_and_ids(
 
 
 @pytest.mark.slow
-def test_a_single_process_that_hangs_ends_itself(training: Callable, rows: Path, tmp_path: Path) -> None:
+def test_a_single_process_that_hangs_ends_itself(
+    training: Callable, rows: Path, hang: Callable, tmp_path: Path
+) -> None:
     cache = str(tmp_path / "cache")
     assert training("--data", rows, "--max_steps", 1, DRIVE_VLM_CACHE=cache).wait() == 0
-    (rows.parent / "5.png").unlink()
-    os.mkfifo(rows.parent / "5.png")
+    hang(rows.parent / "5.png")
     run = training("--data", rows, "--hang_timeout", 1, "--max_steps", 2, DRIVE_VLM_CACHE=cache)
     assert run.wait() == HANG_EXIT
     assert "Hangs: rank 0" in run.status["reason"] and "row-5" in run.status["reason"]
