@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,15 +92,18 @@ def test_children_share_no_state(run: Callable) -> None:
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path) -> subprocess.Popen:
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen]:
     """A process that says its number, the one that a signal would reach, and the signals it got."""
+    # A suite that a shell started in the background ignores SIGINT, and its children would as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('USR1', flush=True))\n"
         "print(os.getpid(), flush=True)\n"
         "while True: time.sleep(0.05)\n"
     )
-    return subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+    yield subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
 
 
 def is_gone(pid: int) -> bool:

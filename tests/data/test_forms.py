@@ -212,7 +212,7 @@ def test_a_form_without_content_gives_way_to_one_that_has_it() -> None:
     assert words(read(said("Go?", "yes") | {"conversations": []})) == ONE
     pair = {"instruction": "Go?", "output": "", "chosen": "yes", "rejected": "no"}
     assert words(read(pair)) == ONE and answers_of(read(pair)) == ("yes", "no")
-    with pytest.raises(BadRow, match="empty_answer"):
+    with pytest.raises(BadRow, match="turn is empty"):
         read({"query": "Go?", "response": ""})
 
 

@@ -187,4 +187,4 @@ def test_bytes_behind_the_end_of_a_png_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (30, 20), (9, 9, 9)).save(path)
     path.write_bytes(path.read_bytes() + b"hello world, from an editor")
-    assert checked_image_size(str(path), "row") == (30, 20) and (grey_of(path) == 9).all()
+    assert checked_image_size(str(path), "row") == (20, 30) and (grey_of(path) == 9).all()

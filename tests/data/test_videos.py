@@ -56,11 +56,11 @@ def test_rows_are_no_media(tree):
     assert not is_media("rows.jsonl") and not is_media("meta.json")
 
 
-def test_a_folder_of_videos_with_a_page_and_a_file_of_metadata_is_media(tree):
+def test_a_folder_of_videos_with_a_page_and_a_file_of_metadata_is_media(tmp_path):
     for name in ("README.md", "metadata.jsonl"):
-        (tree / name).write_text("{}\n")
-    assert not is_media(tree)
-    (tree / "a.mp4").touch()
-    assert is_media(tree)
-    (tree / "train.parquet").touch()
-    assert not is_media(tree)
+        (tmp_path / name).write_text("{}\n")
+    assert not is_media(tmp_path)
+    (tmp_path / "a.mp4").touch()
+    assert is_media(tmp_path)
+    (tmp_path / "train.parquet").touch()
+    assert not is_media(tmp_path)
