@@ -154,6 +154,7 @@ def test_shards_together_are_the_whole(build: Callable, data: Path) -> None:
     assert "--shard 2/2: write I/N" in text
 
 
+@pytest.mark.fresh("SIGKILL ends the writer itself, which writes no line after it")
 @pytest.mark.slow
 def test_a_killed_build_goes_on(build: Callable, data: Path, tiny_video_model: Path) -> None:
     picture = next((data / "images").iterdir())
