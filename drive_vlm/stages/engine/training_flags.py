@@ -283,10 +283,13 @@ def _check_optimizer(training: dict[str, Any]) -> None:
 
 
 def _strategies(training: dict[str, Any]) -> dict[str, Any]:
-    """With --save_steps or --eval_steps the strategy is "steps". Raises ValueError where it is another one."""
+    """With --save_steps or --eval_steps the strategy is "steps", unless it is "no", which turns the steps of a recipe off. Raises
+    ValueError where it is another one."""
     for kind in ("save", "eval"):
         if f"{kind}_steps" in training:
             strategy = training.get(f"{kind}_strategy", "steps")
+            if strategy == "no":
+                continue
             if strategy != "steps":
                 raise ValueError(
                     f"--{kind}_steps has no effect with --{kind}_strategy {strategy}. Leave one of them out."

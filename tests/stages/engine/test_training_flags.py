@@ -175,6 +175,8 @@ def test_what_the_trainer_would_find_late_is_found_before_the_weights(words: str
 def test_steps_ask_for_their_strategy_and_a_metric_for_its_direction() -> None:
     flags = parse("sft", "--save_steps", 5, "--eval_steps", 5, "--eval_data", "e").training
     assert (flags["save_strategy"], flags["eval_strategy"]) == ("steps", "steps")
+    # A recipe's words stand before the user's.
+    assert parse("sft", "--save_steps", 5, "--save_strategy", "no").training["save_strategy"] == "no"
     chosen = parse("dpo", "--metric_for_best_model", "eval_rewards/accuracies", "--eval_data", "e").training
     assert evaluation_defaults(chosen, True)["greater_is_better"] is True
     assert evaluation_defaults({}, True)["greater_is_better"] is False
