@@ -14,7 +14,8 @@ import importlib.machinery
 import sys
 from pathlib import Path
 
-_LIBRARIES: list[object] = []  # a torch Library takes its operators along when it is collected
+# A torch Library takes its operators along when it is collected.
+_LIBRARIES: list[object] = []
 
 
 def nms(boxes, scores, iou_threshold):
@@ -42,7 +43,8 @@ def _native_ops_load(package: Path) -> bool:
         try:
             torch.ops.load_library(str(library))
             return True
-        except OSError:  # linked against a CUDA runtime that this torch does not have
+        # Linked against a CUDA runtime that this torch does not have.
+        except OSError:
             continue
     return False
 
@@ -59,7 +61,8 @@ def _execute(run, module):
         library.impl("nms", nms, "CPU")
         _LIBRARIES.append(library)
     run(module)
-    if not native:  # nms has a kernel now: lift the guard there, leave it on roi_align and the like
+    # nms has a kernel now: lift the guard there, leave it on roi_align and the like.
+    if not native:
         import torchvision.ops.boxes
 
         torchvision.ops.boxes._assert_has_ops = lambda: None

@@ -250,13 +250,15 @@ def _in_range(
 
     def number(text: str) -> Any:
         value = kind(text)
-        if not value >= least:  # NaN as well
+        # `not >=` in place of `<`: NaN is refused as well.
+        if not value >= least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         if not value <= most:
             raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
         return value
 
-    number.__name__ = kind.__name__  # "invalid int value"
+    # argparse says "invalid int value" by this name.
+    number.__name__ = kind.__name__
     return number
 
 

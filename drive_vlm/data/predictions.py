@@ -131,7 +131,8 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
 def prediction_row(sample: Sample, answer: str, finish_reason: str = "stop") -> dict[str, Any]:
     """A row of the predictions file: the contract's keys, then the row's own extra columns.
 
-    An answer that is not whole says why in "finish_reason" (Answer). A row's own column "reference" replaces its answer. A column with the name of another key of the contract is left out.
+    An answer that is not whole says why in "finish_reason" (Answer). A row's own column "reference"
+    replaces its answer. A column with the name of another key of the contract is left out.
     Columns that begin with "_" are notes of the reader (generate/rows.py) and are not written.
     """
     question = " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()

@@ -31,7 +31,8 @@ _KINDS = {"F": "32-bit decimal numbers", "I": "32-bit or signed whole numbers"}
 _EXIF_TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
-_TRANSPOSED = {5, 6, 7, 8}  # of these, the ones that swap width and height
+# Of these, the ones that swap width and height.
+_TRANSPOSED = {5, 6, 7, 8}
 # How a frame is put upright, by the signs of a, b, c, d in its display matrix: x' = a x + c y, y' = b x + d y, y down
 # (ISO/IEC 14496-12, 8.3.2); all others are shown as they are stored.
 _UPRIGHT = {
@@ -140,6 +141,7 @@ def _orientation(image: Any) -> int:
     try:
         # A PNG's own getexif decodes the pixels first.
         return int(Image.Image.getexif(image).get(0x0112, 1))
+    # Pillow raises struct.error, SyntaxError, KeyError and more for a damaged block; the pixels are whole all the same.
     except Exception:
         return 1
 
@@ -290,7 +292,7 @@ class _File(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """What the header tells: whether there is a video stream, its frames (0: not told), and whether they follow evenly."""
+    """What the header tells: whether there is a video stream, its frames (0: unknown), and whether they follow evenly."""
 
     video: bool
     frames: int = 0
@@ -362,15 +364,15 @@ def _header(file: _File) -> _Header:
 @lru_cache(maxsize=1 << 16)
 def _timing(file: _File) -> _Timing:
     """Raises FFmpegError, and EOFError for a file that ends too early."""
-    told = _header(file).frames
+    counted = _header(file).frames
     with _open(file.path) as container:
         stream = container.streams.video[0]
-        if told:
+        if counted:
             # The times of packets are read without decoding: as many as there are frames, in another order.
             packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
             shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
-            if len(shown) < told:
-                raise EOFError(f"it ends after {len(shown)} of {told} frames")
+            if len(shown) < counted:
+                raise EOFError(f"it ends after {len(shown)} of {counted} frames")
         else:
             stream.thread_type = "AUTO"
             shown, last = [], None
@@ -386,7 +388,7 @@ def _timing(file: _File) -> _Timing:
         # Times that go back, as in two recordings joined: the next frame follows at the usual distance.
         starts = starts[0] + np.concatenate([[0.0], np.where(steps > 0, steps, usual).cumsum()])
         end = starts[-1] + (shown[-1][1] * float(stream.time_base) or usual)
-        if not told:
+        if not counted:
             _check_whole(container, file, float(end), usual)
     return _Timing(len(starts), None if _even(starts) else np.append(starts, end))
 
@@ -405,13 +407,13 @@ def _check_whole(container: Any, file: _File, end: float, usual: float) -> None:
     if name == "mpegts" and all(file.size % packet for packet in _TS_PACKETS):
         raise EOFError("it ends in the middle of a packet: the file was cut off")
     slack = 0.05 + 2 * usual
-    if name not in _TELL_DURATION or not container.duration or end >= (told := container.duration / 1e6) - slack:
+    if name not in _TELL_DURATION or not container.duration or end >= (stated := container.duration / 1e6) - slack:
         return
     # The sound may be longer than the pictures.
     with _open(file.path) as again:
         ends = [(p.pts + (p.duration or 0)) * float(p.time_base) for p in again.demux() if p.pts is not None]
-    if max(ends, default=0.0) < told - slack:
-        raise EOFError(f"it ends after {end:.2f} of {told:.2f} seconds: the file was cut off")
+    if max(ends, default=0.0) < stated - slack:
+        raise EOFError(f"it ends after {end:.2f} of {stated:.2f} seconds: the file was cut off")
 
 
 def _shown(frame: Any, stream: Any) -> "Image":

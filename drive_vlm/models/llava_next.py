@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-Crops = tuple[int, int]  # of one picture: crops with the whole picture first, tokens
+# Of one picture: crops with the whole picture first, tokens.
+Crops = tuple[int, int]
 
 
 class LlavaNextTiling(Tiling[Crops]):

@@ -112,7 +112,8 @@ def base_of(adapter: str | Path) -> str:
         read_object(config), "base_model_name_or_path", str, config, "Name the model that the adapter was trained on."
     )
     folders = Path(adapter).absolute().parents
-    moved = [folder / Path(base).name for folder in folders[:2]]  # of OUT/stage2 and of OUT/stage2/checkpoint-100
+    # Of OUT/stage2 and of OUT/stage2/checkpoint-100.
+    moved = [folder / Path(base).name for folder in folders[:2]]
     return next((str(path) for path in (Path(base), *moved) if path.is_dir()), base)
 
 

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-Grid = tuple[int, int, int]  # of one picture: tiles, rows, columns; one tile has 0 rows and 0 columns
+# Of one picture: tiles, rows, columns; one tile has 0 rows and 0 columns.
+Grid = tuple[int, int, int]
 WHOLE = (1, 0, 0)
-_LARGEST = 4096  # pixels of a side that the native image processor goes to
+# Pixels of a side that the native image processor goes to.
+_LARGEST = 4096
 
 
 class SmolVLMTiling(Tiling[Grid]):

@@ -15,19 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.report.tables import print_table
+from drive_vlm.report.video import REWARD_TERMS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-TERMS = {
-    "reward": "reward",
-    "object": "R_obj",
-    "temporal": "R_temp",
-    "detail": "R_detail",
-    "hallucination": "R_hall",
-}
 VERDICTS = {
     "hit": "named and detected",
     "false": "named, not detected",
@@ -91,7 +85,7 @@ def needs_label(objects: Sequence[dict[str, Any]], width: int, height: int) -> l
 
 def term_values(terms: dict[str, Any]) -> dict[str, str]:
     """{name of a term: its number}, "n/a" where the reference has nothing to compare with."""
-    return {name: "n/a" if key in terms["no_reference"] else f"{terms[key]:.3f}" for key, name in TERMS.items()}
+    return {name: "n/a" if key in terms["no_reference"] else f"{terms[key]:.3f}" for key, name in REWARD_TERMS.items()}
 
 
 def seen_words(entry: dict[str, Any]) -> str:
@@ -121,7 +115,7 @@ def marked_parts(marked: dict[str, Any]) -> list[tuple[str, dict[str, Any] | Non
 def write_page(path: Path, result: dict[str, Any], pictures: Sequence[Sequence["Image"]]) -> None:
     """Write what tools/compare_stages.py writes with --json as a page; `pictures`: the shown frames of each video."""
     names = result["checkpoints"]
-    weights = " + ".join(f"{weight:g} {TERMS[key]}" for key, weight in result["weights"].items())
+    weights = " + ".join(f"{weight:g} {REWARD_TERMS[key]}" for key, weight in result["weights"].items())
     legend = " ".join(f'<mark class="{key}">{escape(text)}</mark>' for key, text in VERDICTS.items())
     title = f"{len(result['videos'])} videos: {', '.join(names)}"
     body = "\n".join(_video(entry, shown, names) for entry, shown in zip(result["videos"], pictures, strict=True))
@@ -202,7 +196,7 @@ def _marked_html(marked: dict[str, Any]) -> str:
 
 def _terms(terms: dict[str, Any]) -> str:
     lines = []
-    for key, (name, value) in zip(TERMS, term_values(terms).items(), strict=True):
+    for key, (name, value) in zip(REWARD_TERMS, term_values(terms).items(), strict=True):
         kind = "bar reward" if key == "reward" else "bar"
         lines.append(
             f'<span>{name}</span><span class="{kind}"><i style="width:{100 * min(1.0, terms[key]):.1f}%"></i></span><span>{value}</span>'
@@ -329,9 +323,9 @@ def _boxed(picture: "Image", frame: dict[str, Any], colours: dict[str, str], sid
 
 def _bars(terms: dict[str, Any]) -> "Image":
     """A bar for each term with its number, the reward first."""
-    picture, draw = _canvas(_COLUMN, 20 * len(TERMS))
+    picture, draw = _canvas(_COLUMN, 20 * len(REWARD_TERMS))
     left, right = 90, _COLUMN - 70
-    for place, (key, (name, value)) in enumerate(zip(TERMS, term_values(terms).items(), strict=True)):
+    for place, (key, (name, value)) in enumerate(zip(REWARD_TERMS, term_values(terms).items(), strict=True)):
         top = 20 * place
         draw.text((0, top), name, "#222222", _font(13))
         draw.text((_COLUMN, top), value, "#222222", _font(13), "ra")
@@ -343,7 +337,7 @@ def _bars(terms: dict[str, Any]) -> "Image":
 
 def print_comparison(result: dict[str, Any]) -> None:
     """Print the terms and objects of every text of `result`, which is what the tool writes with --json."""
-    columns = ("mode", "checkpoint", *TERMS.values(), "words and objects")
+    columns = ("mode", "checkpoint", *REWARD_TERMS.values(), "words and objects")
     for entry in result["videos"]:
         rows: list[list[str] | None] = []
         for text in entry["texts"]:

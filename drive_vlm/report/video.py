@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 OBJECTS = {"precision": "precision", "recall": "recall", "f1": "F1", "chair_i": "CHAIR_i", "chair_s": "CHAIR_s"}
-TERMS = {
+REWARD_TERMS = {
     "reward": "reward",
     "object": "R_obj",
     "temporal": "R_temp",
     "detail": "R_detail",
     "hallucination": "R_hall",
-    "words": "words",
 }
+TERMS = {**REWARD_TERMS, "words": "words"}
 OVERLAP = {"Bleu_1": "BLEU-1", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr"}
 CLIP = {"text_text": "text - text", "text_frames": "text - frames"}
 
@@ -122,8 +122,7 @@ def plot_scores(path: Path, result: dict[str, Any]) -> None:
     scores = [("objects", OBJECTS, "value", "objects, detector")]
     if any(checkpoint["modes"][mode]["truth"] for checkpoint in checkpoints.values() for mode in first):
         scores.append(("truth", OBJECTS, "value", "objects, exact classes"))
-    terms = {key: name for key, name in TERMS.items() if key != "words"}
-    scores.append(("terms", terms, "mean", "reward and terms"))
+    scores.append(("terms", REWARD_TERMS, "mean", "reward and terms"))
     figure = new_figure(4.6 * len(scores), 2.6 * len(first) + 0.8)
     panels = figure.subplots(len(first), len(scores), squeeze=False)
     for row, mode in zip(panels, first, strict=True):

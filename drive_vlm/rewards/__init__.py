@@ -86,7 +86,8 @@ def _named_module(where: str, name: str) -> Any:
         raise ValueError(
             f"reward {name}: no module {where!r}. Give FILE.py:builder or an importable module."
         ) from error
-    except Exception as error:  # whatever the author's module does
+    # The author's code may raise anything.
+    except Exception as error:
         raise _broken(name, "cannot be imported", error) from error
 
 
@@ -117,7 +118,8 @@ def _file_module(path: str) -> Any:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever the author's file does
+        # The author's code may raise anything.
+        except Exception as error:
             del sys.modules[name]
             raise _broken(path, "cannot be imported", error) from error
     return sys.modules[name]
@@ -139,7 +141,8 @@ def config_class(name: str) -> type | None:
         return None
     try:
         found = typing.get_type_hints(builder).get("config")
-    except Exception as error:  # an annotation that cannot be evaluated
+    # An annotation that cannot be evaluated.
+    except Exception as error:
         raise _broken(name, "has annotations that cannot be read", error) from error
     if not dataclasses.is_dataclass(found):
         raise ValueError(
@@ -169,7 +172,8 @@ def build_reward(name: str, config: Any) -> Reward:
         reward = builder() if config is None else builder(config)
     except ValueError:
         raise
-    except Exception as error:  # whatever the author's builder does
+    # The author's code may raise anything.
+    except Exception as error:
         raise _broken(name, "cannot be built", error) from error
     if not callable(reward):
         raise ValueError(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-_LANES = 2  # of 64 bits each
+# Of 64 bits each.
+_LANES = 2
 
 
 class TowerMemo:
@@ -59,7 +60,8 @@ class TowerMemo:
         new = {key: i for i, key in enumerate(keys) if key not in self._kept}
         self.asked += len(keys)
         self.pictures += len(new)
-        with torch.no_grad():  # a frozen tower keeps nothing for a backward pass
+        # A frozen tower keeps nothing for a backward pass.
+        with torch.no_grad():
             if new:
                 chosen = torch.tensor(list(new.values()), device=pixels.device)
                 picked = {name: tensor[chosen] for name, tensor in by_picture.items()}

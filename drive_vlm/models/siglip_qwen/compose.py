@@ -89,12 +89,14 @@ def write_model(
         image_processor, tokenizer, config.image_seq_length, config.max_frames, chat_template=tokenizer.chat_template
     )
     out = Path(out)
-    part = out.with_name(f".{out.name}.part")  # a directory that is there is whole
+    # A directory that is there is whole.
+    part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     processor.save_pretrained(part)
     if out.is_dir():
-        out.rmdir()  # empty, or it is not ours to replace
+        # Empty, or it is not ours to replace.
+        out.rmdir()
     part.rename(out)
     return out
 
@@ -124,7 +126,8 @@ def _load_language(path: str | Path, dtype: str) -> tuple[Any, Any]:
         model, tokenizer = load_gguf(path)
         return (model if dtype == "auto" else model.to(getattr(torch, dtype))), tokenizer
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    if model_type(str(path)) == SiglipQwenConfig.model_type:  # its error tells a wrong path from a missing download
+    # Its error tells a wrong path from a missing download.
+    if model_type(str(path)) == SiglipQwenConfig.model_type:
         whole = SiglipQwenForConditionalGeneration.from_pretrained(path, dtype=wanted)
         language = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
         language.model, language.lm_head = whole.model.language_model, whole.lm_head
@@ -151,7 +154,8 @@ def _image_processor(path: str | Path, image_size: int) -> Any:
     size = {"height": image_size, "width": image_size}
     try:
         return SiglipImageProcessor.from_pretrained(path, size=size)
-    except OSError:  # a tower saved alone has no preprocessor_config.json
+    # A tower saved alone has no preprocessor_config.json.
+    except OSError:
         return SiglipImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 

@@ -13,7 +13,8 @@ IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = (
     "<|vision_start|>",
     "<|vision_end|>",
 )
-SPECIAL = (START_TOKEN, END_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)  # Qwen3's tokenizer has them; others get them
+# Qwen3's tokenizer has them; others get them.
+SPECIAL = (START_TOKEN, END_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)
 
 # As in Qwen3's own template: what an answer thought stands in a block before the answer to the last user turn, empty where it
 # thought nothing, and is dropped from earlier ones.
@@ -63,7 +64,8 @@ class SiglipQwenProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
-        tokenizer.padding_side = "left"  # generation needs it, and a saved tokenizer forgets it
+        # Generation needs it, and a saved tokenizer forgets it.
+        tokenizer.padding_side = "left"
         self.image_seq_length, self.max_frames = image_seq_length, max_frames
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

@@ -147,7 +147,7 @@ def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str,
     save = extra.get("save_strategy", "epoch")
     defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
     if defaults["eval_strategy"] == "steps":
-        # Without it transformers would evaluate every --logging_steps.
+        # Without it transformers would evaluate every --logging_steps; 500 is its own --save_steps.
         defaults["eval_steps"] = extra.get("save_steps", 500)
     if save != "no":
         metric = extra.get("metric_for_best_model", "eval_loss")

@@ -149,8 +149,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
 _GRPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
-# Figures of an evaluation, by which the best checkpoint may be chosen.
-_FIGURES = (
+# What dpo and spin log of their pairs.
+PAIR_FIGURES = (
     "rewards/chosen",
     "rewards/rejected",
     "rewards/margins",
@@ -158,7 +158,8 @@ _FIGURES = (
     "logps/chosen",
     "logps/rejected",
 )
-METRICS = {"transformers.TrainingArguments": ("loss",), "trl.DPOConfig": ("loss", *_FIGURES)}
+# Figures of an evaluation, by which the best checkpoint may be chosen.
+METRICS = {"transformers.TrainingArguments": ("loss",), "trl.DPOConfig": ("loss", *PAIR_FIGURES)}
 
 _TINY = 1e-30
 # (least, most) of a number. The others are from 0 to 1e9.

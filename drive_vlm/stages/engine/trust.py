@@ -50,8 +50,8 @@ def refuse_code(files: Sequence[Path], trusted: bool) -> None:
                 named = re.search(r"GLOBAL (\S+)", str(error))
                 what = named[1] if named else str(error).splitlines()[0]
                 raise ValueError(
-                    f"{file}: holds more than tensors ({what}), and to load it would run the code of whoever wrote it. If you "
-                    "trust them, give --trust_checkpoint; else take weights as safetensors."
+                    f"{file}: holds more than tensors ({what}), and to load it would run its author's code. If you trust "
+                    "the author, give --trust_checkpoint; else take weights as safetensors."
                 ) from error
             # A file that torch.save has not written, or that is cut off, in whatever way that shows.
             except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -12,23 +12,15 @@ from trl.trainer.utils import use_adapter
 from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin
+from drive_vlm.stages.engine.training_flags import PAIR_FIGURES
 from drive_vlm.stages.preference.loss import Pairs, answer_log_probs, loss_sums, preference_loss
-
-_FIGURES = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
 
 
 class PairTotals:
     """Sums over pairs since the last log, on the device; the ranks add theirs up when a log is due, not in every batch."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(_FIGURES) + 1, device=device)
+        self._sums = torch.zeros(len(PAIR_FIGURES) + 1, device=device)
 
     def add(self, pairs: Pairs, beta: float) -> None:
         with torch.no_grad():
@@ -43,7 +35,7 @@ class PairTotals:
             dist.all_reduce(self._sums)
         *sums, count = self._sums.tolist()
         self._sums.zero_()
-        return {name: value / max(count, 1) for name, value in zip(_FIGURES, sums, strict=True)}
+        return {name: value / max(count, 1) for name, value in zip(PAIR_FIGURES, sums, strict=True)}
 
 
 class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):

@@ -71,7 +71,7 @@ class Alarms:
     def __init__(self, config: AlarmConfig, speaks: bool) -> None:
         self.config, self._speaks = config, speaks
         self._streak = dict.fromkeys(_MEANING, 0)
-        self._told: list[str] = []
+        self._reported: list[str] = []
         self._lengths: list[float] = []
 
     def observe(
@@ -105,15 +105,15 @@ class Alarms:
             words = f"alarm {name} ({self._streak[name]} generation batches in a row): {words}"
             if config.stop_on_alarm:
                 raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
-            if name not in self._told:
-                self._told.append(name)
+            if name not in self._reported:
+                self._reported.append(name)
                 if self._speaks:
                     print(f"warning: {words}", file=sys.stderr, flush=True)
         return {f"alarm/{name}": float(name in sounding) for name in bad}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"streak": self._streak, "told": self._told, "lengths": self._lengths}
+        return {"streak": self._streak, "told": self._reported, "lengths": self._lengths}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._streak, self._told, self._lengths = state["streak"], state["told"], state["lengths"]
+        self._streak, self._reported, self._lengths = state["streak"], state["told"], state["lengths"]

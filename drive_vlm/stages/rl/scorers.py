@@ -25,7 +25,8 @@ class Scorer:
         of finite numbers and None, one a completion."""
         try:
             values = self._reward(prompts=prompts, completions=completions, **columns)
-        except Exception as error:  # whatever the author's reward does
+        # The author's code may raise anything.
+        except Exception as error:
             raise self._failed(error, prompts, completions, columns) from error
         values = [_number(value) for value in values] if _is_list(values) else values
         if not isinstance(values, list):
@@ -56,7 +57,8 @@ class Scorer:
             alone = {k: v[i : i + 1] if _is_list(v) and len(v) == len(completions) else v for k, v in columns.items()}
             try:
                 self._reward(prompts=prompts[i : i + 1], completions=completions[i : i + 1], **alone)
-            except Exception as single:  # the same fault, alone
+            # The same fault, of one completion alone; it is raised by the caller.
+            except Exception as single:
                 error, where = single, _place(i, completions, columns)
                 break
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
@@ -78,7 +80,8 @@ class Scorer:
         except ValueError:
             # Words of its own.
             raise
-        except Exception as error:  # whatever the author's reward does
+        # The author's code may raise anything.
+        except Exception as error:
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise ValueError(f"reward {self.__name__}: its check failed ({words}). Fix it, or leave it out.") from error
         if len(problems) != len(columns["id"]):

@@ -37,6 +37,7 @@ def test_a_gradient_of_zero_is_one() -> None:
     model = torch.nn.Linear(2, 2)
     with FirstGradients(model):
         (0.0 * model(torch.ones(1, 2))).sum().backward()
+    assert model.weight.grad is not None and not model.weight.grad.any()
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
