@@ -1,0 +1,230 @@
+"""BDD-OIA's 4 actions and 21 reasons as texts, and answers of a model as labels.
+
+Order of indices: the data set's own README and label files (Xu et al., CVPR 2020, github.com/Twizwei/bddoia_project); texts: ours,
+after the paper's words, short and each different from all others. A text that is not a label's own or a listed synonym, after
+`normalize_label`, is out of vocabulary: it is returned as it was written and never guessed.
+
+Two forms of an answer are read:
+
+    Action: move forward; turn left; Reason: road is clear
+    {"description": "...", "action": "move forward", "justification": ["road is clear"]}
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+# A label's own text first, then its synonyms.
+_ACTIONS = (
+    ("move forward", "forward", "go forward", "go straight", "drive forward", "keep going", "proceed"),
+    ("stop/slow down", "stop", "slow down", "stop/slow", "stop or slow down", "slow down/stop"),
+    ("turn left", "left", "turn left/change to left lane", "turn or change lane to the left", "change to left lane"),
+    (
+        "turn right",
+        "right",
+        "turn right/change to right lane",
+        "turn or change lane to the right",
+        "change to right lane",
+    ),
+)
+_REASONS = (
+    ("follow traffic", "following traffic", "traffic moves"),
+    ("road is clear", "clear road", "road clear"),
+    ("traffic light is green", "green light", "green traffic light", "light is green"),
+    ("obstacle: car",),
+    ("obstacle: person", "obstacle: pedestrian"),
+    ("obstacle: rider", "obstacle: cyclist"),
+    ("obstacle: others", "obstacle: other"),
+    ("traffic light", "red light", "traffic light is red", "red traffic light"),
+    ("traffic sign", "stop sign"),
+    ("front car turning left", "front car is turning left"),
+    ("on the left-turn lane", "on left-turn lane"),
+    ("traffic light allows left turn", "light allows left turn", "traffic light allows left"),
+    ("front car turning right", "front car is turning right"),
+    ("on the right-turn lane", "on right-turn lane"),
+    ("traffic light allows right turn", "light allows right turn", "traffic light allows right"),
+    ("obstacle on the left lane", "obstacles on the left lane", "obstacle on left lane"),
+    ("no lane on the left", "no lane on left"),
+    ("solid line on the left", "solid line left"),
+    ("obstacle on the right lane", "obstacles on the right lane", "obstacle on right lane"),
+    ("no lane on the right", "no lane on right"),
+    ("solid line on the right", "solid line right"),
+)
+ACTION_TEXTS: tuple[str, ...] = tuple(texts[0] for texts in _ACTIONS)
+REASON_TEXTS: tuple[str, ...] = tuple(texts[0] for texts in _REASONS)
+
+# Which reasons speak for an action (0 forward, 1 stop/slow, 2 left, 3 right), and which obstacles speak against a turn.
+# On the 4,557 test rows P(action | a reason for it) is at least .98, P(turn | an obstacle to it) at most .09.
+REASONS_FOR: tuple[frozenset[int], ...] = tuple(map(frozenset, ((0, 1, 2), range(3, 9), (9, 10, 11), (12, 13, 14))))
+OBSTACLES_TO: dict[int, frozenset[int]] = {2: frozenset((15, 16, 17)), 3: frozenset((18, 19, 20))}
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_LEADING_ARTICLE = re.compile(r"^(?:a|an|the)\s+")
+_ACTION_MARK = re.compile(r"\bactions?\s*:", re.IGNORECASE)
+_REASON_MARK = re.compile(r"\b(?:reasons?|justifications?)\s*:", re.IGNORECASE)
+
+
+def normalize_label(text: str) -> str:
+    """Unicode NFKC, case folded, without punctuation and a leading article, single spaces.
+
+    >>> normalize_label(" The Traffic light, is GREEN. ")
+    'traffic light is green'
+    """
+    words = _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return _LEADING_ARTICLE.sub("", " ".join(words.split()))
+
+
+@cache
+def _index_of(labels: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    """Normalised text -> index."""
+    return {normalize_label(text): index for index, texts in enumerate(labels) for text in texts}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a list of texts names.
+
+    indices: of the labels, ascending, each once; unknown: texts out of vocabulary, as written, in order.
+    """
+
+    indices: tuple[int, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def vector(self, size: int) -> tuple[int, ...]:
+        """int[size]: 1 at the labels' places. A label vector of the data set has 4 or 21."""
+        assert all(index < size for index in self.indices), "labels of the other kind"
+        return tuple(int(index in self.indices) for index in range(size))
+
+
+def action_labels(texts: Sequence[str]) -> Labels:
+    """The actions that `texts` name, exactly or by a listed synonym."""
+    return _labels(texts, _ACTIONS)
+
+
+def reason_labels(texts: Sequence[str]) -> Labels:
+    """The reasons that `texts` name, exactly or by a listed synonym."""
+    return _labels(texts, _REASONS)
+
+
+def _labels(texts: Sequence[str], labels: tuple[tuple[str, ...], ...]) -> Labels:
+    known = _index_of(labels)
+    found = {text: known.get(normalize_label(text)) for text in texts}
+    indices = {index for index in found.values() if index is not None}
+    return Labels(tuple(sorted(indices)), tuple(text for text, index in found.items() if index is None))
+
+
+def label_texts(vector: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """The texts of a label vector's positive places; `texts` is ACTION_TEXTS or REASON_TEXTS."""
+    return [text for text, positive in zip(texts, vector, strict=True) if positive]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion taken apart.
+
+    form: "json" where the whole text is one JSON object, "json_in_text" where one object stands in other text or a code
+    fence, "text" for "Action: ...; Reason: ...", "none" where neither was found (all lists are empty then).
+    fields: the JSON object, with keys of its own as well; None for other forms.
+    """
+
+    actions: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    description: str = ""
+    form: str = "none"
+    fields: dict[str, Any] | None = None
+
+
+def read_answer(text: str) -> Answer:
+    """What a completion says, in either form. Never raises: a text that cannot be read has form "none"."""
+    fields, strict = json_object(text)
+    if fields is not None:
+        description = fields.get("description")
+        return Answer(
+            actions=_texts(fields.get("action")),
+            reasons=_texts(fields.get("justification")),
+            description=description if isinstance(description, str) else "",
+            form="json" if strict else "json_in_text",
+            fields=fields,
+        )
+    action, reason = _ACTION_MARK.search(text), None
+    if action is not None:
+        reason = _REASON_MARK.search(text, action.end())
+    if action is None:
+        return Answer()
+    said = text[action.end() : reason.start() if reason else len(text)]
+    return Answer(
+        actions=_split(said),
+        reasons=_split(text[reason.end() :]) if reason else (),
+        description=text[: action.start()].strip(),
+        form="text",
+    )
+
+
+def text_answer(actions: Sequence[str], reasons: Sequence[str]) -> str:
+    """The text form, which `read_answer` reads: "Action: a; b; Reason: c"."""
+    return f"Action: {'; '.join(actions)}; Reason: {'; '.join(reasons)}"
+
+
+def json_answer(description: str, actions: Sequence[str], reasons: Sequence[str]) -> str:
+    """The JSON form on one line; a single label is a string, several are a list."""
+
+    def one_or_list(texts: Sequence[str]) -> str | list[str]:
+        return texts[0] if len(texts) == 1 else list(texts)
+
+    fields = {"description": description, "action": one_or_list(actions), "justification": one_or_list(reasons)}
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def json_object(text: str) -> tuple[dict[str, Any] | None, bool]:
+    """The one JSON object of a text, and whether it is the whole text (but for blanks).
+
+    Strict JSON: an object with a key twice, NaN or Infinity is None, and so is one that is nested too deeply, stands in a
+    list, or is one of several.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)
+    text = text.strip()
+    found: dict[str, Any] | None = None
+    whole = False
+    start = text.find("{") if text[:1] != "[" else -1
+    while start != -1:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        # Thousands of nested brackets, which a model can write.
+        except RecursionError:
+            return None, False
+        except ValueError:
+            # Broken JSON from the first character on: what stands inside it is not an answer.
+            if start == 0:
+                return None, False
+            start = text.find("{", start + 1)
+            continue
+        if found is not None:
+            return None, False
+        found, whole = value, start == 0 and end == len(text)
+        start = text.find("{", end)
+    return found, whole
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice")
+    return fields
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A field's texts: a string or a list of strings; of anything else what is no string is left out."""
+    items = value if isinstance(value, list) else [value]
+    return tuple(item.strip() for item in items if isinstance(item, str) and item.strip())
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(";") if part.strip())
