@@ -63,8 +63,8 @@ MODULES = (
     *(f"transformers.models.{name}.video_processing_{name}" for name in ("internvl", "smolvlm")),
 )  # fmt: skip
 READ_AT_IMPORT = re.compile(
-    r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_PRELOAD|HOME|XDG_.*|HF_.*|HUGGINGFACE_.*"
-    r"|TRANSFORMERS_.*|DS_.*|DEEPSPEED_.*|OMP_(?!NUM_THREADS$).*|MKL_.*|OPENBLAS_.*|KMP_.*|ACCELERATE_.*|MPL.*|TRL_.*|USE_.*|PYTORCH_.*"
+    r"PYTHON(?!PATH$|UNBUFFERED$|DONTWRITEBYTECODE$).*|LANG|LANGUAGE|LC_.*|TZ|LD_PRELOAD|HOME|XDG_.*|HF_(?!DATASETS_CACHE$).*|HUGGINGFACE_.*"
+    r"|TRANSFORMERS_.*|DS_.*|DEEPSPEED_.*|OMP_(?!NUM_THREADS$).*|MKL_.*|OPENBLAS_.*|KMP_.*|ACCELERATE_(?!USE_DEEPSPEED$).*|MPL.*|TRL_.*|USE_.*|PYTORCH_.*"
     r"|TORCH_(LOGS|DEVICE|SHOW|HOME|EXT|ALLOW|FORCE).*|TORCH_DISTRIBUTED_DEBUG|TORCHDYNAMO_.*"
 )
 FRESH_MODULES = {"pip", "mypy", "venv", "ruff", "pytest", "ensurepip"}
@@ -355,9 +355,20 @@ class Server:
         import torch
 
         numpy.random.seed()
+        _move_datasets_cache(request.env.get("HF_DATASETS_CACHE"))
         threads = request.env.get("OMP_NUM_THREADS", "")
         if threads != self.threads:  # nothing has run in parallel yet, so that the number can still be set
             torch.set_num_threads(int(threads) if threads.isdigit() else os.cpu_count() or 1)
+
+
+def _move_datasets_cache(folder: str | None) -> None:
+    """`datasets` reads HF_DATASETS_CACHE when it is imported: its paths below the cache become those below `folder`."""
+    if folder is None or (config := sys.modules.get("datasets.config")) is None:
+        return
+    before = str(config.HF_DATASETS_CACHE)
+    for name, value in vars(config).copy().items():
+        if isinstance(value, str | os.PathLike) and Path(value).is_relative_to(before):
+            setattr(config, name, type(value)(Path(folder, Path(value).relative_to(before))))
 
 
 def read_at_import(environment: dict[str, str]) -> dict[str, str]:

@@ -193,3 +193,11 @@ def test_a_folder_that_shadows_an_import_is_obeyed(run: Callable, tmp_path: Path
     (tmp_path / "yaml.py").write_text("print('mine')")
     assert run([sys.executable, "-c", "import yaml"], PYTHONPATH=str(tmp_path)).stdout == "mine\n"
     assert run([sys.executable, "-m", "yaml"], cwd=tmp_path).stdout == "mine\n"
+
+
+def test_the_cache_of_datasets_is_the_one_of_the_environment(run: Callable, tmp_path: Path) -> None:
+    """A library read the variable when the server imported it."""
+    code = "import datasets; c = datasets.config; print(c.HF_DATASETS_CACHE, c.DOWNLOADED_DATASETS_PATH)"
+    for env in ({}, {"FRESH_PYTHON": "1"}):
+        done = run([sys.executable, "-c", code], HF_DATASETS_CACHE=str(tmp_path), **env)
+        assert done.stdout.split() == [str(tmp_path), str(tmp_path / "downloads")], done.stderr

@@ -54,7 +54,6 @@ def report(run: Callable, *words: object, **env: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_the_same_run_again_in_a_new_directory(first: Path, run: Callable) -> None:
     done = run([*REPRODUCE, first / "runs" / "a", "--go"], PYTHONPATH=str(ROOT))

@@ -177,6 +177,7 @@ def test_no_random_weights(tmp_path, directory, monkeypatch):
         ClipEncoder.load(str(directory), "laion2b_s34b_b79k")
 
 
+@pytest.mark.slow
 def test_pickled_code_is_not_run(tmp_path):
     import torch
 

@@ -124,6 +124,7 @@ def test_evaluation_reads_every_row_once_in_the_order_of_the_file() -> None:
     assert [sorted(step) for step in steps] == [[(0,), (1,), (2,), (3,)], [(4,), (5,), (6,)]]
 
 
+@pytest.mark.slow
 def test_an_order_of_200_000_rows() -> None:
     """A sanity check that prints seconds; quadratic packing would run into the time limit of the test."""
     lengths = np.random.default_rng(0).integers(50, 4000, 200_000)

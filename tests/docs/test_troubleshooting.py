@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from pages import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -33,6 +34,7 @@ def literals(path: Path) -> list[str]:
     return texts + ["\0".join(map(_text, call.args)) for call in calls]
 
 
+@pytest.mark.slow
 def test_every_quoted_text_is_in_the_source() -> None:
     python = [path for folder in ("drive_vlm", "tools") for path in (ROOT / folder).rglob("*.py")]
     scripts = [path for folder in ("recipes", "slurm") for path in (ROOT / folder).iterdir() if path.is_file()]

@@ -13,6 +13,7 @@ DOCTOR = [sys.executable, "-m", "drive_vlm", "doctor", "--offline"]
 CLEAN = dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), "")
 
 
+@pytest.mark.slow
 @pytest.mark.fresh("its CPU time is measured")
 def test_the_report_is_quick_and_says_what_to_do(run: Callable, tmp_path: Path) -> None:
     before = os.times()

@@ -87,6 +87,7 @@ def test_bradley_terry_of_two_models_is_the_logit_of_the_win_rate():
     assert ratings["a"].rating - ratings["b"].rating == pytest.approx(400 * math.log10(0.725 / 0.275), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_agrees_with_logistic_regression():
     sklearn = pytest.importorskip("sklearn.linear_model")
     battles, names = simulated(400, seed=3), list(STRENGTHS)
@@ -104,6 +105,7 @@ def test_agrees_with_logistic_regression():
         assert ours[name].rating == pytest.approx(1000 + 400 / math.log(10) * value, abs=0.01)
 
 
+@pytest.mark.slow
 def test_an_unbeaten_model_stays_finite():
     battles = [Battle("best", "a", 1.0)] * 100 + [Battle("a", "b", 1.0)] * 30 + [Battle("b", "a", 1.0)] * 30
     ratings = bradley_terry(battles)

@@ -32,6 +32,7 @@ def weights_of(model: Any) -> list[tuple[str, torch.Size, bool]]:
     return [(name, weight.shape, weight.requires_grad) for name, weight in model.named_parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rank", [0, 8])
 def test_it_is_the_loaded_model_without_its_bytes(

@@ -113,6 +113,7 @@ def test_estimates_of_models_without_a_native_port_say_so() -> None:
     assert round((total(cogvlm) - total(cogvlm, "projector")) / 1e9, 2) == 19.31
 
 
+@pytest.mark.slow
 def test_an_estimate_is_frozen_and_adapted_like_any_other() -> None:
     """4-bit weights and adapters of MiniCPM-V, whose class nobody has: rank 8 on seven matrices of 32 layers of Llama 3."""
     sizes = load_sizes(ModelConfig(model="minicpm_v_8b", freeze=["vision_tower"], lora_rank=8))

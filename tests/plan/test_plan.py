@@ -124,6 +124,7 @@ PLANNED = [
 NOT_PLANNED = {"quickstart", "drive_vlm_synthetic", "spin_synthetic", "generate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "words"), PLANNED)
 def test_the_plan_of_a_shipped_recipe_loads_no_torch(
     run: Callable, recipe: str, words: tuple[str, ...], tmp_path: Path

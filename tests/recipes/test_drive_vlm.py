@@ -65,6 +65,7 @@ def test_each_claim_fails_on_its_own(place: tuple[str, ...], value: Any) -> None
     assert [holds for _, holds in module.claims(bad)].count(False) == 1
 
 
+@pytest.mark.slow
 def test_loss_of_captions_is_a_mean_over_tokens_and_depends_on_the_video(
     tiny_video_model: Path, synthetic_data: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_loss_of_captions_is_a_mean_over_tokens_and_depends_on_the_video(
     assert own != swapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_whole_recipe_reads_what_the_caption_tool_writes(dry: Callable, tmp_path: Path, beside: bool) -> None:
     """Videos in a folder of their own, as its meta files say; or bare rows with the videos beside them."""

@@ -109,6 +109,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow
 def test_a_new_stage_trains_under_zero2_and_resumes(toys: Callable, world: Any, tmp_path: Path) -> None:
     """The example of ADDING.md: two steps on one rank and a third after a resume are the three steps of two ranks."""
     two, one = tmp_path / "two", tmp_path / "one"
@@ -121,6 +122,7 @@ def test_a_new_stage_trains_under_zero2_and_resumes(toys: Callable, world: Any, 
     assert len(losses(one)) == 3 and losses(one) == pytest.approx(losses(two), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("zero2", "adapted"), [(False, False), (False, True), (True, True)], ids=["whole", "lora", "zero2-lora"]
 )

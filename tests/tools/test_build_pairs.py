@@ -52,7 +52,6 @@ def audit_of(tmp_path, out="pairs.jsonl"):
     return json.loads((tmp_path / f"{out}.audit.json").read_text())
 
 
-@pytest.mark.fresh("the command as a user starts it")
 def test_pairs_of_a_spin_round(make, tmp_path):
     said = generations(
         tmp_path,

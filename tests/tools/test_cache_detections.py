@@ -365,7 +365,6 @@ def test_one_name_for_two_files_stops(detect: Callable, data: Path) -> None:
     assert f"{rows[0]['video']!r} is {data / 'more' / rows[0]['video']}, but" in text
 
 
-@pytest.mark.fresh("torchrun and its ranks as they really are")
 @pytest.mark.slow
 def test_ranks_share_the_work_and_leave_the_home_directory_alone(
     detect: Callable, data: Path, weights: Path, run: Callable

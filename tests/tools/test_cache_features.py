@@ -319,7 +319,6 @@ def test_too_little_space_is_reported_before(
     assert not entries(data / "out")
 
 
-@pytest.mark.fresh("torchrun and its ranks as they really are")
 @pytest.mark.slow
 def test_ranks_share_the_work(build: Callable, data: Path, run: Callable, tiny_video_model: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TOOL]

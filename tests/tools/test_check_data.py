@@ -55,7 +55,6 @@ def check(run: Callable, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]
     return start
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
     rows[2]["image"] = "images/none.jpg"

@@ -89,7 +89,6 @@ def test_train_clip_learns(clip, world):
     assert {path.name for path in clip.iterdir()} == {"open_clip_config.json", "open_clip_model.safetensors"}
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_compare_two_checkpoints(world, clip, call, tmp_path):
     before = write(tmp_path / "before.jsonl", predictions(world, "before", 1))
@@ -175,6 +174,7 @@ def test_an_empty_prediction_is_scored_and_reported(world, clip, call, tmp_path)
     assert done.returncode == 0 and "1 empty predictions" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, environment):
     """Offline the default model cannot be had; never a random one in its place."""
     path = write(tmp_path / "p.jsonl", predictions(world, "p", 2)[:3])

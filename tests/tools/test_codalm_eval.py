@@ -80,7 +80,6 @@ def check_score(tmp_path):
     return result
 
 
-@pytest.mark.fresh("the command as a user starts it")
 def test_published_answer_files(evaluate, chat_server, published, rows, tmp_path):
     done = evaluate("--predictions", published, "--rows", rows, "--price_in", 1, "--price_out", 2)
     assert done.returncode == 0, done.stderr

@@ -113,6 +113,7 @@ class Page(HTMLParser):
             self.marks.append((self._open[-1][1]["class"], data))
 
 
+@pytest.mark.slow
 def test_page_pictures_and_numbers(compare, answers, data, spacy_model, tmp_path):
     result = compare("--predictions", *answers, "--names", "stage 1", "<2>", "stage 3", "--limit", 2, "--num_frames", 3)
     cache, parser = DetectionCache.load(data / "detections.jsonl"), TextParser(spacy_model)
@@ -207,6 +208,7 @@ def test_what_does_not_fit_is_reported(compare, answers, data, tmp_path):
     assert "--models needs --data" in compare("--models", "m", expect=2)
 
 
+@pytest.mark.slow
 def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path):
     lines = (data / "detections.jsonl").read_text().splitlines(keepends=True)
     rows = read(answers[0])
@@ -238,7 +240,6 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
     assert "not the picture that was looked at" in (tmp_path / "out" / "index.html").read_text()
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, tmp_path):
     words = [sys.executable, TOOL, "--models", tiny_video_model, tiny_video_model, "--names", "stage 1", "stage 2"]

@@ -232,7 +232,6 @@ def test_the_reference_judges_without_a_model(run, tmp_path):
     assert refused.returncode == 2 and "asks no model" in refused.stderr
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_a_model_in_the_process_judges(run, tiny_model, synthetic_data, tmp_path):
     """A random VLM says nothing that can be read: every battle is tried, and the tool says so."""

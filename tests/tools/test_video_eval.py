@@ -281,7 +281,6 @@ def test_clip_needs_the_videos(evaluate, tmp_path):
     assert "--clip_model needs --videos" in done.stderr
 
 
-@pytest.mark.fresh("the command as a user starts it")
 @pytest.mark.slow
 def test_clip_scores_of_frames(evaluate, run, tmp_path):
     """An untaught CLIP is enough: what is asked is which texts and frames are compared."""

@@ -71,6 +71,7 @@ def test_a_tiny_picture_is_refused():
         make_scene(0, 0, (16, 224))
 
 
+@pytest.mark.slow
 def test_removing_an_object_changes_the_pixels_in_its_box():
     checked = Counter()
     for scene in (s for s in SCENES if (s.time, s.weather) == ("day", "clear")):
@@ -97,6 +98,7 @@ def overlap(a, b):
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
+@pytest.mark.slow
 def test_the_lit_lamp_has_the_colour_of_the_light_state():
     checked = Counter()
     for scene in SCENES[:250]:
@@ -116,6 +118,7 @@ def test_the_lit_lamp_has_the_colour_of_the_light_state():
     assert min(checked[color] for color in LAMPS) >= 10
 
 
+@pytest.mark.slow
 def test_night_is_darker_than_day_and_colours_can_be_told():
     brightness = defaultdict(list)
     for scene in SCENES[:120]:

@@ -66,6 +66,7 @@ def test_events_are_told_in_their_true_order():
     assert min(told.values()) >= 5 and len(told) == 4, told
 
 
+@pytest.mark.slow
 def test_the_rewards_parser_reads_the_exact_truth_out_of_the_texts(spacy_model):
     """A reference that named an object too much or too little would teach a model to do so."""
     parser = TextParser(spacy_model)

@@ -140,7 +140,6 @@ def test_a_cache_is_as_good_as_a_second_model(live: Path, cache: Path, quick: Ca
     assert json.loads((out / "run.json").read_text())["reference"]["pairs"] == 44
 
 
-@pytest.mark.fresh("torchrun and its ranks as they really are")
 @pytest.mark.slow
 @pytest.mark.supports("internvl dpo zero2")
 def test_zero2_on_two_ranks_with_its_own_cache(live: Path, dpo: Callable, fresh: Callable, pairs: Path) -> None:
@@ -231,6 +230,7 @@ def test_lora_with_its_adapter_off_is_the_base_model(cache: Path, quick: Callabl
     assert not list(again.glob("**/ref/adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_freeze_works_on_an_adapter_too(quick: Callable, capsys: pytest.CaptureFixture) -> None:
     """Its tower trained in the round before; the copy for the reference must not turn it on again, nor the live reference
     between two steps: frozen weights have no gradient that would be clipped with the others."""
@@ -251,6 +251,7 @@ def test_freeze_works_on_an_adapter_too(quick: Callable, capsys: pytest.CaptureF
     assert "is an adapter and trains on as it is: leave --lora_rank out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_margin_grows(quick: Callable) -> None:
     """The whole data set is one step, so that steps can be compared."""
     margins = [

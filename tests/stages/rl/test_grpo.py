@@ -153,6 +153,7 @@ def test_the_reference_of_full_training_is_a_frozen_copy(trainer: Callable) -> N
     assert all(torch.equal(weight, before[name]) for name, weight in made.ref_model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_tower_runs_once_for_each_picture(trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts of four completions, policy and reference, two iterations: two pictures a generation batch, and the same
     curve as without the memo."""

@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.fresh("its memory is measured")
 def test_jsonl(bench):
     """The promise is 300 MB for a million rows; a part of that, so that the test stays quick."""
     result, text = bench("bench_data", "jsonl", "--rows", 100_000)
