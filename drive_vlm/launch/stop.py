@@ -27,6 +27,9 @@ _GO_ON = "What is done so far is kept: give the same command again to go on."
 _LOOK = 1.0
 # Seconds after SIGTERM until it counts as one that may not be obeyed in time: launchers kill after 30 s.
 _LATE = 10.0
+# The process that started this one, taken before torch is imported, which takes seconds: a launcher that is killed meanwhile
+# would leave ranks with another parent, and they would watch that one.
+_PARENT = os.getppid()
 
 
 class Request(NamedTuple):
@@ -86,7 +89,7 @@ def listening(stop_file: Path | None = None, late: Callable[[str], None] | None 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
     ended = threading.Event()
     if launcher() != "python":
-        threading.Thread(target=_watch_launcher, args=(os.getppid(), ended), name="launcher", daemon=True).start()
+        threading.Thread(target=_watch_launcher, args=(ended,), name="launcher", daemon=True).start()
     try:
         yield
     # torch.distributed's errors are RuntimeErrors.
@@ -134,6 +137,15 @@ def check(kept: str = _GO_ON) -> None:
         raise StopRequested(asked)
 
 
+def check_launcher() -> None:
+    """Raises StopRequested where the launcher is gone; for the moment before ranks meet. They do so in its store, which they
+    would look for until torch gives up after half an hour, deaf to signals and with the output directory locked."""
+    if launcher() != "python" and os.getppid() != _PARENT:
+        _noted.launcher_gone = _gone()
+        print(f"stopped: {_noted.launcher_gone}", file=sys.stderr, flush=True)
+        raise StopRequested(Request("preempted", _noted.launcher_gone, 128 + signal.SIGTERM))
+
+
 def until_stopped(items: Iterable[Item]) -> Iterator[Item]:
     """The items; `check()` before each of them is used."""
     for item in items:
@@ -145,10 +157,14 @@ def _why(number: signal.Signals) -> str:
     return _noted.launcher_gone or f"{number.name} at rank {os.environ.get('RANK', '0')}"
 
 
-def _watch_launcher(process: int, ended: threading.Event) -> None:
-    """Send this process SIGTERM once its parent is another one than `process`."""
+def _gone() -> str:
+    return f"the {launcher()} of this rank (process {_PARENT}) is gone"
+
+
+def _watch_launcher(ended: threading.Event) -> None:
+    """Send this process SIGTERM once its parent is another one."""
     while not ended.wait(_LOOK):
-        if os.getppid() != process:
-            _noted.launcher_gone = f"the {launcher()} of this rank (process {process}) is gone"
+        if os.getppid() != _PARENT:
+            _noted.launcher_gone = _gone()
             os.kill(os.getpid(), signal.SIGTERM)
             return

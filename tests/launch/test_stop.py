@@ -150,6 +150,24 @@ def test_a_rank_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch, la
     assert found.why == f"the torchrun of this rank (process {parent}) is gone"
 
 
+def test_a_launcher_that_died_while_a_rank_imported_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes seconds to import. By the time the rank listens, it has another parent."""
+    monkeypatch.setattr(stop, "_LOOK", 0.02)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    parent = os.getppid()
+    stop.check_launcher()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with stop.listening():
+        deadline = time.monotonic() + 5
+        while stop.request() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found = stop.request()
+    assert found is not None and found.why == f"the torchrun of this rank (process {parent}) is gone"
+    with pytest.raises(stop.StopRequested) as ended:
+        stop.check_launcher()
+    assert ended.value.request == ("preempted", found.why, 143)
+
+
 def test_a_failure_of_another_rank_stays_when_sigterm_follows_it(tmp_path: Path) -> None:
     """torchrun sends SIGTERM to the ranks that are left; they leave because a rank has failed, not because somebody asked."""
     with pytest.raises(stop.StopRequested), RunStatus(tmp_path) as status, stop.listening():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,15 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def shard_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SHARD_EVERYTHING as a file."""
+    path = tmp_path_factory.mktemp("zero3") / "shard_everything.json"
+    path.write_text(json.dumps(SHARD_EVERYTHING))
+    return path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, shard_everything: Path) -> World:
     """Built anew by each worker in a second: seeded, so that the golden curve can be compared."""
     root = tmp_path_factory.mktemp("world")
     tools = ROOT / "tools"
@@ -90,9 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     tiny = [sys.executable, tools / "build_tiny_model.py", "--out", root / "tiny", "--corpus", data / "train70.jsonl"]
     subprocess.run(tiny, check=True, capture_output=True)
-    zero3 = root / "shard_everything.json"
-    zero3.write_text(json.dumps(SHARD_EVERYTHING))
-    return World(root, data / "train70.jsonl", data / "eval13.jsonl", root / "tiny", zero3)
+    return World(root, data / "train70.jsonl", data / "eval13.jsonl", root / "tiny", shard_everything)
 
 
 def _launch(launcher: str, nproc: int) -> list[str]:
@@ -230,16 +237,18 @@ def _lives(pid: int) -> bool:
 
 
 class Training:
-    """A training in the background that tests signal, stop and wait for: `python -m drive_vlm sft`, on `ranks` processes by torchrun."""
+    """A training in the background that tests signal, stop and wait for: `python WORDS`, by torchrun on several `ranks` or with `launcher` flags."""
 
     def __init__(self, words: list[object], out: Path, ranks: int, port: int, *launcher: str, **env: str) -> None:
         self.out = out
         start = [sys.executable]
-        if ranks > 1:
+        if ranks > 1 or launcher:
             torchrun = ["-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(ranks)]
             start += [*torchrun, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", *launcher]
-        words = [*start, "-m", "drive_vlm", "sft", *words, "--output_dir", out]
+        words = [*start, *words, "--output_dir", out]
+        self.mark, self._seen = str(uuid.uuid4()), set[int]()
         env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | env
+        env["TRAINING_OF_THE_TESTS"] = self.mark
         self.log = open(out.with_suffix(".log"), "w+")  # noqa: SIM115 - closed by the fixture
         self.process = subprocess.Popen(
             list(map(str, words)), stdout=self.log, stderr=subprocess.STDOUT, env=env, cwd=out.parent, start_new_session=True
@@ -285,6 +294,20 @@ class Training:
             pid for pid in self.processes()[1:] if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         )
 
+    def survivors(self) -> list[int]:
+        """What still lives of the processes that were ever seen here, also where their parent is dead by now."""
+        known = self.processes()
+        mark = f"TRAINING_OF_THE_TESTS={self.mark}".encode()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended
+                if mark in path.read_bytes().split(b"\0"):
+                    known.append(int(path.parts[2]))
+        self._seen |= set(known)
+        self._seen |= {
+            child for child, parent in sys.modules["tests_fork_server"].parents().items() if parent in self._seen
+        }
+        return sorted(filter(_lives, self._seen))
+
     def wait(self, timeout: float = 90) -> int:
         try:
             return self.process.wait(timeout)
@@ -305,21 +328,31 @@ class Training:
 
 
 @pytest.fixture
-def training(
-    tmp_path: Path, synthetic_data: Path, tiny_model: Path, free_port: int
-) -> Iterator[Callable[..., Training]]:
-    """`training(*flags, ranks=1, launcher=(), **env) -> Training`, of thousands of steps unless told otherwise."""
+def start_training(free_port: int) -> Iterator[Callable[..., Training]]:
+    """`start_training(words, out, ranks, *launcher, **env) -> Training`."""
     started: list[Training] = []
 
-    def start(*flags: object, ranks: int = 1, launcher: tuple[str, ...] = (), **env: str) -> Training:
-        words = [
-            "--model", tiny_model, "--data", synthetic_data / "train.jsonl", "--freeze", "vision_tower", "--max_steps", 5000,
-            "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 2, "--learning_rate", 1e-4,
-            "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--packing", "false", *flags,
-        ]  # fmt: skip
-        started.append(Training(words, tmp_path / "run", ranks, free_port, *launcher, **env))
+    def start(words: list[object], out: Path, ranks: int, *launcher: str, **env: str) -> Training:
+        started.append(Training(words, out, ranks, free_port, *launcher, **env))
         return started[-1]
 
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def training(
+    tmp_path: Path, synthetic_data: Path, tiny_model: Path, start_training: Callable[..., Training]
+) -> Callable[..., Training]:
+    """`training(*flags, ranks=1, launcher=(), **env) -> Training` of sft, of thousands of steps unless told otherwise."""
+
+    def start(*flags: object, ranks: int = 1, launcher: tuple[str, ...] = (), **env: str) -> Training:
+        words = [
+            "-m", "drive_vlm", "sft", "--model", tiny_model, "--data", synthetic_data / "train.jsonl", "--freeze", "vision_tower", "--max_steps", 5000,
+            "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 2, "--learning_rate", 1e-4,
+            "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--packing", "false", *flags,
+        ]  # fmt: skip
+        return start_training(words, tmp_path / "run", ranks, *launcher, **env)
+
+    return start

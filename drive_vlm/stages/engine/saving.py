@@ -34,6 +34,19 @@ if TYPE_CHECKING:
 else:
     Trainer = object
 
+# `python -m deepspeed.checkpoint.ds_to_universal` that ends with the process that started it, its own workers with it: standard
+# input is a pipe that only that process holds open. One that lived on would write into the conversion of the next run.
+_CONVERTER = """
+import os, signal, threading
+
+def follow():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+threading.Thread(target=follow, daemon=True).start()
+from deepspeed.checkpoint import ds_to_universal
+ds_to_universal.main(ds_to_universal.parse_arguments())
+"""
 # Names of an optimizer group's settings, as users know them.
 _SETTINGS = {"initial_lr": "learning_rate", "lr": "rate of the next step"}
 
@@ -269,7 +282,7 @@ class CheckpointMixin(Trainer):
         1. Where `parts.resume.convert` says so, the main process converts the shards to a universal checkpoint; all wait.
         2. The engine loads.
         3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right; the groups' settings by `flags_win`, around it.
-        4. The universal copy is removed.
+        4. The universal copy is removed, also one that a killed run has left here.
         """
         engine = self.model_wrapped
         assert self.parts.resume is not None, "only a resumed run loads"
@@ -288,7 +301,7 @@ class CheckpointMixin(Trainer):
                 if isinstance(state.get("step"), torch.Tensor):
                     state["step"] = state["step"].clone()
         _barrier()
-        if universal and self.args.should_save:
+        if self.args.should_save:
             remove_universal(checkpoint)
 
     def check_code(self, checkpoint: Path) -> None:
@@ -394,13 +407,20 @@ def convert_to_universal(checkpoint: Path) -> None:
         "--output_folder",
         str(checkpoint / f"{tag}_universal"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words],
-        check=False,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    followed, held = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _CONVERTER, *words],
+            check=False,
+            env=env,
+            stdin=followed,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        os.close(followed)
+        os.close(held)
     if done.returncode:
         raise ValueError(
             f"{checkpoint}: DeepSpeed could not convert the shards for another number of processes: {done.stderr.strip().splitlines()[-1]}. "

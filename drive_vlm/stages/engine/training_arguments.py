@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from drive_vlm.config import ModelConfig, RunConfig, nearest
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
+from drive_vlm.launch.stop import check_launcher
 from drive_vlm.launch.topology import accumulation_steps, read_topology
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
     if resume and resume.convert and config:
         # DeepSpeed's own key: with it the engine reads a universal checkpoint in place of its shards.
         config["checkpoint"] = {"load_universal": True}
+    check_launcher()
     # deepspeed.comm starts before TrainingArguments, which start none with use_cpu.
     if run.deepspeed:
         _start_deepspeed(cpu)
@@ -92,9 +94,26 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
         logging_nan_inf_filter=False,
         label_names=["labels"],
     )
+    check_same_checkpoint(resume)
     check_schedule(args)
     check_attention(flags.model, args)
     return args, resume
+
+
+def check_same_checkpoint(resume: Resume | None) -> None:
+    """Raises ValueError where ranks go on from different checkpoints. Each looks by itself, before it knows the others; the
+    ranks of a killed run may have completed one in between."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, resume.checkpoint.name if resume else "none")
+    if len(set(found)) > 1:
+        each = ", ".join(f"rank {rank} {name}" for rank, name in enumerate(found))
+        raise ValueError(
+            f"--resume: ranks found different checkpoints ({each}): an earlier run was still writing. Start again with --resume auto."
+        )
 
 
 def check_trackers(report_to: str | list[str]) -> None:

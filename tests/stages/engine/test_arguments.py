@@ -116,3 +116,24 @@ def test_evaluation_rows_are_evaluated_whether_or_not_checkpoints_are_saved(
     assert evaluation_defaults(save, False) == save
     # With every checkpoint, and not with every log.
     assert evaluation_defaults({"save_strategy": "steps", "save_steps": 70}, True)["eval_steps"] == 70
+
+
+def test_ranks_that_found_different_checkpoints_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks before it knows the others, and the ranks of a killed run may complete one in between."""
+    import torch.distributed as dist
+
+    from drive_vlm.stages.engine.training_arguments import Resume, check_same_checkpoint
+
+    check_same_checkpoint(None)
+    of_the_other = "checkpoint-4"
+
+    def gather(found: list[object], own: object) -> None:
+        found[:] = [own, of_the_other]
+
+    for name, value in (("is_initialized", lambda: True), ("get_world_size", lambda: 2), ("all_gather_object", gather)):
+        monkeypatch.setattr(dist, name, value)
+    check_same_checkpoint(Resume(Path("run/checkpoint-4")))
+    with pytest.raises(ValueError, match=r"different checkpoints \(rank 0 checkpoint-2, rank 1 checkpoint-4\)"):
+        check_same_checkpoint(Resume(Path("run/checkpoint-2")))
+    with pytest.raises(ValueError, match="rank 0 none, rank 1 checkpoint-4"):
+        check_same_checkpoint(None)
