@@ -13,6 +13,7 @@ Two forms of an answer are read:
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,10 @@ REASON_TEXTS: tuple[str, ...] = tuple(texts[0] for texts in _REASONS)
 REASONS_FOR: tuple[frozenset[int], ...] = tuple(map(frozenset, ((0, 1, 2), range(3, 9), (9, 10, 11), (12, 13, 14))))
 OBSTACLES_TO: dict[int, frozenset[int]] = {2: frozenset((15, 16, 17)), 3: frozenset((18, 19, 20))}
 
+# Token F1 from which a text that names no label counts as the nearest one, where that is asked for.
+NEAR = 0.8
+_TRIES = 100
+
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _LEADING_ARTICLE = re.compile(r"^(?:a|an|the)\s+")
 _ACTION_MARK = re.compile(r"\bactions?\s*:", re.IGNORECASE)
@@ -100,21 +105,37 @@ class Labels:
         return tuple(int(index in self.indices) for index in range(size))
 
 
-def action_labels(texts: Sequence[str]) -> Labels:
-    """The actions that `texts` name, exactly or by a listed synonym."""
-    return _labels(texts, _ACTIONS)
+def action_labels(texts: Sequence[str], nearest: bool = False) -> Labels:
+    """The actions that `texts` name, exactly or by a listed synonym; with `nearest` also those that are near (`_nearest`)."""
+    return _labels(texts, _ACTIONS, nearest)
 
 
-def reason_labels(texts: Sequence[str]) -> Labels:
-    """The reasons that `texts` name, exactly or by a listed synonym."""
-    return _labels(texts, _REASONS)
+def reason_labels(texts: Sequence[str], nearest: bool = False) -> Labels:
+    """The reasons that `texts` name, exactly or by a listed synonym; with `nearest` also those that are near (`_nearest`)."""
+    return _labels(texts, _REASONS, nearest)
 
 
-def _labels(texts: Sequence[str], labels: tuple[tuple[str, ...], ...]) -> Labels:
+def _labels(texts: Sequence[str], labels: tuple[tuple[str, ...], ...], nearest: bool) -> Labels:
     known = _index_of(labels)
     found = {text: known.get(normalize_label(text)) for text in texts}
+    if nearest:
+        found |= {text: _nearest(text, labels) for text, index in found.items() if index is None}
     indices = {index for index in found.values() if index is not None}
     return Labels(tuple(sorted(indices)), tuple(text for text, index in found.items() if index is None))
+
+
+def _nearest(text: str, labels: tuple[tuple[str, ...], ...]) -> int | None:
+    """The label with the best token F1 (words in common, in any order) of one of its texts, if that is at least NEAR; None also where
+    two labels are equally near."""
+    words = Counter(normalize_label(text).split())
+    near: dict[int, float] = {}
+    for known, index in _index_of(labels).items():
+        others = Counter(known.split())
+        f1 = 2 * (words & others).total() / (words.total() + others.total())
+        near[index] = max(near.get(index, 0.0), f1)
+    best = max(near.values())
+    winners = [index for index, f1 in near.items() if f1 == best]
+    return winners[0] if best >= NEAR and len(winners) == 1 else None
 
 
 def label_texts(vector: Sequence[int], texts: Sequence[str]) -> list[str]:
@@ -150,11 +171,11 @@ def read_answer(text: str) -> Answer:
             form="json" if strict else "json_in_text",
             fields=fields,
         )
-    action, reason = _ACTION_MARK.search(text), None
-    if action is not None:
-        reason = _REASON_MARK.search(text, action.end())
+    # Broken JSON is not a text answer, whatever "Action:" its description holds.
+    action = None if text.lstrip()[:1] in ("{", "[") else _ACTION_MARK.search(text)
     if action is None:
         return Answer()
+    reason = _REASON_MARK.search(text, action.end())
     said = text[action.end() : reason.start() if reason else len(text)]
     return Answer(
         actions=_split(said),
@@ -182,23 +203,26 @@ def json_answer(description: str, actions: Sequence[str], reasons: Sequence[str]
 def json_object(text: str) -> tuple[dict[str, Any] | None, bool]:
     """The one JSON object of a text, and whether it is the whole text (but for blanks).
 
-    Strict JSON: an object with a key twice, NaN or Infinity is None, and so is one that is nested too deeply, stands in a
-    list, or is one of several.
+    Strict JSON: an object with a key twice, NaN, Infinity or half a character ("\\ud83d") is None, and so is one that is nested
+    too deeply, stands in a list, is one of several, or comes after _TRIES braces that begin none.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)
     text = text.strip()
     found: dict[str, Any] | None = None
     whole = False
-    start = text.find("{") if text[:1] != "[" else -1
+    start, tries = text.find("{") if text[:1] != "[" else -1, _TRIES
     while start != -1:
         try:
             value, end = decoder.raw_decode(text, start)
+            # Half a character decodes, and then no file can hold it.
+            json.dumps(value, ensure_ascii=False).encode()
         # Thousands of nested brackets, which a model can write.
         except RecursionError:
             return None, False
         except ValueError:
-            # Broken JSON from the first character on: what stands inside it is not an answer.
-            if start == 0:
+            tries -= 1
+            # Broken JSON from the first character on: what stands inside it is not an answer. And each try reads the text again.
+            if start == 0 or not tries:
                 return None, False
             start = text.find("{", start + 1)
             continue

@@ -95,14 +95,11 @@ def draws(groups: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np
 
 def resampled_sums(sums: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """float[R, K]: sums float[G, K] of the groups, added up over each of the `draws`; R is 0 with fewer than two groups."""
-    # A column of equal numbers needs no drawing.
-    varied = np.flatnonzero((sums != sums[:1]).any(axis=0))
     blocks = [np.empty((0, sums.shape[1]))]
     for drawn in draws(len(sums), seed, resamples):
-        block = np.tile(sums[0] * len(sums), (len(drawn), 1))
-        for column in varied:
-            block[:, column] = sums[:, column][drawn].sum(axis=1)
-        blocks.append(block)
+        # How often each group was drawn: one product serves all columns, several times faster than picking each column's numbers.
+        times = np.stack([np.bincount(row, minlength=len(sums)) for row in drawn]).astype(np.float64)
+        blocks.append(times @ sums)
     return np.concatenate(blocks)
 
 
