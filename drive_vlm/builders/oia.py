@@ -360,7 +360,7 @@ def _rows(
     from concurrent.futures import ThreadPoolExecutor
 
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     def media_of(row: Labelled) -> dict[str, str] | BadRow:
         try:
@@ -368,13 +368,10 @@ def _rows(
         except BadRow as error:
             return error
 
-    with ThreadPoolExecutor(args.workers) as pool:
-        found = track(
-            pool.map(media_of, rows),
-            "pictures" if clips is None else "clips",
-            total=len(rows),
-            console=Console(stderr=True),
-        )
+    # The bar ends before an error is reported, whose line would else stand above it.
+    with ThreadPoolExecutor(args.workers) as pool, Progress(console=Console(stderr=True)) as bar:
+        shown = "pictures" if clips is None else "clips"
+        found = bar.track(pool.map(media_of, rows), total=len(rows), description=shown)
         for row, media in zip(rows, found, strict=True):
             description = (descriptions or {}).get(row.id, "")
             if descriptions is not None and not description:

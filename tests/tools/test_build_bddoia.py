@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from drive_vlm.builders.oia import read_split
+from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS, REASON_TEXTS, action_labels, read_answer, reason_labels
 
 NAMES = ("00000001-00000001.jpg", "00000001-00000001_3.jpg", "00000002-00000002.jpg", "00000003-00000003_1.jpg")
@@ -133,7 +134,7 @@ def test_videos_in_two_splits_are_counted_and_named(build, labels, tmp_path):
     assert audit["shared_videos"] == 1
 
 
-def test_lxmert_layout(build, refused, labels, tmp_path):
+def test_lxmert_layout(build, labels, tmp_path):
     for file in labels.glob("*.json"):
         file.unlink()
     refused(
@@ -148,17 +149,23 @@ def test_lxmert_layout(build, refused, labels, tmp_path):
         rows_of(tmp_path / "out")[0]["conversations"][1]["value"] == "Action: turn left; Reason: on the left-turn lane"
     )
     (labels / "gt_4a_21r_train.json").write_text('{"a": [1]}')
-    refused(says="gt_4a_21r_train.json: not BDD-OIA's form")
+    assert "gt_4a_21r_train.json: not BDD-OIA's form" in refusal(labels)
 
 
-def test_names_that_differ(refused, labels):
+def refusal(folder):
+    with pytest.raises(ValueError) as caught:
+        read_split(folder, "train")
+    return str(caught.value)
+
+
+def test_names_that_differ(labels):
     write_labels(labels, reason_names=("00000001-00000001.jpg", "00000007-00000007.jpg", *NAMES[2:]))
-    refused(
-        says=f"the names differ: 1 only in train_25k_images_actions.json ({NAMES[1]}); 1 only in train_25k_images_reasons.json "
+    assert refusal(labels) == (
+        f"{labels}: the names differ: 1 only in train_25k_images_actions.json ({NAMES[1]}); 1 only in train_25k_images_reasons.json "
         "(00000007-00000007.jpg). Both files must be of one release"
     )
     write_labels(labels, reason_names=(NAMES[0], NAMES[0], *NAMES[2:]))
-    refused(says=f"4 rows have 3 names, e.g. {NAMES[0]} comes twice")
+    assert f"4 rows have 3 names, e.g. {NAMES[0]} comes twice" in refusal(labels)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +179,18 @@ def test_names_that_differ(refused, labels):
     ],
     ids=["actions-3", "actions-of-2", "reason-20", "clip-b", "bmp"],
 )  # fmt: skip
-def test_labels_and_names_that_cannot_be_used(build, refused, labels, changes, reason_of, says):
+def test_labels_and_names_that_cannot_be_used(labels, changes, reason_of, says):
     write_labels(labels, **changes)
-    refused(says=says)
+    bad = [row for row in read_split(labels, "train")[0] if isinstance(row, BadRow)]
+    assert [row.reason for row in bad] == [reason_of] and says in str(bad[0]) and "--on_bad_row skip" in str(bad[0])
+
+
+def test_a_bad_label_stops_the_build_or_is_counted(build, refused, labels, tmp_path):
+    write_labels(labels, categories=[[1, 0, 0]] + [[1, 0, 0, 0]] * 3)
+    refused(says=f"train_25k_images_actions.json: {NAMES[0]}: actions are 3 numbers")
     done = build("--on_bad_row", "skip")
-    assert done.returncode == 0 and f"left out: 1 {reason_of}" in done.stdout, done.stderr
+    assert done.returncode == 0 and "left out: 1 bad_label" in done.stdout, done.stderr
+    assert len(rows_of(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(
@@ -189,16 +203,16 @@ def test_labels_and_names_that_cannot_be_used(build, refused, labels, changes, r
     ],
     ids=["id", "list", "key", "json"],
 )
-def test_files_of_another_form_are_named(refused, labels, file, text, says):
+def test_files_of_another_form_are_named(labels, file, text, says):
     (labels / f"train_25k_images_{file}.json").write_text(text)
-    refused(says=says)
+    said = refusal(labels)
+    assert says in said and f"train_25k_images_{file}.json" in said
 
 
 def test_missing_pictures_stop_or_are_counted(build, refused, labels, tmp_path):
     (labels / "data" / NAMES[1]).unlink()
     refused(says=f"{labels}/data/{NAMES[1]} does not exist. Is --images the right folder?")
     assert not (tmp_path / "out" / "train.jsonl").exists()
-    refused("--on_bad_row", "error", "--images", tmp_path / "none", says="Is --images the right folder?")
     done = build("--on_missing", "skip")
     assert done.returncode == 0 and "left out: 1 image_missing" in done.stdout, done.stderr
     assert [row["image"] for row in rows_of(tmp_path / "out")] == [NAMES[0], NAMES[2]]
