@@ -13,7 +13,8 @@ from drive_vlm.stages.rl.samples_file import clipped
 
 class Scorer:
     """A reward (drive_vlm.rewards.Reward) that may answer None for a completion it does not apply to, and nothing else
-    that is not a finite number. With one reward such a completion teaches nothing; next to other rewards it counts as 0 (TRL)."""
+    that is not a finite number. With one reward such a completion teaches nothing; next to other rewards it counts as 0 (TRL),
+    unless the reward says `must_score`."""
 
     def __init__(self, name: str, reward: Reward) -> None:
         if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
@@ -65,6 +66,11 @@ class Scorer:
         return ValueError(
             f"reward {self.__name__} failed for {where}: {words}. Nothing of this step was saved: fix the reward, then --resume auto."
         )
+
+    @property
+    def must_score(self) -> bool:
+        """Whether a completion for which it answers None leaves the step, whatever other rewards say."""
+        return bool(getattr(self._reward, "must_score", False))
 
     @property
     def checks(self) -> bool:
