@@ -4,7 +4,7 @@
 # Paper       the seed paper of row D: 6 epochs, batch 4 x accumulation 4, lr 1e-4 with a schedule, gradient checkpointing. Ours, since it
 #             says nothing: LoRA of rank 16 on the language model and the projector's weights, cosine, warmup .03; the 16 rows of a step are 8 micro-batches of 2
 # Hardware    one 24 GB GPU, or any number of GPUs that divides 8; the global batch stays 16
-# Memory      about 9 GiB of the card by the plan; not measured
+# Memory      about 8 GiB of the card by the plan; not measured
 # Time        not measured
 # Result      not measured; recipes/bddoia_synthetic.sh runs the same commands at small size on a CPU
 # Command     bash recipes/bddoia_sft.sh --data data/bddoia/train.meta.json [any flag]
