@@ -19,7 +19,8 @@ ensure_environment eval
 
 labels=(--action_reason_mode labels)
 case "${STAGE:-2}" in
-  1) model=runs/bddoia/sft rewards=(--rewards clip --clip_text whole) ;;
+  # Answers that turn from actions to descriptions would else count as collapsed.
+  1) model=runs/bddoia/sft rewards=(--rewards clip --clip_text whole --collapse_entropy 0) ;;
   2) model=runs/bddoia/stage1 rewards=(--rewards clip action_reason "${labels[@]}") ;;
   3) model=runs/bddoia/stage2 rewards=(--rewards clip action_reason structure --reward_weights 1 1 0.5 "${labels[@]}" --max_completion_length 160) ;;
   *) _fail "bddoia_a2c: STAGE=$STAGE: 1 (description), 2 (decision) or 3 (JSON)." ;;

@@ -28,7 +28,7 @@ esac
 start_over "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
-shared=(--freeze vision_tower --deepspeed zero2 --bf16 false --gradient_checkpointing false --lr_scheduler_type cosine --dataloader_num_workers 0 --save_strategy no)
+shared=(--freeze vision_tower --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --save_strategy no)
 rl=(--data "$data/oia_json_train.jsonl" --rewards clip action_reason structure --reward_weights 1 1 0.5 --action_reason_mode labels
   --clip_model "$out/clip" --max_completion_length 72 --per_device_train_batch_size "$((answers / 2))" --global_batch_size "$answers"
   --learning_rate 3e-4 --max_steps "$rl_steps" --logging_steps 1)
@@ -45,7 +45,7 @@ run python tools/train_clip.py --captions "$data/captions_train.jsonl" --out "$o
 
 step "3/7  a short SFT: answers in text and in JSON"
 launch sft --model "$out/model" --data "$data/oia_train.jsonl" "$data/oia_json_train.jsonl" "${shared[@]}" --per_device_train_batch_size 16 \
-  --global_batch_size 32 --learning_rate 2e-3 --warmup_steps 0.05 --max_steps "$sft_steps" --logging_steps "$((sft_steps / 4 + 1))" --output_dir "$out/sft"
+  --global_batch_size 32 --learning_rate 2e-3 --max_steps "$sft_steps" --logging_steps "$((sft_steps / 4 + 1))" --output_dir "$out/sft"
 
 step "4/7  A2C with a value head"
 launch a2c --model "$out/sft" "${shared[@]}" "${rl[@]}" --value_learning_rate 1e-3 --kl_coef 0.02 --output_dir "$out/a2c"

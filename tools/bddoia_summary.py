@@ -43,7 +43,7 @@ def sampled_rewards(run: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[s
     config = read_json(run / "a2c/run.json")["config"]
     weights = config["a2c"]["reward_weights"]
     rewards = {}
-    for name, flags in config["rewards"].items():
+    for name, flags in config["rewards"]:
         cls = config_class(name)
         rewards[name] = build_reward(name, cls(**flags) if cls else None)
     columns = {name: [item.row[name] for item in files[0]] for name in ("actions", "reason")}

@@ -241,8 +241,15 @@ def test_clips_become_frames_that_end_with_the_labelled_one(build, refused, tmp_
     assert done.returncode == 0 and "left out: 1 video_missing" in done.stdout, done.stderr
 
 
-def test_real_rows_of_the_kit(build, run, kit, tmp_path):
-    """The 267 real rows, through the builder and the checks of rows."""
+def test_real_rows_of_the_kit(build, run, kit, tiny_families, tmp_path):
+    """The 267 real rows, through the builder and the checks of rows, with SmolVLM's own template for a turn that is a picture."""
+
+    def check(*flags):
+        words = ("tools/check_data.py", "--model", tiny_families("smolvlm"), "--json", tmp_path / "check.json", *flags)
+        checked = run([sys.executable, *words])
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        return json.loads((tmp_path / "check.json").read_text())
+
     folder = kit / "noncommercial" / "bddoia"
     found, _ = read_split(folder, "test")
     write_pictures(tmp_path / "pictures", [row.file_name for row in found])
@@ -264,6 +271,7 @@ def test_real_rows_of_the_kit(build, run, kit, tmp_path):
         assert list(reason_labels(answer.reasons).vector(len(REASON_TEXTS))) == row["reason"]
     groups = [row["group"] for row in rows]
     assert sum(groups.count(group) == 3 for group in set(groups)) == 4
+    assert check("--data", out / "test.meta.json", "--decode")["bad_rows"]["total"] == 0
     done = build(*words, "--toy", splits=("test",))
     assert done.returncode == 0, done.stderr
     toy = {split: rows_of(out, split) for split in ("train", "test")}
@@ -271,3 +279,5 @@ def test_real_rows_of_the_kit(build, run, kit, tmp_path):
     assert len(toy["test"]) == pytest.approx(0.2 * 93, abs=2) and len(toy["train"]) == pytest.approx(
         0.8 * 93 / 8, abs=2
     )
+    # No id, video or picture is in both.
+    check("--data", out / "train.meta.json", "--eval_data", out / "test.meta.json")
