@@ -85,7 +85,7 @@ def accuracy_by(values: "np.ndarray", items: list["Prediction"], name: str, seed
 
 def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any], "np.ndarray | None"]:
     """Majority, chance and blanked accuracy on `items`, and the better blind one's values float[N] (None: no data)."""
-    from drive_vlm.data.predictions import common_samples, read_predictions
+    from drive_vlm.data.predictions import read_blind
     from drive_vlm.evaluation.answer_accuracy import correct_answers
 
     result: dict[str, Any] = {}
@@ -98,13 +98,7 @@ def blind_baselines(items: list["Prediction"], args: Any) -> tuple[dict[str, Any
         result["chance"] = float(answers.chance(templates).mean())
         result["questions_of_unseen_templates"] = sum(template not in answers.by_template for template in templates)
     if args.blind_predictions:
-        blanked = read_predictions(args.blind_predictions)
-        (_, blanked), (missing, _) = common_samples([items, blanked])
-        if missing:
-            raise ValueError(
-                f"--blind_predictions {args.blind_predictions} lacks {missing} of {len(items)} questions; "
-                "generate it from the same rows"
-            )
+        blanked = read_blind(args.blind_predictions, items)
         values["blanked"] = correct_answers([item.prediction for item in blanked], references)
     for name, correct in values.items():
         result[name] = accuracy(correct, items, args.seed)

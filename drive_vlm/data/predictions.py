@@ -128,6 +128,16 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
     return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]
 
 
+def read_blind(path: str, items: list[Prediction], need_reference: bool = True) -> list[Prediction]:
+    """The answers of a --blind_predictions file to `items`, in their order. Raises ValueError where one is missing."""
+    (_, blind), (missing, _) = common_samples([items, read_predictions(path, need_reference)])
+    if missing:
+        raise ValueError(
+            f"--blind_predictions {path} lacks {missing} of {len(items)} questions; generate it from the same rows"
+        )
+    return blind
+
+
 def prediction_row(sample: Sample, answer: str, finish_reason: str = "stop") -> dict[str, Any]:
     """A row of the predictions file: the contract's keys, then the row's own extra columns.
 

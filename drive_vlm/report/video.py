@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
-from drive_vlm.report.tables import console, interval, table
+from drive_vlm.report.tables import change, console, interval, table
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -97,22 +97,13 @@ def _change_table(entry: dict[str, Any]) -> Any:
     rows: list[list[str | Text] | None] = []
     for part, names, value in TABLES.values():
         for key, name in names.items():
-            changes = [(change[part] or {}).get(key) for change in modes.values()]
+            changes = [(of_mode[part] or {}).get(key) for of_mode in modes.values()]
             if any(changes):
                 label = f"{name}, exact" if part == "truth" else name
                 # A change of a mean is a difference of means.
-                rows.append([label, *(_change(item, value.replace("mean", "difference")) for item in changes)])
+                rows.append([label, *(change(item, value.replace("mean", "difference")) for item in changes)])
         rows.append(None)
     return table(f"{entry['second']} - {entry['first']}", ("change of", *modes), rows)
-
-
-def _change(entry: dict[str, Any] | None, value: str) -> "Text":
-    from rich.text import Text
-
-    if entry is None or entry[value] is None:
-        return Text("-")
-    sure = entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0)
-    return Text(f"{entry[value]:+.3f}{interval(entry, '+.3f')}", style="bold" if sure else "")
 
 
 def plot_scores(path: Path, result: dict[str, Any]) -> None:

@@ -24,7 +24,9 @@ from drive_vlm.evaluation.oia_labels import (
 )
 
 KINDS = {"action": (action_labels, oia_labels._ACTIONS), "reason": (reason_labels, oia_labels._REASONS)}
-EVERY = [(kind, index, text) for kind, (_, labels) in KINDS.items() for index, texts in enumerate(labels) for text in texts]
+EVERY = [
+    (kind, index, text) for kind, (_, labels) in KINDS.items() for index, texts in enumerate(labels) for text in texts
+]
 # What a model writes around a label's own words.
 DISGUISES = {
     "as it is": "{}",
@@ -40,7 +42,12 @@ def test_the_order_is_that_of_the_data_set():
     assert len(ACTION_TEXTS) == 4 and len(REASON_TEXTS) == 21
     assert [text.split()[-1] for text in ACTION_TEXTS] == ["forward", "down", "left", "right"]
     at = {0: "follow traffic", 2: "traffic light is green", 3: "obstacle: car", 7: "traffic light", 8: "traffic sign"}
-    at |= {10: "on the left-turn lane", 13: "on the right-turn lane", 17: "solid line on the left", 19: "no lane on the right"}
+    at |= {
+        10: "on the left-turn lane",
+        13: "on the right-turn lane",
+        17: "solid line on the left",
+        19: "no lane on the right",
+    }
     assert {index: REASON_TEXTS[index] for index in at} == at
     for left in (9, 10, 11, 15, 16, 17):
         assert REASON_TEXTS[left].replace("left", "right") == REASON_TEXTS[left + 3]
@@ -123,7 +130,9 @@ def test_the_nearest_label_leaves_exact_ones_alone():
 
 
 def test_the_text_form():
-    answer = read_answer("A red light ahead.\n**Action:** Stop/slow down; turn RIGHT;\nReason: traffic light; obstacle: car.")
+    answer = read_answer(
+        "A red light ahead.\n**Action:** Stop/slow down; turn RIGHT;\nReason: traffic light; obstacle: car."
+    )
     assert (answer.form, answer.description) == ("text", "A red light ahead.\n**")
     assert action_labels(answer.actions).indices == (1, 3) and reason_labels(answer.reasons).indices == (3, 7)
     assert read_answer("actions: stop") == Answer(actions=("stop",), form="text")
@@ -149,7 +158,9 @@ def test_the_json_form():
         assert found.form == "json_in_text" and found.actions == answer.actions
     assert read_answer("[" + whole + "]") == Answer()
     assert read_answer(whole + whole) == Answer()
-    odd = read_answer('{"description": 5, "action": [1, null, " stop ", "", {"a": "b"}], "justification": {"x": 1}, "more": 0}')
+    odd = read_answer(
+        '{"description": 5, "action": [1, null, " stop ", "", {"a": "b"}], "justification": {"x": 1}, "more": 0}'
+    )
     assert (odd.description, odd.actions, odd.reasons, odd.form) == ("", ("stop",), (), "json")
     assert read_answer("{}") == Answer(form="json", fields={})
 
