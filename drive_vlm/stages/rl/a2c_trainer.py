@@ -109,7 +109,8 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         self._restore_trained(policy)
         self.figures, self.actions = Figures(), ActionMonitor(settings.collapse_entropy)
         # A completion that holds the placeholder of a picture could not be read: there is no picture for it.
-        self._never = [] if parts.encoder.image_id is None else [parts.encoder.image_id]
+        placeholder = [] if parts.encoder.image_id is None else [parts.encoder.image_id]
+        self._never = sorted({*placeholder, *(parts.family.base.generation_config.suppress_tokens or ())})
         self._micro_batches: list[MicroBatch] = []
         self._next, self._tokens, self._began = 0, 0, time.perf_counter()
         super().__init__(parts, **kwargs)
@@ -257,7 +258,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
             ends = end_tokens(family.base, family.tokenizer)
             mine = numbers[first : first + len(prompts)].to(args.device)
             draw = Draw(mine, settings.temperature, self._never)
-            ids, log_probs = sample(network, inputs, draw, settings.max_completion_length, ends, pad)
+            ids, log_probs = sample(network, family.base, inputs, draw, settings.max_completion_length, ends, pad)
         return [
             Completion(prompt, said, drawn, said[-1] in ends, text_of(family.tokenizer, said))
             for prompt, said, drawn in zip(prompts, ids, log_probs, strict=True)

@@ -52,17 +52,23 @@ class Draw(LogitsProcessor):
 
 
 def sample(
-    network: Any, inputs: dict[str, Any], draw: Draw, length: int, ends: list[int], pad: int
+    network: Any, model: Any, inputs: dict[str, Any], draw: Draw, length: int, ends: list[int], pad: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """(token ids up to and including the first of `ends`, their log-probabilities) of each row of `inputs`, padded on the left.
 
-    At most `length` tokens. The model's own settings of generation (top_k, penalties) do not count.
+    At most `length` tokens. `model` is the transformers model in `network`.
     """
     config = GenerationConfig(
         max_new_tokens=length, do_sample=False, eos_token_id=ends, pad_token_id=pad, use_cache=True
     )
-    with torch.no_grad():
-        tokens = network.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([draw]))
+    # generate (transformers 5.23) fills what a configuration leaves open from the model's own, such as a repetition penalty: the
+    # tokens would come from another distribution than that of the loss.
+    own, model.generation_config = model.generation_config, config
+    try:
+        with torch.no_grad():
+            tokens = network.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([draw]))
+    finally:
+        model.generation_config = own
     said = tokens[:, inputs["input_ids"].shape[1] :].cpu()
     log_probs = torch.stack(draw.log_probs, 1).cpu()
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in said.tolist()]
