@@ -55,7 +55,7 @@ class A2CFlags:
     )
     value_coef: float = field(0.1, help="weight of the value head's squared error")
     value_learning_rate: float = field(1e-4, help="rate of the value head; --learning_rate is the policy's", most=100)
-    value_warmup_steps: int = field(10, help="first steps, in which only the value head learns")
+    value_warmup_steps: int = field(10, help="first steps, in which only the value head learns", least=0)
     value_detach: bool = field(True, help="the value head's error does not move the model; false: it does")
     value_hidden: int = field(512, help="width of the value head's hidden layer", least=1, most=2**16)
     kl_coef: float = field(0.05, help="weight of the KL to the policy that the run began with; 0: no reference")
