@@ -71,12 +71,17 @@ class LocalModel:
         sampling: Sampling,
         bad: list[BadRow],
         between: Callable[[], None] = lambda: None,
+        grammar: str | None = None,
     ) -> Iterator[tuple[Sample, Answer]]:
         """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised. `between` is called before each
-        batch."""
+        batch. `grammar`: what every answer must follow, in the form of llguidance (sampling/grammar.py)."""
         import torch
         from rich.progress import track
+        from transformers import LogitsProcessorList
 
+        from drive_vlm.sampling.grammar import Grammar
+
+        held = Grammar(grammar, self.family.tokenizer, self._ends()) if grammar is not None else None
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             # The model's own distribution: without these transformers keeps 50 tokens, or what the model's files say.
@@ -94,6 +99,8 @@ class LocalModel:
                     bad.append(error)
             if encoded:
                 torch.manual_seed(batch_seed(sampling.seed, batch))
+                if held is not None:
+                    options["logits_processor"] = LogitsProcessorList([held.begin()])
                 texts = self._generate([features for _, features in encoded], sampling.max_new_tokens, options)
                 yield from zip((sample for sample, _ in encoded), texts, strict=True)
 
@@ -111,19 +118,18 @@ class LocalModel:
             )
         said = tokens[:, inputs["input_ids"].shape[1] :]
         # A row that ended before the longest of its batch is filled up behind its end token.
-        ends = torch.tensor(_end_tokens(self.network, tokenizer), device=said.device)
+        ends = torch.tensor(self._ends(), device=said.device)
         cut = ~torch.isin(said, ends).any(dim=1) & (said.shape[1] >= max_new_tokens)
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [
             Answer(text.strip(), "length" if end else "stop") for text, end in zip(texts, cut.tolist(), strict=True)
         ]
 
-
-def _end_tokens(network: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which `generate` of this model stops."""
-    ends = network.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
+    def _ends(self) -> list[int]:
+        """The tokens at which `generate` of this model stops."""
+        ends = self.network.generation_config.eos_token_id
+        ends = self.family.tokenizer.eos_token_id if ends is None else ends
+        return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
 
 def left_padded(
