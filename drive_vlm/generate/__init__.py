@@ -8,6 +8,7 @@ from drive_vlm.config import CommandParser, DataConfig, ModelConfig, add_datacla
 from drive_vlm.data.predictions import Answer, check_answered, finished_rows, join_parts, part_of_rank, prediction_row
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.generate.config import GenerateConfig
+from drive_vlm.generate.json_schema import JsonSchema
 from drive_vlm.generate.rows import read_rows
 from drive_vlm.generate.server import answers_of_server
 from drive_vlm.launch import stop
@@ -24,6 +25,7 @@ torchrun --nproc_per_node 8 -m drive_vlm generate --model runs/sft --data test.j
 python -m drive_vlm generate --model runs/sft --data test.jsonl --out predictions.jsonl --shard 2/8   # then: cat predictions.shard-*-of-08.jsonl
 python -m drive_vlm generate --model runs/drive_vlm --mode concise --data clips/ a.mp4 frames_folder/ --out texts.jsonl
 python -m drive_vlm generate --model runs/stage2 --data test.jsonl --num_frames 16 --feature_cache features --out predictions.jsonl
+python -m drive_vlm generate --model runs/a2c --data test.jsonl --json_schema answer.json --out predictions.jsonl
 python -m drive_vlm generate --backend openai --base-url http://localhost:8000/v1 --model my-vlm --data test.jsonl --out predictions.jsonl
 """
 
@@ -48,13 +50,16 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
     """
     topology = read_topology()
     check_flags(config)
+    schema = JsonSchema(config.json_schema) if config.json_schema else None
+    # None where answers are free. Made here, so that a schema that cannot be obeyed is known before anything is loaded.
+    grammar = schema.grammar() if schema and not config.json_free and config.backend == "hf" else None
     samples, bad = read_rows(config)
     out = Path(config.out)
     if config.shard:
         samples, out = take_shard(samples, out, config.shard)
     join_ranks()
     with sole_writer_of_ranks(out):
-        _answer(model, config, samples, bad, out)
+        _answer(model, config, samples, bad, out, schema, grammar)
     if topology.is_main:
         rows = finished_rows(out)
         print(f"{out}: {len(rows):,} predictions", flush=True)
@@ -64,13 +69,25 @@ def generate(model: ModelConfig, config: GenerateConfig) -> None:
                 "or leave them out",
                 flush=True,
             )
+        if schema:
+            fit = sum(schema.fits(row["prediction"]) for row in rows.values())
+            how = "written freely" if config.json_free else "written under it"
+            print(f"{fit:,} of {len(rows):,} answers follow {schema.path} ({how})", flush=True)
 
 
-def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], bad: list[BadRow], out: Path) -> None:
+def _answer(
+    model: ModelConfig,
+    config: GenerateConfig,
+    samples: list[Sample],
+    bad: list[BadRow],
+    out: Path,
+    schema: JsonSchema | None,
+    grammar: str | None,
+) -> None:
     """Steps 2 to 4 of `generate`."""
     topology = read_topology()
     done = finished_rows(out)
-    keep_settings(out, model, config, bool(done))
+    keep_settings(out, model, config, bool(done), schema)
     check_answered(out, done, samples)
     todo = [sample for sample in samples if sample.key not in done]
     if topology.is_main:
@@ -85,9 +102,11 @@ def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], b
     # Every rank must have read what is finished before one of them writes: their batches are dealt from the same list.
     wait_for_ranks()
     answers = (
-        answers_of_server(todo[topology.rank :: topology.world_size], model, config, bad)
+        answers_of_server(
+            todo[topology.rank :: topology.world_size], model, config, bad, None if config.json_free else schema
+        )
         if config.backend == "openai"
-        else _answers_of_model(samples, set(done), model, config, bad)
+        else _answers_of_model(samples, set(done), model, config, bad, grammar)
     )
     with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
@@ -103,14 +122,18 @@ def _answer(model: ModelConfig, config: GenerateConfig, samples: list[Sample], b
 
 
 def check_flags(config: GenerateConfig) -> None:
-    """Reject --feature_cache with options that need the original images (ValueError)."""
+    """Reject --feature_cache with options that need the original images, and --json_free without a schema (ValueError)."""
+    if config.json_free and not config.json_schema:
+        raise ValueError("--json_free says how --json_schema is used. Give the schema that answers are held against.")
     needs = {"--blank_images": config.blank_images, "--backend openai": config.backend == "openai"}
     for flag, given in needs.items():
         if config.feature_cache and given:
             raise ValueError(f"--feature_cache: {flag} needs the pictures themselves. Leave one of the two out.")
 
 
-def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answered: bool) -> None:
+def keep_settings(
+    out: Path, model: ModelConfig, config: GenerateConfig, answered: bool, schema: JsonSchema | None = None
+) -> None:
     """Write model and sampling to OUT.settings.json, so that answers of two models do not mix in one file.
 
     Raises ValueError naming what differs from the settings of the answers that are there.
@@ -126,6 +149,8 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         # Sampling draws from all tokens. Versions before this key drew from the 50 likeliest.
         "top_k": 0,
         **{name: getattr(config, name) for name in (*names, "shuffle_frames")},
+        # What answers were held to; those that are only counted by a schema are written as without one.
+        "json_schema": schema.schema if schema and not config.json_free else None,
     }
     path = out.with_name(f"{out.name}.settings.json")
     if answered and path.is_file():
@@ -134,7 +159,7 @@ def keep_settings(out: Path, model: ModelConfig, config: GenerateConfig, answere
         part({"temperature": 0.0} | before, "temperature", float, path)
         sampled = before.get("temperature", 0) > 0 and not remote
         # What files of earlier versions do not say.
-        before = {"shuffle_frames": False, "top_k": 50 if sampled else 0} | before
+        before = {"shuffle_frames": False, "json_schema": None, "top_k": 50 if sampled else 0} | before
         if agreed := same_model(before["model"], settings["model"]):
             before["model"] = settings["model"] = agreed
         way_out = f"Give another --out, or remove it and {path.name} to answer again."
@@ -159,6 +184,7 @@ def _answers_of_model(
     model: ModelConfig,
     config: GenerateConfig,
     bad: list[BadRow],
+    grammar: str | None,
 ) -> Iterator[tuple[Sample, Answer]]:
     """Answers of this rank to the samples that are not `done`.
 
@@ -172,5 +198,5 @@ def _answers_of_model(
         names = ("image_root", "num_frames", "feature_cache")
         data = DataConfig(data=config.data, **{name: getattr(config, name) for name in names})
         local = LocalModel(model, data, config.blank_images, config.shuffle_frames)
-        answers = local.answers(mine, config.sampling(), bad, between=stop.check)
+        answers = local.answers(mine, config.sampling(), bad, between=stop.check, grammar=grammar)
         yield from ((sample, answer) for sample, answer in answers if sample.key not in done)

@@ -55,6 +55,14 @@ class GenerateConfig:
         False,
         help="show the frames of each video in a random order, fixed by the row's id: what a model answers without the order of events",
     )
+    json_schema: str | None = field(
+        None,
+        help="JSON schema that every answer must follow: tokens that break it are left out (in process), or it is sent to the server; "
+        "the summary counts the answers that follow it",
+    )
+    json_free: bool = field(
+        False, help="let the model write freely, and only count the answers that follow --json_schema"
+    )
     on_bad_row: str = field(
         "error", help="error: stop at a bad row; skip: leave it out and count it", choices=("error", "skip")
     )

@@ -11,16 +11,21 @@ from drive_vlm.launch.stop import until_stopped
 
 if TYPE_CHECKING:
     from drive_vlm.generate.config import GenerateConfig
+    from drive_vlm.generate.json_schema import JsonSchema
     from drive_vlm.judges.chat_client import Reply
 
 
 def answers_of_server(
-    samples: list[Sample], model: ModelConfig, config: "GenerateConfig", bad: list[BadRow]
+    samples: list[Sample],
+    model: ModelConfig,
+    config: "GenerateConfig",
+    bad: list[BadRow],
+    schema: "JsonSchema | None" = None,
 ) -> Iterator[tuple[Sample, Answer]]:
     """(sample, answer) of every row from an OpenAI-compatible server, `workers` requests at a time, in the order of their arrival.
 
     A request that the server refuses, or answers with nothing in every attempt, has the answer "", like that of a model that
-    says nothing, and the finish_reason refused. Rows that cannot be sent are added to `bad` with on_bad_row skip, else raised (BadRow).
+    says nothing, and the finish_reason refused. With `schema` the server is asked for answers that follow it. Rows that cannot be sent are added to `bad` with on_bad_row skip, else raised (BadRow).
     """
     from drive_vlm.judges.chat_client import ChatClient
 
@@ -28,6 +33,9 @@ def answers_of_server(
         raise ValueError("--backend openai needs --base-url, e.g. http://localhost:8000/v1.")
     client = ChatClient(config.base_url, model.model, config.api_key_env)
     sampling: dict[str, Any] = {name: getattr(config, name) for name in ("temperature", "top_p", "seed")}
+    if schema is not None:
+        wanted = {"name": "answer", "schema": schema.schema, "strict": True}
+        sampling["response_format"] = {"type": "json_schema", "json_schema": wanted}
     empty: list[str] = []
     # In blocks: messages hold whole pictures, and those of all rows at once would fill the memory.
     for start in until_stopped(range(0, len(samples), 8 * config.workers)):

@@ -71,12 +71,17 @@ class LocalModel:
         sampling: Sampling,
         bad: list[BadRow],
         between: Callable[[], None] = lambda: None,
+        grammar: str | None = None,
     ) -> Iterator[tuple[Sample, Answer]]:
         """Rows that cannot be encoded are added to `bad` with on_bad_row skip, else raised. `between` is called before each
-        batch."""
+        batch. `grammar`: what every answer must follow, in the form of llguidance (sampling/grammar.py)."""
         import torch
         from rich.progress import track
+        from transformers import LogitsProcessorList
 
+        from drive_vlm.sampling.grammar import Grammar
+
+        held = Grammar(grammar, self.family.tokenizer, end_tokens(self.network, self.family.tokenizer)) if grammar is not None else None
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             # The model's own distribution: without these transformers keeps 50 tokens, or what the model's files say.
@@ -94,6 +99,8 @@ class LocalModel:
                     bad.append(error)
             if encoded:
                 torch.manual_seed(batch_seed(sampling.seed, batch))
+                if held is not None:
+                    options["logits_processor"] = LogitsProcessorList([held.begin()])
                 texts = self._generate([features for _, features in encoded], sampling.max_new_tokens, options)
                 yield from zip((sample for sample, _ in encoded), texts, strict=True)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-import textwrap
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -26,10 +26,11 @@ CLIP = {
 }
 
 
-def test_the_example_in_the_docstring_can_be_pasted(tmp_path):
-    [example] = re.findall(r"(?:^    .*\n|^\n)*^        return length$", rewards.__doc__, re.MULTILINE)
+def test_the_example_of_adding_md_can_be_pasted(tmp_path):
+    [example] = re.findall(r"```python\n(.*?)```", Path(rewards.__file__).with_name("ADDING.md").read_text(), re.DOTALL)
+    assert len([line for line in example.splitlines() if line and not line.startswith(("import", "from"))]) <= 10
     file = tmp_path / "length.py"
-    file.write_text(textwrap.dedent(example))
+    file.write_text(example)
     name = f"{file}:build"
     config = config_class(name)
     assert reward_name(name) == "length" and [item.name for item in dataclasses.fields(config)] == ["length_words"]

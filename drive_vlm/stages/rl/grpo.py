@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python -m drive_vlm grpo --model runs/stage2 --data train.jsonl --rewards physics --physics_detections detections.jsonl --bf16
 python -m drive_vlm grpo --model DIR --data train.jsonl --rewards my_reward.py:build --num_generations 8 --max_completion_length 128
+python -m drive_vlm grpo --model runs/sft --data bddoia.jsonl --rewards clip action_reason structure --reward_weights 1 1 0.5 --clip_text justification
 torchrun --nproc_per_node 8 -m drive_vlm grpo --config grpo.yaml --deepspeed zero2 --global_batch_size 64 --resume auto
 """
 # TRL's defaults that differ from those of the other stages, or from the paper's code (beta). With dropout the policy would be
