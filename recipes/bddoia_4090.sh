@@ -5,7 +5,7 @@
 #
 # Paper       the seed paper of row D; recipes/bddoia_sft.sh and recipes/bddoia_a2c.sh hold the hyper-parameters
 # Hardware    one RTX 4090 (24 GB), by the plan (docs/plan.md); no 24 GB card was at hand
-# Memory      PLAN=1 bash recipes/bddoia_4090.sh --gpu_memory 24GB; not measured
+# Memory      at most 17 GiB of the card by the plan (A2C; PLAN=1 bash recipes/bddoia_4090.sh --gpu_memory 24GB); not measured
 # Time        not measured
 # Result      not measured; recipes/bddoia_synthetic.sh is SFT and A2C at small size on a CPU
 # Command     LABELS=data/lastframe bash recipes/bddoia_4090.sh [flags for all four stages, e.g. --report_to none]

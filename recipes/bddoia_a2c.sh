@@ -3,10 +3,10 @@
 # STAGE=2 to decide and say why (R1 + R2), STAGE=3 the same as JSON with a description (R1 + R2 + .5 R3).
 #
 # Paper       the seed paper of row D: rewards paid where a word earns them, alpha R1 + beta R2 + delta R3, R1 by CLIP ViT-B/32. It gives no
-#             numbers for A2C: weights, 32 answers a step, KL .05, 10 steps in which the value head alone learns and rates
-#             are ours or the field's (docs/bddoia.md). R2 here is the F1 of the row's labels; its judge: --action_reason_mode judge
-# Hardware    one 24 GB GPU, or any number of GPUs that divides 16; the global batch stays 32
-# Memory      PLAN=1 bash recipes/bddoia_a2c.sh --model smolvlm --lora_rank 16 --gpu_memory 24GB; not measured
+#             numbers for A2C: its 16 rows of a step are 16 answers here; weights, KL .05, 10 steps in which the value head alone learns
+#             and rates are ours or the field's (docs/bddoia.md). R2 here is the F1 of the row's labels; its judge: --action_reason_mode judge
+# Hardware    one 24 GB GPU, or any number of GPUs that divides 8; the global batch stays 16
+# Memory      about 17 GiB of one card by the plan (--model smolvlm --lora_rank 16 --gpu_memory 24GB), the most while it samples; not measured
 # Time        not measured
 # Result      not measured; recipes/bddoia_synthetic.sh runs the same commands at small size on a CPU
 # Command     STAGE=2 bash recipes/bddoia_a2c.sh --data data/bddoia/train.meta.json [any flag]
@@ -31,7 +31,7 @@ launch a2c \
   --freeze vision_tower \
   "${rewards[@]}" \
   --deepspeed zero2 \
-  --global_batch_size 32 \
+  --global_batch_size 16 \
   --per_device_train_batch_size 2 \
   --num_train_epochs 1 \
   --max_length 2048 \
