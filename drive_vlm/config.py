@@ -182,9 +182,9 @@ def run_tool(
     `run` returns None on ranks other than the main one, and where nothing is to be shown: steps 3 and 4 are left out.
     """
     args = parser.parse_args()
-    if config is not None:
-        args = from_namespace(config, args)
     with user_errors(parser.prog):
+        if config is not None:
+            args = from_namespace(config, args)
         result = run(args)
         if result is None:
             return

@@ -109,9 +109,13 @@ def _merge_shards(checkpoint: Path, model: Any) -> Any:
 
     facts = read_complete(checkpoint)
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+    # Modules that a stage had added to the model, such as a value head: they trained, and the merged model is whole without.
+    tops = {name for name, _ in model.named_children()}
+    added = {name: tensor.numel() for name, tensor in state.items() if name.split(".")[0] not in tops}
+    state = {name: tensor for name, tensor in state.items() if name not in added}
     # strict=False: the shards hold what trained, and the frozen rest is in the model already. The digest below compares the names.
     foreign = model.load_state_dict(state, strict=False).unexpected_keys
-    trained = {name: p.numel() for name, p in model.named_parameters() if name in state}
+    trained = {name: p.numel() for name, p in model.named_parameters() if name in state} | added
     if foreign or names_digest(trained) != facts.trained:
         raise ValueError(
             f"{checkpoint}: the shards do not hold what trained: {len(trained)} tensors found, {len(foreign)} foreign (first {foreign[:1]}). "

@@ -18,51 +18,35 @@
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+# shellcheck source=_stages.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_stages.sh"
 ensure_environment video,yolo,trl,reward
 data="${DATA:-data/bdd}" out="${OUT:-runs/drive_vlm}" frames="${NUM_FRAMES:-16}"
-export NPROC_PER_NODE=1 RESUME=auto
+export NPROC_PER_NODE=1
+chain "$out" stage1 stage2 stage3
 
 rows() { if [ -f "$data/$1.meta.json" ]; then echo "$data/$1.meta.json"; else echo "$data/$1.jsonl"; fi; }
 captions="$(rows raw_captions_train)" entries="$(rows split_entry_train)"
 
-is_finished() { grep -qs '"state": "finished"' "$out/stage$1/run.json"; }
-
-# A finished stage must have these flags; a stage that is to run must have no later one next to it, trained from another model.
-check() {
-  local changed later
-  if is_finished "$1"; then
-    changed="$(changed_flags "$out/stage$1" "${@:2}" --output_dir "$out/stage$1")"
-    [ -z "$changed" ] || _fail "stage $1 finished with other flags: $changed. Remove $out/stage$1 and the later stages, or give another OUT."
-    return
-  fi
-  for ((later = $1 + 1; later <= 3; later++)); do
-    [ ! -e "$out/stage$later" ] || _fail "stage $1 is not finished, but stage $later is there, trained from another one. Remove $out/stage$later, or give another OUT."
-  done
-}
-
-# Run stage $1 unless it is finished. A stage that was asked to stop ends the chain with success.
+# Run the stage $1 from the model $2.
 stage() {
-  local before="$out/stage$(($1 - 1))" sizes=()
-  if is_finished "$1" && [ -z "${PLAN:-}" ]; then
-    echo "stage $1: finished before"
-    return
-  fi
-  [ "$1" -gt 1 ] || before="$out/base"
-  if [ -n "${PLAN:-}" ] && [ ! -f "$before/config.json" ] && [ ! -f "$before/adapter_config.json" ]; then
+  local sizes=()
+  if [ -n "${PLAN:-}" ] && ! has_model "$2"; then
     # The plan of a model that does not exist yet uses the sizes of the published models.
     sizes=(--model siglip2_qwen3_4b)
-    [ "$1" -lt 3 ] || sizes+=(--lora_rank 32)
+    [ "$1" != stage3 ] || sizes+=(--lora_rank 32)
   fi
-  bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_stage$1.sh" "${@:2}" "${sizes[@]}" --output_dir "$out/stage$1"
-  [ -n "${DRY_RUN:-}${PLAN:-}" ] || is_finished "$1" || { echo "stage $1 stopped before its end"; exit 0; }
+  run_stage "$1" bash "$(dirname "${BASH_SOURCE[0]}")/drive_vlm_$1.sh" --model "${@:2}" "${sizes[@]}"
 }
 
-# $1: what to do with each stage and its flags.
+check() { check_stage "$1" --model "${@:2}"; }
+
+# $1: what to do with each stage, its model and its flags.
 stages() {
   local cached=(--feature_cache "$out/features" --num_frames "$frames")
-  "$1" 1 --model "$out/base" --data "$captions" "${cached[@]}" "${@:2}" --quantize none
-  "$1" 2 --model "$out/stage1" --data "$entries" "${cached[@]}" "${@:2}"
-  "$1" 3 --model "$out/stage2" --data "$entries" "${cached[@]}" --physics_detections "$out/detections.jsonl" "${@:2}"
+  "$1" stage1 "$out/base" --data "$captions" "${cached[@]}" "${@:2}" --quantize none
+  "$1" stage2 "$out/stage1" --data "$entries" "${cached[@]}" "${@:2}"
+  "$1" stage3 "$out/stage2" --data "$entries" "${cached[@]}" --physics_detections "$out/detections.jsonl" "${@:2}"
 }
 
 case " $* " in *" --num_frames "* | *" --num_frames="*) _fail "--num_frames: give NUM_FRAMES=N in front, which the caches take as well." ;; esac

@@ -12,6 +12,9 @@ Everything is a pure function of the arguments: a second run with the same argum
   order_{split}.jsonl      questions about them, which nobody can answer from shuffled frames; answers exactly balanced
   split_entry_{split}.jsonl   with --split_entry: two rows a clip, columns mode (detailed | concise) and truth_classes
   raw_captions_{split}.jsonl  and one row a clip with a caption of no granularity, also as the column caption
+  oia_{split}.jsonl        with --oia: one row a scene in BDD-OIA's form, its actions and reasons as text, columns actions and
+                           reason; oia_json_{split}.jsonl has them as JSON with a description; oia_clips_ and oia_clips_json_
+                           are about the last frame of a clip
   scenes.jsonl             full ground truth: objects with boxes, light, actions int[4], reason int[21]; clips by frame
   build.json               the arguments; meta.json, the InternVL meta form (name -> root, annotation, repeat_time,
                            length), is written last and so marks a complete build; `root` "." is the folder it lies in
@@ -37,6 +40,7 @@ from drive_vlm.builders.synthetic.rows import (
     caption_row,
     clip_rows,
     dialog_row,
+    oia_rows,
     order_rows,
     question_row,
     raw_caption_row,
@@ -54,6 +58,7 @@ EXAMPLES = """
 python tools/build_synthetic.py --out data/synthetic --scenes 2000
 python tools/build_synthetic.py --out data/clips --scenes 0 --clips 200 --num_frames 16 --clip_format mp4
 python tools/build_synthetic.py --out data/videos --scenes 0 --clips 400 --order_clips 200 --num_frames 16 --split_entry
+python tools/build_synthetic.py --out data/oia --scenes 3000 --oia --size 64 --image_format png --splits train:0.8 test:0.2
 python tools/build_synthetic.py --out data/small --scenes 500 --size 96 --splits train:0.7 test:0.3
 """
 
@@ -67,6 +72,7 @@ class Build:
     clips: int = field(0, help="number of clips", least=0)
     order_clips: int = field(0, help="clips that differ only in the order of their frames", least=0)
     split_entry: bool = field(False, help="write a detailed, a concise and a raw text of each clip")
+    oia: bool = field(False, help="write rows in BDD-OIA's form: actions and reasons of each scene and clip")
     num_frames: int = field(8, help="frames in each clip", least=2)
     clip_format: str = field("mp4", help="one video file, or a folder of pictures", choices=("mp4", "frames"))
     seed: int = field(0, help="seed of the world, the choice of questions and the splits", least=0)
@@ -107,10 +113,11 @@ def build_scene(build: Build, index: int) -> dict[str, Any]:
     rows = [question_row(scene.group, media, found[i]) for i in chosen]
     caption = caption_row(scene, media, "caption_short" if index % 2 == 0 else "caption_long", rng)
     dialog = dialog_row(scene.group, media, [found[i] for i in rng.permutation(len(found))])
+    oia = {f"oia_{kind}": rows for kind, rows in oia_rows(scene, media).items()} if build.oia else {}
     return {
         "split": build.split_of(scene.group),
         "truth": [{**truth_of(scene), "image": image}],
-        "rows": {"": rows, "captions_": [caption], "dialogs_": [dialog]},
+        "rows": {"": rows, "captions_": [caption], "dialogs_": [dialog], **oia},
     }
 
 
@@ -119,7 +126,8 @@ def build_clip(build: Build, index: int) -> dict[str, Any]:
     scenes = make_clip(build.seed, index, build.num_frames, (build.size, build.size))
     media = {"video": write_clip(build, f"clips/{index:06d}", scenes)}
     rows = clip_rows(scenes, media, np.random.default_rng([build.seed, index, 8]))
-    return clip_result(build, scenes, media, {"clips_": rows})
+    oia = {f"oia_clips_{kind}": found for kind, found in oia_rows(scenes[-1], media).items()} if build.oia else {}
+    return clip_result(build, scenes, media, {"clips_": rows, **oia})
 
 
 def build_order_clip(build: Build, index: int) -> dict[str, Any]:

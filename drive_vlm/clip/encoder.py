@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_MODEL = "ViT-B-32"
-DEFAULT_PRETRAINED = {"ViT-B-32": "laion2b_s34b_b79k"}
+DEFAULT_PRETRAINED = {"ViT-B-32": "laion2b_s34b_b79k", "ViT-B-32-quickgelu": "openai"}
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 Progress = Callable[[int], None]

@@ -75,12 +75,20 @@ def clip_frame_scores(encoder: ClipEncoder, rows: Sequence[Prediction], root: st
             video = row.row["video"]
             if video not in frames:
                 where = f"{row.where}: id {row.id!r}"
-                pictures = load_video(resolve_below(root, video, where), num_frames, where)
-                frames[video] = [Path(folder) / f"{len(frames)}-{i}.png" for i in range(len(pictures))]
-                for picture, path in zip(pictures, frames[video], strict=True):
-                    picture.save(path)
+                path = resolve_below(root, video, where)
+                frames[video] = save_frames(path, num_frames, Path(folder) / str(len(frames)), where)
         texts, targets = [row.prediction for row in rows], [row.reference for row in rows]
         return clip_scores(encoder, texts, targets, [frames[row.row["video"]] for row in rows])
+
+
+def save_frames(video: str, num_frames: int, folder: Path, where: str) -> list[Path]:
+    """`num_frames` frames of the video at path `video`, evenly spread, as PNG files in a new `folder`. Raises BadRow as load_video."""
+    folder.mkdir()
+    pictures = load_video(video, num_frames, where)
+    paths = [folder / f"{i}.png" for i in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    return paths
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -261,7 +261,11 @@ def video_frames(path: str, num_frames: int, where: str) -> list[int]:
 
 def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     """The frames `video_frames` as RGB, upright. Raises BadRow (video_missing, video_empty, video_corrupt, video_mixed)."""
-    wanted = video_frames(path, num_frames, where)
+    return load_frames(path, video_frames(path, num_frames, where), where)
+
+
+def load_frames(path: str, wanted: list[int], where: str) -> list["Image"]:
+    """The frames of these ascending numbers, which the video has. Raises as `load_video`."""
     if os.path.isdir(path):
         files = frame_files(path, where)
         return [load_image(files[i], where) for i in wanted]

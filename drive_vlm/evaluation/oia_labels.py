@@ -10,11 +10,12 @@ Two forms of an answer are read:
     {"description": "...", "action": "move forward", "justification": ["road is clear"]}
 """
 
+import contextlib
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -183,6 +184,61 @@ def read_answer(text: str) -> Answer:
         description=text[: action.start()].strip(),
         form="text",
     )
+
+
+# A string, which may end with the text, or a mark between strings.
+_STRING_OR_MARK = re.compile(r'"((?:[^"\\]|\\.)*)"?|[{}\[\]:,]', re.DOTALL)
+# What is left of an escape that is not whole yet.
+_OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?$")
+
+
+def said_so_far(text: str, part: str) -> str:
+    """The "description" or "justification" of an answer that may still be written, "" before it begins.
+
+    JSON: the strings of that field, the last of which may be open. Else the words after "Reason:", or before "Action:". Of a
+    whole answer in order it is what `read_answer` finds, texts joined by "; "; a text without marks is all description. Never raises.
+    """
+    text = text.strip()
+    start = text.find("{")
+    if start != -1 and text[start + 1 :].lstrip()[:1] in ("", '"'):
+        return "; ".join(_open_strings(text[start:], part))
+    action = _ACTION_MARK.search(text)
+    if part == "description":
+        return text[: action.start()].strip() if action else text
+    reason = _REASON_MARK.search(text, action.end()) if action else None
+    return "; ".join(_split(text[reason.end() :])) if reason else ""
+
+
+def _open_strings(text: str, key: str) -> Iterator[str]:
+    """The strings of the field `key` of a JSON object that may end anywhere: one, or those of a list."""
+    depth, name, last = 0, "", ""
+    for token in _STRING_OR_MARK.finditer(text):
+        mark = token[0]
+        if mark in "{[":
+            depth += 1
+            # What stands in an object inside is not a text of the field.
+            name = "" if mark == "{" else name
+        elif mark in "]}":
+            depth -= 1
+            if depth == 0:
+                return
+        elif mark == ":":
+            name = last if depth == 1 else name
+        elif mark == "," and depth == 1:
+            name = ""
+        elif mark[0] == '"':
+            last = token[1]
+            if name == key and depth <= 2 and (said := _unescaped(token[1]).strip()):
+                yield said
+
+
+def _unescaped(inside: str) -> str:
+    """What stands between the quotes of a JSON string, as it is where an escape in it is wrong."""
+    inside = _OPEN_ESCAPE.sub("", inside)
+    with contextlib.suppress(ValueError):
+        inside = json.loads(f'"{inside}"', strict=False)
+    # Half a surrogate pair, whose other half is not there yet.
+    return inside.encode(errors="ignore").decode()
 
 
 def text_answer(actions: Sequence[str], reasons: Sequence[str]) -> str:

@@ -52,6 +52,11 @@ class JudgeConfig:
         help="directory that keeps the server's replies by the judge's name, wherever it is served; a rerun asks nothing; another "
         "model of the same name needs another (default: judge in the cache directory)",
     )
+    # What says where and how fast the judge is asked, not what it is.
+    MAY_CHANGE = (
+        "judge_url", "judge_key_env", "judge_workers", "judge_timeout", "judge_retries", "judge_batch_size",
+        "requests_per_minute", "price_in", "price_out", "cache",
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

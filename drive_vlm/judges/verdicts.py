@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from drive_vlm.evaluation.oia_labels import json_object
+
 Turns = tuple[tuple[str, str], ...]
 
 FIRST, SECOND, TIE = "first", "second", "tie"
@@ -88,3 +90,14 @@ def parse_rating(reply: str, low: int = 1, high: int = 10) -> int | None:
         if re.fullmatch(r"\d+", number):
             return int(number) if low <= int(number) <= high else None
     return None
+
+
+def parse_score(reply: str, most: int) -> int | None:
+    """The whole number 0..`most` of a reply in JSON, {"score": N}, which other words may stand around; None for anything else.
+
+    >>> parse_score('Since the light is red: {"score": 4}', 4)
+    4
+    """
+    fields, _ = json_object(_THINKING.sub("", reply))
+    score = None if fields is None else fields.get("score")
+    return score if type(score) is int and 0 <= score <= most else None

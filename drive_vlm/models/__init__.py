@@ -5,6 +5,7 @@ A new family is one file that ends in a `FAMILY` (family.py) and one line in MOD
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ def load_family(
         install_training_forward(family.model, family.vision.dummy_inputs() if family.vision else None, chunk_tokens)
     if extend is not None:
         extend_model(family, extend, path)
+    elif not for_training:
+        _name_what_is_left_out(adapter or path)
     if adapter is not None:
         from drive_vlm.models.lora import load_adapter
 
@@ -145,3 +148,11 @@ def _keep_used_renamings(model: Any) -> None:
     renamings = getattr(model, "_weight_conversions", None) or []
     if renamings:
         model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
+
+
+def _name_what_is_left_out(directory: str) -> None:
+    """A line on stderr where `directory` holds a value head, which answers do not need; from the main process."""
+    from drive_vlm.models.value_head import has_value_head
+
+    if os.environ.get("RANK", "0") == "0" and has_value_head(directory):
+        print(f"{directory}: its value head is left out, which only the stage a2c uses.", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ ranks, and the ranks' gradients are averaged: Trainer.compute_loss multiplies th
 import dataclasses
 import functools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,9 +32,46 @@ def _losses(
 
 @dataclasses.dataclass
 class TokenLogProbs(ModelOutput):
-    """`log_probs float32[N]` of the labelled tokens, row after row."""
+    """`log_probs float32[N]` of the labelled tokens, row after row. With a temperature also the `entropies float32[N]` of what
+    each was drawn from, and from a model with a value head the `state_values float32[N]` of the states before them."""
 
     log_probs: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    state_values: torch.Tensor | None = None
+
+
+def _policy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = F.linear(hidden, weight, bias).float() / temperature
+    scale = logits.logsumexp(1)
+    return logits.gather(1, labels[:, None])[:, 0] - scale, scale - (logits.softmax(1) * logits).sum(1)
+
+
+def chunked_policy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    temperature: float,
+    chunk_tokens: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities of `labels int64[N]`, entropies), float32[N] each, under softmax((hidden float[N, D] @ weight.T
+    float[D, V] + bias) / temperature), with as many logits at a time as in `chunked_cross_entropy`."""
+    parts = [
+        checkpoint(_policy, h, weight, bias, y, temperature, use_reentrant=False)
+        for h, y in _chunks(hidden, weight, labels, chunk_tokens)
+    ]
+    log_probs, entropies = zip(*parts, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def _chunks(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_tokens: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
+    # Without a label there is still one (empty) chunk, so that every rank's graph reaches every parameter.
+    return zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
 
 
 def chunked_cross_entropy(
@@ -49,10 +87,8 @@ def chunked_cross_entropy(
     With `apart` the log-probability of each label, float32[N]. At most `chunk_tokens` rows of logits exist at a time, forward
     or backward (default: 64 M elements).
     """
-    rows = chunk_tokens or max(1, CHUNK_ELEMENTS // weight.shape[0])
-    # Without a label there is still one (empty) chunk, so that every rank's graph reaches every parameter.
-    chunks = zip(hidden.split(rows) or (hidden,), labels.split(rows) or (labels,), strict=True)
     kind = "none" if apart else "sum"
+    chunks = _chunks(hidden, weight, labels, chunk_tokens)
     losses = [checkpoint(_losses, h, weight, bias, y, kind, use_reentrant=False) for h, y in chunks]
     return -torch.cat(losses) if apart else sum(losses, hidden.new_zeros((), dtype=torch.float32))
 
@@ -65,19 +101,26 @@ def install_training_forward(
     The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
     embedding that is a linear layer. Given `labels int64[B, T]` it returns `loss`: the summed cross entropy of the next
     tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count. With
-    `token_log_probs` it returns TokenLogProbs instead.
+    `token_log_probs` it returns TokenLogProbs instead; with a `temperature` the logits are divided by it. `value_gradient`
+    asks for the values: False keeps their gradient out of the body.
     """
     own_forward, head = model.forward, model.get_output_embeddings()
     if dummy_vision is not None:
         _install_tower_pass(model.model, dummy_vision)
 
     def head_forward(
-        self: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None, apart: bool = False
-    ) -> torch.Tensor:
-        """Logits; or, when labels are given, the summed loss, or the log-probability of each label apart. One module call, so
-        that ZeRO-3 gathers the weight once."""
+        self: torch.nn.Linear,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        apart: bool = False,
+        temperature: float | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits; or, when labels are given, the summed loss, or the log-probability of each label apart, with a temperature
+        the entropies too. One module call, so that ZeRO-3 gathers the weight once."""
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
+        if temperature is not None:
+            return chunked_policy(hidden, self.weight, self.bias, labels, temperature, chunk_tokens)
         return chunked_cross_entropy(hidden, self.weight, self.bias, labels, chunk_tokens, apart)
 
     # Patch 1, of lm_head.forward: chunks must be formed inside the module's call, where ZeRO-3 has its weight gathered.
@@ -89,6 +132,8 @@ def install_training_forward(
         labels: torch.Tensor | None = None,
         num_items_in_batch: Any = None,
         token_log_probs: bool = False,
+        temperature: float | None = None,
+        value_gradient: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         if labels is None:
@@ -102,6 +147,14 @@ def install_training_forward(
         hidden = model.model(*args, **kwargs)[0]
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         labelled = following != IGNORE_INDEX
+        if token_log_probs and temperature is not None:
+            # The rows that the head predicts the tokens from are those that the values are of.
+            states = hidden[labelled]
+            log_probs, entropies = head(states, labels=following[labelled], temperature=temperature)
+            if value_gradient is None:
+                return TokenLogProbs(log_probs, entropies)
+            # Asked for at each call: peft puts a wrapper in its place.
+            return TokenLogProbs(log_probs, entropies, model.value_head(states if value_gradient else states.detach()))
         if token_log_probs:
             return TokenLogProbs(head(hidden[labelled], labels=following[labelled], apart=True))
         total = head(hidden[labelled], labels=following[labelled])

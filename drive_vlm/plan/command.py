@@ -111,6 +111,8 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     rows = typical_row(flags.data, model, flags.plan.row_tokens, flags.model.model, kind)
     if groups:
         rows = dataclasses.replace(rows, tokens=rows.tokens + groups.length, labels=groups.length)
+    if groups and groups.value_head:
+        model = model.with_value_head(groups.value_head, "value_head" not in flags.model.freeze)
     loaded = model.without_tower() if flags.data.feature_cache else model
     case = PlanCase(flags, loaded, rows, accumulation)
     all_layouts, chosen = layouts(flags)

@@ -155,9 +155,10 @@ def group_peak(case: PlanCase, layout: Layout, batch: Batch, fixed: StaticMemory
     head = (model.text, batch.labels, compute, each)
     trains = bool(model.parts_that_train() & {"lm_head", "embeddings"})
     scored = work.inference(model, batch, compute, attention, 0 if memo else None)
-    scoring = held + (fixed.buffers if layout.stage == 3 else 0) + max(scored, work.fused_head(*head, False, trains))
+    without, within = (live.logits if groups.chunked else work.fused_head(*head, on, trains) for on in (False, True))
+    scoring = held + (fixed.buffers if layout.stage == 3 else 0) + max(scored, without)
 
-    learning = peak(fixed, live.kept + features, live.work, work.fused_head(*head, True, trains))
+    learning = peak(fixed, live.kept + features, live.work, within)
     most = max(learning.peak, sampling, scoring if groups.passes else 0)
     parts = {**dataclasses.asdict(learning), "peak": most, "needed": needed(most)}
     return GroupPeak(**parts, cache=cache, sampling=sampling, scoring=scoring, learning=learning.peak)

@@ -115,6 +115,13 @@ class ModelSizes:
             )
         return dataclasses.replace(self, pictures=dataclasses.replace(self.pictures, tiles=num_frames))
 
+    def with_value_head(self, inner: int, trains: bool) -> "ModelSizes":
+        """With the head of models/value_head.py, whose hidden layer is `inner` wide. Its FLOPs are not worth counting."""
+        width = self.text.width
+        matrices, biases = inner * (width + 1), inner + 1
+        head = (Weight("value_head", matrices, trains, matrix=True), Weight("value_head", biases, trains))
+        return dataclasses.replace(self, weights=(*self.weights, *head))
+
     def without_tower(self) -> "ModelSizes":
         """As it lies in memory with a feature cache. The tower is frozen then, so that its FLOPs are those of `tower`."""
         left = tuple(weight for weight in self.weights if weight.part != "vision_tower")

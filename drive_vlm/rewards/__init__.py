@@ -1,33 +1,20 @@
 """Rewards for reinforcement learning: what a text is worth, as plain functions of texts and columns.
 
-A reward of your own is one file, for example length.py, used with `--rewards length.py:build --length_words 30`:
+A reward is one file with a builder, used with `--rewards FILE.py:build`; a reward of this package gets a line in REWARDS.
+ADDING.md has one to paste. The builder's dataclass holds the reward's flags; a builder without arguments has none, and a
+function with TRL's own arguments needs no builder. Rewards may import judges, clip, evaluation and data.
 
-    import dataclasses
-    from drive_vlm.config import field
-    from drive_vlm.rewards.text import completion_text
-
-    @dataclasses.dataclass
-    class LengthConfig:
-        length_words: int = field(20, help="words that an answer should have")
-
-    def build(config: LengthConfig):
-        # columns["reference"] and the row's others hold one value for each completion; log_metric(name, value) adds a curve
-        def length(prompts, completions, **columns):
-            words = [len(completion_text(completion).split()) for completion in completions]
-            return [-abs(count / config.length_words - 1) for count in words]
-        return length
-
-The dataclass holds the reward's flags; their names start with the reward's, since a command line may hold several rewards.
-A builder without arguments has no flags. A function with TRL's own arguments, such as `length` above at the top level of the
-file, needs no builder: `--rewards length.py:length`. `module:builder` works as well as `FILE.py:builder`, and a reward of this
-package gets a line in REWARDS. Rewards may import judges, clip and data.
-
-Two optional attributes:
+Optional attributes of a reward:
 - `last_terms`: one dataclass or dict for each completion of the last call; a samples file shows them.
-- `check(**columns) -> list[str | None]`, which GRPO calls before it trains: for each row why the reward cannot score it,
-  None where it can. `columns` hold one value a row of the data: those of a later call (`reference`, `video`, `image` ...),
-  `sample` (the row itself, data.samples.Sample), and `frames` (numbers of the frames that the run takes of the video, None
-  for a row without one).
+- `check(**columns) -> list[str | None]`, asked before the training: for each row why the reward cannot score it, None where
+  it can. `columns` hold one value a row of the data: those of a later call (`reference`, `video`, `image` ...), `sample` (the
+  row itself, data.samples.Sample), and `frames` (numbers of the frames that the run takes of the video, None for a row without one).
+- `prefixes(texts: list[list[str]], **columns) -> list[list[float | None]]`: the score of every text so far of each completion,
+  for stages that pay a reward where it is earned (a2c). `columns` hold one value a completion, as in a call. A reward without
+  it counts at the end of the text alone. The texts are those of `prefix_texts`; the score of the whole text is that of a call.
+- `must_score = True`: None of this reward means that the score is unknown, not that the reward does not apply. The completion
+  then leaves the step, whatever other rewards say of it.
+A config class may name in MAY_CHANGE those of its flags that a resumed run may give anew (where a judge is served).
 
 For the author of a stage: it reads the names first, then their flags (stages/rl/reward_flags.py does):
 
@@ -52,7 +39,12 @@ from typing import Any, Protocol
 from drive_vlm.config import nearest
 
 # name -> "module:build"
-REWARDS = {"physics": "drive_vlm.rewards.physics:build"}
+REWARDS = {
+    "physics": "drive_vlm.rewards.physics:build",
+    "clip": "drive_vlm.rewards.clip:build",
+    "action_reason": "drive_vlm.rewards.action_reason:build",
+    "structure": "drive_vlm.rewards.structure:build",
+}
 
 
 class Reward(Protocol):

@@ -111,7 +111,7 @@ class LocalModel:
             )
         said = tokens[:, inputs["input_ids"].shape[1] :]
         # A row that ended before the longest of its batch is filled up behind its end token.
-        ends = torch.tensor(_end_tokens(self.network, tokenizer), device=said.device)
+        ends = torch.tensor(end_tokens(self.network, tokenizer), device=said.device)
         cut = ~torch.isin(said, ends).any(dim=1) & (said.shape[1] >= max_new_tokens)
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         return [
@@ -119,7 +119,7 @@ class LocalModel:
         ]
 
 
-def _end_tokens(network: Any, tokenizer: Any) -> list[int]:
+def end_tokens(network: Any, tokenizer: Any) -> list[int]:
     """The tokens at which `generate` of this model stops."""
     ends = network.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends

@@ -32,6 +32,23 @@ STAGES: dict[str, Stage] = {
         check="drive_vlm.stages.rl.grpo:check_flags",
         generation="drive_vlm.stages.rl.grpo:generation_of",
     ),
+    "a2c": Stage(
+        prepare="drive_vlm.stages.rl.a2c:prepare",
+        help="reinforcement learning of each token, with a value head",
+        kind="prompts",
+        configs=(
+            "drive_vlm.config:ModelConfig",
+            "drive_vlm.config:DataConfig",
+            "drive_vlm.stages.rl.reward_flags:RewardFlags",
+            "drive_vlm.stages.rl.a2c:A2CFlags",
+            "drive_vlm.stages.rl.samples_file:SampleConfig",
+            "drive_vlm.stages.rl.alarms:AlarmConfig",
+            "drive_vlm.config:RunConfig",
+        ),
+        more_configs="drive_vlm.stages.rl.reward_flags:reward_configs",
+        check="drive_vlm.stages.rl.a2c:check_flags",
+        generation="drive_vlm.stages.rl.a2c:generation_of",
+    ),
     "dpo": Stage(
         prepare="drive_vlm.stages.preference.stage:prepare",
         help="preference training on pairs of answers",

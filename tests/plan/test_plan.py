@@ -117,11 +117,14 @@ PLANNED = [
     ("drive_vlm_stage2", STAGE3[:2]),
     ("drive_vlm_stage3", STAGE3),
     ("drive_vlm_4090", ()),
+    ("bddoia_sft", ()),
+    ("bddoia_a2c", ("--model", "smolvlm", "--lora_rank", "16")),
+    ("bddoia_4090", ()),
     ("spin_llava_next_8b", ("DATA=rows.jsonl",)),
     ("spin_rounds", ("MODEL=internvl3_1b", "DATA=rows.jsonl")),
 ]
 # Demonstrations make their models on the way; `generate` is not planned.
-NOT_PLANNED = {"quickstart", "drive_vlm_synthetic", "spin_synthetic", "generate"}
+NOT_PLANNED = {"quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "generate"}
 
 
 @pytest.mark.parametrize(("recipe", "words"), PLANNED)

@@ -17,13 +17,9 @@ ROUNDS = {
     "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
 }
-OWN_TOPOLOGY = {
-    "quickstart",
-    "drive_vlm_synthetic",
-    "drive_vlm_4090",
-    "spin_synthetic",
-}  # two processes, or one, on one machine, always
-DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic")
+DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic")
+# Two processes, or one, on one machine, always.
+OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090"}
 STEP = {
     "SLURM_JOB_ID": "40123",
     "SLURM_STEP_ID": "0",
@@ -93,6 +89,8 @@ def test_a_demonstration_takes_neither_words_nor_a_plan(dry, recipe):
 
 
 PLANNED = {
+    "bddoia_sft": [],
+    "bddoia_a2c": ["--model", "smolvlm", "--lora_rank", "16"],
     "drive_vlm_stage1": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage2": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
@@ -116,6 +114,8 @@ def test_a_recipe_runs_unchanged_on_any_number_of_gpus(run, recipe, gpus):
     ("recipe", "extras"),
     [
         ("generate", "video"),
+        ("bddoia_a2c", "eval"),
+        ("bddoia_4090", "eval"),
         ("drive_vlm_4090", "video,yolo,trl,reward"),
         ("drive_vlm_stage1", "video"),
         ("drive_vlm_stage2", "video"),

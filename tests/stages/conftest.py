@@ -135,6 +135,35 @@ def grpo_words(world: World) -> Callable[..., list[object]]:
 
 
 @pytest.fixture(scope="session")
+def a2c_words(world: World) -> Callable[..., list[object]]:
+    """`a2c_words(out, *flags)`: 8 completions of up to 8 tokens a step, one of each prompt; the reward is letter_reward.py's. The
+    value head alone learns in the first step."""
+
+    def words(out: Path, *flags: object) -> list[object]:
+        reward = f"{Path(__file__).with_name('rl') / 'letter_reward.py'}:build"
+        rewards = () if "--rewards" in flags else ("--rewards", reward)
+        return [
+            "--model", world.model, "--data", world.train, "--output_dir", out, "--freeze", "vision_tower", "--max_steps", 4,
+            "--logging_steps", 1, "--global_batch_size", 8, "--per_device_train_batch_size", 8, "--max_completion_length", 8,
+            "--learning_rate", 1e-3, "--value_learning_rate", 1e-2, "--value_warmup_steps", 1, "--lr_scheduler_type", "constant",
+            "--missing_eos_penalty", 0.1, "--save_strategy", "no", "--disable_tqdm", "true", "--use_cpu", "true", "--report_to", "none",
+            *rewards, *flags,
+        ]  # fmt: skip
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def a2c(command: Callable[..., Run], a2c_words: Callable[..., list[object]]) -> Callable[..., Run]:
+    """`a2c(out, *flags, **of_command) -> Run` of `a2c_words`."""
+
+    def run(out: Path, *flags: object, **options: Any) -> Run:
+        return command(out, "a2c", *a2c_words(out, *flags), **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def command(world: World) -> Callable[..., Run]:
     """`command(out, *words, launcher="python" | "torchrun" | "deepspeed", nproc=2, code=0, timeout=120) -> Run` of drive_vlm."""
 

@@ -58,10 +58,11 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
 def our_trainers() -> list[type]:
     """The Trainer of every stage of the table."""
     from drive_vlm.stages.preference.trainer import PreferenceTrainer
+    from drive_vlm.stages.rl.a2c_trainer import A2CTrainer
     from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
     from drive_vlm.stages.sft_trainer import SFTTrainer
 
-    return [SFTTrainer, PreferenceTrainer, GRPOTrainer]
+    return [SFTTrainer, PreferenceTrainer, GRPOTrainer, A2CTrainer]
 
 
 def overridden(trainer: type) -> set[tuple[str, str]]:

@@ -15,6 +15,7 @@ from drive_vlm.builders.synthetic.clip import make_clip
 from drive_vlm.builders.synthetic.render import render
 from drive_vlm.builders.synthetic.sample import make_scene
 from drive_vlm.builders.synthetic.words import questions
+from drive_vlm.evaluation.oia_labels import action_labels, read_answer, reason_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +98,35 @@ def test_clip_rows_and_frame_folders(built):
         assert row["conversations"][0]["value"].startswith("<video>\n")
         assert len(list((built / row["video"]).glob("*.jpg"))) == 4
     assert sum(row["template"] == "clip_caption" for row in rows) == 6
+
+
+def test_rows_in_the_form_of_bdd_oia(tmp_path):
+    words = ("--scenes", 12, "--clips", 4, "--clip_format", "frames", "--num_frames", 3, "--size", 48, "--oia")
+    done = run("--out", tmp_path / "a", *words, "--splits", "train:0.5", "test:0.5", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    truth = {row["group"]: row for row in rows_of(tmp_path / "a" / "scenes.jsonl")}
+    for kind, count, medium in (("oia", 12, "image"), ("oia_clips", 4, "video")):
+        texts, jsons = (
+            {
+                row["group"]: row
+                for split in ("train", "test")
+                for row in rows_of(tmp_path / "a" / f"{kind}{form}_{split}.jsonl")
+            }
+            for form in ("", "_json")
+        )
+        assert len(texts) == len(jsons) == count
+        for group, row in texts.items():
+            # Of a clip, `truth` holds the last line: its last frame.
+            assert (row["actions"], row["reason"]) == (truth[group]["actions"], truth[group]["reason"])
+            assert row["conversations"][0]["value"] == f"<{medium}>" and (tmp_path / "a" / row[medium]).exists()
+            said = [read_answer(form[group]["conversations"][1]["value"]) for form in (texts, jsons)]
+            for answer in said:
+                assert list(action_labels(answer.actions).vector(4)) == row["actions"]
+                assert list(reason_labels(answer.reasons).vector(21)) == row["reason"]
+            assert [answer.form for answer in said] == ["text", "json"]
+            assert said[1].description == row["description"] == jsons[group]["description"]
+    splits = {name: rows_of(tmp_path / "a" / f"oia_{name}.jsonl") for name in ("train", "test")}
+    assert find_leaks(splits) == []
 
 
 def test_a_second_run_with_other_workers_gives_the_same_bytes(built):

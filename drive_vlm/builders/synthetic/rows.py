@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from drive_vlm.builders.oia import oia_row
 from drive_vlm.builders.synthetic.clip import clip_caption, clip_questions, order_questions, video_id
 from drive_vlm.builders.synthetic.scene import Scene, coco_classes
 from drive_vlm.builders.synthetic.words import Question, concise, detailed, long_caption, short_caption
@@ -15,6 +16,7 @@ _ASK_CAPTION = {
     "caption_long": ("Describe the scene in detail.", "Give a detailed description of the picture."),
     "clip_caption": ("Describe what happens in the clip.", "What happens, from the start to the end?"),
 }
+_ASK_JSON = "Describe, decide and justify in JSON."
 
 
 def clip_rows(scenes: list[Scene], media: dict[str, str], rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -86,6 +88,16 @@ def caption_row(scene: Scene, media: dict[str, str], template: str, rng: np.rand
     asked = _ASK_CAPTION[template][rng.integers(2)]
     row = question_row(scene.group, media, Question("caption", template, asked, captions[template]))
     return {**row, **captions}
+
+
+def oia_rows(scene: Scene, media: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows as tools/build_bddoia.py writes them, by the prefix of their file: the answer in text, where the user's turn is the
+    picture alone, and in JSON. Of a clip `scene` is the last frame."""
+    place = {"id": f"{scene.group}-oia", "group": scene.group, **media}
+    words = short_caption(scene)
+    text = oia_row(place, scene.actions, scene.reason, "text", description=words)
+    place["id"] += "-json"
+    return {"": [text], "json_": [oia_row(place, scene.actions, scene.reason, "json", _ASK_JSON, words)]}
 
 
 def truth_of(scene: Scene) -> dict[str, Any]:

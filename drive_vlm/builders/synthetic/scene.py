@@ -8,16 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Both in BDD-OIA's order.
-ACTIONS = ("forward", "stop/slow", "left", "right")
-REASONS = (
-    *("follow traffic", "road clear", "green light"),
-    *("obstacle car", "person", "rider", "others", "traffic light", "traffic sign"),
-    *("front car turning left", "on left-turn lane", "light allows left"),
-    *("front car turning right", "on right-turn lane", "light allows right"),
-    *("obstacle on left lane", "no lane on left", "solid line left"),
-    *("obstacle on right lane", "no lane on right", "solid line right"),
-)
+from drive_vlm.evaluation.oia_labels import REASON_TEXTS
+
 VEHICLES = ("car", "truck", "bus")
 # Metres.
 LANE_WIDTH = 3.5
@@ -77,7 +69,7 @@ class Scene:
         left, right: open | solid | none: the line to the lane on that side, or no such lane.
         lane_arrow: left | right | both | none: arrows painted on the ego lane.
         travelled: metres since the first frame of a clip.
-        actions, reason: int[4] and int[21], in the order of ACTIONS and REASONS.
+        actions, reason: int[4] and int[21], in BDD-OIA's order (evaluation/oia_labels.py).
     """
 
     seed: int
@@ -155,7 +147,7 @@ def derive_truth(scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Forward and stop/slow exclude each other. A turn is allowed by a permit (reasons 9-11, 12-14) where no obstacle
     (15-17, 18-20) forbids it, so that P(left | 9-11) = 1 and P(left | 15-17) = 0; forward or stop does not matter.
     """
-    reason = [0] * len(REASONS)
+    reason = [0] * len(REASON_TEXTS)
     lead, ahead = scene.lead, {o.name for o in scene.ahead}
     reason[3] = int(lead is not None and lead.state == "braking")
     reason[4], reason[5], reason[6] = (int(name in ahead) for name in ("pedestrian", "cyclist", "cone"))

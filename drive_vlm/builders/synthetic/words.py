@@ -95,7 +95,7 @@ def questions(scene: Scene) -> list[Question]:
     return ask(TEMPLATES, scene, [scene.seed, scene.index, 4, scene.frame])
 
 
-# Index in REASONS -> the words of a caption.
+# Index of a reason (evaluation/oia_labels.py) -> the words of a caption, and of an answer.
 REASON_PHRASES = {
     **{0: "the moving traffic ahead", 1: "the clear road", 2: "the green light", 3: "the braking vehicle ahead"},
     **{4: "a person in the lane", 5: "a cyclist in the lane", 6: "cones in the lane", 7: "the traffic light"},

@@ -26,6 +26,7 @@ _EVALUATION = """
     eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size load_best_model_at_end metric_for_best_model
     greater_is_better
 """
+EVALUATION = frozenset(_EVALUATION.split())
 # TrainingArguments class -> the flags that its stages take.
 ACCEPTED: dict[str, frozenset[str]] = {
     "transformers.TrainingArguments": frozenset(f"{_SHARED} {_EVALUATION}".split()),

@@ -12,7 +12,7 @@ _BASELINE = 10
 
 @dataclasses.dataclass
 class AlarmConfig:
-    """When a GRPO run is in trouble. Each alarm is a metric (alarm/NAME, 0 or 1) and one warning."""
+    """When a run on rewards is in trouble. Each alarm is a metric (alarm/NAME, 0 or 1) and one warning."""
 
     alarm_after: int = field(10, help="generation batches in a row that must be bad before an alarm sounds")
     alarm_zero_variance: float = field(
@@ -48,15 +48,15 @@ _MEANING = {
     ),
     "kl": (
         "The KL to the reference policy is {kl:.3g} nats a token: the policy has left what it was trained on, its texts may "
-        "be broken (read samples.jsonl). Lower --learning_rate, raise --beta, and go on from an earlier checkpoint."
+        "be broken (read samples.jsonl). Lower --learning_rate, raise --beta (a2c: --kl_coef), and go on from an earlier checkpoint."
     ),
     "short": (
         "Completions have {length:.1f} tokens on average, a {shrunk:.1f}th of the {baseline:.1f} at the beginning: the reward pays "
-        "for saying less. Look for what short texts gain (samples.jsonl), reward coverage, or raise --beta."
+        "for saying less. Look for what short texts gain (samples.jsonl), reward coverage, or raise --beta (a2c: --kl_coef)."
     ),
     "long": (
         "Completions have {length:.1f} tokens on average, {grown:.1f} times the {baseline:.1f} at the beginning: the reward pays "
-        "for saying more. Penalise length or repetition, lower --max_completion_length, or raise --beta."
+        "for saying more. Penalise length or repetition, lower --max_completion_length, or raise --beta (a2c: --kl_coef)."
     ),
     "truncated": (
         "Every completion was cut off at --max_completion_length: none ends by itself, so none is scored as a whole text. Raise "

@@ -17,6 +17,9 @@ class GenerationBatch:
         inside: whether the next one is sampled while gradients are accumulated.
         whole: whether ZeRO-3 gathers all weights on every process to sample it.
         reference: whether a frozen reference lies in memory.
+        value_head: width of the hidden layer of a value head that trains next to the model; 0 without one.
+        chunked: whether the head's logits exist for a chunk of tokens at a time (models/training_forward.py), not for all
+            completions of a micro batch.
     """
 
     prompts: int
@@ -29,3 +32,5 @@ class GenerationBatch:
     inside: bool
     whole: bool
     reference: bool
+    value_head: int = 0
+    chunked: bool = False

@@ -158,7 +158,11 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             "terms": [scorer.terms(len(completions)) for scorer in self.rollouts.scorers],
         }  # fmt: skip
         self._metrics["train"]["reward_seconds"].append(time.perf_counter() - started)
-        return rewards
+        # TRL (1.16) leaves out a completion whose rewards are all unknown; next to other rewards it would count None as 0.
+        needed = [i for i, scorer in enumerate(self.rollouts.scorers) if scorer.must_score]
+        unknown = rewards[:, needed].isnan().any(dim=1)
+        self._metrics["train"]["unscored"].append(unknown.float().mean().item())
+        return rewards.masked_fill(unknown.unsqueeze(1), math.nan)
 
     def _observe(self) -> None:
         """Let the alarms see the generation batch that was just scored; TRL has gathered its numbers over all ranks."""

@@ -1,9 +1,9 @@
-"""The frozen reference that the policy of a GRPO run is held to: what the run began with."""
+"""The frozen reference that the policy of a run is held to: what the run began with."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,9 +33,14 @@ def without_own_reference(model: torch.nn.Module, args: "trl.GRPOConfig") -> Ite
 
 def load_reference(parts: RunParts, args: "trl.GRPOConfig", memo: TowerMemo | None) -> torch.nn.Module | None:
     """--model once more, frozen, for the KL term. None with --beta 0, and with adapters, where TRL's copy is the reference."""
-    policy = parts.family.model
-    if not args.beta or hasattr(policy, "peft_config"):
+    if not args.beta or hasattr(parts.family.model, "peft_config"):
         return None
+    return frozen_copy(parts, memo)
+
+
+def frozen_copy(parts: RunParts, memo: TowerMemo | None) -> torch.nn.Module:
+    """--model once more, frozen, in the dtype of the policy."""
+    policy = parts.family.model
     family = load_family(dataclasses.replace(parts.flags.model, lora_rank=0), policy.dtype, for_training=True)
     family.model.requires_grad_(False)
     if parts.features is not None:
@@ -46,6 +51,20 @@ def load_reference(parts: RunParts, args: "trl.GRPOConfig", memo: TowerMemo | No
         # Both towers are frozen and equal, so that they may share what one of them has computed.
         install_in(memo, family)
     return family.model
+
+
+def copy_adapter(policy: Any) -> None:
+    """Add the frozen adapter `ref`, a copy of `default` as it is now, to a PeftModel; as trl.GRPOTrainer (1.16) does.
+
+    Raises ValueError where the copy is not exact.
+    """
+    policy.add_adapter("ref", policy.peft_config["default"])
+    for name, weight in policy.named_parameters():
+        if ".default." in name:
+            copy = policy.get_parameter(name.replace(".default.", ".ref."))
+            copy.data.copy_(weight.data)
+            copy.requires_grad_(False)
+    check_copy(policy)
 
 
 def check_copy(policy: torch.nn.Module) -> None:

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.config import field
-from drive_vlm.rewards import chosen_rewards, config_class
+from drive_vlm.rewards import REWARDS, chosen_rewards, config_class
 from drive_vlm.stages.engine.arguments import yaml_values
 from drive_vlm.stages.engine.stage import StageFlags
 
 
 @dataclasses.dataclass
 class RewardFlags:
-    """What is rewarded. Weights: --reward_weights, a number for each (default: 1)."""
+    """What is rewarded. Weights: --reward_weights, a number for each in their order (default: 1). --rewards clip action_reason
+    structure --reward_weights 1 1 0.5 is alpha R1 + beta R2 + delta R3 of BDD-OIA."""
 
     rewards: list[str] = field(
-        help="rewards by name (physics), or your own as FILE.py:builder or module:builder; each brings its own flags"
+        help=f"rewards by name ({', '.join(REWARDS)}), or your own as FILE.py:builder or module:builder; each brings its own flags"
     )
 
 

@@ -113,7 +113,9 @@ def reward_facts(rewards: Rewards) -> dict[str, Any]:
     """What a run is rewarded for, as a resumed run must have it. Files count by their content."""
     found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in rewards]}
     for _, config in rewards:
-        found |= {name: _by_content(value) for name, value in (plain(config) if config else {}).items()}
+        values = plain(config) if config else {}
+        may_change = getattr(config, "MAY_CHANGE", ())
+        found |= {name: _by_content(value) for name, value in values.items() if name not in may_change}
     return found
 
 

@@ -13,7 +13,8 @@ from drive_vlm.stages.rl.samples_file import clipped
 
 class Scorer:
     """A reward (drive_vlm.rewards.Reward) that may answer None for a completion it does not apply to, and nothing else
-    that is not a finite number. With one reward such a completion teaches nothing; next to other rewards it counts as 0 (TRL)."""
+    that is not a finite number. With one reward such a completion teaches nothing; next to other rewards it counts as 0 (TRL),
+    unless the reward says `must_score`."""
 
     def __init__(self, name: str, reward: Reward) -> None:
         if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
@@ -28,6 +29,46 @@ class Scorer:
         # The author's code may raise anything.
         except Exception as error:
             raise self._failed(error, prompts, completions, columns) from error
+        return self._checked(values, completions, columns)
+
+    @property
+    def scores_prefixes(self) -> bool:
+        """Whether the reward can say what the beginnings of a text are worth (its `prefixes`, drive_vlm.rewards)."""
+        return callable(getattr(self._reward, "prefixes", None))
+
+    def prefixes(self, texts: Sequence[Sequence[str]], **columns: Any) -> list[list[float | None]]:
+        """A number for each of the beginnings `texts` of each completion, the last of which is the whole text. Raises ValueError as
+        a call does."""
+        # `prefixes` is optional, so the protocol does not have it.
+        ask: Any = getattr(self._reward, "prefixes")  # noqa: B009
+        whole = [[{"role": "assistant", "content": beginnings[-1]}] for beginnings in texts]
+        try:
+            found = ask([list(beginnings) for beginnings in texts], **columns)
+        # The author's code may raise anything.
+        except Exception as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+            rows = ", ".join(map(str, dict.fromkeys(columns["id"])))[:300]
+            raise ValueError(
+                f"reward {self.__name__} failed for prefixes of rows {rows}: {words}. Nothing of this step was saved: fix the "
+                "reward, then --resume auto."
+            ) from error
+        if not _is_list(found) or len(found) != len(texts):
+            raise ValueError(
+                f"reward {self.__name__}: prefixes returned {_kind(found)} for {len(texts)} completions. It must return a list for each."
+            )
+        for i, (values, beginnings) in enumerate(zip(found, texts, strict=True)):
+            if not _is_list(values) or len(values) != len(beginnings):
+                raise ValueError(
+                    f"reward {self.__name__}: prefixes gave {_kind(values)} for {len(beginnings)} prefixes of "
+                    f"{_place(i, whole, columns)}. It must give one number each."
+                )
+        return [
+            self._checked(values, [whole[i]] * len(values), {"id": [columns["id"][i]] * len(values)})
+            for i, values in enumerate(found)
+        ]
+
+    def _checked(self, values: Any, completions: Sequence[Any], columns: dict[str, list[Any]]) -> list[float | None]:
+        """A finite number or None for each completion. Raises ValueError for anything else."""
         values = [_number(value) for value in values] if _is_list(values) else values
         if not isinstance(values, list):
             raise ValueError(
@@ -65,6 +106,11 @@ class Scorer:
         return ValueError(
             f"reward {self.__name__} failed for {where}: {words}. Nothing of this step was saved: fix the reward, then --resume auto."
         )
+
+    @property
+    def must_score(self) -> bool:
+        """Whether a completion for which it answers None leaves the step, whatever other rewards say."""
+        return bool(getattr(self._reward, "must_score", False))
 
     @property
     def checks(self) -> bool:

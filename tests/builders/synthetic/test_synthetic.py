@@ -13,8 +13,6 @@ from drive_vlm.builders.synthetic.clip import CLIP_TEMPLATES, clip_caption, clip
 from drive_vlm.builders.synthetic.render import LAMPS, render
 from drive_vlm.builders.synthetic.sample import make_scene
 from drive_vlm.builders.synthetic.scene import (
-    ACTIONS,
-    REASONS,
     SIZES,
     Camera,
     Scene,
@@ -24,6 +22,7 @@ from drive_vlm.builders.synthetic.scene import (
     front,
 )
 from drive_vlm.builders.synthetic.words import TEMPLATES, long_caption, questions, short_caption
+from drive_vlm.evaluation.oia_labels import ACTION_TEXTS, REASON_TEXTS
 
 SCENES = [make_scene(11, index) for index in range(600)]
 PEOPLE_AND_VEHICLES = ("car", "truck", "bus", "pedestrian", "cyclist", "cone")
@@ -176,17 +175,29 @@ def test_actions_and_reasons_by_hand(scene, actions, reasons, words):
     assert answers(scene)["ego_reason"] == words
 
 
-def test_reasons_are_in_the_order_of_bdd_oia():
-    assert (len(ACTIONS), len(REASONS)) == (4, 21)
-    wanted = {
-        0: "follow traffic",
-        4: "person",
-        7: "traffic light",
-        9: "front car turning left",
-        14: "light allows right",
-    }
-    assert {i: REASONS[i] for i in wanted} == wanted
-    assert REASONS[15:18] == ("obstacle on left lane", "no lane on left", "solid line left")
+def test_labels_are_in_the_order_of_bdd_oia():
+    for scene in SCENES:
+        assert (len(scene.actions), len(scene.reason)) == (len(ACTION_TEXTS), len(REASON_TEXTS)) == (4, 21)
+        said = dict(zip(ACTION_TEXTS + REASON_TEXTS, scene.actions + scene.reason, strict=True))
+        ahead, lead = {o.name for o in scene.ahead}, scene.lead
+        assert said["obstacle: person"] == ("pedestrian" in ahead) and said["obstacle: rider"] == ("cyclist" in ahead)
+        assert said["obstacle: car"] == (lead is not None and lead.state == "braking")
+        assert said["traffic light"] == (scene.light in ("red", "yellow")) and said["traffic sign"] == (
+            scene.sign == "stop"
+        )
+        assert said["road is clear"] <= (lead is None) and said["follow traffic"] <= (lead is not None)
+        assert said["traffic light is green"] <= (scene.light == "green")
+        for side in ("left", "right"):
+            assert said[f"no lane on the {side}"] == (getattr(scene, side) == "none")
+            assert said[f"solid line on the {side}"] == (getattr(scene, side) == "solid")
+            assert said[f"obstacle on the {side} lane"] == bool(scene.lane_objects(side))
+            assert said[f"front car turning {side}"] <= (lead is not None and lead.signal == side)
+            assert said[f"on the {side}-turn lane"] <= (scene.lane_arrow in (side, "both"))
+            arrows = [o.signal for o in scene.objects if o.name == "traffic light"]
+            assert said[f"traffic light allows {side} turn"] <= any(arrow in (side, "both") for arrow in arrows)
+            allowed = (f"front car turning {side}", f"on the {side}-turn lane", f"traffic light allows {side} turn")
+            assert said[f"turn {side}"] == any(said[reason] for reason in allowed)
+        assert said["stop/slow down"] != said["move forward"]
 
 
 def test_vectors_are_consistent_over_many_scenes():

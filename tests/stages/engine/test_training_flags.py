@@ -67,7 +67,7 @@ def parse(stage: str, *words: object) -> StageFlags:
         "m",
         "--data",
         "d.jsonl",
-        *(("--rewards", "physics", "--physics_detections", "d") if stage == "grpo" else ()),
+        *(("--rewards", "physics", "--physics_detections", "d") if STAGES[stage].kind == "prompts" else ()),
     ]
     return parse_stage(stage, STAGES[stage], [*needed, *map(str, words)]).checked(STAGES[stage], 1)
 
@@ -223,7 +223,7 @@ def test_mutated_command_lines_are_taken_or_refused_in_words() -> None:
             "m",
             "--data",
             "d",
-            *(("--rewards", "physics", "--physics_detections", "d") if name == "grpo" else ()),
+            *(("--rewards", "physics", "--physics_detections", "d") if stage.kind == "prompts" else ()),
         ]
         for _ in range(rng.randint(1, 3)):
             flag = (

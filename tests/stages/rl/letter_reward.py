@@ -21,6 +21,15 @@ class LetterReward:
     def check(self, **columns: Any) -> list[str | None]:
         return ["no reference" if not reference else None for reference in columns["reference"]]
 
+    def prefixes(self, texts: list[list[str]], **columns: Any) -> list[list[float]]:
+        """For a stage that rewards tokens: the share of wanted letters in each beginning."""
+        self.last_terms = [
+            {"wanted": sum(letter in self.wanted for letter in whole), "letters": len(whole)} for *_, whole in texts
+        ]
+        return [
+            [sum(c in self.wanted for c in text) / max(len(text), 1) for text in beginnings] for beginnings in texts
+        ]
+
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         self.last_terms = [
@@ -42,3 +51,15 @@ def constant() -> Any:
 def broken() -> Any:
     """NaN for the second completion."""
     return lambda prompts, completions, **columns: [float("nan") if i == 1 else 0.5 for i in range(len(completions))]
+
+
+def half_counts() -> Any:
+    """None for about half of the rows, by their ids, so that whole ranks may be left without a completion that counts."""
+    return lambda prompts, completions, **columns: [
+        None if sum(map(ord, id)) % 2 else len(completion[0]["content"]) / 50
+        for completion, id in zip(completions, columns["id"], strict=True)
+    ]
+
+
+def nothing_counts() -> Any:
+    return lambda prompts, completions, **columns: [None] * len(completions)
