@@ -46,9 +46,22 @@ def field(
     return dataclasses.field(default=default, metadata=metadata, **kwargs)
 
 
+# Names that flags had, and the one that each thing has in every tool now.
+_RENAMED = {
+    "videos": "image_root", "images": "image_root", "root": "image_root", "prompt": "judge_prompt", "prompts": "judge_prompts teacher_prompts",
+    "detections": "physics_detections", "weights": "physics_weights", "vocabulary": "physics_vocabulary", "processes": "physics_processes",
+    "physics_spacy": "spacy_model", "spacy": "spacy_model", "captions": "data", "rows": "data", "generations": "predictions",
+    "reference": "annotations", "scenes": "scene_names", "split": "splits", "max_frames": "limit", "steps": "max_steps",
+    "epochs": "num_train_epochs", "held_out": "held_out_share", "vision": "vision_tower", "language": "language_model", "out": "json",
+}  # fmt: skip
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """' Did you mean X?' for an error message, or '' when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """' Did you mean X?' for an error message, or '' when nothing is near. X: what the flag `name` is called now, else the
+    name of `known` with the most letters in common."""
+    dashes, known = "--" * name.startswith("--"), list(known)
+    renamed = [dashes + new for new in _RENAMED.get(name.removeprefix("--"), "").split()]
+    near = [new for new in renamed if new in known] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else ""
 
 
@@ -90,7 +103,7 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unknown argument {flag}.{nearest(flag, known)}")
+            self.error(f"unknown argument {flag or repr(flag)}.{nearest(flag, known)}")
         return parsed
 
     def flag(

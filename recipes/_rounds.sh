@@ -61,7 +61,7 @@ _pairs() {
   local more=()
   read -ra more <<<"$PAIRS_FLAGS"
   _state record --round "$1" --step generate
-  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$_train" --image_root "$_root" --generations "$OUT/round-$1/generated.jsonl" \
+  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$_train" --image_root "$_root" --predictions "$OUT/round-$1/generated.jsonl" \
     --round "$1" --out "$OUT/round-$1/pairs.jsonl" "${more[@]}"
   _state record --round "$1" --step pairs
 }

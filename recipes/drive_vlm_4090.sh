@@ -54,7 +54,7 @@ case " $* " in *" --num_frames "* | *" --num_frames="*) _fail "--num_frames: giv
 case " $*" in *" --quantize"*) _say "stage 1: the language model stays in bfloat16 (--quantize none); --quantize is for stages 2 and 3" ;; esac
 [ -n "${DRY_RUN:-}${PLAN:-}" ] || stages check "$@"
 [ -f "$out/base/config.json" ] ||
-  run python "$DRIVE_VLM_ROOT/tools/build_siglip_qwen.py" --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
+  run python "$DRIVE_VLM_ROOT/tools/build_siglip_qwen.py" --vision_tower google/siglip2-so400m-patch14-384 --language_model Qwen/Qwen3-4B-Instruct-2507 --out "$out/base"
 run python "$DRIVE_VLM_ROOT/tools/cache_features.py" --model "$out/base" --data "$captions" "$entries" \
   --num_frames "$frames" --out "$out/features"
 run python "$DRIVE_VLM_ROOT/tools/cache_detections.py" --data "$entries" --num_frames "$frames" --weights yolov8x.pt --imgsz 640 --conf 0.3 \

@@ -38,19 +38,19 @@ run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --clips "$c
 run python tools/build_truth_detections.py --data "$data" --out "$out/detections.jsonl" --misses 0.1 --false_hits 0.05 --num_frames 8
 
 step "2/9  a tower that sees"
-run python tools/train_tower.py --data "$data" --out "$out/tower" --steps "$tower_steps" --patch_size "$patch"
+run python tools/train_tower.py --data "$data" --out "$out/tower" --max_steps "$tower_steps" --patch_size "$patch"
 
 step "3/9  a language model that has read the world's texts and described clips"
 run bash -c "sed -E 's#\"video\": \"[^\"]*\", ##; s#<video>..##' '$data/split_entry_train.jsonl' >'$data/texts_train.jsonl'"
 run python tools/build_tiny_model.py --family siglip_qwen --out "$out/random" --corpus "$data/split_entry_train.jsonl" "$data/order_train.jsonl" \
   "$data/clips_train.jsonl" --image_size 64 --patch_size "$patch" --hidden_size 128 --text_layers 3 --max_frames 8
-run python tools/build_siglip_qwen.py --out "$out/untrained" --vision "$out/tower" --language "$out/random" --pool_size $((64 / patch)) --max_frames 8
+run python tools/build_siglip_qwen.py --out "$out/untrained" --vision_tower "$out/tower" --language_model "$out/random" --pool_size $((64 / patch)) --max_frames 8
 run python tools/cache_features.py --model "$out/untrained" --data "$data/split_entry_train.jsonl" --num_frames 8 --out "$out/features"
 launch sft --model "$out/untrained" --data "$data/raw_captions_train.jsonl" "$data/clips_train.jsonl" "$data/texts_train.jsonl" "${shared[@]}" \
   --freeze vision_tower --per_device_train_batch_size 16 --learning_rate 2e-3 --max_steps "$language_steps" --output_dir "$out/language"
 
 step "4/9  stage 1: a new projector and temporal embeddings"
-run python tools/build_siglip_qwen.py --out "$out/base" --vision "$out/tower" --language "$out/language" --pool_size $((64 / patch)) --max_frames 8 --seed 1
+run python tools/build_siglip_qwen.py --out "$out/base" --vision_tower "$out/tower" --language_model "$out/language" --pool_size $((64 / patch)) --max_frames 8 --seed 1
 launch sft --model "$out/base" --data "$data/raw_captions_train.jsonl" "$data/clips_train.jsonl" "${shared[@]}" \
   --freeze vision_tower language_model --per_device_train_batch_size 16 --learning_rate 3e-3 --max_steps "$steps1" --output_dir "$out/stage1"
 
@@ -61,7 +61,7 @@ launch sft --model "$out/stage1" --data "$data/split_entry_train.jsonl" "$data/o
 
 step "6/9  stage 3: GRPO with the physics reward, held to the stage-2 policy"
 launch grpo --model "$out/stage2" --data "$data/split_entry_train.jsonl" "${shared[@]}" --freeze vision_tower temporal_embeddings \
-  --rewards physics --physics_detections "$out/detections.jsonl" --physics_spacy "$spacy" --num_generations 8 --per_device_train_batch_size 32 \
+  --rewards physics --physics_detections "$out/detections.jsonl" --spacy_model "$spacy" --num_generations 8 --per_device_train_batch_size 32 \
   --global_batch_size 64 --max_completion_length 100 --temperature 1 --beta 0.02 --learning_rate 3e-4 \
   --max_steps "$steps3" --logging_steps 1 --output_dir "$out/stage3"
 
@@ -82,8 +82,8 @@ launch generate --model "$out/stage2" --data "$data/order_test.jsonl" "${answer[
 
 step "9/9  scores"
 run python tools/qa_eval.py --predictions "$out/order.jsonl" "$out/shuffled.jsonl" --train "$data/order_train.jsonl" --json "$out/order_accuracy.json"
-run python tools/video_eval.py --predictions "$out/stage2.jsonl" "$out/stage1.jsonl" "$out/stage3.jsonl" --detections "$out/detections.jsonl" \
+run python tools/video_eval.py --predictions "$out/stage2.jsonl" "$out/stage1.jsonl" "$out/stage3.jsonl" --physics_detections "$out/detections.jsonl" \
   --spacy_model "$spacy" --json "$out/video_scores.json" --plot "$out/video_scores.png"
-run python tools/video_eval.py --predictions "$out/sampled/stage2.jsonl" "$out/sampled/stage3.jsonl" --detections "$out/detections.jsonl" \
+run python tools/video_eval.py --predictions "$out/sampled/stage2.jsonl" "$out/sampled/stage3.jsonl" --physics_detections "$out/detections.jsonl" \
   --spacy_model "$spacy" --json "$out/sampled_scores.json" --plot "$out/sampled_scores.png"
 run python tools/drive_vlm_summary.py --run "$out" --seconds $((SECONDS - started))

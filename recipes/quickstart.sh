@@ -44,11 +44,11 @@ launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/aft
 launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/blind.jsonl" --max_new_tokens 8 --batch_size 64 --blank_images
 
 step "6/7  a small CLIP, trained here on synthetic captions because no CLIP weights can be had offline"
-run python tools/train_clip.py --captions "$out/data/captions_train.jsonl" --out "$out/clip" --steps 120
+run python tools/train_clip.py --data "$out/data/captions_train.jsonl" --out "$out/clip" --max_steps 120
 
 step "7/7  scores"
 run python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
   --blind_predictions "$out/blind.jsonl" --json "$out/accuracy.json"
-run python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --images "$out/data" --clip_model "$out/clip" \
+run python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --image_root "$out/data" --clip_model "$out/clip" \
   --out "$out/clip_scores.csv" --json "$out/clip_scores.json" --plot "$out/clip_scores.png"
 run python tools/quickstart_summary.py --run "$out" --seconds $((SECONDS - started))

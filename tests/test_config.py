@@ -2,12 +2,15 @@
 
 import dataclasses
 import enum
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from drive_vlm.config import (
+    _RENAMED,
     CommandParser,
     DataConfig,
     ModelConfig,
@@ -20,6 +23,10 @@ from drive_vlm.config import (
     run_tool,
     user_errors,
 )
+from drive_vlm.plan.flags import PlanConfig
+from drive_vlm.stages import STAGES
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 @dataclasses.dataclass
@@ -107,6 +114,42 @@ def test_the_shared_dataclasses_make_one_command_line() -> None:
 def test_nearest() -> None:
     assert nearest("vision_towr", ["projector", "vision_tower"]) == " Did you mean vision_tower?"
     assert nearest("zzz", ["projector"]) == ""
+
+
+# Where a name that has moved on for one thing stands for another one.
+STILL = {
+    "weights": {"cache_detections"}, "scenes": {"build_synthetic"}, "language": {"build_codalm"}, "max_frames": {"build_siglip_qwen", "build_tiny_model"},
+    "held_out": {"build_bdd_captions", "rounds"}, "reference": {"dpo", "spin"}, "rows": {"plan"},
+}  # fmt: skip
+
+
+def test_a_thing_has_one_name_in_every_tool_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old names are gone, and are answered with the new ones."""
+    assert nearest("--videos", ["--image_root", "--video"]) == " Did you mean --image_root?"
+    assert nearest("prompts", ["teacher_prompts"]) == " Did you mean teacher_prompts?"
+    found: dict[str, set[str]] = {}
+    # Tools import yolo_detector from their own folder.
+    monkeypatch.syspath_prepend(TOOLS)
+    for path in sorted(TOOLS.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # A dataclass looks its module up there.
+        monkeypatch.setitem(sys.modules, f"tool_{path.stem}", module)
+        spec.loader.exec_module(module)
+        if make := getattr(module, "make_parser", None):
+            found[path.stem] = {action.dest for action in make()._actions}
+    for name, stage in STAGES.items():
+        words = ["--rewards", "physics"] if stage.kind == "prompts" else []
+        found[name] = {item.name for cls in stage.config_classes(words) for item in dataclasses.fields(cls)}
+    found["plan"] = {item.name for item in dataclasses.fields(PlanConfig)}
+    assert len(found) > 20
+    for old, new in _RENAMED.items():
+        there = {tool for tool, flags in found.items() if old in flags} if old != "out" else set()
+        assert there == STILL.get(old, set()), old
+        assert any(one in flags for one in new.split() for flags in found.values()), new
+    for tool in ("clip_eval", "video_eval", "compare_stages", "build_bdd_captions", "build_drivelm", "build_codalm", "judge_arena", "sft"):  # fmt: skip
+        assert "image_root" in found[tool]
 
 
 def test_plain_is_what_json_can_hold() -> None:

@@ -66,7 +66,7 @@ def root(texts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(run, root, tmp_path_factory):
     out = tmp_path_factory.mktemp("codalm")
-    words = ["tools/build_codalm.py", "--root", root, "--out", out, "--splits", "Mini", "--on_bad_row", "skip"]
+    words = ["tools/build_codalm.py", "--image_root", root, "--out", out, "--splits", "Mini", "--on_bad_row", "skip"]
     done = run([sys.executable, *words])
     assert done.returncode == 0, done.stderr
     return out / "mini.jsonl"
@@ -108,7 +108,7 @@ def test_rows_and_scores_of_real_texts(run, texts, rows, chat_server, tmp_path):
     scores = {}
     for model in ("llava_7b", "gemini-pro"):
         answers = published_answers(texts, rows, model, tmp_path / model)
-        words = ["--predictions", answers, "--rows", rows, "--out", tmp_path / f"{model}.jsonl", "--json", tmp_path / "score.json",
+        words = ["--predictions", answers, "--data", rows, "--out", tmp_path / f"{model}.jsonl", "--json", tmp_path / "score.json",
                  "--judge_model", "overlap", "--judge_url", chat_server.url, "--cache", tmp_path / "cache"]  # fmt: skip
         done = run([sys.executable, "tools/codalm_eval.py", *words])
         assert done.returncode == 0, done.stderr

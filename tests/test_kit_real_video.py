@@ -62,9 +62,9 @@ def model(run: Callable, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
     SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "tower")
     words = [
         "tools/build_siglip_qwen.py",
-        "--vision",
+        "--vision_tower",
         folder / "tower",
-        "--language",
+        "--language_model",
         smollm2,
         "--out",
         folder / "model",

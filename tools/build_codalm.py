@@ -15,15 +15,19 @@ from drive_vlm.evaluation.codalm import SPLITS
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
-python tools/build_codalm.py --root data/CODA --out data/codalm --splits Train Val
-python tools/build_codalm.py --root data/CODA --out data/codalm --splits Mini Test --language chinese --on_bad_row skip
+python tools/build_codalm.py --image_root data/CODA --out data/codalm --splits Train Val
+python tools/build_codalm.py --image_root data/CODA --out data/codalm --splits Mini Test --language chinese --on_bad_row skip
 """
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_codalm.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
-    add("--root", required=True, help="folder that holds CODA-LM/, val/images and test/images; image root of the rows")
+    add(
+        "--image_root",
+        required=True,
+        help="folder that holds CODA-LM/, val/images and test/images; image root of the rows",
+    )
     add("--out", required=True, help="folder for SPLIT.jsonl and SPLIT.audit.json")
     add("--splits", nargs="+", choices=tuple(SPLITS), default=list(SPLITS), help="splits to build")
     add("--language", choices=tuple(FOLDERS), default="english", help="of the answers")
@@ -41,7 +45,7 @@ def make_parser() -> CommandParser:
 def run(args: Any) -> dict[str, dict[str, Any]]:
     """The audit of each split."""
     questions = read_questions(args.questions)
-    where = (Path(args.root), Path(args.out), args.language)
+    where = (Path(args.image_root), Path(args.out), args.language)
     return {
         split: build_split(split, *where, questions, args.on_bad_row, args.workers)
         for split in dict.fromkeys(args.splits)
@@ -60,7 +64,7 @@ def show(audits: dict[str, dict[str, Any]], args: Any) -> None:
             print(f"{split}: {audit['images']:,} images, the published split has {audit['images_published']:,}")
         for reason, count in audit["bad_rows"]["by_reason"].items():
             print(f"{split}: {count:,} rows left out: {reason}")
-    print(f"wrote {', '.join(f'{args.out}/{split.lower()}.jsonl' for split in audits)}; image root: {args.root}")
+    print(f"wrote {', '.join(f'{args.out}/{split.lower()}.jsonl' for split in audits)}; image root: {args.image_root}")
 
 
 if __name__ == "__main__":

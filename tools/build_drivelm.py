@@ -19,10 +19,10 @@ from drive_vlm.evaluation.drivelm import CATEGORIES
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
-python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --out data/drivelm
-python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes --views stitched --out data/3x2
-python tools/build_drivelm.py --annotations v1_1_train_nus.json --images data/nuscenes-mini --on_missing skip --out data/mini
-python tools/build_drivelm.py --annotations test_eval.json --images data/nuscenes --out data/test --split test:1
+python tools/build_drivelm.py --annotations v1_1_train_nus.json --image_root data/nuscenes --out data/drivelm
+python tools/build_drivelm.py --annotations v1_1_train_nus.json --image_root data/nuscenes --views stitched --out data/3x2
+python tools/build_drivelm.py --annotations v1_1_train_nus.json --image_root data/nuscenes-mini --on_missing skip --out data/mini
+python tools/build_drivelm.py --annotations test_eval.json --image_root data/nuscenes --out data/test --splits test:1
 """
 
 
@@ -30,19 +30,19 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_drivelm.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--annotations", required=True, help="DriveLM JSON: v1_1_train_nus.json or test_eval.json")
-    add("--images", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
+    add("--image_root", required=True, help="folder that holds samples/CAM_FRONT/... of nuScenes")
     add("--out", required=True, help="folder for SPLIT.jsonl and stitched pictures")
     flag("--views", ("six", "stitched"), "six pictures a row, or one 3x2 picture")
     add(
-        "--split",
+        "--splits",
         nargs="+",
         default=["train:0.9", "val:0.1"],
         metavar="NAME:SHARE",
         help="shares of the scenes; they sum to 1",
     )
     flag("--seed", 0, "seed of the split")
-    add("--scenes", nargs="+", metavar="SCENE", help="take these scenes only, by their names in the annotations")
-    add("--max_frames", type=int, help="take the first N key frames that can be used")
+    add("--scene_names", nargs="+", metavar="SCENE", help="take these scenes only, by their names in the annotations")
+    add("--limit", type=int, help="take the first N key frames that can be used")
     flag("--questions_only", False, "write rows without answers, for files that have none")
     flag(
         "--on_bad_row",
@@ -70,13 +70,13 @@ def usable_frames(found: Iterator[Frame | BadRow], writer: RowWriter, skip_missi
 
 def run(args: Any) -> dict[str, Any]:
     """Read, split, stitch, write; the counts of each split, with the bad rows and the leaks where there are any."""
-    images, out = Path(args.images), Path(args.out)
-    shares = parse_fractions(args.split, "--split")
+    images, out = Path(args.image_root), Path(args.out)
+    shares = parse_fractions(args.splits, "--splits")
     with RowWriter(out, args.on_bad_row) as writer:
         usable = usable_frames(
-            read_frames(Path(args.annotations), images, args.scenes), writer, args.on_missing == "skip"
+            read_frames(Path(args.annotations), images, args.scene_names), writer, args.on_missing == "skip"
         )
-        frames = list(itertools.islice(usable, args.max_frames))
+        frames = list(itertools.islice(usable, args.limit))
         if not frames:
             raise ValueError(
                 f"{args.annotations}: no key frames" + (f" that can be used; {writer.bad[0]}" if writer.bad else "")
@@ -91,11 +91,11 @@ def run(args: Any) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: Any) -> str | None:
     """Print the counts; the exit status, which says when splits leak."""
-    counts = {name: result[name] for name in parse_fractions(args.split, "--split")}
+    counts = {name: result[name] for name in parse_fractions(args.splits, "--splits")}
     rows = [[name, *(str(count[name]) for count in counts.values())] for name in ("scenes", "frames", *CATEGORIES)]
     rows.append(["rows", *(str(sum(count[category] for category in CATEGORIES)) for count in counts.values())])
     print_table("DriveLM rows by split", ("", *counts), rows)
-    root = args.out if args.views == "stitched" else args.images
+    root = args.out if args.views == "stitched" else args.image_root
     print(f"wrote {', '.join(f'{args.out}/{split}.jsonl' for split in counts)}; image root: {root}")
     for reason, count in result.get("bad_rows", {"by_reason": {}})["by_reason"].items():
         print(f"left out: {count:,} {reason}")

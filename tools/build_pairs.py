@@ -32,9 +32,9 @@ from drive_vlm.store.keyed_lines import write_lines
 
 PROMPTS = Path(__file__).parent / "prompts"
 EXAMPLES = """
-python tools/build_pairs.py --data train.jsonl --generations round0.jsonl --round 1 --out pairs1.jsonl
-python tools/build_pairs.py --data train.jsonl --generations round1.jsonl --round 2 --mix pairs1.jsonl --out pairs2.jsonl
-python tools/build_pairs.py --data train.jsonl --generations s0.jsonl s1.jsonl s2.jsonl --positives best --score judge --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out pairs.jsonl
+python tools/build_pairs.py --data train.jsonl --predictions round0.jsonl --round 1 --out pairs1.jsonl
+python tools/build_pairs.py --data train.jsonl --predictions round1.jsonl --round 2 --mix pairs1.jsonl --out pairs2.jsonl
+python tools/build_pairs.py --data train.jsonl --predictions s0.jsonl s1.jsonl s2.jsonl --positives best --score judge --judge_model qwen-vl --judge_url http://localhost:8000/v1 --out pairs.jsonl
 """
 
 
@@ -43,7 +43,7 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", required=True, help="JSONL rows with answers, the prompts of the generations")
     add(
-        "--generations",
+        "--predictions",
         nargs="+",
         required=True,
         help="predictions of the previous round's model; several files are several answers a row",
@@ -65,7 +65,10 @@ def make_parser() -> CommandParser:
     )
     flag("--judge_filter", False, "keep the pairs whose chosen answer the judge prefers in both orders")
     flag("--on_missing", ("error", "skip"), "rows without a generated answer: stop, or count them")
-    add("--prompt", help="prompt file of the judge (default: tools/prompts/prefer.txt, rate.txt for --score judge)")
+    add(
+        "--judge_prompt",
+        help="prompt file of the judge (default: tools/prompts/prefer.txt, rate.txt for --score judge)",
+    )
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
     flag("--no_images", False, "the judge reads the texts alone")
     add_dataclass(parser, JudgeConfig, "judge")
@@ -85,7 +88,7 @@ class Judged:
         default = PROMPTS / ("rate.txt" if args.positives == "best" and args.score == "judge" else "prefer.txt")
         rates = default.name == "rate.txt"
         self.prompt = read_prompt(
-            args.prompt or default, ("question", "prediction") if rates else ("question", "answer_a", "answer_b")
+            args.judge_prompt or default, ("question", "prediction") if rates else ("question", "answer_a", "answer_b")
         )
 
     def kept(
@@ -168,14 +171,14 @@ def make(args: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     by_judge = args.positives == "best" and args.score == "judge"
     if by_judge and args.judge_filter:
         raise ValueError("--judge_filter and --score judge are two ways to ask the same judge; use one of them")
-    if args.positives == "best" and len(args.generations) < 2:
+    if args.positives == "best" and len(args.predictions) < 2:
         raise ValueError(
-            "--positives best needs at least two --generations of the same rows, sampled with different seeds"
+            "--positives best needs at least two --predictions of the same rows, sampled with different seeds"
         )
     mixed = read_pairs(args.mix)
     judged = Judged(args) if by_judge or args.judge_filter else None
     sources, missing, root = read_answered(
-        args.data, args.generations, args.image_root, need_answer=args.positives == "gold"
+        args.data, args.predictions, args.image_root, need_answer=args.positives == "gold"
     )
     if missing and args.on_missing == "error":
         raise ValueError(

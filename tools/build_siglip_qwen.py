@@ -11,8 +11,8 @@ from typing import Any
 from drive_vlm.config import CommandParser, run_tool
 
 EXAMPLES = """
-python tools/build_siglip_qwen.py --vision google/siglip2-so400m-patch14-384 --language Qwen/Qwen3-4B --out models/siglip2_qwen3_4b
-python tools/build_siglip_qwen.py --vision DIR --language DIR --projector_type resampler --num_queries 64 --out models/resampler
+python tools/build_siglip_qwen.py --vision_tower google/siglip2-so400m-patch14-384 --language_model Qwen/Qwen3-4B --out models/siglip2_qwen3_4b
+python tools/build_siglip_qwen.py --vision_tower DIR --language_model DIR --projector_type resampler --num_queries 64 --out models/resampler
 python tools/build_tiny_model.py --family siglip_qwen --corpus data/train.jsonl --out runs/tiny_video   # random and tiny, for trials
 """
 
@@ -21,9 +21,9 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_siglip_qwen.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--out", required=True, help="directory to write; it must not exist or be empty")
-    add("--vision", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id")
+    add("--vision_tower", required=True, help="SigLIP or SigLIP2 checkpoint of fixed resolution: directory or hub id")
     add(
-        "--language",
+        "--language_model",
         required=True,
         help="causal language model with a ChatML tokenizer: directory, hub id or .gguf; or a siglip_qwen directory, to take its language model",
     )

@@ -4,7 +4,7 @@ Per sample a CSV row; per data set mean, spread, quantiles, a 95 % bootstrap int
 pictures), and the same scores against the reference and picture of another sample: only the distance to that shuffled
 baseline says something. Several --predictions compare checkpoints on the samples they have in common.
 
-`image` of a row is relative to --images. A row that says "images/x.jpg" with --images data/images is also found, as
+`image` of a row is relative to --image_root. A row that says "images/x.jpg" with --image_root data/images is also found, as
 long as only one of data/images/images/x.jpg and data/images/x.jpg exists.
 """
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
 
 EXAMPLES = """
-python tools/clip_eval.py --predictions results/generated.jsonl --images data/test/images/ --out results/scores.csv
-python tools/clip_eval.py --predictions before.jsonl after.jsonl --images data/images --out scores.csv --plot scores.png
-python tools/clip_eval.py --predictions p.jsonl --images data/images --out scores.csv --clip_model runs/clip
+python tools/clip_eval.py --predictions results/generated.jsonl --image_root data/test/images/ --out results/scores.csv
+python tools/clip_eval.py --predictions before.jsonl after.jsonl --image_root data/images --out scores.csv --plot scores.png
+python tools/clip_eval.py --predictions p.jsonl --image_root data/images --out scores.csv --clip_model runs/clip
 """
 METRICS = {"text_text": "prediction - reference", "text_image": "prediction - picture"}
 
@@ -32,7 +32,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/clip_eval.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    add("--images", required=True, help="folder that the rows' pictures are relative to")
+    add("--image_root", required=True, help="folder that the rows' pictures are relative to")
     add("--out", required=True, help="CSV with one line for each sample and checkpoint")
     flag("--clip_model", "ViT-B-32", "open_clip model, or a directory written by tools/train_clip.py")
     add("--clip_pretrained", help="tag of open_clip or local weights file (ViT-B-32: laion2b_s34b_b79k unless given)")
@@ -62,7 +62,9 @@ def find_images(item: "Prediction", root: Path) -> list[Path]:
             raise ValueError(f"{name}: {image!r} may be {there[0]} or {there[1]}; rename one, or give {root.parent}")
         if not there:
             tried = " and ".join(str(path) for path in (direct, *without_root))
-            raise ValueError(f"{name}: no picture {tried}; --images must be the folder that {image!r} is relative to")
+            raise ValueError(
+                f"{name}: no picture {tried}; --image_root must be the folder that {image!r} is relative to"
+            )
         found += there
     return found
 
@@ -214,9 +216,9 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.predictions import read_checkpoints
 
-    root = Path(args.images)
+    root = Path(args.image_root)
     if not root.is_dir():
-        raise ValueError(f"--images {root}: no such folder")
+        raise ValueError(f"--image_root {root}: no such folder")
     names, files, left_out = read_checkpoints(args.predictions)
     images = [find_images(item, root) for item in files[0]]
     encoder = ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)

@@ -1,9 +1,9 @@
 """CODA-LM's score: a judge rates the answers of general perception, driving suggestion and region perception.
 
-Reads the project's predictions of rows from tools/build_codalm.py, or, with --rows, the benchmark's own answer files
+Reads the project's predictions of rows from tools/build_codalm.py, or, with --data, the benchmark's own answer files
 ({task}_answer.jsonl). The judge sees the reference and the answer, not the picture, at temperature 0; ratings are read
 as published; replies that cannot be read are asked for again, then counted and left out. The prompts are ours: numbers
-compare with published ones only with the official prompts (--prompts DIR) and the official judge.
+compare with published ones only with the official prompts (--judge_prompts DIR) and the official judge.
 """
 
 import json
@@ -24,7 +24,7 @@ PLACES = ("reference", "prediction")
 ANSWER_FILES = tuple(f"{task}_answer{label}.jsonl" for task in TASKS for label in ("", "_w_label"))
 EXAMPLES = """
 python tools/codalm_eval.py --predictions runs/sft/mini.jsonl --judge_model gpt-4o-2024-05-13 --out mini_ratings.jsonl
-python tools/codalm_eval.py --predictions results/ --rows data/codalm/mini.jsonl --judge_model gpt-4o-2024-05-13 --prompts official --out ratings.jsonl --json score.json
+python tools/codalm_eval.py --predictions results/ --data data/codalm/mini.jsonl --judge_model gpt-4o-2024-05-13 --judge_prompts official --out ratings.jsonl --json score.json
 """
 
 
@@ -51,11 +51,11 @@ def make_parser() -> CommandParser:
         help="predictions JSONL, or published answer files or their folder; together one model's answers",
     )
     add(
-        "--rows",
+        "--data",
         help="rows of tools/build_codalm.py: needed for published answer files; every row must then have an answer",
     )
     add("--out", required=True, help="JSONL of ratings; answers that are in it are not rated again")
-    flag("--prompts", str(PROMPTS), "folder with TASK.txt, or TASK.json with example turns")
+    flag("--judge_prompts", str(PROMPTS), "folder with TASK.txt, or TASK.json with example turns")
     flag("--on_missing", ("error", "skip"), "rows without an answer: stop, or count them and leave them out")
     flag("--seed", 0, "of the bootstrap")
     add("--json", help="write every number to this file")
@@ -83,7 +83,7 @@ def read_rows(path: str) -> dict[tuple[str, int], dict[str, Any]]:
 
 def read_answers(args: Any) -> tuple[list[Answer], list[str]]:
     """All answers in order, and the ids of rows without one. Raises ValueError for what does not fit together."""
-    rows = read_rows(args.rows) if args.rows else None
+    rows = read_rows(args.data) if args.data else None
     answers: list[Answer] = []
     for path in answer_files(args.predictions):
         answers += published_answers(path, rows) if path.name in ANSWER_FILES else own_answers(path)
@@ -95,7 +95,7 @@ def read_answers(args: Any) -> tuple[list[Answer], list[str]]:
     missing = [str(row["id"]) for row in (rows or {}).values() if (row["task"], str(row["id"])) not in seen]
     if missing and args.on_missing == "error":
         raise ValueError(
-            f"{len(missing):,} of {len(rows or {}):,} rows of {args.rows} have no answer, e.g. {missing[0]}; answer them, or count them "
+            f"{len(missing):,} of {len(rows or {}):,} rows of {args.data} have no answer, e.g. {missing[0]}; answer them, or count them "
             "and leave them out with --on_missing skip"
         )
     return answers, missing
@@ -139,7 +139,7 @@ def published_answers(path: Path, rows: dict[tuple[str, int], dict[str, Any]] | 
     from drive_vlm.data.jsonl import JsonlFile
 
     if rows is None:
-        raise ValueError(f"{path}: published answer files hold no references; give --rows of tools/build_codalm.py")
+        raise ValueError(f"{path}: published answer files hold no references; give --data of tools/build_codalm.py")
     task = re.sub(r"_answer(_w_label)?$", "", path.stem)
     answers = []
     for where, found in JsonlFile(path).places():
@@ -152,11 +152,11 @@ def published_answers(path: Path, rows: dict[tuple[str, int], dict[str, Any]] | 
         row = rows.get((task, found["question_id"]))
         if row is None:
             raise ValueError(
-                f"{where}: {task} has no question {found['question_id']} with a reference in --rows; is it the same split?"
+                f"{where}: {task} has no question {found['question_id']} with a reference in --data; is it the same split?"
             )
         if "image" in found and Path(found["image"]).name != Path(row["image"]).name:
             raise ValueError(
-                f"{where}: answers {found['image']}, but question {found['question_id']} of --rows is about {row['image']}"
+                f"{where}: answers {found['image']}, but question {found['question_id']} of --data is about {row['image']}"
             )
         name, group, category = (str(row[key]) for key in ("id", "group", "category"))
         answers.append(Answer(where, name, task, group, category, row["reference"], found["answer"]))
@@ -215,7 +215,7 @@ def show(result: dict[str, Any], args: Any) -> None:
             print(f"{count:,} {text}")
     if result["judge"]["own_prompts"]:
         print(
-            "rated with this project's prompts, not the published ones: compare with published scores only by --prompts"
+            "rated with this project's prompts, not the published ones: compare with published scores only by --judge_prompts"
         )
     print(spent_line(result["judge"]))
 
@@ -227,7 +227,7 @@ def points(entry: dict[str, Any]) -> str:
 def run(args: Any) -> dict[str, Any]:
     """Read, rate, score; returns what --json holds."""
     config = from_namespace(JudgeConfig, args)
-    prompts = read_prompts(args.prompts)
+    prompts = read_prompts(args.judge_prompts)
     judge = open_judge(config)
     answers, missing = read_answers(args)
     rows, stale = rate(answers, prompts, judge, args)
@@ -242,8 +242,8 @@ def run(args: Any) -> dict[str, Any]:
         "ratings_of_other_settings_dropped": stale,
         "judge": {
             "name": config.judge_model,
-            "prompts": args.prompts,
-            "own_prompts": Path(args.prompts) == PROMPTS,
+            "prompts": args.judge_prompts,
+            "own_prompts": Path(args.judge_prompts) == PROMPTS,
             **judge.spent(),
         },
     }

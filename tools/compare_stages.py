@@ -2,21 +2,18 @@
 
 For each video: sampled frames with the detector's boxes; reference and text of each checkpoint and mode, with the objects
 that they name marked (detected, not detected, denied, of no detector); the terms of the physics reward. Written are one
-PNG a video and index.html, one file that holds its pictures; printed are the terms. Either from prediction files (python -m
-drive_vlm generate), where files with the same name in --names are one checkpoint, or with --models, which first runs
-generate into OUT/predictions; what is answered there already is kept.
+PNG a video and index.html, one file that holds its pictures; printed are the terms. Prediction files (python -m drive_vlm
+generate) with the same name in --names are one checkpoint.
 """
 
 import re
-import shlex
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, DataConfig, nearest, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, nearest, run_tool
 from drive_vlm.data.videos import MODES
+from drive_vlm.rewards.physics import PhysicsConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,10 +23,9 @@ if TYPE_CHECKING:
     from drive_vlm.rewards.physics import PhysicsReward
 
 EXAMPLES = """
-python tools/compare_stages.py --predictions stage1.jsonl stage2.jsonl stage3.jsonl --videos data/bdd --detections detections.jsonl --out compare
-python tools/compare_stages.py --predictions s2.jsonl s3.jsonl --names "stage 2" "stage 3" --videos data/bdd --detections d.jsonl --ids clips/0017.mp4 --out compare
-python tools/compare_stages.py --predictions s2.detailed.jsonl s2.concise.jsonl s3.detailed.jsonl s3.concise.jsonl --names s2 s2 s3 s3 --detections d.jsonl --out compare
-python tools/compare_stages.py --models runs/stage1 runs/stage2 runs/stage3 --data data/split_entry_test.jsonl --detections d.jsonl --limit 4 --out compare
+python tools/compare_stages.py --predictions stage1.jsonl stage2.jsonl stage3.jsonl --image_root data/bdd --physics_detections detections.jsonl --out compare
+python tools/compare_stages.py --predictions s2.jsonl s3.jsonl --names "stage 2" "stage 3" --image_root data/bdd --physics_detections d.jsonl --ids clips/0017.mp4 --out compare
+python tools/compare_stages.py --predictions s2.detailed.jsonl s2.concise.jsonl s3.detailed.jsonl s3.concise.jsonl --names s2 s2 s3 s3 --physics_detections d.jsonl --out compare
 """
 # (video, mode, question)
 Key = tuple[str, str, str]
@@ -38,87 +34,16 @@ Key = tuple[str, str, str]
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/compare_stages.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--predictions", nargs="+", help="JSONL files of python -m drive_vlm generate")
-    source.add_argument("--models", nargs="+", help="model directories or hub ids that answer first; needs --data")
-    add("--names", nargs="+", help="what to call each file or model (default: their own names); files may share one")
-    add("--out", required=True, help="folder for index.html, the PNGs and, with --models, the predictions")
-    add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
-    add("--videos", help="folder that the rows' videos are relative to (default: that of --data, else the current one)")
+    add("--predictions", nargs="+", required=True, help="JSONL files of python -m drive_vlm generate")
+    add("--names", nargs="+", help="what to call each file (default: their own names); files may share one")
+    add("--out", required=True, help="folder for index.html and the PNGs")
+    flag("--image_root", ".", "folder that the rows' videos are relative to")
     add("--ids", nargs="+", help="videos to show: their path, group or an id of their rows")
     flag("--limit", 8, "show the first N videos; with --ids all of those are shown", least=1)
     flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at", least=1)
-    add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
-    add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    flag("--spacy_model", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
     add("--json", help="write texts, objects, detections and terms to this file")
-    models = parser.add_argument_group("with --models")
-    models.add_argument("--data", nargs="+", help="rows with videos (.jsonl), videos, folders of frames or of both")
-    models.add_argument("--modes", nargs="+", default=list(MODES), choices=tuple(MODES), help="instructions to follow")
-    models.add_argument(
-        "--model_frames",
-        type=int,
-        help=f"frames of a video that the models see (default: as each was trained, else {DataConfig.num_frames})",
-    )
-    models.add_argument("--max_new_tokens", type=int, default=192, help="tokens of a text, at most")
-    models.add_argument("--batch_size", type=int, default=8, help="videos answered at a time")
+    add_dataclass(parser, PhysicsConfig, "physics reward")
     return parser
-
-
-def check_flags(args: Any) -> None:
-    """Raises ValueError for flags that do not go together."""
-    count = len(args.predictions or args.models)
-    if args.names and len(args.names) != count:
-        raise ValueError(f"--names has {len(args.names)} names for {count} {'files' if args.predictions else 'models'}")
-    if args.predictions and args.data:
-        raise ValueError("--data belongs to --models; the rows of --predictions name their videos themselves")
-    if args.models and not args.data:
-        raise ValueError("--models needs --data: rows with videos, videos, or folders of frames")
-    if args.models and args.ids:
-        raise ValueError("--ids chooses among --predictions; with --models name the videos in --data, or give --limit")
-    if args.models and args.names and len(set(args.names)) < count:
-        raise ValueError(f"--names {shlex.join(args.names)}: each model needs a name of its own")
-
-
-def answer(args: Any) -> tuple[list[str], list[str]]:
-    """(names, files): every model answers in every mode into OUT/predictions. Raises ValueError when one of them fails."""
-    from drive_vlm.data.predictions import checkpoint_names
-    from drive_vlm.launch.manifest import trained_frames
-
-    models = args.names or checkpoint_names([f"{model}.x" for model in args.models])
-    names, files = [], []
-    for name, model in zip(models, args.models, strict=True):
-        for mode in args.modes:
-            out = str(Path(args.out) / "predictions" / f"{safe_name(name)}.{mode}.jsonl")
-            numbers = {
-                "limit": args.limit,
-                "num_frames": args.model_frames or trained_frames(model) or DataConfig.num_frames,
-                "max_new_tokens": args.max_new_tokens,
-                "batch_size": args.batch_size,
-            }
-            words = ["--model", model, "--mode", mode, "--data", *args.data, "--out", out]
-            words += [word for flag, number in numbers.items() for word in (f"--{flag}", str(number))]
-            words += ["--image_root", args.videos] if args.videos else []
-            command = [sys.executable, "-m", "drive_vlm", "generate", *words]
-            print(f"{name}, {mode}:", flush=True)
-            if code := subprocess.run(command, check=False).returncode:
-                raise ValueError(
-                    f"{name}: generate ended with code {code}, see above. The command: {shlex.join(command)}"
-                )
-            names.append(name)
-            files.append(out)
-    return names, files
-
-
-def check_detections(args: Any, cache: "DetectionCache") -> None:
-    """Raises ValueError for a video without detections, before any model answers."""
-    from drive_vlm.generate.config import GenerateConfig
-    from drive_vlm.generate.rows import read_rows
-
-    for mode in args.modes:
-        config = GenerateConfig(args.data, "", image_root=args.videos, mode=mode, limit=args.limit)
-        for sample in read_rows(config)[0]:
-            cache.entry(sample.columns["_video"])
 
 
 def safe_name(text: str) -> str:
@@ -209,7 +134,7 @@ def load_frames(
         pictures = load_video(path, len(looked), where)
     except BadRow as error:
         raise ValueError(
-            f"{where}: {error.problem}. Check the folder of videos (--videos), or choose others (--ids)"
+            f"{where}: {error.problem}. Check the folder of videos (--image_root), or choose others (--ids)"
         ) from error
     if looked != now:
         raise ValueError(
@@ -254,33 +179,19 @@ def compare_video(
     return {"video": video, "group": group, "looked_at": len(entry.frames), "seen": seen, "texts": texts}
 
 
-def default_root(args: Any) -> str:
-    """The folder of the rows, where --data names files of one folder; else the current one."""
-    folders = {str(Path(path).parent) for path in args.data or () if Path(path).suffix in (".jsonl", ".json")}
-    if len(folders) > 1:
-        raise ValueError(f"--data lies in {len(folders)} folders; say with --videos what the videos are relative to")
-    return args.videos or (folders.pop() if folders else ".")
-
-
 def run(args: Any) -> dict[str, Any]:
-    """Answer, read, score, draw; returns what --json holds."""
+    """Read, score, draw; returns what --json holds."""
     from rich.progress import track
 
     from drive_vlm.data.predictions import checkpoint_names
     from drive_vlm.report.drive_vlm_stages import plot_video, write_page
-    from drive_vlm.rewards.physics import PhysicsConfig, PhysicsReward
-    from drive_vlm.rewards.text.vocabulary import DEFAULT
+    from drive_vlm.rewards.physics import PhysicsReward
 
-    check_flags(args)
-    root, out = default_root(args), Path(args.out)
-    config = PhysicsConfig(args.detections, args.weights, physics_vocabulary=args.vocabulary or str(DEFAULT))
-    config.physics_spacy = args.spacy_model
-    reward = PhysicsReward(config)
-    if args.models:
-        check_detections(args, reward.cache)
-        names, files = answer(args)
-    else:
-        names, files = args.names or checkpoint_names(args.predictions), args.predictions
+    if args.names and len(args.names) != len(args.predictions):
+        raise ValueError(f"--names has {len(args.names)} names for {len(args.predictions)} files")
+    root, out = args.image_root, Path(args.out)
+    reward = PhysicsReward(from_namespace(PhysicsConfig, args))
+    names, files = args.names or checkpoint_names(args.predictions), args.predictions
     checkpoints = read_checkpoints(files, names)
     chosen = {video: rows_of_video(checkpoints, video) for video in choose_videos(checkpoints, args.ids, args.limit)}
     loaded = {}

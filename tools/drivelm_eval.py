@@ -28,9 +28,9 @@ from drive_vlm.judges.judge import REFUSED, JudgeConfig, Request, judge_all, spe
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
-python tools/drivelm_eval.py --predictions output.json --reference test_eval.json
-python tools/drivelm_eval.py --predictions generated.jsonl --reference test_eval.json --stitched --json score.json
-python tools/drivelm_eval.py --predictions output.json --reference test_eval.json --judge_model gpt-4o --cache judge
+python tools/drivelm_eval.py --predictions output.json --annotations test_eval.json
+python tools/drivelm_eval.py --predictions generated.jsonl --annotations test_eval.json --stitched --json score.json
+python tools/drivelm_eval.py --predictions output.json --annotations test_eval.json --judge_model gpt-4o --cache judge
 """
 
 
@@ -38,10 +38,10 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/drivelm_eval.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--predictions", required=True, help="output.json or predictions.jsonl")
-    add("--reference", required=True, help="test_eval.json of the challenge")
+    add("--annotations", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
-    add("--json", "--out", dest="json", help="write the score with all its parts and counts here")
+    add("--json", help="write the score with all its parts and counts here")
     add_dataclass(parser, JudgeConfig, "judge of the GPT part, which is left out without --judge_model")
     return parser
 
@@ -195,11 +195,11 @@ def _words(question: str) -> str:
 
 def run(args: Any) -> dict[str, Any]:
     """Read and score; returns what --json holds."""
-    questions = load_reference(args.reference)
+    questions = load_reference(args.annotations)
     answers = load_answers(args.predictions, questions, args.stitched)
     spent: dict[str, Any] = {}
     result = score(questions, answers, make_judge(args, spent))
-    record = {"predictions": args.predictions, "reference": args.reference, "judge_model": args.judge_model}
+    record = {"predictions": args.predictions, "reference": args.annotations, "judge_model": args.judge_model}
     return record | plain(result) | {"judge": spent}
 
 

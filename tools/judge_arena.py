@@ -50,7 +50,7 @@ def make_parser() -> CommandParser:
     flag("--seed", 0, "of the sample and the bootstrap")
     add("--image_root", help="folder that picture paths start from (default: the first file's folder)")
     flag("--no_images", False, "the judge reads the texts alone")
-    flag("--prompt", str(PROMPT), "prompt file (.txt, or .json with example turns)")
+    flag("--judge_prompt", str(PROMPT), "prompt file (.txt, or .json with example turns)")
     flag("--category_column", "category", "column of the table by category")
     add("--json", help="write every number to this file")
     add("--plot", help="PNG with the ratings and the matrix of win rates")
@@ -229,7 +229,7 @@ def run(args: Any) -> dict[str, Any]:
 
     config = from_namespace(JudgeConfig, args)
     args.no_images |= config.judge_backend == "reference"
-    prompt = read_prompt(args.prompt, PLACES)
+    prompt = read_prompt(args.judge_prompt, PLACES)
     comparer = open_comparer(config, prompt)
     planned, left_out = plan_battles(args)
     rows, stale = judge_battles(planned, prompt, comparer, args)
@@ -237,7 +237,7 @@ def run(args: Any) -> dict[str, Any]:
     result["counts"]["with_pictures"] = sum(bool(battle.images) for battle in planned)
     result["judge"] = {
         "name": config.judge_model or config.judge_backend,
-        "prompt": args.prompt,
+        "prompt": args.judge_prompt,
         "sees_images": not args.no_images,
         **comparer.spent(),
     }

@@ -112,8 +112,10 @@ def split(args: Any) -> None:
 def rows_of(sources: list["Source"]) -> list[tuple[dict[str, Any], list[str]]]:
     """All rows as they stand in the files, each with the paths of its pictures or its video below the source's root. Raises
     ValueError for a row that cannot be read."""
+    from drive_vlm.data.sources import require_files
     from drive_vlm.data.table import read_sample
 
+    require_files(sources)
     rows = []
     for source in sources:
         for i in range(len(source.rows)):

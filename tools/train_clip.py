@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import torch
 
 EXAMPLES = """
-python tools/train_clip.py --captions data/captions_train.jsonl --out runs/clip
-python tools/train_clip.py --captions data/captions_train.jsonl --out runs/clip --steps 2000 --width 256 --device cuda
+python tools/train_clip.py --data data/captions_train.jsonl --out runs/clip
+python tools/train_clip.py --data data/captions_train.jsonl --out runs/clip --max_steps 2000 --width 256 --device cuda
 """
 
 
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/train_clip.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
-    add("--captions", required=True, help="JSONL rows {image, caption_short, caption_long}")
+    add("--data", required=True, help="JSONL rows {image, caption_short, caption_long}")
     add("--out", required=True, help="directory for configuration and weights")
-    flag("--epochs", 10, "passes over the training pictures")
-    add("--steps", type=int, help="optimizer steps instead of --epochs")
+    flag("--num_train_epochs", 10, "passes over the training pictures")
+    add("--max_steps", type=int, help="optimizer steps instead of --num_train_epochs")
     flag("--batch_size", 64, "pictures in one contrastive batch")
     flag("--learning_rate", 5e-4, "peak of the cosine schedule")
-    flag("--held_out", 0.1, "share of the groups kept for the retrieval test")
+    flag("--held_out_share", 0.1, "share of the groups kept for the retrieval test")
     flag("--image_size", 64, "side of the square picture in pixels")
     flag("--patch_size", 8, "side of a patch in pixels")
     flag("--width", 128, "width of both towers, a multiple of 64")
@@ -98,7 +98,7 @@ def split_rows(rows: list[dict[str, Any]], held_out: float, seed: int) -> tuple[
     if len(training) < 2 or len(test) < 2:
         raise ValueError(
             f"{len(rows)} rows in {len(groups)} groups give {len(training)} to train and {len(test)} to test; "
-            "both need at least 2: give more rows or another --held_out"
+            "both need at least 2: give more rows or another --held_out_share"
         )
     return training, test
 
@@ -123,7 +123,7 @@ def train(model: Any, pixels: "torch.Tensor", captions: list["torch.Tensor"], ar
     generator = torch.Generator().manual_seed(args.seed)
     batch_size = min(args.batch_size, len(pixels))
     per_epoch = len(pixels) // batch_size
-    steps = args.steps or args.epochs * per_epoch
+    steps = args.max_steps or args.num_train_epochs * per_epoch
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -200,7 +200,7 @@ def run(args: Any) -> dict[str, Any]:
 
     started = time.perf_counter()
     config = model_config(args.image_size, args.patch_size, args.width, args.layers)
-    training, test = split_rows(read_captions(Path(args.captions)), args.held_out, args.seed)
+    training, test = split_rows(read_captions(Path(args.data)), args.held_out_share, args.seed)
     torch.manual_seed(args.seed)
     encoder = ClipEncoder.from_config(config, args.device)
     pixels, test_pixels = (load_pixels(encoder, rows, args.workers) for rows in (training, test))

@@ -2,7 +2,7 @@
 
 Reads a folder of tools/build_synthetic.py with its truth, learns which objects (and which light, weather and time of day) each
 patch shows, prints the average precision on held-out frames, and writes a SiglipVisionModel with its image processor for
-`tools/build_siglip_qwen.py --vision DIR`. Such a tower knows the synthetic world and nothing else.
+`tools/build_siglip_qwen.py --vision_tower DIR`. Such a tower knows the synthetic world and nothing else.
 """
 
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 python tools/train_tower.py --data data/synthetic --out runs/tower
-python tools/train_tower.py --data data/synthetic --out runs/tower --steps 3000 --layers 6 --device cuda
+python tools/train_tower.py --data data/synthetic --out runs/tower --max_steps 3000 --layers 6 --device cuda
 """
 # Share of a patch, or of the object, that must lie in the other for the patch to show the object.
 _LEAST_SHARE = 0.3
@@ -31,7 +31,7 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that build_synthetic.py wrote, clips as folders of frames")
     add("--out", type=Path, required=True, help="directory for the tower")
-    flag("--steps", 1000, "optimizer steps")
+    flag("--max_steps", 1000, "optimizer steps")
     flag("--batch_size", 64, "frames a step")
     flag("--learning_rate", 1.5e-3, "peak of the cosine schedule")
     flag("--patch_size", 8, "side of a patch in pixels")
@@ -134,12 +134,12 @@ def train(args: Any) -> dict[str, Any]:
     head, pooled_head = (torch.nn.Linear(args.hidden_size, len(names)).to(args.device) for _ in range(2))
     weights = [*tower.parameters(), *head.parameters(), *pooled_head.parameters()]
     optimizer = torch.optim.AdamW(weights, args.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_steps, pct_start=0.1)
     targets = torch.from_numpy(patch_labels(truths, names, side, args.patch_size))
     frames = torch.from_numpy(pictures)
     order = torch.Generator().manual_seed(args.seed)
     bce, losses = torch.nn.functional.binary_cross_entropy_with_logits, []
-    for _ in track(range(args.steps), "training"):
+    for _ in track(range(args.max_steps), "training"):
         pick = torch.randint(len(frames), (args.batch_size,), generator=order)
         features = tower(pixels(frames[pick], args.device)).last_hidden_state
         shown = targets[pick].to(args.device).float()
@@ -155,7 +155,7 @@ def train(args: Any) -> dict[str, Any]:
     SiglipImageProcessor(
         size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(args.out)
-    return {"loss": losses[-1], "average_precision": precision, "frames": len(frames), "steps": args.steps}
+    return {"loss": losses[-1], "average_precision": precision, "frames": len(frames), "steps": args.max_steps}
 
 
 def pixels(frames: "torch.Tensor", device: str) -> "torch.Tensor":

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, run_tool
 from drive_vlm.report.tables import write_csv
+from drive_vlm.rewards.physics import PhysicsConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
     from drive_vlm.evaluation.video import Scored
     from drive_vlm.rewards.detections import DetectionCache
-    from drive_vlm.rewards.physics import Weights
+    from drive_vlm.rewards.physics import PhysicsReward
     from drive_vlm.rewards.text.driving_text import TextParser
 
 EXAMPLES = """
-python tools/video_eval.py --predictions stage2.jsonl stage3.jsonl --detections detections.jsonl --json scores.json
-python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --csv scores.csv --plot scores.png
-python tools/video_eval.py --predictions p.jsonl --detections d.jsonl --videos data/bdd --clip_model ViT-B-32
+python tools/video_eval.py --predictions stage2.jsonl stage3.jsonl --physics_detections detections.jsonl --json scores.json
+python tools/video_eval.py --predictions p.jsonl --physics_detections d.jsonl --csv scores.csv --plot scores.png
+python tools/video_eval.py --predictions p.jsonl --physics_detections d.jsonl --image_root data/bdd --clip_model ViT-B-32
 """
 
 
@@ -39,26 +40,22 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/video_eval.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--predictions", nargs="+", required=True, help="JSONL files, one for each checkpoint")
-    add("--detections", nargs="+", required=True, help="detection caches written by tools/cache_detections.py")
     flag(
         "--on_missing",
         ("error", "skip"),
         "a video without detections: error stops, skip leaves its rows out and counts them",
     )
     flag("--truth_column", "truth_classes", "column with the exact classes of the video, where there is one")
-    add("--weights", nargs=4, type=float, default=[0.4, 0.25, 0.2, 0.15], help="of R_obj, R_temp, R_detail, R_hall")
-    add("--vocabulary", help="YAML file of driving words (default: drive_vlm/rewards/driving_words.yaml)")
-    flag("--spacy_model", "en_core_web_sm", "spaCy pipeline: an installed name or its directory")
-    flag("--processes", 1, "processes that parse the texts")
     add("--clip_model", help="open_clip model, or a directory of tools/train_clip.py: CLIP scores as well")
     add("--clip_pretrained", help="tag of open_clip or local weights file")
-    add("--videos", help="folder that the rows' videos are relative to (for --clip_model)")
+    add("--image_root", help="folder that the rows' videos are relative to (for --clip_model)")
     flag("--num_frames", 8, "frames of a video that CLIP sees, evenly spread")
     flag("--device", "cpu", "device of CLIP: cpu, cuda, cuda:1 ...")
     add("--csv", type=output_file, help="write one line for each row and checkpoint")
     add("--plot", type=output_file, help="write the scores with their intervals to this PNG")
     add("--json", type=output_file, help="write every number to this file")
     flag("--seed", 0, "of the bootstrap")
+    add_dataclass(parser, PhysicsConfig, "physics reward")
     return parser
 
 
@@ -92,28 +89,25 @@ def read_files(
                 f"{lost.where}: id {lost.id!r}: {error} ({known.count(False)} rows in all; --on_missing skip leaves them out)"
             ) from error
     if not any(known):
-        raise ValueError(f"none of the {len(known)} rows' videos is in {', '.join(args.detections)}")
+        raise ValueError(f"none of the {len(known)} rows' videos is in {', '.join(args.physics_detections)}")
     kept = [[item for item, there in zip(items, known, strict=True) if there] for items in files]
     counts = [{"ids_left_out": out, "rows_without_detections": known.count(False)} for out in left_out]
     return names, kept, dict(zip(args.predictions, counts, strict=True))
 
 
 def score_file(
-    items: list["Prediction"],
-    truths: list[frozenset[str]] | None,
-    cache: "DetectionCache",
-    parser: "TextParser",
-    weights: "Weights",
+    items: list["Prediction"], truths: list[frozenset[str]] | None, reward: "PhysicsReward"
 ) -> list["Scored"]:
     from drive_vlm.evaluation.video import Scored, pair_keys
     from drive_vlm.rewards.physics import terms
 
-    parsed = parser.parse([text for item in items for text in (item.prediction, item.reference)])
+    parsed = reward.parser.parse([text for item in items for text in (item.prediction, item.reference)])
+    vocabulary, rest = reward.parser.vocabulary, (reward.weights, reward.critical)
     scored = []
     for index, (item, pair) in enumerate(zip(items, pair_keys(items), strict=True)):
         said, wanted = parsed[2 * index], parsed[2 * index + 1]
-        found = terms(said, wanted, cache.classes(item.row["video"]), parser.vocabulary, weights)
-        exact = terms(said, wanted, truths[index], parser.vocabulary, weights) if truths else None
+        found = terms(said, wanted, reward.cache.classes(item.row["video"]), vocabulary, *rest)
+        exact = terms(said, wanted, truths[index], vocabulary, *rest) if truths else None
         scored.append(Scored(item, pair, found, exact))
     return scored
 
@@ -136,14 +130,14 @@ def truth_classes(item: "Prediction", column: str, parser: "TextParser") -> froz
 
 
 def load_clip(items: list["Prediction"], args: Any) -> "ClipEncoder | None":
-    """The encoder of --clip_model. Raises BadRow for a row whose video cannot be read below --videos."""
+    """The encoder of --clip_model. Raises BadRow for a row whose video cannot be read below --image_root."""
     from drive_vlm.clip.encoder import ClipEncoder
     from drive_vlm.data.videos import video_below
 
     if not args.clip_model:
         return None
     for video, item in {item.row["video"]: item for item in reversed(items)}.items():
-        video_below(args.videos, video, f"{item.where}: id {item.id!r}")
+        video_below(args.image_root, video, f"{item.where}: id {item.id!r}")
     return ClipEncoder.load(args.clip_model, args.clip_pretrained, args.device)
 
 
@@ -155,7 +149,7 @@ def clip_of_files(
 
     if encoder is None:
         return [{} for _ in files]
-    scores = clip_frame_scores(encoder, [item for items in files for item in items], args.videos, args.num_frames)
+    scores = clip_frame_scores(encoder, [item for items in files for item in items], args.image_root, args.num_frames)
     size = len(files[0])
     parts = [slice(start, start + size) for start in range(0, size * len(files), size)]
     return [{"text_text": scores.text_text[part], "text_frames": scores.text_image[part]} for part in parts]
@@ -163,30 +157,24 @@ def clip_of_files(
 
 def check(args: Any) -> None:
     """Raises ValueError for flags that make no sense."""
-    for name, least in {"processes": 1, "num_frames": 1, "seed": 0}.items():
+    for name, least in {"num_frames": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.clip_model and not args.videos:
-        raise ValueError("--clip_model needs --videos, the folder that the rows' videos are relative to")
+    if args.clip_model and not args.image_root:
+        raise ValueError("--clip_model needs --image_root, the folder that the rows' videos are relative to")
 
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plot; returns what --json holds."""
     from drive_vlm.evaluation.video import TERMS, Part, adherence, by_mode, compare_mode, score_mode
-    from drive_vlm.rewards.detections import DetectionCache
-    from drive_vlm.rewards.physics import Weights
-    from drive_vlm.rewards.text.driving_text import TextParser
-    from drive_vlm.rewards.text.vocabulary import DEFAULT
+    from drive_vlm.rewards.physics import PhysicsReward
 
     check(args)
-    weights, cache = Weights(*args.weights), DetectionCache.load(args.detections)
-    names, files, counts = read_files(args, cache)
-    parser = TextParser(args.spacy_model, args.vocabulary or DEFAULT, args.processes)
-    for video in dict.fromkeys(item.row["video"] for item in files[0]):
-        parser.vocabulary.check_labels(cache.classes(video), f"{', '.join(args.detections)}: {video!r}")
+    reward = PhysicsReward(from_namespace(PhysicsConfig, args))
+    names, files, counts = read_files(args, reward.cache)
     encoder = load_clip(files[0], args)
-    truths = [truths_of(items, args.truth_column, parser) for items in files]
-    scored = [score_file(items, truth, cache, parser, weights) for items, truth in zip(files, truths, strict=True)]
+    truths = [truths_of(items, args.truth_column, reward.parser) for items in files]
+    scored = [score_file(items, truth, reward) for items, truth in zip(files, truths, strict=True)]
     clips = clip_of_files(encoder, files, args)
     members = by_mode(scored[0])
     parts = [
@@ -197,8 +185,13 @@ def run(args: Any) -> dict[str, Any]:
         for rows, clip in zip(scored, clips, strict=True)
     ]
 
-    result: dict[str, Any] = {"detector": asdict(cache.detector) if cache.detector else None, "checkpoints": {}}
-    result |= {"weights": asdict(weights), "comparisons": []}
+    result: dict[str, Any] = {
+        "detector": asdict(reward.cache.detector) if reward.cache.detector else None,
+        "checkpoints": {},
+        "weights": asdict(reward.weights),
+        "hallucination": args.physics_hallucination,
+        "comparisons": [],
+    }
     for file, (name, path) in enumerate(zip(names, args.predictions, strict=True)):
         result["checkpoints"][name] = {
             "file": path,

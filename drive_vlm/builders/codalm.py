@@ -41,7 +41,7 @@ def split_rows(folder: Path, split: str, questions: dict[str, str]) -> Iterator[
     """
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise ValueError(f"{folder}: no annotation files such as val_0001.json; is --root the right folder?")
+        raise ValueError(f"{folder}: no annotation files such as val_0001.json; is --image_root the right folder?")
     numbers: Counter[str] = Counter()
     for file in files:
         match = re.fullmatch(r"(val|test)_(\w+)", file.stem)
@@ -99,7 +99,9 @@ def check_picture(row: Row, root: Path, where: str) -> BadRow | None:
     path = root / plain_image(row)
     if path.is_file():
         return None
-    return BadRow("image_missing", where, f"the picture {path} does not exist", f"Is --root the right folder? {SKIP}")
+    return BadRow(
+        "image_missing", where, f"the picture {path} does not exist", f"Is --image_root the right folder? {SKIP}"
+    )
 
 
 def plain_image(row: Row) -> str:

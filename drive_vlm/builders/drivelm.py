@@ -47,7 +47,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
         raise ValueError(f"{annotations}: expected {{scene: {{key_frames: ...}}}}, got a {type(content).__name__}")
     for scene in scenes or ():
         if scene not in content:
-            raise ValueError(f"--scenes {scene}: {annotations} has no such scene.{nearest(scene, list(content))}")
+            raise ValueError(f"--scene_names {scene}: {annotations} has no such scene.{nearest(scene, list(content))}")
     for scene, data in content.items():
         if scenes and scene not in scenes:
             continue
@@ -83,7 +83,7 @@ def _problem_of_views(views: dict[str, str], images: Path, where: str) -> BadRow
                 f"{where}: {camera}: {views[camera]} leaves the image root; expected .../samples/CAMERA/x.jpg"
             )
         if not (images / views[camera]).is_file():
-            problem = f"{camera}: {images / views[camera]} does not exist; is --images the right folder?"
+            problem = f"{camera}: {images / views[camera]} does not exist; is --image_root the right folder?"
             way_out = "For a part of nuScenes, --on_missing skip leaves such frames out and counts them"
             return BadRow("image_missing", where, problem, way_out)
     return None

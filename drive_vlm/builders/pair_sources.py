@@ -10,7 +10,7 @@ from typing import Any
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.preference.pairs import check_pair, pair_row
 from drive_vlm.data.samples import Sample
-from drive_vlm.data.sources import open_sources
+from drive_vlm.data.sources import open_sources, require_files
 from drive_vlm.data.table import read_sample
 
 
@@ -47,6 +47,7 @@ def read_answered(
     """
     generated = [Generations(read_generations(path)) for path in generations]
     files = open_sources(data, image_root)
+    require_files(files)
     if len(roots := sorted({os.path.abspath(file.root) for file in files})) > 1:
         raise ValueError(
             f"the pictures of the data files start from {' and '.join(roots)}; give --image_root, or make pairs of each"

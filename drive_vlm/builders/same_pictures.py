@@ -1,6 +1,7 @@
 """Pictures and videos that two splits share under different names: equal files, and with more work near-identical pictures."""
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,9 @@ import numpy as np
 
 from drive_vlm.builders.splits import Leak
 from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.data.table import RowTable
 from drive_vlm.data.vision import frame_files, load_image, load_video
+from drive_vlm.store.cache import cache_dir, cache_key, read_sealed, write_sealed
 
 # On a grey grid of this side, 40 pictures of roads halved and stored at JPEG quality 50 correlate with their originals above 0.999,
 # and the likest two of 231 different ones 0.981.
@@ -34,6 +37,21 @@ def same_files(train: Iterable[Sample], held_out: Iterable[Sample]) -> list[Leak
             twin = known.get(_digest(path), path)
             if twin != path and path not in sizes[0][size]:
                 found.append(Leak("content", f"{twin} = {path}", SPLITS))
+    return found
+
+
+def leaks_of(train: RowTable, held_out: RowTable) -> list[str]:
+    """What `same_files` finds between the tables of a run, "a.jpg = b.jpg". It is kept in the cache by the bytes of the data files
+    and their image roots, so that a further start of the run reads no row for it."""
+    rows = [
+        [table.file_hashes, [os.path.abspath(source.root) for source in table.sources]] for table in (train, held_out)
+    ]
+    file = cache_dir() / f"leaks-{cache_key(rows)}.json"
+    if (kept := read_sealed(file)) is not None:
+        return json.loads(kept)
+    samples = ([sample for sample, _ in table.media()] for table in (train, held_out))
+    found = [leak.value for leak in same_files(*samples)]
+    write_sealed(file, json.dumps(found).encode())
     return found
 
 

@@ -251,7 +251,7 @@ def _check_weights_given(model: str, pretrained: str | None) -> None:
 
 _WAYS_OUT = (
     "Without the hub give a local weights file (--clip_pretrained FILE), or train a small CLIP on your own captions "
-    "(python tools/train_clip.py --captions captions_train.jsonl --out DIR) and use it (--clip_model DIR)"
+    "(python tools/train_clip.py --data captions_train.jsonl --out DIR) and use it (--clip_model DIR)"
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.data.turns import BadRow
-from drive_vlm.store.cache import cache_dir, file_key, write_cache
+from drive_vlm.store.cache import array_bytes, cache_dir, file_key, read_sealed, write_sealed
 
 _BLOCK = 1 << 24
 # Half a surrogate pair as JSON escapes it; a whole pair is a character.
@@ -34,10 +34,12 @@ class JsonlFile:
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such data file. Give an existing .jsonl or .json file.")
         index = cache_dir() / f"lines-{file_key(self.path)}.npy"
-        if not index.is_file():
+        if read_sealed(index) is None:
             offsets = _line_offsets(self.path)
-            write_cache(index, lambda file: np.save(file, offsets))
-        self._offsets = np.load(index, mmap_mode="r") if index.is_file() else offsets
+            write_sealed(index, array_bytes(offsets))
+            self._offsets = offsets
+        else:
+            self._offsets = np.load(index, mmap_mode="r")
         self._file = open(self.path, "rb")  # noqa: SIM115 - open as long as the object lives
 
     def __len__(self) -> int:

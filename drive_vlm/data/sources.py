@@ -36,6 +36,8 @@ class Source:
     label: str = ""
     same_lines: bool = False
     renaming: Renaming | None = None
+    # Its pictures lie in the cache alone: the table holds them itself.
+    embedded: bool = False
     # refuse: a row whose file is reached through a symbolic link that leaves `root` is bad.
     links: str = "follow"
 
@@ -81,6 +83,17 @@ def open_sources(paths: Sequence[str], image_root: str | None = None, links: str
         source.links = links
     name_apart(sources)
     return sources
+
+
+def require_files(sources: Sequence[Source]) -> None:
+    """Raises ValueError for a table that holds its pictures itself: rows that are written to another file would lose them."""
+    for source in sources:
+        if source.embedded:
+            raise ValueError(
+                f"{source.label}: holds its pictures itself, and the rows that are made of it are kept in other files, which would not "
+                f"find them. Its rows and pictures lie unpacked in {source.rows.path} and {source.root}: copy both to a folder of "
+                "your own, and give that file and that folder (--image_root)."
+            )
 
 
 def name_apart(sources: Sequence[Source]) -> None:
@@ -138,7 +151,7 @@ def _open_packed(path: Path, root: str) -> list[Source]:
 
 def _open_table(path: Path, root: str) -> list[Source]:
     rows, pictures = columnar.convert(path)
-    return [Source(path.stem, JsonlFile(rows), str(pictures or root), label=str(path))]
+    return [Source(path.stem, JsonlFile(rows), str(pictures or root), label=str(path), embedded=pictures is not None)]
 
 
 def _open_json(path: Path, root: str, shown: Path | None = None) -> list[Source]:

@@ -6,6 +6,7 @@ before the first picture is decoded. They are cached by file and processor: the 
 """
 
 import dataclasses
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import check_links
 from drive_vlm.launch.stop import until_stopped
 from drive_vlm.models.vision import Layout
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache, write_json
+from drive_vlm.store.cache import array_bytes, cache_dir, cache_key, file_key, read_sealed, write_json, write_sealed
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
@@ -159,8 +160,8 @@ def _measure(
     names = dataclasses.asdict(source.renaming) if source.renaming else None
     key = cache_key(_READER, file_key(source.rows.path), *settings, names)
     path = cache_dir() / f"lengths-{key}.npy"
-    if path.is_file():
-        lengths = np.load(path)
+    if (kept := read_sealed(path)) is not None:
+        lengths = np.load(io.BytesIO(kept))
         # A picture that was missing may be there now.
         again = np.flatnonzero(lengths == BAD)
     else:
@@ -178,7 +179,7 @@ def _measure(
     finally:
         # After a request to stop as well: rows that were not reached are BAD, and are measured next time.
         if len(again):
-            write_cache(path, lambda file: np.save(file, lengths))
+            write_sealed(path, array_bytes(lengths))
     return lengths, bad
 
 

@@ -72,14 +72,14 @@ def shown_path(path: str, image_root: str | None) -> str:
 
 
 def video_below(folder: str, video: Any, where: str) -> str:
-    """The path of a row's video below `folder`, which the user gave as --videos. Raises BadRow (missing_field,
+    """The path of a row's video below `folder`, which the user gave as --image_root. Raises BadRow (missing_field,
     path_outside_root, video_missing, video_empty, video_corrupt) where no video can be read there."""
     try:
         path = resolve_below(folder, video, where)
         video_length(path, where)
     except BadRow as error:
         if error.reason in ("path_outside_root", "video_missing"):
-            way_out = "Check the folder of videos (--videos); a row names its video by the path below it"
+            way_out = "Check the folder of videos (--image_root); a row names its video by the path below it"
             raise BadRow(error.reason, where, error.problem, way_out) from error
         raise
     return path

@@ -410,6 +410,8 @@ def _check_whole(container: Any, file: _File, end: float, usual: float) -> None:
     name = container.format.name.split(",")[0]
     if name == "mpegts" and all(file.size % packet for packet in _TS_PACKETS):
         raise EOFError("it ends in the middle of a packet: the file was cut off")
+    if name == "mpeg" and _ends_in_a_packet(file):
+        raise EOFError("it ends in the middle of a packet: the file was cut off")
     slack = 0.05 + 2 * usual
     if name not in _TELL_DURATION or not container.duration or end >= (stated := container.duration / 1e6) - slack:
         return
@@ -418,6 +420,27 @@ def _check_whole(container: Any, file: _File, end: float, usual: float) -> None:
         ends = [(p.pts + (p.duration or 0)) * float(p.time_base) for p in again.demux() if p.pts is not None]
     if max(ends, default=0.0) < stated - slack:
         raise EOFError(f"it ends after {end:.2f} of {stated:.2f} seconds: the file was cut off")
+
+
+def _ends_in_a_packet(file: _File) -> bool:
+    """Whether the last packet of an MPEG program stream (.mpg) says that it goes on behind the end of the file."""
+    with open(file.path, "rb") as content:
+        content.seek(max(0, file.size - (1 << 17)))
+        tail = content.read()
+    at = tail.find(b"\0\0\1\xba")
+    while 0 <= at < len(tail):
+        kind, head = tail[at + 3 : at + 4], tail[at : at + 14]
+        if tail[at : at + 3] != b"\0\0\1"[: len(tail) - at]:
+            # Lost: nothing is known.
+            return False
+        if kind == b"\xb9":
+            return False
+        if kind == b"\xba":
+            # A pack's header: of MPEG-2 with up to 7 bytes behind it, of MPEG-1 without.
+            at += 14 + (head[13] & 7) if len(head) == 14 and head[4] >> 6 == 1 else 12
+        else:
+            at += 6 + int.from_bytes(head[4:6], "big")
+    return at > len(tail)
 
 
 def _shown(frame: Any, stream: Any) -> "Image":

@@ -8,7 +8,7 @@ silu(gate), up and their product (4bi). Checked against torch's own count in tes
 import dataclasses
 
 from drive_vlm.config import CHUNK_ELEMENTS
-from drive_vlm.plan.model_sizes import ModelSizes, TextSizes, VisionSizes
+from drive_vlm.plan.model_sizes import UNKNOWN, ModelSizes, TextSizes, VisionSizes
 
 # Positions and words of a tile of logits in TRL 1.16 (ChunkedLogProbFunction).
 _TILE = (4096, 32768)
@@ -159,7 +159,7 @@ def _projector(vision: VisionSizes, text: TextSizes, tower_tokens: int, tokens: 
     norm, keys and values, and of the queries five widths, two of the MLP's norm and two inner ones.
     """
     width, layers = vision.width, vision.projector_layers
-    if vision.projector == "patches":
+    if vision.projector in ("patches", UNKNOWN):
         return 2 * tower_tokens * width + 3 * tokens * text.width
     if vision.projector == "resampler":
         return tower_tokens * width * (1 + 3 * layers) + tokens * (layers * (7 * width + 2 * vision.inner) + 2 * width)

@@ -17,6 +17,7 @@ from drive_vlm.models.flops import TrainFlops
 from drive_vlm.models.lora import base_of
 from drive_vlm.models.vision import tiles_in
 from drive_vlm.plan.model_sizes import (
+    UNKNOWN,
     ModelSizes,
     PictureSizes,
     TextSizes,
@@ -25,11 +26,13 @@ from drive_vlm.plan.model_sizes import (
     recorded_flags,
     shipped,
 )
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, read_sealed, write_sealed
+from drive_vlm.store.forms import read_object
 
 _LIBRARIES = ("torch", "transformers", "peft")
 # Raise it when the meaning of a recorded number changes: what older versions cached is then recorded again.
-_FORMAT = 1
+_FORMAT = 2
+_UNKNOWN_PROJECTOR = "; what its projector keeps for the backward pass is a guess: that of one that takes every patch"
 
 
 def load_sizes(model: ModelConfig) -> ModelSizes:
@@ -55,7 +58,7 @@ def load_sizes(model: ModelConfig) -> ModelSizes:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_object(path, "Copy the file again from where the model came from.") if path.is_file() else {}
 
 
 def _processor_numbers(path: Path) -> dict[str, Any]:
@@ -69,12 +72,12 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
     libraries = {name: version(name) for name in _LIBRARIES}
     key = cache_key(_FORMAT, identity, recorded_flags(model), libraries)
     file = cache_dir() / "plan" / f"{key}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
+    if (kept := read_sealed(file)) is not None:
+        return json.loads(kept)
     from drive_vlm.plan.record import record
 
     made = record(model)
-    write_cache(file, lambda out: out.write(json.dumps(made).encode()))
+    write_sealed(file, json.dumps(made).encode())
     return made
 
 
@@ -97,12 +100,13 @@ def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], max_tiles:
     rows = (
         (Weight(part, elements, trains, matrix), count) for part, elements, trains, matrix, count in found["weights"]
     )
+    vision = VisionSizes(**found["vision"]) if found["vision"] else None
     return ModelSizes(
         name=name,
         estimate=content.get("estimate", False),
-        note=content["note"],
+        note=content["note"] + (_UNKNOWN_PROJECTOR if vision and vision.projector == UNKNOWN else ""),
         text=TextSizes(**found["text"]),
-        vision=VisionSizes(**found["vision"]) if found["vision"] else None,
+        vision=vision,
         pictures=pictures,
         tiling=tiling,
         weights=tuple(weight for weight, count in rows for _ in range(count)),

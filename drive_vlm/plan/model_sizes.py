@@ -43,6 +43,10 @@ class LayerSizes:
     inner: int
 
 
+# What a family outside the package has, whose config.json does not say it ("projector_type").
+UNKNOWN = "unknown"
+
+
 @dataclasses.dataclass(frozen=True)
 class TextSizes(LayerSizes):
     """A decoder. `queries` and `keys` are numbers a token and layer; `query_norms` says that both are normalised (Qwen3)."""
@@ -61,7 +65,8 @@ class VisionSizes(LayerSizes):
     Attributes:
         scaled: each layer's output is multiplied by a learned scale, which keeps two more widths for the backward pass.
         projector: "patches" takes every patch; "mlp" and "pooled" are siglip_qwen's two layers, without and with pooling;
-            "resampler" is cross attention from learned queries.
+            "resampler" is cross attention from learned queries. UNKNOWN, of a family outside the package, is counted as
+            "patches", and the plan says so.
         projector_layers: layers of a resampler.
     """
 

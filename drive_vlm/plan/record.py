@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 import torch
 
 from drive_vlm.config import ModelConfig
-from drive_vlm.models import model_on_meta
+from drive_vlm.models import MODELS, model_on_meta
 from drive_vlm.models.family import FamilyModel, FamilySpec
 from drive_vlm.models.flops import TrainFlops, train_flops
 from drive_vlm.models.freezing import freeze, part_of
 from drive_vlm.models.lora import apply_lora
-from drive_vlm.plan.model_sizes import SHIPPED, TextSizes, VisionSizes, all_shipped, recorded_flags
+from drive_vlm.plan.model_sizes import SHIPPED, UNKNOWN, TextSizes, VisionSizes, all_shipped, recorded_flags
 from drive_vlm.plan.training_fields import FIELDS, record_fields
 from drive_vlm.stages import STAGES
 
@@ -102,8 +102,8 @@ def _text(text: Any) -> TextSizes:
 
 def _vision(config: Any) -> VisionSizes:
     vision = config.vision_config
-    # Our own projectors say what they are (siglip_qwen); all others take every patch.
-    kind, layers = getattr(config, "projector_type", "patches"), 0
+    # Our own projectors say what they are (siglip_qwen); those of the package's other families take every patch.
+    kind, layers = getattr(config, "projector_type", "patches" if config.model_type in MODELS else UNKNOWN), 0
     if kind == "mlp" and config.pool_size > 1:
         kind = "pooled"
     elif kind == "resampler":

@@ -171,7 +171,7 @@ class PhysicsConfig:
         choices=("safety_critical", "all"),
     )
     physics_vocabulary: str = field(str(DEFAULT), help="YAML file of driving words")
-    physics_spacy: str = field(DEFAULT_MODEL, help="spaCy pipeline: an installed name or its directory")
+    spacy_model: str = field(DEFAULT_MODEL, help="spaCy pipeline: an installed name or its directory")
     physics_processes: int = field(
         1,
         help="processes that parse large batches of texts; more than 1 forks, which a process that uses a GPU must not",
@@ -194,13 +194,13 @@ class PhysicsReward:
             raise ValueError(f"--physics_weights takes {len(TERMS)} numbers ({', '.join(TERMS)}), got {len(config.physics_weights)}")  # fmt: skip
         self.weights = Weights(*config.physics_weights)
         self.cache = DetectionCache.load(config.physics_detections)
-        self.parser = TextParser(config.physics_spacy, config.physics_vocabulary, config.physics_processes)
+        self.parser = TextParser(config.spacy_model, config.physics_vocabulary, config.physics_processes)
         vocabulary = self.parser.vocabulary
         for entry in self.cache:
             vocabulary.check_labels(entry.classes, f"{', '.join(config.physics_detections)}: {entry.video!r}")
-        self._critical = vocabulary.safety_critical
+        self.critical = vocabulary.safety_critical
         if config.physics_hallucination == "all":
-            self._critical = vocabulary.required | vocabulary.optional
+            self.critical = vocabulary.required | vocabulary.optional
         self.last_terms: list[Terms] = []
         self.scored = self.unverified = 0
 
@@ -210,7 +210,7 @@ class PhysicsReward:
         detected = [self.cache.classes(video) for video in videos]
         parsed = self.parser.parse([*texts, *references])
         rows = zip(parsed[: len(texts)], parsed[len(texts) :], detected, strict=True)
-        return [terms(*row, self.parser.vocabulary, self.weights, self._critical) for row in rows]
+        return [terms(*row, self.parser.vocabulary, self.weights, self.critical) for row in rows]
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """One reward a completion. `columns`: `video` (or `image`, where rows have pictures) and `reference`, one value a

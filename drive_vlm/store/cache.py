@@ -4,6 +4,7 @@ a key names."""
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -12,6 +13,8 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+_SEAL = 16
 
 
 def cache_dir() -> Path:
@@ -32,6 +35,33 @@ def write_cache(path: Path, write: Any) -> None:
         _say_once(
             f"{path.parent}: the cache cannot be written ({error.strerror}); what it would hold is computed again"
         )
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """write_cache of `content` and a hash behind it, by which `read_sealed` knows that it is whole."""
+    write_cache(path, lambda file: file.write(content + _seal(content)))
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """What write_sealed kept; None where there is nothing, or a byte of it has changed: it is computed again then."""
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        return None
+    content = kept[:-_SEAL]
+    return content if kept[-_SEAL:] == _seal(content) else None
+
+
+def _seal(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_SEAL).digest()
+
+
+def array_bytes(array: Any) -> bytes:
+    """A numpy array as np.load reads it."""
+    import numpy as np
+
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache
+from drive_vlm.store.cache import cache_dir, cache_key, file_key, read_sealed, write_sealed
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("drive_vlm/**/*.py", "recipes/*.sh", "slurm/*", "ds_configs/*.json")
@@ -26,10 +26,10 @@ def content_hash(path: str | Path, cached: bool = True) -> str:
     stat = os.stat(path)
     # The time of status change as well: `cp -p` and `rsync -t` can give other content the old size and modification time.
     kept = cache_dir() / f"hash-{cache_key(file_key(path), stat.st_ctime_ns)}.txt"
-    if cached and kept.is_file():
-        return kept.read_text()
+    if cached and (found := read_sealed(kept)) is not None:
+        return found.decode()
     digest = _digest(Path(path), range(0, stat.st_size, _BLOCK))
-    write_cache(kept, lambda file: file.write(digest.encode()))
+    write_sealed(kept, digest.encode())
     return digest
 
 

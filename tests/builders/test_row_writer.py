@@ -7,7 +7,7 @@ import pytest
 from drive_vlm.builders.row_writer import RowWriter, meta_entry
 from drive_vlm.data.samples import BadRow
 
-BAD = BadRow("image_missing", "rows.jsonl:3", "the picture x.jpg does not exist", "Is --images right?")
+BAD = BadRow("image_missing", "rows.jsonl:3", "the picture x.jpg does not exist", "Is --image_root right?")
 
 
 def lines(path):

@@ -11,7 +11,7 @@ import pytest
 
 from drive_vlm.data.preference.pair_encoding import answers_of
 from drive_vlm.data.samples import BadRow, Sample
-from drive_vlm.data.sources import FILES, open_sources
+from drive_vlm.data.sources import FILES, open_sources, require_files
 from drive_vlm.data.table import build_table, read_sample
 from drive_vlm.data.videos import is_media
 
@@ -133,6 +133,24 @@ def test_every_kind_of_file_gives_the_same_samples(
         assert samples[0].where == f"{path}:2"
     if "parquet" in kind:
         assert samples[1].where == f"{path}[1]" and samples[1].columns == {}
+
+
+def test_rows_that_are_kept_in_another_file_do_not_lose_the_pictures_of_a_table(good_row: dict, pictures: Path) -> None:
+    """Named with what is unpacked already, which is the way out."""
+    picture = {"bytes": (pictures / "square.png").read_bytes(), "path": "square.png"}
+    as_parquet([good_row | {"image": picture}], pictures / "bytes.parquet")
+    as_parquet([good_row], pictures / "paths.parquet")
+    require_files(open_sources([str(pictures / "paths.parquet")]))
+    (source,) = open_sources([str(pictures / "bytes.parquet")])
+    with pytest.raises(ValueError, match="holds its pictures itself") as refused:
+        require_files([source])
+    assert str(source.rows.path) in str(refused.value) and source.root in str(refused.value)
+    copied = [pictures / "own.jsonl", pictures / "own"]
+    shutil.copy(source.rows.path, copied[0])
+    shutil.copytree(source.root, copied[1])
+    (again,) = open_sources([str(copied[0])], str(copied[1]))
+    assert told([read_sample(again, 0)]) == told([read_sample(source, 0)])
+    require_files([again])
 
 
 def test_a_row_without_its_list_is_one_row(pictures: Path, good_row: dict) -> None:

@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 TICK = Fraction(1, 1000)
 # 20 frames of a second, one that stands for 9 more, and 20 frames of 6 seconds.
 UNEVEN = [i / 20 for i in range(20)] + [10 + i * 0.3 for i in range(20)]
-CODECS = {".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".webm": "libvpx"}
+CODECS = {".mp4": "libx264", ".mkv": "libx264", ".ts": "libx264", ".webm": "libvpx", ".mpg": "mpeg2video"}
 
 
 def record(path: Path, times: list[float], aspect: Fraction | None = None, title: str = "") -> Path:
@@ -24,13 +24,15 @@ def record(path: Path, times: list[float], aspect: Fraction | None = None, title
     with av.open(str(path), "w") as container:
         if title:
             container.metadata["title"] = title
-        stream = container.add_stream(CODECS[path.suffix], rate=20)
-        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 64, 48, "yuv420p", TICK
+        # MPEG-2 knows a few rates only.
+        rate, tick = (25, Fraction(1, 25)) if path.suffix == ".mpg" else (20, TICK)
+        stream = container.add_stream(CODECS[path.suffix], rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 64, 48, "yuv420p", tick
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 5 * i, dtype=np.uint8), format="rgb24")
-            frame.pts, frame.time_base = round(time / TICK), TICK
+            frame.pts, frame.time_base = round(time / tick), tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
@@ -67,7 +69,7 @@ def test_frames_at_takes_what_is_on_the_screen() -> None:
     assert frames_at(np.array([0.0, 9, 9.5, 10]), 2) == [0, 0]
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".ts"])
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".ts", ".mpg"])
 @pytest.mark.parametrize("share", [0.5, 0.75])
 def test_a_video_that_was_cut_off_is_not_taken_for_the_whole(suffix: str, share: float, tmp_path: Path) -> None:
     path = record(tmp_path / f"a{suffix}", [i / 20 for i in range(40)])
@@ -75,6 +77,23 @@ def test_a_video_that_was_cut_off_is_not_taken_for_the_whole(suffix: str, share:
     path.write_bytes(content[: int(len(content) * share) // 188 * 188 + 100])
     with pytest.raises(BadRow, match=r"the file was cut off|has zero frames"):
         load_video(str(path), 4, "f:1")
+
+
+@pytest.mark.parametrize(("suffix", "packet"), [(".ts", 188), (".mpg", 2048)])
+def test_a_cut_between_packets_leaves_a_shorter_video(suffix: str, packet: int, tmp_path: Path) -> None:
+    """Nothing in such a file says how long it was (docs/data.md): a recording that ended there has the same bytes."""
+    path = record(tmp_path / f"a{suffix}", [i / 25 for i in range(200)])
+    assert video_length(str(path), "f:1") == 200
+    content = path.read_bytes()
+    told = set()
+    for packets in range(len(content) // packet // 2, len(content) // packet):
+        cut = tmp_path / f"{packets}{suffix}"
+        cut.write_bytes(content[: packets * packet])
+        try:
+            told.add(video_length(str(cut), "f:1"))
+        except BadRow as error:
+            assert "the file was cut off" in str(error)
+    assert told and max(told) <= 200
 
 
 def test_a_video_with_longer_sound_is_whole(tmp_path: Path) -> None:

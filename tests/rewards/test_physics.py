@@ -46,7 +46,7 @@ def score(parser):
 @pytest.fixture
 def reward(tmp_path, spacy_model):
     cache = detections(tmp_path / "d.jsonl", a=["car", "truck", "person"], b=["car"], none=[])
-    return build_reward("physics", PhysicsConfig([cache], physics_spacy=spacy_model))
+    return build_reward("physics", PhysicsConfig([cache], spacy_model=spacy_model))
 
 
 def test_a_reward_by_hand(score):
@@ -251,12 +251,12 @@ def test_a_replaced_video_is_reported_beforehand(reward, tmp_path):
 def test_a_bad_configuration_is_told_when_the_reward_is_built(tmp_path, spacy_model):
     cache = detections(tmp_path / "d.jsonl", a=["car"])
     with pytest.raises(ValueError, match=r"takes 4 numbers .*, got 2"):
-        build_reward("physics", PhysicsConfig([cache], physics_weights=[1, 2], physics_spacy=spacy_model))
+        build_reward("physics", PhysicsConfig([cache], physics_weights=[1, 2], spacy_model=spacy_model))
     with pytest.raises(ValueError, match="no such detection cache"):
-        build_reward("physics", PhysicsConfig([str(tmp_path / "none")], physics_spacy=spacy_model))
+        build_reward("physics", PhysicsConfig([str(tmp_path / "none")], spacy_model=spacy_model))
     strange = detections(tmp_path / "s.jsonl", a=["car", "rider"])
     with pytest.raises(ValueError, match=r"s\.jsonl: 'a': the detector's class 'rider' is not in the vocabulary"):
-        build_reward("physics", PhysicsConfig([strange], physics_spacy=spacy_model))
+        build_reward("physics", PhysicsConfig([strange], spacy_model=spacy_model))
 
 
 def test_a_stage_adds_the_flags_of_the_chosen_rewards(tmp_path):

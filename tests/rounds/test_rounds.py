@@ -57,6 +57,20 @@ def chain(tmp_path: Path) -> Chain:
     return Chain.start(tmp_path / "out", settings)
 
 
+def test_a_chain_does_not_begin_with_pictures_inside_a_table(run, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a car"}]
+    picture = {"bytes": b"\x89PNG", "path": "a.png"}
+    rows = [{"id": str(i), "image": picture, "conversations": turns} for i in range(4)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    words = ["--out", tmp_path / "out", "--model", tmp_path, "--data", tmp_path / "rows.parquet", "--held_out", 1]
+    done = run([sys.executable, TOOL, "start", *words], DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 2 and "rows.parquet: holds its pictures itself" in done.stderr, done.stderr
+    assert not (tmp_path / "out" / "rounds.json").exists()
+
+
 def test_a_person_reads_every_step_of_a_round_and_its_decision(chain):
     for number, accuracy in enumerate((0.5, 0.55)):
         evaluated(chain, number, accuracy)

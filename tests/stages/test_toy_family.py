@@ -75,6 +75,8 @@ def test_it_is_planned(toy: Path, world: Any, capsys: pytest.CaptureFixture) -> 
     family = load_family(ModelConfig(model=str(toy)), torch.float32)
     total = sum(weight.numel() for weight in family.model.parameters())
     assert plan["parameters"]["all"]["total"] == total
+    # What is not known of it is not counted in silence.
+    assert "its projector keeps for the backward pass is a guess" in plan["model"]["note"]
     vision = load_processor(ModelConfig(model=str(toy))).vision
     assert vision is not None and vision.tiling.tokens(vision.layout(720, 1280, 1, None)) == 16 == len(
         vision.image_ids(1)

@@ -54,7 +54,16 @@ def build(run, data, chat_server, spacy_model):
     chat_server.answer = good_teacher
 
     def start(*more, **env):
-        words = ["--data", data / "captions.jsonl", "--videos", data / "videos", "--out", data / "out", "--held_out", 2]
+        words = [
+            "--data",
+            data / "captions.jsonl",
+            "--image_root",
+            data / "videos",
+            "--out",
+            data / "out",
+            "--held_out",
+            2,
+        ]
         words += [
             "--base_url",
             chat_server.url,
@@ -236,11 +245,11 @@ def test_own_prompts_and_what_they_must_hold(build, data, chat_server):
     ):
         (data / "prompts" / name).write_text(text)
     chat_server.answer = lambda body: good_teacher(body) if is_concise(body) else body["messages"][0]["content"][5:]
-    done = build("--prompts", data / "prompts")
+    done = build("--teacher_prompts", data / "prompts")
     assert done.returncode == 0, done.stderr
     assert sum(text.startswith("LONG At first") for text in chat_server.last_texts()) == 8
     (data / "prompts" / "copilot.txt").write_text("no place")
-    done = build("--prompts", data / "prompts")
+    done = build("--teacher_prompts", data / "prompts")
     assert done.returncode == 2 and "copilot.txt: the prompt must hold {caption}" in done.stderr
 
 
@@ -279,7 +288,7 @@ def test_missing_videos_stop_or_are_counted(build, data):
         (("--detailed_words", 30, 20), "give MIN and MAX"),
         (("--base_url", "nowhere"), "expected an address"),
         (("--spacy_model", "xx"), "spaCy model 'xx' cannot be loaded"),
-        (("--prompt", "x"), "Did you mean --prompts?"),
+        (("--prompt", "x"), "Did you mean --teacher_prompts?"),
     ],
 )
 def test_wrong_arguments(build, words, message):

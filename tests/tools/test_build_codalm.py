@@ -57,7 +57,7 @@ def root(tmp_path):
 @pytest.fixture
 def build(run, root, tmp_path):
     return lambda *flags: run(
-        [sys.executable, "tools/build_codalm.py", "--root", root, "--out", tmp_path / "out", *flags]
+        [sys.executable, "tools/build_codalm.py", "--image_root", root, "--out", tmp_path / "out", *flags]
     )
 
 

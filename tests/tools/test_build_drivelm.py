@@ -51,12 +51,12 @@ def make(folder, scenes=1, frames=2):
 
 def build(folder, content, *words):
     (folder / "drivelm.json").write_text(json.dumps(content))
-    base = ("--annotations", folder / "drivelm.json", "--images", folder, "--out", folder / "out")
+    base = ("--annotations", folder / "drivelm.json", "--image_root", folder, "--out", folder / "out")
     return run(*base, *words)
 
 
 def test_six_views(tmp_path):
-    done = build(tmp_path, make(tmp_path), "--split", "train:1")
+    done = build(tmp_path, make(tmp_path), "--splits", "train:1")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
     assert [row["id"] for row in rows[:4]] == [
@@ -77,7 +77,7 @@ def test_six_views(tmp_path):
 
 
 def test_stitched_views(tmp_path):
-    done = build(tmp_path, make(tmp_path), "--split", "train:1", "--views", "stitched", "--json", tmp_path / "n.json")
+    done = build(tmp_path, make(tmp_path), "--splits", "train:1", "--views", "stitched", "--json", tmp_path / "n.json")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
     assert rows[1]["conversations"][0]["value"] == "<image>\nIs <c1,CAM_BACK,[560, 776]> red?"
@@ -100,7 +100,7 @@ def test_split_by_scene(tmp_path):
                 name = f"samples/{camera}/{scene}{frame}.jpg"
                 (tmp_path / name).hardlink_to(tmp_path / "samples" / camera / "a.jpg")
                 part["image_paths"][camera] = "../nuscenes/" + name
-    done = build(tmp_path, content, "--split", "train:0.7", "val:0.3", "--seed", 3)
+    done = build(tmp_path, content, "--splits", "train:0.7", "val:0.3", "--seed", 3)
     assert done.returncode == 0, done.stderr
     splits = {name: rows_of(tmp_path / "out" / f"{name}.jsonl") for name in ("train", "val")}
     assert sum(map(len, splits.values())) == 40 * 2 * 4 and min(map(len, splits.values())) > 0
@@ -113,9 +113,9 @@ def test_max_frames_and_questions_only(tmp_path):
         for questions in frame["QA"].values():
             for qa in questions:
                 qa["A"] = ""
-    done = build(tmp_path, content, "--split", "test:1", "--max_frames", 1)
+    done = build(tmp_path, content, "--splits", "test:1", "--limit", 1)
     assert done.returncode == 2 and "s0_f0_perception_0: empty question or answer" in done.stderr
-    done = build(tmp_path, content, "--split", "test:1", "--max_frames", 1, "--questions_only")
+    done = build(tmp_path, content, "--splits", "test:1", "--limit", 1, "--questions_only")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "test.jsonl")
     assert len(rows) == 4 and all(len(row["conversations"]) == 1 for row in rows)
@@ -128,7 +128,7 @@ def test_rows_of_a_test_file_score_with_the_evaluator(tmp_path):
     for category, questions in content["s0"]["key_frames"]["f0"]["QA"].items():
         for qa in questions:
             qa["tag"] = tags[category]
-    assert build(tmp_path, content, "--split", "test:1", "--views", "stitched").returncode == 0
+    assert build(tmp_path, content, "--splits", "test:1", "--views", "stitched").returncode == 0
     predictions = tmp_path / "predictions.jsonl"
     with open(predictions, "w") as file:
         for row in rows_of(tmp_path / "out" / "test.jsonl"):
@@ -142,7 +142,7 @@ def test_rows_of_a_test_file_score_with_the_evaluator(tmp_path):
         "--json",
         str(tmp_path / "score.json"),
     ]
-    tool += ["--predictions", str(predictions), "--reference", str(tmp_path / "drivelm.json")]
+    tool += ["--predictions", str(predictions), "--annotations", str(tmp_path / "drivelm.json")]
     done = subprocess.run(tool, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "score.json").read_text())
@@ -175,8 +175,8 @@ def edit_frame(change):
             ["--views", "stitched"],
             "CAM_BACK/a.jpg: cannot be decoded",
         ),
-        (lambda folder, content: None, ["--split", "train:0.7"], "must sum to 1"),
-        (lambda folder, content: None, ["--split", "train"], "expected different name:share"),
+        (lambda folder, content: None, ["--splits", "train:0.7"], "must sum to 1"),
+        (lambda folder, content: None, ["--splits", "train"], "expected different name:share"),
     ],
 )
 def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message):
@@ -192,7 +192,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     content = make(tmp_path, frames=3)
     content["s0"]["key_frames"]["f1"]["image_paths"].pop("CAM_FRONT")
     content["s0"]["key_frames"]["f2"]["QA"]["perception"][0]["A"] = ""
-    done = build(tmp_path, content, "--split", "train:1", "--on_bad_row", "skip", "--json", tmp_path / "n.json")
+    done = build(tmp_path, content, "--splits", "train:1", "--on_bad_row", "skip", "--json", tmp_path / "n.json")
     assert done.returncode == 0, done.stderr
     ids = [row["drivelm_id"] for row in rows_of(tmp_path / "out" / "train.jsonl")]
     assert ids == [*(f"s0_f0_{i}" for i in range(4)), *(f"s0_f2_{i}" for i in range(1, 4))]
@@ -205,7 +205,7 @@ def test_a_part_of_nuscenes(tmp_path):
     """Two of four scenes are wanted, one of their frames is not there; the split that is left without a scene is named."""
     content = make(tmp_path, scenes=4)
     content["s2"]["key_frames"]["f1"]["image_paths"]["CAM_BACK"] = "../nuscenes/samples/CAM_BACK/gone.jpg"
-    words = ("--split", "train:1", "val:0", "--scenes", "s1", "s2", "--json", tmp_path / "n.json")
+    words = ("--splits", "train:1", "val:0", "--scene_names", "s1", "s2", "--json", tmp_path / "n.json")
     done = build(tmp_path, content, *words)
     assert done.returncode == 2 and "--on_missing skip leaves such frames out" in done.stderr
     done = build(tmp_path, content, *words, "--on_missing", "skip")
@@ -214,8 +214,8 @@ def test_a_part_of_nuscenes(tmp_path):
     assert json.loads((tmp_path / "n.json").read_text())["bad_rows"]["by_reason"] == {"image_missing": 1}
     assert f"warning: {tmp_path / 'out' / 'val.jsonl'} holds no row" in done.stderr
     assert len(rows_of(tmp_path / "out" / "train.jsonl")) == 12
-    done = build(tmp_path, content, "--scenes", "s9")
-    assert done.returncode == 2 and "--scenes s9" in done.stderr and "has no such scene" in done.stderr
+    done = build(tmp_path, content, "--scene_names", "s9")
+    assert done.returncode == 2 and "--scene_names s9" in done.stderr and "has no such scene" in done.stderr
     content["s2"]["key_frames"]["f1"]["QA"]["behavior"][0]["A"] = ""
     content["s2"]["key_frames"]["f1"]["image_paths"]["CAM_BACK"] = "../nuscenes/samples/CAM_BACK/a.jpg"
     done = build(tmp_path, content, *words, "--on_missing", "skip")
@@ -224,7 +224,7 @@ def test_a_part_of_nuscenes(tmp_path):
 
 def test_a_picture_in_two_splits_is_a_leak(tmp_path):
     content = make(tmp_path, scenes=40)
-    done = build(tmp_path, content, "--split", "train:0.7", "val:0.3")
+    done = build(tmp_path, content, "--splits", "train:0.7", "val:0.3")
     assert done.returncode == 1 and "6 leaks between the splits, e.g. image 'samples/CAM_BACK/a.jpg'" in done.stderr
 
 
@@ -232,7 +232,7 @@ def test_a_picture_in_two_splits_is_a_leak(tmp_path):
 def test_real_annotations(tmp_path):
     if not KIT.is_dir():
         pytest.skip("the kit of real data (../shared/kit) is absent")
-    base = ("--annotations", KIT / "train_sample.json", "--images", KIT, "--split", "train:1")
+    base = ("--annotations", KIT / "train_sample.json", "--image_root", KIT, "--splits", "train:1")
     for views in ("six", "stitched"):
         done = run(*base, "--out", tmp_path / views, "--views", views)
         assert done.returncode == 0, done.stderr

@@ -58,7 +58,7 @@ def test_pairs_of_a_spin_round(make, tmp_path):
         "round0",
         ["a green light", " a truck in  the lane", "", "A closed road.", "a very long answer about a street"],
     )
-    done = make("--generations", said)
+    done = make("--predictions", said)
     assert done.returncode == 0, done.stderr
     pairs = pairs_of(tmp_path)
     assert [(pair["id"], pair["row_id"], pair["chosen"], pair["rejected"]) for pair in pairs] == [
@@ -74,20 +74,20 @@ def test_pairs_of_a_spin_round(make, tmp_path):
     assert audit["words"]["chosen"]["mean"] == pytest.approx(10 / 3) and audit["words"]["chosen_longer"] == 0.5
     assert audit["image_root"] == str(tmp_path) and "image root" in done.stdout
     assert "dropped: 1 identical" in done.stdout and "near-duplicates: 1 pairs" in done.stdout
-    assert make("--generations", said, "--drop_near_duplicates").returncode == 0
+    assert make("--predictions", said, "--drop_near_duplicates").returncode == 0
     assert audit_of(tmp_path)["dropped"]["near_duplicate"] == 1 and len(pairs_of(tmp_path)) == 2
 
 
 def test_the_next_round_mixes_the_pairs_of_the_round_before(make, tmp_path):
     first = generations(tmp_path, "round0", ["red", "truck", "bikes", "road", "none"])
     second = generations(tmp_path, "round1", ["amber", "truck", "bikes on the right", "road", "void"])
-    assert make("--generations", first, out="pairs1.jsonl").returncode == 0
-    done = make("--generations", second, "--round", 2, "--mix", tmp_path / "pairs1.jsonl", out="pairs2.jsonl")
+    assert make("--predictions", first, out="pairs1.jsonl").returncode == 0
+    done = make("--predictions", second, "--round", 2, "--mix", tmp_path / "pairs1.jsonl", out="pairs2.jsonl")
     assert done.returncode == 0, done.stderr
     pairs, audit = pairs_of(tmp_path, "pairs2.jsonl"), audit_of(tmp_path, "pairs2.jsonl")
     assert len(pairs) == 8 and audit["by_round"] == {"2": 5, "1": 3} and audit["dropped"] == {"repeated": 2}
     assert len({pair["id"] for pair in pairs}) == 8
-    clash = make("--generations", second, "--round", 1, "--mix", tmp_path / "pairs1.jsonl", out="clash.jsonl")
+    clash = make("--predictions", second, "--round", 1, "--mix", tmp_path / "pairs1.jsonl", out="clash.jsonl")
     assert clash.returncode == 2 and "another --round" in clash.stderr and not (tmp_path / "clash.jsonl").exists()
 
 
@@ -97,7 +97,7 @@ def test_own_best_answers_as_positives_by_metric(make, tmp_path):
         generations(tmp_path, "s1", ["a red light ahead now", "a truck in the lane", "two cyclists", "same", None]),
         generations(tmp_path, "s2", ["cats", "dogs", "two cyclists on the left", "same", "only one"]),
     ]
-    done = make("--generations", *files, "--positives", "best", "--min_margin", 0.1)
+    done = make("--predictions", *files, "--positives", "best", "--min_margin", 0.1)
     assert done.returncode == 0, done.stderr
     assert [(pair["chosen"], pair["rejected"]) for pair in pairs_of(tmp_path)] == [
         ("a red light ahead now", "cats"), ("a truck in the lane", "dogs"), ("two cyclists on the left", "x")
@@ -105,7 +105,7 @@ def test_own_best_answers_as_positives_by_metric(make, tmp_path):
     best, worst = pairs_of(tmp_path)[1]["scores"]
     assert best == pytest.approx(1.0) and worst == 0
     assert audit_of(tmp_path)["dropped"] == {"fewer_than_two_answers": 2}
-    assert "at least two --generations" in make("--generations", files[0], "--positives", "best").stderr
+    assert "at least two --predictions" in make("--predictions", files[0], "--positives", "best").stderr
 
 
 def judge_flags(chat_server, tmp_path):
@@ -119,7 +119,7 @@ def test_judge_scores_the_own_answers(make, chat_server, tmp_path):
     files = [
         generations(tmp_path, f"s{k}", [f"worth {v}" for v in values]) for k, values in enumerate(["39x55", "71557"])
     ]
-    done = make("--generations", *files, "--positives", "best", "--score", "judge", *judge_flags(chat_server, tmp_path))
+    done = make("--predictions", *files, "--positives", "best", "--score", "judge", *judge_flags(chat_server, tmp_path))
     assert done.returncode == 0, done.stderr
     assert [(pair["row_id"], pair["chosen"], pair["rejected"]) for pair in pairs_of(tmp_path)] == [
         ("q0", "worth 7", "worth 3"), ("q1", "worth 9", "worth 1"), ("q4", "worth 7", "worth 5")
@@ -142,7 +142,7 @@ def test_judge_filter_keeps_what_it_prefers_and_goes_on_after_a_crash(make, chat
     chat_server.answer = judge
     said = generations(tmp_path, "round0", ["red", "truck", "bikes", "road", "none"])
     flags = [
-        "--generations",
+        "--predictions",
         said,
         "--judge_filter",
         "--no_images",
@@ -161,26 +161,26 @@ def test_judge_filter_keeps_what_it_prefers_and_goes_on_after_a_crash(make, chat
     assert [pair["row_id"] for pair in pairs_of(tmp_path)] == ["q0", "q1"]
     assert audit_of(tmp_path)["dropped"] == {"judge_rejected": 1, "judge_tie": 1, "judge_unread": 1}
     assert make(*flags).returncode == 0 and len(chat_server.requests) == 12
-    assert "no judge" in make("--generations", said, "--judge_filter").stderr
+    assert "no judge" in make("--predictions", said, "--judge_filter").stderr
 
 
 def test_bad_input(make, data, tmp_path):
     some = generations(tmp_path, "some", ["red", None, None, None, None])
-    done = make("--generations", some)
+    done = make("--predictions", some)
     assert done.returncode == 2 and "4 of 5 rows have no generated answer, e.g. 'q1'" in done.stderr
-    assert make("--generations", some, "--on_missing", "skip").returncode == 0
+    assert make("--predictions", some, "--on_missing", "skip").returncode == 0
     assert audit_of(tmp_path)["rows_without_generation"] == ["q1", "q2", "q3", "q4"]
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "more.jsonl").write_text(data.read_text().replace('"q', '"p'))
-    done = make("--generations", some, "--data", data, tmp_path / "sub" / "more.jsonl")
+    done = make("--predictions", some, "--data", data, tmp_path / "sub" / "more.jsonl")
     assert done.returncode == 2 and "give --image_root" in done.stderr
     same = generations(tmp_path, "same", ANSWERS)
-    assert "no pair is left: 5 identical" in make("--generations", same).stderr
+    assert "no pair is left: 5 identical" in make("--predictions", same).stderr
     some.write_text('{"id": "zz", "prediction": "x"}\n')
-    assert "generate from the same rows" in make("--generations", some).stderr
+    assert "generate from the same rows" in make("--predictions", some).stderr
     some.write_text('{"id": "q0"}\n')
-    assert "some.jsonl:1" in make("--generations", some).stderr
+    assert "some.jsonl:1" in make("--predictions", some).stderr
     some.write_text('{"id": "q0", "prediction": "x"}\n' * 2)
-    assert "stands twice" in make("--generations", some).stderr
+    assert "stands twice" in make("--predictions", some).stderr
     (tmp_path / "old.jsonl").write_text('{"id": "1", "chosen": "a", "rejected": " a"}\n')
-    assert "old.jsonl:1: the pair is identical" in make("--generations", same, "--mix", tmp_path / "old.jsonl").stderr
+    assert "old.jsonl:1: the pair is identical" in make("--predictions", same, "--mix", tmp_path / "old.jsonl").stderr

@@ -56,8 +56,8 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(world, call):
     """A CLIP that knows these shapes, from the real command line."""
-    size = ["--image_size", 32, "--width", 64, "--layers", 1, "--batch_size", 24, "--steps", 60]
-    flags = ["--captions", world / "captions.jsonl", "--out", world / "clip", "--json", world / "clip.json"]
+    size = ["--image_size", 32, "--width", 64, "--layers", 1, "--batch_size", 24, "--max_steps", 60]
+    flags = ["--data", world / "captions.jsonl", "--out", world / "clip", "--json", world / "clip.json"]
     done = call("train_clip.py", *flags, *size, "--learning_rate", 3e-3)
     assert done.returncode == 0, done.stderr
     return world / "clip"
@@ -93,7 +93,7 @@ def test_train_clip_learns(clip, world):
 def test_compare_two_checkpoints(world, clip, call, tmp_path):
     before = write(tmp_path / "before.jsonl", predictions(world, "before", 1))
     after = write(tmp_path / "after.jsonl", predictions(world, "after", 6)[:34])
-    flags = ["--predictions", before, after, "--images", world / "images", "--clip_model", clip]
+    flags = ["--predictions", before, after, "--image_root", world / "images", "--clip_model", clip]
     out = ["--out", tmp_path / "new" / "scores.csv", "--plot", tmp_path / "scores.png", "--json", tmp_path / "s.json"]
     done = call("clip_eval.py", *flags, *out)
     assert done.returncode == 0, done.stderr
@@ -122,21 +122,21 @@ def test_compare_two_checkpoints(world, clip, call, tmp_path):
 
 @pytest.mark.slow
 def test_paths_with_the_folder_name(world, clip, call, tmp_path):
-    """ "images/000.png" with --images .../images is found; when both readings exist it is an error."""
+    """ "images/000.png" with --image_root .../images is found; when both readings exist it is an error."""
     rows = [{**row, "image": "images/" + row["image"]} for row in predictions(world, "p", 2)[:4]]
     path = write(tmp_path / "p.jsonl", rows)
     flags = ["--predictions", path, "--out", tmp_path / "s.csv", "--clip_model", clip]
-    direct = call("clip_eval.py", *flags, "--images", world)
+    direct = call("clip_eval.py", *flags, "--image_root", world)
     assert direct.returncode == 0, direct.stderr
     first = (tmp_path / "s.csv").read_text()
-    assert call("clip_eval.py", *flags, "--images", world / "images").returncode == 0
+    assert call("clip_eval.py", *flags, "--image_root", world / "images").returncode == 0
     assert (tmp_path / "s.csv").read_text() == first
 
     twice = tmp_path / "images"
     (twice / "images").mkdir(parents=True)
     for folder in (twice, twice / "images"):
         draw(folder / "000.png", "red", "circle", 0)
-    done = call("clip_eval.py", *flags, "--images", twice)
+    done = call("clip_eval.py", *flags, "--image_root", twice)
     assert done.returncode == 2 and "may be" in done.stderr and f"{path}:1: id '0'" in done.stderr
 
 
@@ -158,7 +158,7 @@ def test_bad_rows_are_named(world, clip, call, tmp_path, change, words):
     rows = predictions(world, "p", 2)[:3]
     rows[2] |= change
     path = write(tmp_path / "p.jsonl", rows)
-    flags = ["--predictions", path, "--images", world / "images", "--out", tmp_path / "s.csv", "--clip_model", clip]
+    flags = ["--predictions", path, "--image_root", world / "images", "--out", tmp_path / "s.csv", "--clip_model", clip]
     done = call("clip_eval.py", *flags)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert f"{path}:3: id '{rows[2]['id']}'" in done.stderr and "Traceback" not in done.stderr
@@ -169,7 +169,7 @@ def test_an_empty_prediction_is_scored_and_reported(world, clip, call, tmp_path)
     rows = predictions(world, "p", 2)[:3]
     rows[1]["prediction"] = ""
     path = write(tmp_path / "p.jsonl", rows)
-    flags = ["--predictions", path, "--images", world / "images", "--out", tmp_path / "s.csv", "--clip_model", clip]
+    flags = ["--predictions", path, "--image_root", world / "images", "--out", tmp_path / "s.csv", "--clip_model", clip]
     done = call("clip_eval.py", *flags)
     assert done.returncode == 0 and "1 empty predictions" in done.stdout
 
@@ -179,7 +179,7 @@ def test_without_weights_the_error_tells_the_ways_out(world, call, tmp_path, env
     """Offline the default model cannot be had; never a random one in its place."""
     path = write(tmp_path / "p.jsonl", predictions(world, "p", 2)[:3])
     environment["HF_HOME"] = str(tmp_path)
-    done = call("clip_eval.py", "--predictions", path, "--images", world / "images", "--out", tmp_path / "s.csv")
+    done = call("clip_eval.py", "--predictions", path, "--image_root", world / "images", "--out", tmp_path / "s.csv")
     assert done.returncode == 2 and not (tmp_path / "s.csv").exists()
     assert "--clip_pretrained FILE" in done.stderr and "train_clip.py" in done.stderr
 

@@ -81,7 +81,7 @@ def check_score(tmp_path):
 
 
 def test_published_answer_files(evaluate, chat_server, published, rows, tmp_path):
-    done = evaluate("--predictions", published, "--rows", rows, "--price_in", 1, "--price_out", 2)
+    done = evaluate("--predictions", published, "--data", rows, "--price_in", 1, "--price_out", 2)
     assert done.returncode == 0, done.stderr
     result = check_score(tmp_path)
     assert len(chat_server.requests) == 8 and all(body["temperature"] == 0 for body in chat_server.requests)
@@ -89,7 +89,7 @@ def test_published_answer_files(evaluate, chat_server, published, rows, tmp_path
     assert "reference region 3" in texts and "image_url" not in json.dumps(chat_server.requests)
     assert result["judge"]["own_prompts"] and result["judge"]["cost"] > 0
     assert "not the published ones" in done.stdout and "65.00" in done.stdout
-    assert evaluate("--predictions", published, "--rows", rows).returncode == 0 and len(chat_server.requests) == 8
+    assert evaluate("--predictions", published, "--data", rows).returncode == 0 and len(chat_server.requests) == 8
 
 
 def test_own_predictions_and_own_prompts(evaluate, chat_server, rows, tmp_path):
@@ -106,7 +106,7 @@ def test_own_predictions_and_own_prompts(evaluate, chat_server, rows, tmp_path):
              {"role": "user", "content": "{reference} | {prediction}"}]  # fmt: skip
     for task in TASKS:
         (prompts / f"{task}.json").write_text(json.dumps(turns))
-    done = evaluate("--predictions", predictions, "--prompts", prompts)
+    done = evaluate("--predictions", predictions, "--judge_prompts", prompts)
     assert done.returncode == 0, done.stderr
     check_score(tmp_path)
     sent = chat_server.requests[0]["messages"]
@@ -115,7 +115,7 @@ def test_own_predictions_and_own_prompts(evaluate, chat_server, rows, tmp_path):
     ]
     assert "not the published ones" not in done.stdout
     (prompts / "region_perception.json").write_text("[]")
-    assert evaluate("--predictions", predictions, "--prompts", prompts).returncode == 2
+    assert evaluate("--predictions", predictions, "--judge_prompts", prompts).returncode == 2
     predictions.write_text(lines[0].replace('"task"', '"tusk"'))
     assert '"task" is null' in evaluate("--predictions", predictions).stderr
 
@@ -128,7 +128,7 @@ def test_unread_ratings_are_asked_again_and_counted(evaluate, chat_server, publi
         return "hm" if "reference suggestion 1" in text and "seed" not in body else rate_by_number(body)
 
     chat_server.answer = judge
-    done = evaluate("--predictions", published, "--rows", rows)
+    done = evaluate("--predictions", published, "--data", rows)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "score.json").read_text())
     assert result["tasks"]["general_perception"] | {"low": None, "high": None} == {
@@ -146,28 +146,28 @@ def test_missing_and_foreign_answers(evaluate, chat_server, published, rows, tmp
     path = published / "general_perception_answer.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0])
-    done = evaluate("--predictions", published, "--rows", rows)
+    done = evaluate("--predictions", published, "--data", rows)
     assert done.returncode == 2 and "1 of 8 rows" in done.stderr and "Mini_general_1" in done.stderr
     assert not chat_server.requests
-    done = evaluate("--predictions", published, "--rows", rows, "--on_missing", "skip")
+    done = evaluate("--predictions", published, "--data", rows, "--on_missing", "skip")
     assert done.returncode == 0 and "1 rows without an answer" in done.stdout
     path.write_text("".join(lines) + lines[0])
-    assert "came before at" in evaluate("--predictions", published, "--rows", rows).stderr
+    assert "came before at" in evaluate("--predictions", published, "--data", rows).stderr
     path.write_text(lines[0].replace('"question_id": 0', '"question_id": 9'))
-    assert "has no question 9" in evaluate("--predictions", published, "--rows", rows).stderr
+    assert "has no question 9" in evaluate("--predictions", published, "--data", rows).stderr
     path.write_text(lines[0].replace("_0.jpg", "_7.jpg"))
-    assert "question 0 of --rows is about" in evaluate("--predictions", published, "--rows", rows).stderr
+    assert "question 0 of --data is about" in evaluate("--predictions", published, "--data", rows).stderr
     path.write_text('{"question_id": "0"}\n')
-    assert "expected" in evaluate("--predictions", published, "--rows", rows).stderr
-    assert "give --rows" in evaluate("--predictions", published).stderr
-    assert "none of" in evaluate("--predictions", tmp_path / "cache", "--rows", rows).stderr
+    assert "expected" in evaluate("--predictions", published, "--data", rows).stderr
+    assert "give --data" in evaluate("--predictions", published).stderr
+    assert "none of" in evaluate("--predictions", tmp_path / "cache", "--data", rows).stderr
 
 
 def test_a_dying_server_keeps_what_was_rated(evaluate, chat_server, published, rows, tmp_path):
     chat_server.dies_after = 5
-    done = evaluate("--predictions", published, "--rows", rows, "--judge_workers", 1)
+    done = evaluate("--predictions", published, "--data", rows, "--judge_workers", 1)
     assert done.returncode == 2 and "every reply in the cache" in done.stderr and "Traceback" not in done.stderr
     chat_server.dies_after = None
-    assert evaluate("--predictions", published, "--rows", rows).returncode == 0
+    assert evaluate("--predictions", published, "--data", rows).returncode == 0
     assert len(chat_server.requests) == 8
     check_score(tmp_path)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -71,7 +70,16 @@ def compare(tool, data, spacy_model, tmp_path, monkeypatch, capfd):
     """`compare(*flags, expect=0) -> content of --json, or the error`: the command, in this process."""
 
     def start(*flags, expect=0, detections=data / "detections.jsonl"):
-        words = ["--videos", data, "--detections", detections, "--spacy_model", spacy_model, "--out", tmp_path / "out"]
+        words = [
+            "--image_root",
+            data,
+            "--physics_detections",
+            detections,
+            "--spacy_model",
+            spacy_model,
+            "--out",
+            tmp_path / "out",
+        ]
         words += ["--json", tmp_path / "r.json", *flags]
         monkeypatch.setattr(sys, "argv", ["compare_stages.py", *map(str, words)])
         capfd.readouterr()
@@ -205,7 +213,6 @@ def test_what_does_not_fit_is_reported(compare, answers, data, tmp_path):
     novideo = write(tmp_path / "novideo.jsonl", [{key: rows[0][key] for key in ("id", "prediction", "reference")}])
     assert 'has no "video"' in compare("--predictions", novideo, expect=2)
     assert "--names has 1 names for 2 files" in compare("--predictions", *answers[:2], "--names", "a", expect=2)
-    assert "--models needs --data" in compare("--models", "m", expect=2)
 
 
 @pytest.mark.slow
@@ -220,11 +227,11 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
         and f"no detections for '{rows[0]['video']}'" in reported
         and "cache_detections.py" in reported
     )
-    reported = compare("--predictions", answers[0], "--videos", tmp_path, expect=2)
+    reported = compare("--predictions", answers[0], "--image_root", tmp_path, expect=2)
     assert (
         "s1.jsonl:1: id" in reported
         and "does not exist" in reported
-        and "(--videos)" in reported
+        and "(--image_root)" in reported
         and "image_root" not in reported
     )
     copy = tmp_path / "copy" / rows[0]["video"]
@@ -232,56 +239,18 @@ def test_videos_and_detections_that_are_missing(compare, answers, data, tmp_path
     frames = sorted((data / rows[0]["video"]).iterdir())
     for frame in frames[:3]:
         (copy / frame.name).write_bytes(frame.read_bytes())
-    reported = compare("--predictions", answers[0], "--videos", tmp_path / "copy", "--limit", 1, expect=2)
+    reported = compare("--predictions", answers[0], "--image_root", tmp_path / "copy", "--limit", 1, expect=2)
     assert "the detections are of the frames [0, 1, 2, 3]" in reported and "frames are missing" in reported
     Image.new("RGB", (64, 64), "red").save(copy / frames[3].name)
-    result = compare("--predictions", answers[0], "--videos", tmp_path / "copy", "--limit", 1)
+    result = compare("--predictions", answers[0], "--image_root", tmp_path / "copy", "--limit", 1)
     assert [frame["changed"] for frame in result["videos"][0]["frames"]] == [False, False, False, True]
     assert "not the picture that was looked at" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.slow
-def test_models_answer_first_and_once(run, data, tiny_video_model, spacy_model, tmp_path):
-    words = [sys.executable, TOOL, "--models", tiny_video_model, tiny_video_model, "--names", "stage 1", "stage 2"]
-    words += ["--data", data / "split_entry_test.jsonl", "--detections", data / "detections.jsonl", "--limit", 2]
-    words += ["--spacy_model", spacy_model, "--out", tmp_path, "--json", tmp_path / "r.json", "--max_new_tokens", 6]
-    words += ["--model_frames", 4]
-    done = run([*words, "--modes", "concise"])
+def test_the_command_as_a_user_starts_it(run, data, answers, spacy_model, tmp_path):
+    words = [sys.executable, TOOL, "--predictions", *answers[:2], "--names", "stage 1", "stage 2", "--limit", 2]
+    words += ["--image_root", data, "--physics_detections", data / "detections.jsonl", "--spacy_model", spacy_model]
+    done = run([*words, "--out", tmp_path])
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["checkpoints"] == ["stage 1", "stage 2"] and len(result["videos"]) == 2
-    for entry in result["videos"]:
-        [text] = entry["texts"]
-        assert text["mode"] == "concise" and text["reference"]["text"]
-        assert text["answers"]["stage 1"]["text"] == text["answers"]["stage 2"]["text"] != ""
     assert "stage 2" in done.stdout and "R_hall" in done.stdout and "index.html: 2 videos" in done.stdout
-    folder = tmp_path / "clips"  # videos that no row names: no reference to compare with
-    shutil.copytree(data / result["videos"][0]["video"], folder / "a")
-    line = next(x for x in read(data / "detections.jsonl") if x["video"] == result["videos"][0]["video"])
-    (tmp_path / "d.jsonl").write_text(json.dumps(line | {"video": str(folder / "a")}) + "\n")
-    bare = [
-        *words[:3],
-        *words[4:5],
-        "--names",
-        "s",
-        "--data",
-        folder,
-        "--detections",
-        tmp_path / "d.jsonl",
-        *words[12:],
-    ]
-    bare[bare.index("--out") + 1] = tmp_path / "bare"
-    done = run([*bare, "--modes", "concise"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    [entry] = json.loads((tmp_path / "r.json").read_text())["videos"]
-    assert entry["video"] == str(folder / "a") and not any(frame["changed"] for frame in entry["frames"])
-    assert entry["texts"][0]["answers"]["s"]["text"] == result["videos"][0]["texts"][0]["answers"]["stage 1"]["text"]
-    (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n")
-    bare[bare.index("--out") + 1] = tmp_path / "late"
-    done = run([*bare, "--modes", "concise"])
-    assert done.returncode == 2 and f"no detections for '{folder / 'a'}'" in done.stderr
-    assert not (tmp_path / "late").exists()  # no model answered
-    words[3:8] = [tiny_video_model, tiny_video_model, tmp_path / "none", "--names", "stage 1", "stage 2", "none"]
-    done = run([*words, "--modes", "concise"])
-    assert done.stdout.count("2 answered before, 0 to do") == 2
-    assert done.returncode == 2 and "none: generate ended with code" in done.stderr

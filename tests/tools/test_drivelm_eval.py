@@ -55,7 +55,9 @@ def files(tmp_path):
 
 def scored(folder, predictions, *words, **env):
     out = folder / "out" / "score.json"
-    done = run("--predictions", folder / predictions, "--reference", folder / "test.json", "--json", out, *words, **env)
+    done = run(
+        "--predictions", folder / predictions, "--annotations", folder / "test.json", "--json", out, *words, **env
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text()), done.stdout
 
@@ -171,18 +173,18 @@ def test_bad_predictions_are_one_clear_line(files, change, message):
     rows = json.loads((files / "output.json").read_text())
     change(rows)
     (files / "output.json").write_text(json.dumps(rows))
-    done = run("--predictions", files / "output.json", "--reference", files / "test.json")
+    done = run("--predictions", files / "output.json", "--annotations", files / "test.json")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bad_files_and_prompts(files):
     (files / "broken.json").write_text("[{]")
     (files / "prompt.txt").write_text("rate it")
-    reference = ["--reference", files / "test.json"]
+    reference = ["--annotations", files / "test.json"]
     for words, message in [
         (["--predictions", files / "none.json", *reference], "no such file"),
         (["--predictions", files / "broken.json", *reference], "broken.json:1: not JSON"),
-        (["--predictions", files / "output.json", "--reference", files / "output.json"], "expected {scene: ...}"),
+        (["--predictions", files / "output.json", "--annotations", files / "output.json"], "expected {scene: ...}"),
         (
             [
                 "--predictions",
@@ -206,7 +208,7 @@ def test_official_sample_pair(tmp_path):
     if not KIT.is_dir():
         pytest.skip("the kit of real data (../shared/kit) is absent")
     out = tmp_path / "score.json"
-    done = run("--predictions", KIT / "output.json", "--reference", KIT / "test_eval.json", "--out", out)
+    done = run("--predictions", KIT / "output.json", "--annotations", KIT / "test_eval.json", "--json", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert (result["questions"], result["counted"], result["gated"], result["accuracy"]) == (66, 31, 35, 0.0)

@@ -246,7 +246,7 @@ def test_a_model_in_the_process_judges(run, tiny_model, synthetic_data, tmp_path
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("{question} {reference} {answer_a} {answer_b}")
     done = run([sys.executable, TOOL, "--predictions", *paths, "--out", tmp_path / "out.jsonl", "--judge_backend", "hf", "--judge_model", tiny_model,
-                "--image_root", synthetic_data, "--prompt", prompt, "--judge_max_tokens", 4, "--judge_attempts", 2])  # fmt: skip
+                "--image_root", synthetic_data, "--judge_prompt", prompt, "--judge_max_tokens", 4, "--judge_attempts", 2])  # fmt: skip
     assert done.returncode == 2 and "none of 3 battles has a verdict that can be read" in done.stderr, done.stderr
     battles = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [battle["attempts"] for battle in battles] == [[2, 2]] * 3

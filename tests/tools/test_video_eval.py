@@ -57,7 +57,17 @@ AFTER = {
 def evaluate(run, tmp_path, detections, spacy_model):
     def call(*flags, expect=0):
         out = tmp_path / "scores.json"
-        words = [sys.executable, TOOL, "--detections", detections, "--spacy_model", spacy_model, "--json", out, *flags]
+        words = [
+            sys.executable,
+            TOOL,
+            "--physics_detections",
+            detections,
+            "--spacy_model",
+            spacy_model,
+            "--json",
+            out,
+            *flags,
+        ]
         done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == expect, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
@@ -131,7 +141,7 @@ def test_numbers_by_hand(evaluate, tmp_path):
 
 def test_weights_and_one_mode_without_truth(evaluate, tmp_path):
     file = write(tmp_path / "p.jsonl", {"a.mp4": (DETAILED, CONCISE)}, truth=False, mode="detailed")
-    result, done = evaluate("--predictions", file, "--weights", 0, 0, 0, 2)
+    result, done = evaluate("--predictions", file, "--physics_weights", 0, 0, 0, 2)
     [(mode, entry)] = result["checkpoints"]["p"]["modes"].items()
     assert mode == "detailed" and entry["truth"] is None and result["checkpoints"]["p"]["adherence"] is None
     assert entry["terms"]["reward"]["mean"] == pytest.approx(2 * (0.5 + 1) / 2)
@@ -248,7 +258,7 @@ def test_rows_are_checked_before_any_text_is_parsed(
         TOOL,
         "--predictions",
         file,
-        "--detections",
+        "--physics_detections",
         detections,
         "--spacy_model",
         spacy_model,
@@ -260,7 +270,7 @@ def test_rows_are_checked_before_any_text_is_parsed(
 @pytest.mark.parametrize(
     ("flag", "value", "reported"),
     [
-        ("--processes", 0, "--processes: must be at least 1, got 0"),
+        ("--physics_processes", 0, "--physics_processes: must be at least 1, got 0"),
         ("--num_frames", 0, "--num_frames: must be at least 1"),
         ("--seed", -1, "--seed: must be at least 0"),
         ("--csv", "FOLDER", "FOLDER is a folder; name a file"),
@@ -278,7 +288,7 @@ def test_flags_are_checked_before_anything_is_read(evaluate, tmp_path, flag, val
 def test_clip_needs_the_videos(evaluate, tmp_path):
     file = write(tmp_path / "p.jsonl", BEFORE)
     _, done = evaluate("--predictions", file, "--clip_model", "ViT-B-32", expect=2)
-    assert "--clip_model needs --videos" in done.stderr
+    assert "--clip_model needs --image_root" in done.stderr
 
 
 @pytest.mark.slow
@@ -289,15 +299,15 @@ def test_clip_scores_of_frames(evaluate, run, tmp_path):
         Image.new("RGB", (32, 32), colour).save(tmp_path / f"{i}.png")
         rows.append({"image": f"{i}.png", "caption_short": f"a {colour} car"})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    size = ["--image_size", 32, "--width", 64, "--layers", 1, "--batch_size", 8, "--steps", 2]
-    train = [sys.executable, TOOL.with_name("train_clip.py"), "--captions", tmp_path / "captions.jsonl"]
+    size = ["--image_size", 32, "--width", 64, "--layers", 1, "--batch_size", 8, "--max_steps", 2]
+    train = [sys.executable, TOOL.with_name("train_clip.py"), "--data", tmp_path / "captions.jsonl"]
     done = run([*train, "--out", tmp_path / "clip", *size], DRIVE_VLM_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     for video in SEEN:
         (tmp_path / "videos" / video).mkdir(parents=True)
         for frame in range(3):
             Image.new("RGB", (32, 32), (80 * frame, 10, 10)).save(tmp_path / "videos" / video / f"{frame}.png")
-    flags = ["--clip_model", tmp_path / "clip", "--videos", tmp_path / "videos", "--num_frames", 2]
+    flags = ["--clip_model", tmp_path / "clip", "--image_root", tmp_path / "videos", "--num_frames", 2]
     result, done = evaluate(
         "--predictions", write(tmp_path / "p.jsonl", BEFORE), *flags, "--csv", tmp_path / "rows.csv"
     )
@@ -309,4 +319,4 @@ def test_clip_scores_of_frames(evaluate, run, tmp_path):
     assert "text - frames" in done.stdout
     (tmp_path / "videos" / "b.mp4").rename(tmp_path / "videos" / "gone")
     _, done = evaluate("--predictions", tmp_path / "p.jsonl", *flags, expect=2)
-    assert "p.jsonl:3: id 'b.mp4-detailed': the video" in done.stderr and "(--videos)" in done.stderr
+    assert "p.jsonl:3: id 'b.mp4-detailed': the video" in done.stderr and "(--image_root)" in done.stderr

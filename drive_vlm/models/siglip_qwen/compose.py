@@ -25,8 +25,8 @@ from drive_vlm.models.siglip_qwen.projector import build_projector
 
 def compose_siglip_qwen(
     out: str | Path,
-    vision: str | Path,
-    language: str | Path,
+    vision_tower: str | Path,
+    language_model: str | Path,
     dtype: str = "auto",
     seed: int = 0,
     **settings: Any,
@@ -34,8 +34,8 @@ def compose_siglip_qwen(
     """Write a SiglipQwenForConditionalGeneration with its processor to `out`; drive_vlm.models.load_family loads it.
 
     Args:
-        vision: directory or hub id of a SigLIP or fixed-resolution SigLIP2 checkpoint (google/siglip2-so400m-patch14-384).
-        language: directory, hub id or GGUF file of a causal language model whose tokenizer knows ChatML (Qwen/Qwen3-4B), or a
+        vision_tower: directory or hub id of a SigLIP or fixed-resolution SigLIP2 checkpoint (google/siglip2-so400m-patch14-384).
+        language_model: directory, hub id or GGUF file of a causal language model whose tokenizer knows ChatML (Qwen/Qwen3-4B), or a
             siglip_qwen directory, of which only the language model is taken.
         dtype: of all weights; auto: the language model's.
         seed: of the projector, the temporal embeddings and tokens that the language model did not have.
@@ -44,13 +44,13 @@ def compose_siglip_qwen(
     Raises ValueError for a tower or a tokenizer that does not fit.
     """
     torch.manual_seed(seed)
-    tower = _load_tower(vision)
-    body, tokenizer = _load_language(language, dtype)
-    tokenizer, thinks = _prepare_tokenizer(tokenizer, str(language))
+    tower = _load_tower(vision_tower)
+    body, tokenizer = _load_language(language_model, dtype)
+    tokenizer, thinks = _prepare_tokenizer(tokenizer, str(language_model))
     if len(tokenizer) > body.config.vocab_size:
         body.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return write_model(
-        out, tower, body, tokenizer, _image_processor(vision, tower.config.image_size), thinks, **settings
+        out, tower, body, tokenizer, _image_processor(vision_tower, tower.config.image_size), thinks, **settings
     )
 
 

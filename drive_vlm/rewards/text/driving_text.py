@@ -121,7 +121,7 @@ def _repackaged(model: str) -> str:
     return str(next(found, model))
 
 
-def load_spacy(model: str, flag: str = "--physics_spacy") -> "Language":
+def load_spacy(model: str, flag: str = "--spacy_model") -> "Language":
     """The pipeline without what is not needed: entities, sentences, and the attribute ruler, which takes a fifth of the
     time to find the parts of speech that the lemmatizer reads (`coarse_tags` reads them off the tags). `flag` names the
     model on the command line."""
@@ -164,11 +164,12 @@ def coarse_tags(doc: "Doc") -> "Doc":
 
 def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
     """Everything of one text."""
-    tokens = phrase_tokens(doc)
+    found = read_phrases(doc, vocabulary)
+    tokens = found.tokens
     asserted: dict[Term, None] = {}
     denied: set[str] = set()
     unseen: list[str] = []
-    for term, first, noun in object_mentions(doc, vocabulary):
+    for term, first, noun in object_mentions(found, vocabulary):
         if term.kind == "unseen":
             unseen.append(term.phrase)
         elif is_negated(noun, first):
@@ -177,7 +178,7 @@ def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
             asserted[term] = None
     classes = frozenset().union(*(term.classes for term in asserted if term.kind == "class"))
     groups = _standing_groups([term for term in asserted if term.kind != "class"], classes, vocabulary)
-    words = Counter(_described_words(tokens, vocabulary))
+    words = Counter(_described_words(found, vocabulary))
     counts = {
         kind: sum(min(REPEATS, count) for (found, _), count in words.items() if found == kind)
         for kind in ("temporal", "adjective")
@@ -193,15 +194,27 @@ def parsed_doc(doc: "Doc", vocabulary: Vocabulary) -> ParsedText:
     )
 
 
-def object_mentions(doc: "Doc", vocabulary: Vocabulary) -> Iterator[tuple[Term, "Token", "Token"]]:
+@dataclasses.dataclass(frozen=True)
+class Phrases:
+    """The words of a text, its quotations, and the objects of the vocabulary that it names: (start, length, term) among `tokens`."""
+
+    tokens: list["Token"]
+    quoted: dict[int, tuple[int, int]]
+    objects: list[tuple[int, int, Term]]
+
+
+def read_phrases(doc: "Doc", vocabulary: Vocabulary) -> Phrases:
+    """Once a text: everything else is read off it."""
+    quoted = quotations(doc)
+    tokens = phrase_tokens(doc, quoted)
+    return Phrases(tokens, quoted, list(_phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)))
+
+
+def object_mentions(read: Phrases, vocabulary: Vocabulary) -> Iterator[tuple[Term, "Token", "Token"]]:
     """(term, first word, last noun) in the order of the text; the longest phrase wins. A phrase ends in a noun. What is not an
     object of its own (a modifier, a reference, a word on a sign, the camera's car) has a term of the kind unseen."""
-    tokens = phrase_tokens(doc)
-    quoted = quotations(doc)
-    found = [
-        (term, tokens[start], tokens[start + length - 1])
-        for start, length, term in _phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)
-    ]
+    tokens, quoted = read.tokens, read.quoted
+    found = [(term, tokens[start], tokens[start + length - 1]) for start, length, term in read.objects]
     bearers = {noun for term, _, noun in found if term.classes and _carries_camera(noun, term, vocabulary)}
     # What a bare "the car" may point back at: the camera's own car, or the pickup truck of "the truck".
     known = [noun.lemma_ for noun in bearers]
@@ -278,10 +291,12 @@ def _phrases(
     lower = [token.lower_ for token in tokens]
     start = 0
     while start < len(tokens):
-        forms = dict.fromkeys((lower[start], tokens[start].lemma_.lower()))
-        candidates = [entry for form in forms for entry in table.get(form, ())]
+        # Each list is sorted already, the longest first.
+        candidates, lemma = table.get(lower[start], ()), tokens[start].lemma_.lower()
+        if lemma != lower[start] and (more := table.get(lemma)):
+            candidates = sorted([*candidates, *more], key=lambda entry: -len(entry[0]))
         found = 1
-        for words, value in sorted(candidates, key=lambda entry: -len(entry[0])):
+        for words, value in candidates:
             end = start + len(words)
             if end > len(tokens) or (len(words) > 1 and lower[start:end] != list(words)):
                 continue
@@ -422,11 +437,11 @@ def _standing_groups(groups: Sequence[Term], classes: frozenset[str], vocabulary
     return tuple(kept)
 
 
-def _described_words(tokens: Sequence["Token"], vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
+def _described_words(read: Phrases, vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
     """("temporal" | "adjective", lemma or phrase) of every word of time, dynamic verb and domain adjective."""
-    objects = _phrases(tokens, vocabulary.table, vocabulary.dynamic_verbs)
+    tokens = read.tokens
     # The "stop" of "stop sign" is not a verb.
-    taken = {token.i for start, length, _ in objects if length > 1 for token in tokens[start : start + length]}
+    taken = {token.i for start, length, _ in read.objects if length > 1 for token in tokens[start : start + length]}
     for start, length, kind in _phrases(tokens, vocabulary.word_table):
         word = tokens[start]
         fits = length > 1 or (_is_temporal(word) if kind == "temporal" else _is_attribute(word))

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from drive_vlm.rewards.text.driving_text import TextParser, object_mentions, parsed_doc
+from drive_vlm.rewards.text.driving_text import TextParser, object_mentions, parsed_doc, read_phrases
 from drive_vlm.rewards.text.negation import is_negated
 from drive_vlm.rewards.text.vocabulary import Term
 
@@ -41,7 +41,7 @@ def find_mentions(parser: TextParser, text: str, detected: frozenset[str]) -> li
     doc = parser.doc(text)
     claimed = parsed_doc(doc, parser.vocabulary).groups
     found = []
-    for term, first, noun in object_mentions(doc, parser.vocabulary):
+    for term, first, noun in object_mentions(read_phrases(doc, parser.vocabulary), parser.vocabulary):
         verdict = _verdict(term, first, noun, claimed, detected)
         found.append(Mention(first.idx, noun.idx + len(noun), tuple(sorted(term.classes)), verdict))
     return found

@@ -3,7 +3,7 @@
 Covered: "no cars", "neither cars nor buses", "no cars, buses or trucks", "without any cars", "free of cars", "no sign of
 a car", "an absence of cars", "there are not any cars", "there aren't any cars moving", "nobody has a car", "a car cannot be
 seen", "cars are absent", "lacks cars", "hardly any cars", "a car-free street", "a bus rather than a car", "a bus, not a car",
-"potential cars", "whether a car comes", "there isn't a car, a bus, or a truck", "not occupied by any cars", "cars: none", "devoid of cars, trucks, and people", "the absence of cars and dogs", "no pedestrian activity", "few, if any, cars".
+"potential cars", "whether a car comes", "there isn't a car, a bus, or a truck", "not occupied by any cars", "cars: none", "devoid of cars, trucks, and people", "the absence of cars and dogs", "no pedestrian activity", "few, if any, cars", "nothing suggests the presence of cars", "absent are any cars".
 Not negated: "not only cars", "not all cars stop", "no bus, only a truck", "the car does not stop", "the bus no longer waits", "not clear of cars",
 "no lack of cars", "it steers clear of the car", "clear of cars and pedestrians walk by".
 
@@ -38,7 +38,9 @@ _ABSENT = {"absent", "missing", "lacking", "nonexistent", "unseen", "invisible"}
 _PRESENT = {"visible", "present", "apparent", "evident", "noticeable", "observable", "discernible"}
 _SEE = {"see", "detect", "observe", "find", "notice", "spot", "show", "depict", "encounter", "identify", "locate"}
 _APPEAR = {"appear", "exist"}
-_LACK = {"lack", "exclude", "want"}
+# What nothing does where nothing is there; "nothing blocks the car" has a car.
+_SUGGEST = {"suggest", "indicate", "show", "reveal", "hint", "imply", "signal", "point"}
+_LACK = {"lack", "exclude", "want", "absent"}
 _DOUBT = {"if", "whether", "unless"}
 _EXCEPT = {"but", "except", "besides", "than"}
 _WITHOUT = {"without", "sans", "minus", "lacking"}
@@ -103,10 +105,23 @@ def _denied(noun: "Token") -> bool:
         return True
     if noun.dep_ in ("dobj", "attr", "oprd"):
         indefinite = noun.dep_ == "attr" or not _has_own_determiner(noun)
-        return ((_verb_negated(verb) or _nobody_acts(verb)) and indefinite) or (
-            verb.lemma_ in _LACK and not _verb_negated(verb)
-        )
+        if (_verb_negated(verb) or _nobody_acts(verb) or _nothing_suggests(noun)) and indefinite:
+            return True
+        if verb.lemma_ in _LACK and not _verb_negated(verb):
+            return True
+    if verb.lemma_ == "be" and verb.i < noun.i and _absent_before(verb):
+        return True
     return noun.dep_ in ("nsubj", "nsubjpass") and (_denied_as_subject(verb) or _denied_as_scene(verb, noun))
+
+
+def _absent_before(verb: "Token") -> bool:
+    """ "Absent are any cars", "absent from the scene are cars": the state stands before the verb, what lacks behind it."""
+    before = [word for word in verb.children if word.i < verb.i]
+    # "Absent a light, there are cars" has a subject before the verb.
+    if any(word.dep_ in ("expl", "nsubj") and word.lower_ not in _ABSENT for word in before):
+        return False
+    states = [*before, *([verb.nbor(-1)] if verb.i > 0 else [])]
+    return any(word.lower_ in _ABSENT for word in states) and not _verb_negated(verb)
 
 
 def _denies(word: "Token", noun: "Token") -> bool:
@@ -215,7 +230,15 @@ def _denied_by_preposition(preposition: "Token") -> bool:
         return True
     if governor.lower_ in _VOID:
         return not _is_denied_state(governor) and not _keeps_clear(governor)
-    return governor.lemma_ in _SIGNS and is_negated(governor)
+    return governor.lemma_ in _SIGNS and (is_negated(governor) or _nothing_suggests(governor))
+
+
+def _nothing_suggests(noun: "Token") -> bool:
+    """ "Nothing suggests the presence of cars", "nothing points to the presence of cars"."""
+    verb = noun.head.head if noun.dep_ == "pobj" else noun.head
+    return verb.lemma_ in _SUGGEST and any(
+        word.dep_ == "nsubj" and word.lower_ == "nothing" and word.i < noun.i for word in verb.children
+    )
 
 
 def _is_denied_state(state: "Token") -> bool:

@@ -3,7 +3,7 @@
 import re
 import threading
 
-from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, load_spacy, object_mentions
+from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, load_spacy, object_mentions, read_phrases
 from drive_vlm.rewards.text.vocabulary import Term, load_vocabulary
 
 # Words about the film itself and the car that films: they add no fact.
@@ -32,8 +32,12 @@ class NounCheck:
         with self._lock:
             given, written = self._nlp(source), self._nlp(_EGO.sub("it", text))
         known = {token.lemma_.lower() for token in given} | {token.lower_ for token in given} | NEUTRAL_NOUNS
-        classes = {name for term, _, _ in object_mentions(given, self._vocabulary) for name in term.classes}
-        mentions = object_mentions(written, self._vocabulary)
+        classes = {
+            name
+            for term, _, _ in object_mentions(read_phrases(given, self._vocabulary), self._vocabulary)
+            for name in term.classes
+        }
+        mentions = object_mentions(read_phrases(written, self._vocabulary), self._vocabulary)
         synonyms = {noun.i for term, _, noun in mentions if _is_supported(term, classes)}
         nouns = [token for token in written if token.pos_ in ("NOUN", "PROPN") and token.is_alpha]
         return sorted({token.lemma_.lower() for token in nouns if token.i not in synonyms} - known)

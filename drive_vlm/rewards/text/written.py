@@ -4,12 +4,14 @@ Covered: 'a sign reads "Bus Lane"', "a sign reading No Trucks", "a sign for truc
 horse", "Dunkin' Donuts", "Pizza Hut", "Children's Hospital". The sign itself may be an object: 'a sign that says "STOP"'.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Token
 
 QUOTES = {'"', "“", "”", "„", "‟", "«", "»", "'", "‘", "’", "`", "``", "''"}
+_QUOTE = re.compile("[" + "".join({mark[0] for mark in QUOTES}) + "]")
 _SAY = {"say", "read", "spell", "state", "write", "label", "mark", "name", "call", "title", "letter", "inscribe", "print", "stencil", "brand", "dub", "flash"}  # fmt: skip
 _SHOW = {"show", "display", "indicate", "warn", "prohibit", "forbid", "ban", "restrict", "allow", "permit", "advertise", "promote", "depict", "picture", "portray", "represent", "feature", "instruct", "alert", "caution", "announce", "direct", "remind", "tell", "ask", "denote", "bear"}  # fmt: skip
 _SHOWING = {f"{verb.removesuffix('e')}ing" for verb in _SHOW} | {"forbidding", "banning", "permitting"}
@@ -26,9 +28,9 @@ def is_quote(token: "Token") -> bool:
     return token.text in QUOTES and token.tag_ != "POS"
 
 
-def phrase_tokens(doc: "Doc") -> list["Token"]:
-    """What phrases are matched against: 'a "STOP" sign' and "double-decker" are two words each."""
-    closing = {end for _, end in quotations(doc).values()}
+def phrase_tokens(doc: "Doc", quoted: dict[int, tuple[int, int]]) -> list["Token"]:
+    """What phrases are matched against: 'a "STOP" sign' and "double-decker" are two words each. `quoted`: quotations(doc)."""
+    closing = {end for _, end in quoted.values()}
     return [
         token
         for token in doc
@@ -39,6 +41,9 @@ def phrase_tokens(doc: "Doc") -> list["Token"]:
 def quotations(doc: "Doc") -> dict[int, tuple[int, int]]:
     """Index of each token within quotation marks -> (first, behind the last) of its quotation."""
     found: dict[int, tuple[int, int]] = {}
+    # Most texts have none: one look at the text is cheaper than one at each token.
+    if not _QUOTE.search(doc.text):
+        return found
     opened: int | None = None
     for token in doc:
         if token.text not in QUOTES:

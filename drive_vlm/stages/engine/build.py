@@ -11,12 +11,14 @@ loaded.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from drive_vlm.builders.same_pictures import leaks_of
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
 from drive_vlm.data.caches.feature_cache import FeatureCache
 from drive_vlm.data.collate import Collator
@@ -233,7 +235,20 @@ def build_tables(
                 )
                 if features is not None and args.local_process_index == 0:
                     features.check(tables[name].media())
+    if "eval" in tables and args.should_save:
+        warn_of_leaks(tables)
     return tables, encoder
+
+
+def warn_of_leaks(tables: dict[str, RowTable]) -> None:
+    """A line where pictures of --eval_data are those of --data under other names: the evaluation would praise what was learned by heart."""
+    if leaks := leaks_of(tables["train"], tables["eval"]):
+        print(
+            f"warning: {len(leaks):,} pictures of --eval_data are in --data under other names, e.g. {leaks[0]}. The evaluation says less "
+            "about new pictures than it seems to. tools/check_data.py lists them.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def build_sampler(table: RowTable, data: DataConfig, args: "TrainingArguments") -> ShardedBatchSampler:

@@ -46,7 +46,18 @@ def test_the_parts_come_back_with_their_weights(parts: tuple[Path, Path], tmp_pa
     import transformers
 
     vision, language = parts
-    words = ("--vision", vision, "--language", language, "--out", tmp_path / "vlm", "--pool_size", 2, "--max_frames", 5)
+    words = (
+        "--vision_tower",
+        vision,
+        "--language_model",
+        language,
+        "--out",
+        tmp_path / "vlm",
+        "--pool_size",
+        2,
+        "--max_frames",
+        5,
+    )
     done = run([sys.executable, "tools/build_siglip_qwen.py", *words, "--dtype", "float32"])
     assert done.returncode == 0, done.stderr
     assert "mlp projector, 16 tokens a frame, 80 for 5 frames" in done.stdout  # 7 x 7 patches, pooled 2 x 2
@@ -109,7 +120,7 @@ def test_what_does_not_fit_is_refused(parts: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_an_output_that_is_not_empty_is_left_alone(parts: tuple[Path, Path], run: Callable) -> None:
-    words = ("--vision", parts[0], "--language", parts[1], "--out", parts[1])
+    words = ("--vision_tower", parts[0], "--language_model", parts[1], "--out", parts[1])
     done = run([sys.executable, "tools/build_siglip_qwen.py", *words])
     assert done.returncode == 2 and "the directory is not empty. Give a new one" in done.stderr
 

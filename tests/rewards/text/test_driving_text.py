@@ -239,7 +239,7 @@ def test_several_processes_say_the_same(spacy_model, parser):
 def test_a_model_that_is_not_there_is_named_with_the_command(tmp_path):
     with pytest.raises(ValueError, match=r"'en_none' cannot be loaded; run python -m spacy download en_none"):
         TextParser("en_none")
-    with pytest.raises(ValueError, match=r"give its directory \(--physics_spacy\)"):
+    with pytest.raises(ValueError, match=r"give its directory \(--spacy_model\)"):
         TextParser(str(tmp_path))
 
 

@@ -46,6 +46,14 @@ The car steers clear of the truck.                              | car truck |
 There are few, if any, cyclists.                                | | person bicycle
 Without the presence of cars or people, the village looks calm. | | car person
 There is some pedestrian activity near the train.               | person train |
+Nothing suggests the presence of cyclists or dogs.              | | bicycle dog person
+Nothing indicates a traffic light or any trucks.                | | traffic_light truck
+There is a bus, but nothing points to the presence of people.   | bus | person
+Nothing blocks the car and the truck.                           | car truck |
+Absent are any cars, trucks, or pedestrians.                    | | car truck person
+Absent from the scene are people and dogs.                      | | person dog
+A bus waits; missing are any traffic lights.                    | bus | traffic_light
+Absent a traffic light, there are two cars at the corner.       | car | traffic_light
 """,
     "a van next to a bus or a truck": """
 A van stands next to a bus.                                     | bus (van) |

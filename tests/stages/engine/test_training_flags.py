@@ -289,6 +289,28 @@ def test_the_loss_is_that_of_the_next_token_whatever_the_flags(world: Any, few: 
     torch.use_deterministic_algorithms(False)
 
 
+def test_pictures_under_other_names_in_the_evaluation_are_told(
+    world: Any, few: Path, short: Callable, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Once found they are known to the next start, which reads no row and no picture for it."""
+    rows = [json.loads(line) for line in few.read_text().splitlines()]
+    other = [row | {"id": f"e{i}"} for i, row in enumerate(rows[:3])]
+    (tmp_path / "copied.png").write_bytes((world.train.parent / rows[1]["image"]).read_bytes())
+    other[1]["image"] = str(tmp_path / "copied.png")
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    flags = ("--max_steps", 1, "--save_strategy", "no", "--eval_strategy", "no", "--image_root", "/")
+    for path, kept in ((few, rows), (tmp_path / "eval.jsonl", other)):
+        absolute = [row | {"image": str(world.train.parent / row["image"])} for row in kept]
+        path.write_text("".join(json.dumps(row) + "\n" for row in absolute))
+    for _ in range(2):
+        short(*flags, "--eval_data", tmp_path / "eval.jsonl")
+        told = capfd.readouterr().err
+        assert "1 pictures of --eval_data are in --data under other names, e.g. " in told
+        assert f"{rows[1]['image']} = {tmp_path / 'copied.png'}. The evaluation" in told
+    short(*flags, "--eval_data", few)
+    assert "under other names" not in capfd.readouterr().err
+
+
 SAVES = ("--per_device_train_batch_size", 4, "--save_strategy", "steps", "--save_steps", 2)
 
 

@@ -316,7 +316,7 @@ def test_rows_that_a_reward_cannot_score_stop_the_run_before_it_trains(
     files = {v: PendingItem(v, str(data / v), "", is_video=True).identity(3) for v in videos}
     append_detections(cache, [VideoDetections(v, Detector("w", "", 64, 0.3, "v"), frames, files[v]) for v in videos])
     words = ("--model", tiny_video_model, "--data", few, "--rewards", "physics", "--physics_detections", cache)
-    words = (*words, "--physics_spacy", spacy_model, "--beta", 0, "--num_frames")
+    words = (*words, "--spacy_model", spacy_model, "--beta", 0, "--num_frames")
     trainer(*words, 3)
     with pytest.raises(
         ValueError, match=rf"few\.jsonl:1: the detections of '{videos[0]}' .*are of 3 frames .*this run takes 2 "
