@@ -81,7 +81,11 @@ class LocalModel:
 
         from drive_vlm.sampling.grammar import Grammar
 
-        held = Grammar(grammar, self.family.tokenizer, end_tokens(self.network, self.family.tokenizer)) if grammar is not None else None
+        held = (
+            Grammar(grammar, self.family.tokenizer, end_tokens(self.network, self.family.tokenizer))
+            if grammar is not None
+            else None
+        )
         options: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             # The model's own distribution: without these transformers keeps 50 tokens, or what the model's files say.
