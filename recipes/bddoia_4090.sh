@@ -27,7 +27,7 @@ json='Answer with one JSON object with the keys "description" (the scene in one 
 # Rows in folder $1, with flags for the builder. audit.json is written last.
 rows() {
   [ -f "$out/$1/audit.json" ] ||
-    run python "$DRIVE_VLM_ROOT/tools/build_bddoia.py" --labels "$labels" --images "$images" --out "$out/$1" "${@:2}"
+    run python "$DRIVE_VLM_ROOT/tools/build_bddoia.py" --labels "$labels" --image_root "$images" --out "$out/$1" "${@:2}"
 }
 
 # Run the stage $1 from the model $2.

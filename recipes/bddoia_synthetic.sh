@@ -37,11 +37,11 @@ step "1/7  synthetic driving scenes with actions and reasons"
 run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --oia --size 64 --image_format png --splits train:0.8 test:0.2 --questions_per_scene 0
 
 step "2/7  a tower that sees, a tiny language model, a small CLIP"
-run python tools/train_tower.py --data "$data" --out "$out/tower" --steps "$tower_steps" --patch_size 16
+run python tools/train_tower.py --data "$data" --out "$out/tower" --max_steps "$tower_steps" --patch_size 16
 run python tools/build_tiny_model.py --family siglip_qwen --out "$out/random" --corpus "$data/oia_train.jsonl" "$data/oia_json_train.jsonl" \
   --image_size 64 --patch_size 16 --hidden_size 128 --text_layers 2 --max_frames 1
-run python tools/build_siglip_qwen.py --vision "$out/tower" --language "$out/random" --pool_size 1 --max_frames 1 --out "$out/model"
-run python tools/train_clip.py --captions "$data/captions_train.jsonl" --out "$out/clip" --steps "$clip_steps"
+run python tools/build_siglip_qwen.py --vision_tower "$out/tower" --language_model "$out/random" --pool_size 1 --max_frames 1 --out "$out/model"
+run python tools/train_clip.py --data "$data/captions_train.jsonl" --out "$out/clip" --max_steps "$clip_steps"
 
 step "3/7  a short SFT: answers in text and in JSON"
 launch sft --model "$out/model" --data "$data/oia_train.jsonl" "$data/oia_json_train.jsonl" "${shared[@]}" --per_device_train_batch_size 16 \

@@ -66,7 +66,7 @@ class OiaBuild:
         help="folder of SPLIT_25k_images_actions.json and SPLIT_25k_images_reasons.json (official), or of gt_4a_21r_SPLIT.json (LXMERT)"
     )
     out: Path = field(help="folder for SPLIT.jsonl, SPLIT.meta.json and audit.json")
-    images: Path | None = field(None, help="folder of the lastframe pictures (default: data in the folder of --labels)")
+    image_root: Path | None = field(None, help="folder of the lastframe pictures (default: data in the folder of --labels)")
     clips: Path | None = field(
         None,
         help="folder of the clips in place of the pictures; --num_frames of each go to OUT/frames_N, the labelled one last",
@@ -325,7 +325,7 @@ def build(args: OiaBuild) -> dict[str, Any]:
             splits = toy_subset((row for rows in splits.values() for row in rows), args.seed)
         for split, rows in splits.items():
             writer.add(f"{split}.jsonl", _rows(rows, args, clips, descriptions, writer), split)
-    root = args.out if args.clips else args.images or args.labels / "data"
+    root = args.out if args.clips else args.image_root or args.labels / "data"
     for name, count in writer.counts.items():
         entry = {f"bddoia_{name.removesuffix('.jsonl')}": meta_entry(str(root.resolve()), name, count)}
         write_json(args.out / f"{name.removesuffix('.jsonl')}.meta.json", entry)
@@ -385,10 +385,10 @@ def _rows(
 
 
 def _image(row: Labelled, args: OiaBuild) -> dict[str, str]:
-    path = (args.images or args.labels / "data") / row.file_name
+    path = (args.image_root or args.labels / "data") / row.file_name
     if not path.is_file():
         problem = f"the picture {path} does not exist"
-        raise BadRow("image_missing", row.file_name, problem, f"Is --images the right folder? {_MISSING}")
+        raise BadRow("image_missing", row.file_name, problem, f"Is --image_root the right folder? {_MISSING}")
     return {"image": row.file_name}
 
 

@@ -211,7 +211,7 @@ def test_files_of_another_form_are_named(labels, file, text, says):
 
 def test_missing_pictures_stop_or_are_counted(build, refused, labels, tmp_path):
     (labels / "data" / NAMES[1]).unlink()
-    refused(says=f"{labels}/data/{NAMES[1]} does not exist. Is --images the right folder?")
+    refused(says=f"{labels}/data/{NAMES[1]} does not exist. Is --image_root the right folder?")
     assert not (tmp_path / "out" / "train.jsonl").exists()
     done = build("--on_missing", "skip")
     assert done.returncode == 0 and "left out: 1 image_missing" in done.stdout, done.stderr
@@ -254,7 +254,7 @@ def test_real_rows_of_the_kit(build, run, kit, tiny_families, tmp_path):
     found, _ = read_split(folder, "test")
     write_pictures(tmp_path / "pictures", [row.file_name for row in found])
     out = tmp_path / "out"
-    words = ("--labels", folder, "--images", tmp_path / "pictures", "--splits", "test")
+    words = ("--labels", folder, "--image_root", tmp_path / "pictures", "--splits", "test")
     done = build(*words, splits=("test",))
     assert done.returncode == 0, done.stderr
     rows = rows_of(out, "test")
