@@ -66,7 +66,9 @@ class OiaBuild:
         help="folder of SPLIT_25k_images_actions.json and SPLIT_25k_images_reasons.json (official), or of gt_4a_21r_SPLIT.json (LXMERT)"
     )
     out: Path = field(help="folder for SPLIT.jsonl, SPLIT.meta.json and audit.json")
-    image_root: Path | None = field(None, help="folder of the lastframe pictures (default: data in the folder of --labels)")
+    image_root: Path | None = field(
+        None, help="folder of the lastframe pictures (default: data in the folder of --labels)"
+    )
     clips: Path | None = field(
         None,
         help="folder of the clips in place of the pictures; --num_frames of each go to OUT/frames_N, the labelled one last",
