@@ -39,7 +39,7 @@ from drive_vlm.evaluation.oia_labels import (
 )
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import JudgeConfig, Judgement, Request, judge_all
-from drive_vlm.judges.verdicts import fill, parse_score, read_prompt
+from drive_vlm.judges.verdicts import Turns, fill, parse_score, read_prompt
 from drive_vlm.rewards.text import completion_text
 
 _BEST = 4
@@ -164,7 +164,7 @@ class ActionReasonReward:
                 )
         if mode == "judge":
             self._judge = open_judge(config)
-            self._prompt = (("user", PROMPT),)
+            self._prompt: Turns = (("user", PROMPT),)
             if config.action_reason_prompt:
                 self._prompt = read_prompt(config.action_reason_prompt, ("action", "justification"))
         score: dict[str, Callable[..., list[dict[str, Any]]]] = {

@@ -78,11 +78,7 @@ class ClipReward:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """One cosine a completion. `columns`: `files`, and `video` where a row's file is one."""
         texts = [self._part(completion_text(completion)) for completion in completions]
-        self.last_terms = self._terms(texts, self._pictures(columns))
-        if columns.get("log_metric") and texts:
-            count = len(texts)
-            columns["log_metric"]("clip/truncated", sum(term.truncated for term in self.last_terms) / count)
-            columns["log_metric"]("clip/without_text", sum(not term.text for term in self.last_terms) / count)
+        self._keep(self._terms(texts, self._pictures(columns)), columns)
         return [term.cosine for term in self.last_terms]
 
     def prefixes(self, texts: Sequence[Sequence[str]], **columns: Any) -> list[list[float | None]]:
@@ -91,7 +87,16 @@ class ClipReward:
         counts = [len(so_far) for so_far in said]
         seen = self._pictures(columns).repeat(counts, axis=0)
         terms = iter(self._terms([text for so_far in said for text in so_far], seen))
-        return [[next(terms).cosine for _ in range(count)] for count in counts]
+        found = [[next(terms) for _ in range(count)] for count in counts]
+        self._keep([so_far[-1] for so_far in found if so_far], columns)
+        return [[term.cosine for term in so_far] for so_far in found]
+
+    def _keep(self, terms: list[ClipTerms], columns: dict[str, Any]) -> None:
+        """Those of the whole texts, for samples and curves."""
+        self.last_terms = terms
+        if columns.get("log_metric") and terms:
+            columns["log_metric"]("clip/truncated", sum(term.truncated for term in terms) / len(terms))
+            columns["log_metric"]("clip/without_text", sum(not term.text for term in terms) / len(terms))
 
     def _part(self, text: str) -> str:
         return text.strip() if self.config.clip_text == "whole" else said_so_far(text, self.config.clip_text)

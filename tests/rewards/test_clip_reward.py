@@ -94,7 +94,9 @@ def test_prefixes_are_paid_where_the_justification_is_said(reward, pictures):
     assert found[0][: begins - 1] == [0] * (begins - 1) and found[1][0] == 0
     assert found[0][begins - 1] == pytest.approx(by_hand(one.encoder, "t", pictures[:1]), abs=1e-5)
     assert found[0][begins + 3] == pytest.approx(by_hand(one.encoder, "traff", pictures[:1]), abs=1e-5)
+    kept = one.last_terms
     whole = one(["", ""], [JSON, TEXT], files=columns["files"][:2])
+    assert [term.text for term in kept] == [term.text for term in one.last_terms]
     assert [found[0][-1], found[1][-1]] == pytest.approx(whole, abs=1e-6)
 
 
