@@ -5,6 +5,7 @@
 3. The class itself (record.py), which takes the seconds of importing torch; the result goes into the cache.
 """
 
+import contextlib
 import dataclasses
 import json
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from drive_vlm.plan.model_sizes import (
     shipped,
 )
 from drive_vlm.store.cache import cache_dir, cache_key, file_key, write_cache
+from drive_vlm.store.forms import read_object
 
 _LIBRARIES = ("torch", "transformers", "peft")
 # Raise it when the meaning of a recorded number changes: what older versions cached is then recorded again.
@@ -55,7 +57,7 @@ def load_sizes(model: ModelConfig) -> ModelSizes:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _processor_numbers(path: Path) -> dict[str, Any]:
@@ -69,8 +71,10 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
     libraries = {name: version(name) for name in _LIBRARIES}
     key = cache_key(_FORMAT, identity, recorded_flags(model), libraries)
     file = cache_dir() / "plan" / f"{key}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
+    # A damaged entry is made again.
+    with contextlib.suppress(ValueError):
+        if file.is_file():
+            return read_object(file)
     from drive_vlm.plan.record import record
 
     made = record(model)
