@@ -149,15 +149,18 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         requests = next((one for one in self.callback_handler.callbacks if isinstance(one, StopOnRequest)), None)
         if requests is None or not requests.may_leave_generation:
             return super()._generate(prompts)
-        seen, by_request = self.state.num_input_tokens_seen, EndsByRequest()
+        seen, metrics, by_request = self.state.num_input_tokens_seen, self._metrics["train"], EndsByRequest()
+        before = {name: list(values) for name, values in metrics.items()}
         with _stopping(self.model, by_request):
             generated = super()._generate(prompts)
         self.heartbeat.beat("communication")
         try:
             requests.after_generation(self.args, self.control, by_request.asked)
         except stop.StopRequested:
-            # The checkpoint is that of the step before.
+            # The checkpoint, and the last line of the log, are those of the step before.
             self.state.num_input_tokens_seen = seen
+            metrics.clear()
+            metrics.update(before)
             raise
         self.heartbeat.beat("generation")
         return generated

@@ -264,7 +264,9 @@ def test_the_best_checkpoint_of_another_number_of_processes_is_loaded_at_the_end
     sft(out, *flags, "--max_steps", 2, launcher="torchrun")
     sft(out, *flags, "--max_steps", 3, "--load_best_model_at_end")
     name = Path(json.loads((out / "run.json").read_text())["best_checkpoint"])
-    assert name.name in ("checkpoint-1", "checkpoint-2"), "the rate destroys the model: one of two processes is the best"
+    assert name.name in ("checkpoint-1", "checkpoint-2"), (
+        "the rate destroys the model: one of two processes is the best"
+    )
     best = load_file(name / "model-trained.safetensors")
     final = load_file(out / "model.safetensors")
     assert all(final[name].equal(tensor) for name, tensor in best.items()) and len(best) > 10
