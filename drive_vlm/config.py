@@ -145,14 +145,17 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 @contextlib.contextmanager
-def disk_errors(safe: Callable[[], str] = lambda: "What was finished before is kept") -> Iterator[None]:
-    """Turn an OSError of the disk into a ValueError with the file, the cause, and what is `safe`; others are left as they are."""
+def disk_errors(
+    safe: Callable[[], str] = lambda: "What was finished before is kept", place: str = ""
+) -> Iterator[None]:
+    """Turn an OSError of the disk into a ValueError with the file, or `place` where it has no name, the cause, and what is
+    `safe`; others are left as they are."""
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename or place}: ".removeprefix(": ")
         raise ValueError(
             f"{where}cannot be read or written ({error.strerror}). {safe()}: fix the cause and go on."
         ) from error

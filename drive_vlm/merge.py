@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, ModelConfig, user_errors
+from drive_vlm.store.forms import read_object
 
 EXAMPLES = """
 python -m drive_vlm merge --checkpoint runs/lora/checkpoint-500 --out runs/lora/merged
@@ -39,7 +40,8 @@ def main(words: Sequence[str]) -> None:
 
 
 def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = False) -> None:
-    """Write the merged model and processor to `out`, read it back, and compare its logits with those of the checkpoint.
+    """Write the merged model and processor to a folder next to `out`, read it back, compare its logits with those of the
+    checkpoint, and give it its name: neither a full disk nor a kill leaves half a model there.
 
     Raises ValueError for a checkpoint of neither kind, shards that hold more than tensors unless `trusted`, an adapter that
     learned nothing, missing or foreign tensors, and when the logits differ.
@@ -69,26 +71,45 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = F
         model = _merge_adapter(checkpoint, family.model)
     else:
         model = _merge_shards(checkpoint, family.model)
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
+    # What a killed merge has left.
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(out)
-        family.processor.save_pretrained(out)
-    # RuntimeError and SafetensorError are how torch and safetensors report a full disk.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise ValueError(
-            f"--out {out}: could not be written ({str(error).splitlines()[0]}); nothing is left of it, and {checkpoint} is untouched."
-        ) from error
-    del model, family
-    merged = load_family(ModelConfig(model=str(out)), torch.float32)
+        try:
+            model.to(getattr(torch, dtype)).save_pretrained(partial)
+            family.processor.save_pretrained(partial)
+        # RuntimeError and SafetensorError are how torch and safetensors report a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"--out {out}: could not be written ({str(error).splitlines()[0]}); nothing is left of it, and {checkpoint} is untouched."
+            ) from error
+        del model, family
+        difference, parameters = _compare(partial, probe, expected, checkpoint, out, dtype)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(json.dumps({"out": str(out), "parameters": parameters, "dtype": dtype, "logit_difference": difference}))
+
+
+def _compare(
+    written: Path, probe: dict[str, Any], expected: Any, checkpoint: Path, out: Path, dtype: str
+) -> tuple[float, int]:
+    """How far the logits of the model that was written are from `expected float32[1, T, V]`, in their standard deviations, and
+    its parameters. Raises ValueError where that is more than rounding."""
+    import torch
+
+    from drive_vlm.models import load_family
+
+    merged = load_family(ModelConfig(model=str(written)), torch.float32)
     difference = ((_logits(merged.model, probe) - expected).abs().max() / expected.std()).item()
     allowed = _TOLERANCE["bfloat16" if "bfloat16" in (dtype, _saved_dtype(checkpoint)) else "float32"]
     if not difference <= allowed:
         raise ValueError(
-            f"{out}: the merged model is not the one that trained: its logits differ by {difference:.2g} standard deviations (allowed "
-            f"{allowed:g}). Do not use it; merge an earlier checkpoint, and report this with {checkpoint / 'complete.json'}."
+            f"--out {out}: the merged model is not the one that trained: its logits differ by {difference:.2g} standard deviations "
+            f"(allowed {allowed:g}). Nothing is left of it; merge an earlier checkpoint, and report this with "
+            f"{checkpoint / 'complete.json'}."
         )
-    parameters = sum(p.numel() for p in merged.model.parameters())
-    print(json.dumps({"out": str(out), "parameters": parameters, "dtype": dtype, "logit_difference": difference}))
+    return difference, sum(p.numel() for p in merged.model.parameters())
 
 
 def _merge_adapter(checkpoint: Path, model: Any) -> Any:
@@ -127,7 +148,7 @@ def _merge_shards(checkpoint: Path, model: Any) -> Any:
 def _saved_dtype(checkpoint: Path) -> str:
     """dtype of the weights in the checkpoint; float32 for an adapter, which is compared with itself."""
     config = checkpoint / "config.json"
-    return json.loads(config.read_text()).get("dtype", "float32") if config.is_file() else "float32"
+    return read_object(config).get("dtype", "float32") if config.is_file() else "float32"
 
 
 def _probe(family: Any) -> dict[str, Any]:

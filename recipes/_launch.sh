@@ -210,6 +210,27 @@ _is_training() {
   grep -qxF -- "$1" <<<"$names"
 }
 
+# Ends the recipe where a request to stop came since the command before: the next one would take it for an old one. A training is
+# let begin: it saves at its first step.
+_ask_before() {
+  local file="${DRIVE_VLM_CONTROL_DIR:-}/stop"
+  [ -n "${DRIVE_VLM_CONTROL_DIR:-}" ] && [ -e "$file" ] || return 0
+  ! _is_training "$1" || return 0
+  _say "stopped on request ($(head -c 200 "$file")) before $*: give the same command again to go on."
+  rm -f "$file"
+  exit 1
+}
+
+# "$@"; with a trap bash outlives SIGTERM until its child has saved: without one the Slurm step would end with the shell.
+_patiently() {
+  local terminated="" code=0
+  trap 'terminated=1' TERM
+  "$@" || code=$?
+  trap - TERM
+  [ -z "$terminated" ] || exit 143
+  return "$code"
+}
+
 launch() {
   local name="$1" word
   shift
@@ -238,12 +259,8 @@ launch() {
     local i
     for ((i = 0; i < _nodes; i++)); do echo "node$i slots=$_procs"; done >"$_hostfile"
   fi
-  # With a trap bash outlives SIGTERM until its child has saved; without one the Slurm step would end with the shell.
-  local terminated=""
-  trap 'terminated=1' TERM
-  env "${_environment[@]}" "${_command[@]}"
-  trap - TERM
-  [ -z "$terminated" ] || exit 143
+  _ask_before "$name"
+  _patiently env "${_environment[@]}" "${_command[@]}"
   case "$(_status state)" in
     saved | preempted) if _is_training "$name"; then _say "$name stopped on request; the rest of the recipe is left out."; exit 0; fi ;;
   esac
@@ -254,7 +271,8 @@ run() {
     _environment=() _hostfile=""
     _print_command "$@"
   elif [ -z "${PLAN:-}" ]; then
-    "$@"
+    _ask_before "$@"
+    _patiently "$@"
   fi
 }
 

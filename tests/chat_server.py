@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -13,7 +14,8 @@ class ChatServer:
 
     `answer(body) -> str` replies to a request's JSON body. `faults` are taken first, one a request: an int is an HTTP
     status, a float a silence of that many seconds, a text a body with status 200 that is sent as it stands, None no fault.
-    `requests` and `keys` keep what came. `stop()` closes the port, as a server that dies does.
+    `requests` and `keys` keep what came. While request number N of `asks_to_stop` (N, folder) is answered, a file `stop` comes
+    into the folder. `stop()` closes the port, as a server that dies does.
     """
 
     def __init__(self, answer: Callable[[dict[str, Any]], str]) -> None:
@@ -23,6 +25,7 @@ class ChatServer:
         self.keys: list[str | None] = []
         self.required_key: str | None = None
         self.dies_after: int | None = None
+        self.asks_to_stop: tuple[int, Path] | None = None
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.http.daemon_threads = True
@@ -57,6 +60,8 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                     server.requests.append(body)
                     server.keys.append(self.headers["Authorization"])
                 fault = server.faults.pop(0) if server.faults and not dead else None
+                if server.asks_to_stop and len(server.requests) == server.asks_to_stop[0]:
+                    (server.asks_to_stop[1] / "stop").write_text("time limit")
             if dead:
                 self.connection.close()
             elif server.required_key and self.headers["Authorization"] != f"Bearer {server.required_key}":

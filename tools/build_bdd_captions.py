@@ -15,7 +15,6 @@ another seed, --attempts times in all; then the row is left out and counted. Tes
 
 import hashlib
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from drive_vlm.builders.video_captions import VideoCaption, read_video_captions
 from drive_vlm.config import CommandParser, output_folder, plain, run_tool
 from drive_vlm.data.table import audit_bad_rows
 from drive_vlm.data.videos import MODES
-from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError
+from drive_vlm.judges.chat_client import ChatClient, ChatError, RefusedError, in_threads
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
+from drive_vlm.launch import stop
 from drive_vlm.rewards.text.new_nouns import NounCheck
 from drive_vlm.store.cache import write_json
 
@@ -95,7 +95,7 @@ class Teacher:
     def rewrite(self, caption: VideoCaption) -> dict[str, Rewrite]:
         """Both modes; the concise text is measured against the detailed one, or against the caption without it.
 
-        Raises ChatError when the server cannot be asked any more.
+        Raises ChatError when the server cannot be asked any more, StopRequested between two requests.
         """
         detailed = self._ask("detailed", caption, self.args.detailed_words)
         longest = self.args.concise_ratio * words(detailed.text or caption.caption)
@@ -107,6 +107,8 @@ class Teacher:
         for seed in range(args.seed, args.seed + args.attempts):
             if result.reason:
                 result.retries.append(result.reason)
+            if wanted := stop.request(new=True):
+                raise stop.StopRequested(wanted)
             try:
                 reply = self.client.complete(asked, temperature=args.temperature, max_tokens=args.max_tokens, seed=seed)
             except RefusedError as error:
@@ -129,19 +131,10 @@ class Teacher:
 
 
 def ask_all(teacher: Teacher, captions: list[VideoCaption], workers: int) -> list[dict[str, Rewrite]]:
-    """The rewrites in the order of the captions. The first ChatError stops the rest; what came before is in the cache."""
-    from rich.console import Console
-    from rich.progress import track
-
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = {pool.submit(teacher.rewrite, caption): i for i, caption in enumerate(captions)}
-        found: dict[int, dict[str, Rewrite]] = {}
-        try:
-            for future in track(as_completed(futures), "asking", total=len(futures), console=Console(stderr=True)):
-                found[futures[future]] = future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    """The rewrites in the order of the captions. The first ChatError, or a request to stop, ends it; what came before is in the
+    cache."""
+    asked = in_threads(teacher.rewrite, dict(enumerate(captions)), workers, "asking")
+    found = {i: future.result() for i, future in asked}
     return [found[i] for i in range(len(captions))]
 
 
@@ -260,4 +253,5 @@ def show(audit: dict[str, Any], args: Any) -> str | int:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), build, show)
+    with stop.listening():
+        run_tool(make_parser(), build, show)

@@ -27,6 +27,7 @@ from drive_vlm.data.samples import Sample
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Request, check_images, judge_all, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
+from drive_vlm.launch.stop import listening
 from drive_vlm.store.cache import write_json
 from drive_vlm.store.keyed_lines import write_lines
 
@@ -261,4 +262,5 @@ def show(audit: dict[str, Any], args: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show)
+    with listening():
+        run_tool(make_parser(), run, show)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
+from drive_vlm.launch.stop import listening, until_stopped
 
 if TYPE_CHECKING:
     from drive_vlm.builders.splits import Leak
@@ -66,7 +67,8 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     from drive_vlm.data.table import audit_bad_rows, build_table
 
     def progress(blocks: Any, total: int | None = None, what: str = "measuring rows") -> Any:
-        return track(blocks, what, total, console=Console(stderr=True), transient=True)
+        shown = track(blocks, what, total, console=Console(stderr=True), transient=True)
+        return until_stopped(shown, "What was measured is in the cache: give the same command again.")
 
     table = build_table(sources, encoder, "skip", args.max_length, progress=progress, allow_empty=True)
     result = table.audit() | {
@@ -269,4 +271,5 @@ def verdict(result: dict[str, Any], args: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, verdict)
+    with listening():
+        run_tool(make_parser(), run, verdict)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.launch import stop
 from drive_vlm.report.tables import console, interval, table, write_csv
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def score_files(files: list[list["Prediction"]], images: list[list[Path]], encod
     paths = [path for _ in files for path in images]
     where = {path: item for item, row in zip(files[0], images, strict=True) for path in row}
     total = len({text for item in rows for text in (item.prediction, item.reference)}) + len(where)
+
+    def shown(count: int) -> None:
+        stop.check("Nothing is written yet: give the same command again.")
+        progress.advance(task, count)
+
     try:
         with _progress() as progress:
             task = progress.add_task("CLIP: texts and pictures", total=total)
@@ -88,7 +94,7 @@ def score_files(files: list[list["Prediction"]], images: list[list[Path]], encod
                 paths,
                 batch_size=args.batch_size,
                 workers=args.workers,
-                progress=lambda count: progress.advance(task, count),
+                progress=shown,
             )
             # Equal pictures under two names were counted twice.
             progress.update(task, completed=total)
@@ -250,4 +256,5 @@ def run(args: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show)
+    with stop.listening():
+        run_tool(make_parser(), run, show)

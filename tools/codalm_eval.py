@@ -17,6 +17,7 @@ from drive_vlm.evaluation.codalm import TASKS, Rated, region_class, score
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
 from drive_vlm.judges.verdicts import Turns, fill, parse_rating, read_prompt
+from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import interval, print_table
 
 PROMPTS = Path(__file__).parent / "prompts" / "codalm"
@@ -250,4 +251,5 @@ def run(args: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show)
+    with listening():
+        run_tool(make_parser(), run, show)

@@ -25,6 +25,7 @@ from drive_vlm.evaluation.drivelm import (
 )
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import REFUSED, JudgeConfig, Request, judge_all, spent_line
+from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
@@ -204,4 +205,5 @@ def run(args: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show)
+    with listening():
+        run_tool(make_parser(), run, show)

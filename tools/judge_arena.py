@@ -16,6 +16,7 @@ from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_t
 from drive_vlm.judges import open_comparer
 from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
+from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import console, interval, table
 
 if TYPE_CHECKING:
@@ -250,4 +251,5 @@ def run(args: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show)
+    with listening():
+        run_tool(make_parser(), run, show)

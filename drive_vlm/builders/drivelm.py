@@ -41,7 +41,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
     """
     try:
         content = json.loads(annotations.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{annotations}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{annotations}: expected {{scene: {{key_frames: ...}}}}, got a {type(content).__name__}")

@@ -5,7 +5,6 @@ like any others, one at a time.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 from drive_vlm.data.turns import RunError
 from drive_vlm.store.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import write_lines
 
 _MAGIC = {
@@ -109,11 +109,9 @@ def files_of(folder: Path) -> list[Path]:
         splits = sorted(item.name for item in folder.iterdir() if (item / "state.json").is_file())
         raise ValueError(f"{folder}: holds the splits {', '.join(splits)}. Give one of their folders.")
     if (folder / "state.json").is_file():
-        try:
-            named = json.loads((folder / "state.json").read_text())["_data_files"]
-            return [folder / item["filename"] for item in named]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}/state.json: not that of a saved data set ({error}). Save it again.") from error
+        path, way_out = folder / "state.json", "Save the data set again."
+        named = part(read_object(path, way_out), "_data_files", list[dict], path, way_out)
+        return [folder / part(item, "filename", str, path, way_out) for item in named]
     splits_of: dict[str, list[Path]] = {}
     for path in _data_files(folder):
         splits_of.setdefault(_SHARD.sub("", path.name.split(".")[0]), []).append(path)

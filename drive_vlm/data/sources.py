@@ -18,9 +18,23 @@ from drive_vlm.data.dataset_info import Renaming, is_dataset_info, read_entry
 from drive_vlm.data.forms import FORMS
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.store.cache import cache_dir, file_key, write_atomically
+from drive_vlm.store.forms import made
 from drive_vlm.store.keyed_lines import write_lines
 
-_META_KEYS = {"root", "annotation", "repeat_time", "max_dynamic_patch", "data_augment", "length"}
+# So many times the rows are repeated by a slip of the hand only.
+_MOST_REPEATS = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class _MetaEntry:
+    """An entry of an InternVL meta JSON."""
+
+    annotation: str
+    root: str = ""
+    repeat_time: float = 1.0
+    max_dynamic_patch: int | None = None
+    data_augment: bool | None = None
+    length: int | None = None
 
 
 @dataclasses.dataclass
@@ -205,28 +219,34 @@ def _meta_source(path: Path, name: str, entry: Any) -> Source:
         raise ValueError(
             f'{path}: entry {name!r} needs {{"root": ..., "annotation": ..., "repeat_time": ...}} (InternVL meta JSON).'
         )
+    known = {field.name for field in dataclasses.fields(_MetaEntry)}
     for key in entry:
-        if key not in _META_KEYS:
-            raise ValueError(f"{path}: entry {name!r} has the unknown key {key!r}.{nearest(key, _META_KEYS)}")
-    if entry.get("data_augment"):
+        if key not in known:
+            raise ValueError(f"{path}: entry {name!r} has the unknown key {key!r}.{nearest(key, known)}")
+    meta = made(entry, _MetaEntry, path, name)
+    if meta.data_augment:
         raise ValueError(
             f"{path}: entry {name!r} asks for data_augment, which is not offered: it would change pictures silently. Set it to false."
         )
-    repeat = float(entry.get("repeat_time", 1))
-    if repeat <= 0:
+    # `not <` in place of `>=`: NaN is refused as well.
+    if not 0 < meta.repeat_time <= _MOST_REPEATS:
         raise ValueError(
-            f"{path}: entry {name!r} has repeat_time {repeat}; it must be above 0 (below 1 takes a part of the rows)."
+            f"{path}: entry {name!r} has repeat_time {meta.repeat_time}; it must be above 0 (below 1 takes a part of the rows), at most "
+            f"{_MOST_REPEATS:,.0f}."
         )
-    annotation, root = (_path_in_meta(path, entry.get(key, "")) for key in ("annotation", "root"))
+    if meta.max_dynamic_patch is not None and meta.max_dynamic_patch < 1:
+        raise ValueError(f"{path}: entry {name!r} has max_dynamic_patch {meta.max_dynamic_patch}; at least 1.")
+    annotation, root = _path_in_meta(path, meta.annotation), _path_in_meta(path, meta.root)
     opened = open_sources([str(annotation)], str(root))
     if len(opened) != 1:
         raise ValueError(
             f"{path}: entry {name!r} names {annotation}, which holds {len(opened)} files. Give each an entry."
         )
-    source = dataclasses.replace(opened[0], name=name, repeat_time=repeat, max_tiles=entry.get("max_dynamic_patch"))
-    if "length" in entry and entry["length"] != len(source.rows):
+    repeat, tiles = float(meta.repeat_time), meta.max_dynamic_patch
+    source = dataclasses.replace(opened[0], name=name, repeat_time=repeat, max_tiles=tiles)
+    if meta.length is not None and meta.length != len(source.rows):
         raise ValueError(
-            f"{path}: entry {name!r} says length {entry['length']}, but {annotation} holds {len(source.rows)} rows. Fix the number."
+            f"{path}: entry {name!r} says length {meta.length}, but {annotation} holds {len(source.rows)} rows. Fix the number."
         )
     return source
 

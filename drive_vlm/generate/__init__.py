@@ -111,6 +111,7 @@ def _answer(
     with LineWriter(part_of_rank(out, topology.rank)) as file:
         for sample, answer in answers:
             file.append(prediction_row(sample, *answer))
+            stop.count_kept(1)
     # Every rank reads all rows, so each bad one is known to all of them: it is counted once.
     bad = list({str(row): row for part in gather(bad) for row in part}.values())
     leave_ranks()

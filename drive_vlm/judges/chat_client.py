@@ -13,17 +13,27 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+from drive_vlm.launch import stop
+from drive_vlm.store.forms import read_dataclass
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Message = dict[str, Any]
 K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R")
 
 # HTTP statuses that are about one request, not about the server or the key.
 _REFUSALS = (400, 413, 422)
+# Seconds between two looks for a request to stop.
+_LOOK = 0.5
 # So many refusals and not one answer mean that something is wrong; fewer may be what an earlier run left over.
 _ALL_REFUSED = 8
 # How the finish_reason of an empty reply begins that would come again: the model or the server declined, or thought to the limit.
@@ -149,35 +159,20 @@ class ChatClient:
     ) -> Iterator[tuple[K, Reply]]:
         """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
         was refused comes last."""
-        from concurrent.futures import ThreadPoolExecutor, as_completed
-
-        from rich.console import Console
-        from rich.progress import track
-
         refused: dict[K, RefusedError] = {}
-        failed: BaseException | None = None
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            futures = {pool.submit(self.complete, asked, **sampling): key for key, asked in conversations.items()}
-            try:
-                bar = track(as_completed(futures), progress, total=len(futures), console=Console(stderr=True))
-                for future in bar:
-                    if future.cancelled():
-                        continue
-                    error = future.exception()
-                    if error is None:
-                        yield futures[future], future.result()
-                    elif keep_refused and isinstance(error, RefusedError):
-                        refused[futures[future]] = error
-                    elif failed is None:
-                        failed = error
-                        for other in futures:
-                            other.cancel()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if failed is not None:
-            raise failed
-        if len(refused) == len(futures) >= _ALL_REFUSED and not self._answered:
+        for key, future in in_threads(
+            lambda asked: self.complete(asked, **sampling),
+            conversations,
+            workers,
+            progress,
+            lambda error: keep_refused and isinstance(error, RefusedError),
+        ):
+            error = future.exception()
+            if isinstance(error, RefusedError):
+                refused[key] = error
+            else:
+                yield key, future.result()
+        if len(refused) == len(conversations) >= _ALL_REFUSED and not self._answered:
             raise next(iter(refused.values()))
         yield from ((key, Reply("", str(error), 0, 0)) for key, error in refused.items())
 
@@ -243,9 +238,10 @@ class ChatClient:
         if path is None or not path.exists():
             return None
         try:
-            reply = Reply(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ChatError(f"{path}: not a cached reply ({error}); delete the file to ask again") from error
+            reply = read_dataclass(path, Reply)
+        except ValueError as error:
+            cause = str(error).removeprefix(f"{path}: ")
+            raise ChatError(f"{path}: not a cached reply ({cause}); delete the file to ask again") from error
         with self._lock:
             self.usage.cached += 1
         return replace(reply, cached=True)
@@ -259,6 +255,59 @@ class ChatClient:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
             json.dump(asdict(reply), file, ensure_ascii=False)
         os.replace(file.name, path)
+        with self._lock:
+            stop.count_kept(1)
+
+
+def in_threads(
+    work: Callable[[V], R],
+    items: Mapping[K, V],
+    workers: int,
+    progress: str,
+    is_result: Callable[[BaseException], bool] = lambda error: False,
+) -> Iterator[tuple[K, "Future[R]"]]:
+    """(key, what `work` made of the item) as they end, by `workers` threads, with a progress bar on stderr.
+
+    An error that is no result, or a request to stop, lets no further item begin. Those under way are paid for: they are
+    waited for and returned, then the error, or StopRequested, is raised. `work` may raise StopRequested between two
+    requests of its own.
+    """
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    def begin(item: V) -> R:
+        if asked := stop.request(new=True):
+            raise stop.StopRequested(asked)
+        return work(item)
+
+    failed: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool, Progress(console=Console(stderr=True)) as bar:
+        futures = {pool.submit(begin, item): key for key, item in items.items()}
+        task, open_ = bar.add_task(progress, total=len(futures)), set(futures)
+        try:
+            while open_:
+                ended, open_ = wait(open_, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                bar.advance(task, len(ended))
+                for future in ended:
+                    error = None if future.cancelled() else future.exception()
+                    if error is not None and not is_result(error):
+                        failed = failed or error
+                    elif not future.cancelled():
+                        yield futures[future], future
+                asked = stop.request(new=True) if open_ and not failed else None
+                failed = failed or (stop.StopRequested(asked) if asked else None)
+                if failed:
+                    for future in open_:
+                        future.cancel()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if isinstance(failed, stop.StopRequested):
+        stop.obey(failed.request)
+    if failed is not None:
+        raise failed
 
 
 def request_key(model: str, messages: Sequence[Message], sampling: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from drive_vlm.config import field
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, parse_verdict
+from drive_vlm.launch import stop
 
 # Of the second and later attempts: at 0 a judge would say the same again.
 RETRY_TEMPERATURE = 0.7
@@ -102,9 +103,10 @@ def judge_all(
 ) -> Iterator[list[Judgement[T]]]:
     """Judgements in order, a block at a time, so that a caller can keep each block before the next is asked for.
 
-    Raises ChatError where the server cannot be asked.
+    Raises ChatError where the server cannot be asked, StopRequested on request.
     """
     for start in range(0, len(requests), judge.block):
+        stop.check()
         yield _judge_block(judge, requests[start : start + judge.block], parse, attempts)
 
 

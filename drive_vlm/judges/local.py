@@ -5,6 +5,9 @@ from typing import Any
 
 from drive_vlm.judges.judge import RETRY_TEMPERATURE, JudgeConfig, Request
 
+# Of a block that a request to stop breaks off nothing is kept: it took a few batches.
+_KEPT = "Judgements that are in the output file are kept: give the same command again to go on."
+
 
 class LocalJudge:
     """A judge in this process: any family of drive_vlm.models, with pictures where it sees them."""
@@ -22,6 +25,7 @@ class LocalJudge:
 
     def ask(self, requests: Sequence[Request], attempt: int) -> list[str]:
         from drive_vlm.config import DataConfig, ModelConfig
+        from drive_vlm.launch import stop
         from drive_vlm.sampling.local import LocalModel, Sampling, batches_of
 
         sampling = Sampling(
@@ -31,7 +35,8 @@ class LocalJudge:
             self._model = LocalModel(ModelConfig(model=self.path), DataConfig(data=[]))
         samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
         batches = batches_of(samples, self.config.judge_batch_size)
-        replies = {sample.id: answer.text for sample, answer in self._model.answers(batches, sampling, [])}
+        answers = self._model.answers(batches, sampling, [], between=lambda: stop.check(_KEPT))
+        replies = {sample.id: answer.text for sample, answer in answers}
         self.requests += len(requests)
         return [replies[sample.id] for sample in samples]
 

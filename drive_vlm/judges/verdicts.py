@@ -38,7 +38,9 @@ def read_prompt(path: str | Path, places: Sequence[str]) -> Turns:
 def _json_turns(text: str, path: Path) -> Turns:
     try:
         turns = tuple((turn["role"], turn["content"]) for turn in json.loads(text))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        if not all(isinstance(word, str) for turn in turns for word in turn):
+            raise TypeError("a role or a content is not a text")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f'{path}: expected a JSON list of {{"role", "content"}} ({error})') from error
     roles = [role for role, _ in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles

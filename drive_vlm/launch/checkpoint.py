@@ -5,6 +5,7 @@
    place by one rename.
 3. `find_checkpoint` takes only a directory whose marker exists and whose files have the sizes that it names.
 4. `remove_old` moves a directory under .saving by one rename before it removes it. It counts whole checkpoints of ours alone.
+5. `set_aside_later` renames those after the one that --resume names, so that `auto` never goes back to them.
 A run that dies in any of these steps therefore leaves either a complete checkpoint or nothing that looks like one.
 
 <output_dir>/.saving/checkpoint-N/    being written; a run that dies here leaves nothing that looks complete
@@ -191,6 +192,22 @@ def check_layout(
     return True
 
 
+def set_aside_later(output_dir: Path, resumed: Path, step: int) -> None:
+    """Rename the whole checkpoints after `step`: the user has named an earlier one, so theirs is a branch that was given up.
+
+    `--resume auto` would go on with it, as soon as the run that begins now is killed before it has passed it.
+    """
+    later = [path for path in whole_checkpoints(output_dir) if step_of(path) > step]
+    moved = [f"{path.name} -> {_renamed(path, 'abandoned').name}" for path in later]
+    if moved:
+        flush(output_dir)
+        print(
+            f"{output_dir}: goes on from {resumed}. Later checkpoints are kept under other names, which --resume auto passes over: "
+            f"{', '.join(moved)}. Remove them, or go back to one with --resume DIRECTORY.",
+            flush=True,
+        )
+
+
 def whole_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of `output_dir` that are whole and of this project, by number."""
     found = []
@@ -235,11 +252,14 @@ def _read_own(path: Path) -> CheckpointFacts:
 
 def _set_aside(path: Path) -> None:
     """Another program's directory stands where a checkpoint goes: it keeps its content under the next free name."""
-    aside = next(
-        name for i in itertools.count(1) if not os.path.lexists(name := path.with_name(f"{path.name}.other-{i}"))
-    )
-    path.rename(aside)
+    aside = _renamed(path, "other")
     print(f"{path} is not of drive-vlm ({MARKER} is missing): it is now {aside.name}", file=sys.stderr, flush=True)
+
+
+def _renamed(path: Path, word: str) -> Path:
+    """`path` under the next free name NAME.WORD-I."""
+    names = (path.with_name(f"{path.name}.{word}-{i}") for i in itertools.count(1))
+    return path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def link_or_copy(files: Iterable[Path], directory: Path) -> None:

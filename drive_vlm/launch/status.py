@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from drive_vlm.launch.stop import StopRequested
+from drive_vlm.launch.topology import launch_name
 from drive_vlm.store.cache import write_json
 from drive_vlm.store.forms import read_dataclass
 
@@ -41,6 +42,8 @@ class Status:
     started: str
     updated: str
     restart_count: int
+    # topology.launch_name of the ranks that write it.
+    launch: str = ""
 
     @property
     def age(self) -> float:
@@ -76,15 +79,17 @@ class RunStatus:
     """Writes status.json from the main rank. As a context it turns an exception that leaves it into `failed`.
 
     A failure on another rank is written, and printed, by that rank: the main one sees only a broken connection later. The
-    first failure of an attempt stays.
+    first failure of an attempt stays. Other ranks write into the status of their own launch alone: where the main one was
+    refused the folder, the status there is that of the run that holds it.
     """
 
     def __init__(self, output_dir: str | Path, rank: int = 0) -> None:
         self.directory, self.rank = control_dir(output_dir), rank
         now = _now()
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self._status = Status("running", 0, None, "", str(output_dir), now, now, restarts)
+        self._status = Status("running", 0, None, "", str(output_dir), now, now, restarts, launch_name())
         self._written = -_EVERY
+        self._training = False
 
     def __enter__(self) -> Self:
         if self.rank == 0:
@@ -118,6 +123,14 @@ class RunStatus:
         if self.rank == 0 and (checkpoint or time.monotonic() - self._written >= _EVERY):
             self._write()
 
+    def begin_training(self) -> None:
+        """From here on there is something to save."""
+        self._training = True
+
+    def is_lost(self) -> bool:
+        """Whether this process has nothing to save: no step was begun, or another rank of this attempt has failed."""
+        return not self._training or self._has_failed()
+
     def end(self, state: str, reason: str = "") -> None:
         """saved, preempted or finished."""
         assert state in ("saved", "preempted", "finished")
@@ -138,8 +151,11 @@ class RunStatus:
             self._write()
 
     def fail(self, reason: str) -> bool:
-        """Write `failed`, unless a rank of this attempt has already written an end; return whether it was written."""
+        """Write `failed`, unless a rank of this attempt has already written an end; return whether nobody else has."""
         found = self._found()
+        if found and self.rank and found.launch != self._status.launch:
+            # Said all the same: the main rank has not come so far.
+            return True
         if found and found.state != "running" and found.updated >= self._status.started:
             return False
         step = max(self._status.step, found.step if found and found.started >= self._status.started else 0)
@@ -149,8 +165,13 @@ class RunStatus:
 
     def _has_failed(self) -> bool:
         """Whether another rank of this attempt has failed: the launcher then sends SIGTERM to the others, which is no request."""
-        found = self._found()
-        return found is not None and found.state == "failed" and found.updated >= self._status.started
+        found, own = self._found(), self._status
+        return (
+            found is not None
+            and found.state == "failed"
+            and found.launch == own.launch
+            and found.updated >= own.started
+        )
 
     def _found(self) -> Status | None:
         try:

@@ -45,6 +45,12 @@ def launcher() -> str:
     return "deepspeed" if any(word.startswith("--local_rank=") for word in sys.argv[1:]) else "python"
 
 
+def launch_name() -> str:
+    """What all ranks of a launch have in common, and no other launch that runs at the same time; "" for a single process."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    return " ".join(os.environ.get(name, "-") for name in names) if "WORLD_SIZE" in os.environ else ""
+
+
 def accumulation_steps(global_batch_size: int | None, per_device: int, world_size: int) -> int:
     """Gradient accumulation that makes up the global batch. Raises ValueError with the three numbers when it does not divide."""
     if global_batch_size is None:

@@ -1,6 +1,5 @@
 """From a family's spec to its processor and its model: with weights, or on the meta device from a config alone."""
 
-import json
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,15 @@ if TYPE_CHECKING:
 
 # Adds modules to a family's model, at its top, under names of their own.
 Extend = Callable[[Family], None]
+_COPY = "Copy the file again from where the model came from."
+_SMALL_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
 
@@ -24,9 +32,11 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
     """The `model_type` of a local directory or hub id. Raises ValueError when there is no readable config."""
     config = Path(path) / "config.json"
     if config.is_file():
-        return part(
-            read_object(config), "model_type", str, config, "Copy the file again from where the model came from."
-        )
+        # What transformers reads later, and says of a damaged one neither its name nor a way out.
+        for other in _SMALL_FILES:
+            if (Path(path) / other).is_file():
+                read_object(Path(path) / other, _COPY)
+        return part(read_object(config, _COPY), "model_type", str, config, _COPY)
     if Path(path).is_dir():
         raise ValueError(
             f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
@@ -177,6 +187,7 @@ def _untie(hf_config: Any, own_head: bool) -> None:
 
 def has_own_head(path: str) -> bool | None:
     """Whether the checkpoint stores an lm_head tensor, from the safetensors index or header; None without such a file."""
+    from safetensors import SafetensorError, safe_open
     from transformers.utils import cached_file
 
     def find(name: str) -> str | None:
@@ -186,11 +197,14 @@ def has_own_head(path: str) -> bool | None:
         return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
 
     if (index := find("model.safetensors.index.json")) is not None:
-        names = list(json.loads(Path(index).read_text())["weight_map"])
+        names = list(part(read_object(Path(index), _COPY), "weight_map", dict, Path(index), _COPY))
     elif (weights := find("model.safetensors")) is not None:
-        with open(weights, "rb") as file:
-            # A safetensors file begins with the length of its JSON header in eight bytes.
-            names = list(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+        try:
+            # "pt" would import torch, which a plan does without.
+            with safe_open(weights, framework="np") as file:
+                names = list(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{weights}: damaged ({error}). {_COPY}") from error
     else:
         return None
     return any(name.endswith("lm_head.weight") for name in names)

@@ -1,7 +1,6 @@
 """The flags of a planned stage, each value with its origin: the stage's own parser and `check`, without importing transformers."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.engine.stage import load
 from drive_vlm.stages.engine.training_arguments import TRAINING_DEFAULTS
 from drive_vlm.stages.rl.generation import GenerationBatch
+from drive_vlm.store.forms import part, read_object
 
 # What _launch.sh exports: how many of the last words are the user's own, the rest being the recipe's.
 USER_WORDS = "DRIVE_VLM_USER_WORDS"
@@ -97,15 +97,21 @@ def trained_adapter(model: ModelConfig) -> ModelConfig:
     path = Path(model.model) / "adapter_config.json"
     if model.lora_rank or not path.is_file():
         return model
-    made = json.loads(path.read_text())
-    targets, copies = made["target_modules"], made.get("modules_to_save") or ()
+    made = read_object(path)
+    copies = part({"modules_to_save": None} | made, "modules_to_save", list[str] | None, path) or ()
+    targets = made.get("target_modules")
     if not isinstance(targets, str):
+        targets = part(made, "target_modules", list[str], path)
         targets = rf".*\.({'|'.join(targets)})"
     parts = family_spec(model_type(base_of(path.parent))).parts.items()
     still = [part for part, (first, *_) in parts if part != "language_model" and first.rsplit(".", 1)[-1] not in copies]
     freeze = [*model.freeze, *(part for part in still if part not in model.freeze)]
     return dataclasses.replace(
-        model, freeze=freeze, lora_rank=made["r"], lora_alpha=made["lora_alpha"], lora_targets=targets
+        model,
+        freeze=freeze,
+        lora_rank=part(made, "r", int, path),
+        lora_alpha=part(made, "lora_alpha", int, path),
+        lora_targets=targets,
     )
 
 

@@ -10,7 +10,7 @@ from drive_vlm.launch.checkpoint import with_step
 from drive_vlm.store import cache, keyed_lines
 from drive_vlm.store.cache import write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash, model_fingerprint, same_model
-from drive_vlm.store.forms import part
+from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import check_same, short
 
 STATE = "rounds.json"
@@ -68,7 +68,7 @@ def _generation_finished(folder: Path) -> bool:
 def training_finished(folder: Path) -> bool:
     # Weights alone do not say it: a run that was stopped on request saves them too.
     run = folder / "model" / "run.json"
-    return run.is_file() and read_json(run).get("state") == "finished"
+    return run.is_file() and read_object(run, _WAY_OUT).get("state") == "finished"
 
 
 FINISHED: dict[str, Callable[[Path], bool]] = {"generate": _generation_finished, "train": training_finished}
@@ -210,13 +210,15 @@ class Chain:
     def forget(self, number: int) -> list[Path]:
         """Take a round and those after it out of the state; their folders are kept, renamed to round-T.forgotten-K."""
         moved = []
-        for name in [name for name in self.content["rounds"] if name != DIRECT and int(name) >= number]:
-            del self.content["rounds"][name]
-        self.save()
+        # Folders first: after a death between the two the state names what is gone, and says to forget it. The other way round
+        # the old files would pass as those of the new rounds.
         for folder in sorted(self.out.glob("round-*")):
             if folder.name.removeprefix("round-").isdigit() and int(folder.name.removeprefix("round-")) >= number:
                 count = len(list(self.out.glob(f"{folder.name}.forgotten-*")))
                 moved.append(folder.rename(folder.with_name(f"{folder.name}.forgotten-{count + 1}")))
+        for name in [name for name in self.content["rounds"] if name != DIRECT and int(name) >= number]:
+            del self.content["rounds"][name]
+        self.save()
         return moved
 
     def save(self) -> None:
@@ -257,20 +259,25 @@ def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
         write_atomically(folder / name, lambda file: file.writelines(path.read_bytes() for path in shards))
     rows = sum(1 for line in (folder / name).open("rb") if line.strip())
     sampling = read_json(folder / f"{name}.settings.json")
-    _check_model(chain, number, sampling["model"], folder / name)
+    used = part(sampling, "model", dict, folder / f"{name}.settings.json", _WAY_OUT)
+    _check_model(chain, number, used, folder / name)
     return {"file": _relative(chain, folder / name), "rows": rows, "shards": max(1, len(shards)), "settings": sampling}
 
 
 def _record_pairs(chain: Chain, number: str) -> dict[str, Any]:
     path = chain.folder(number) / "pairs.jsonl"
-    audit = read_json(path.with_name(f"{path.name}.audit.json"))
-    words = audit["words"]
+    file = path.with_name(f"{path.name}.audit.json")
+    audit = read_json(file)
+
+    def field(name: str, kind: Any) -> Any:
+        return part(audit, name, kind, file, _WAY_OUT)
+
     return {
         "file": _relative(chain, path),
-        **{name: audit[name] for name in ("pairs", "rows", "dropped")},
-        "near_duplicates": audit["near_duplicates"]["count"],
-        "mean_words": {key: round(words[key]["mean"], 2) for key in ("chosen", "rejected")},
-        "chosen_longer": words["chosen_longer"],
+        **{name: field(name, kind) for name, kind in {"pairs": int, "rows": int, "dropped": dict}.items()},
+        "near_duplicates": field("near_duplicates.count", int),
+        "mean_words": {key: round(field(f"words.{key}.mean", float), 2) for key in ("chosen", "rejected")},
+        "chosen_longer": field("words.chosen_longer", float | None),
     }
 
 
@@ -280,14 +287,21 @@ def _record_training(chain: Chain, number: str) -> dict[str, Any]:
         raise ValueError(
             f"{folder / 'model'}: its training is not finished. Run STEP=train; it goes on where it stopped."
         )
-    run = read_json(folder / "model" / "run.json")
+    file = folder / "model" / "run.json"
+    run = read_json(file)
+
+    def field(name: str, kind: Any) -> Any:
+        return part(run, name, kind, file, _WAY_OUT)
+
     # SPIN trains against the model of the round before. Of an adapter the fingerprint of its base follows: [adapter, base].
-    _check_model(chain, number, run["reference"]["model"][0], folder / "model")
+    if not (reference := field("reference.model", list[dict])):
+        raise ValueError(f"{file}: reference.model is empty. {_WAY_OUT}")
+    _check_model(chain, number, reference[0], folder / "model")
     points = logged(folder / "model")
     return {
         "output_dir": _relative(chain, folder / "model"),
-        "pairs": {_relative(chain, Path(file["path"])): file["rows"] for file in run["data"]["train"]},
-        **{name: run["config"]["training"][name] for name in ("beta", "learning_rate")},
+        "pairs": {_relative(chain, Path(one["path"])): one["rows"] for one in field("data.train", list[dict])},
+        **{name: field(f"config.training.{name}", float) for name in ("beta", "learning_rate")},
         "steps": int(max((line["step"] for line in read_lines(folder / "model" / "metrics.jsonl")), default=0)),
         "margin": {"first": points[0]["margin"], "last": points[-1]["margin"]} if points else None,
     }

@@ -2,6 +2,7 @@
 
 * read_object    a file that holds one JSON object
 * read_dataclass the same, as the dataclass that says its fields and their types
+* made           an object inside such a file, as its dataclass
 * part           one field of an object, "a.b.c", of a type
 """
 
@@ -41,6 +42,14 @@ def read_dataclass(path: Path, form: type[Form], way_out: str = "") -> Form:
     content = read_object(path, way_out)
     try:
         return _made(content, form, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}. {way_out}".strip()) from error
+
+
+def made(content: Any, form: type[Form], path: Path, name: str, way_out: str = "") -> Form:
+    """The object `name` of a file as the dataclass `form`. Raises ValueError as read_dataclass."""
+    try:
+        return _made(_checked(content, dict, name), form, name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. {way_out}".strip()) from error
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,16 @@ def test_the_kinds_of_files_stand_in_the_docs() -> None:
         ({"a": {"annotation": "rows.jsonl", "data_augment": True}}, "data_augment"),
         ({"a": {"annotation": "rows.jsonl", "length": 3}}, "says length 3, but"),
         ({"a": {"annotation": "absent.jsonl"}}, "no such data file"),
+        ({"a": {"annotation": 5}}, "meta.json: a.annotation must be a text, got 5"),
+        ({"a": {"annotation": "rows.jsonl", "root": None}}, "meta.json: a.root must be a text, got None"),
+        ({"a": {"annotation": "rows.jsonl", "repeat_time": "2"}}, "meta.json: a.repeat_time must be a number, got '2'"),
+        ({"a": {"annotation": "rows.jsonl", "repeat_time": True}}, "meta.json: a.repeat_time must be a number"),
+        ({"a": {"annotation": "rows.jsonl", "repeat_time": math.nan}}, "repeat_time nan; it must be above 0"),
+        ({"a": {"annotation": "rows.jsonl", "repeat_time": math.inf}}, "repeat_time inf; it must be above 0"),
+        ({"a": {"annotation": "rows.jsonl", "max_dynamic_patch": 1.5}}, "a.max_dynamic_patch must be a whole number"),
+        ({"a": {"annotation": "rows.jsonl", "max_dynamic_patch": 0}}, "max_dynamic_patch 0; at least 1"),
+        ({"a": {"annotation": "rows.jsonl", "length": "1"}}, "meta.json: a.length must be a whole number, got '1'"),
+        ({"a": [1]}, "entry 'a' needs"),
         ("text", "expected a list of rows"),
     ],
 )
@@ -352,3 +363,20 @@ def test_an_entry_of_a_folder_with_several_files_is_refused(good_row: dict, tmp_
     (tmp_path / "meta.json").write_text(json.dumps({"x": {"annotation": "set", "root": "."}}))
     with pytest.raises(ValueError, match=r"entry 'x' names .*set, which holds 2 files"):
         open_sources([str(tmp_path / "meta.json")])
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "state.json:1: not valid JSON"),
+        ("[]", "state.json: its content must be an object, got []. Save the data set again."),
+        ('{"_data_files": [5]}', "state.json: _data_files[0] must be an object, got 5"),
+        ('{"_data_files": [{"filename": 5}]}', "state.json: filename must be a text, got 5"),
+        ('{"_data_files": [{}]}', "state.json: filename is missing"),
+    ],
+)
+def test_a_damaged_state_of_a_saved_data_set(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError) as caught:
+        open_sources([str(tmp_path)])
+    assert problem in str(caught.value)

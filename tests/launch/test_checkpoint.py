@@ -20,6 +20,7 @@ from drive_vlm.launch.checkpoint import (
     read_complete,
     remove_old,
     require_space,
+    set_aside_later,
     step_of,
     whole_checkpoints,
 )
@@ -166,6 +167,24 @@ def test_a_run_that_went_back_keeps_what_it_writes(out: Path) -> None:
     """Resumed from step 2 of a run that has steps 4 and 10: the new step 3 stays, and the later ones are not touched."""
     remove_old(out, write(out, 3), keep=1, best=None)
     assert [path.name for path in whole_checkpoints(out)] == ["checkpoint-3", "checkpoint-4", "checkpoint-10"]
+
+
+def test_a_branch_that_was_given_up_is_kept_out_of_auto(out: Path, capsys: pytest.CaptureFixture) -> None:
+    """--resume checkpoint-2 of a run with checkpoints 4 and 10: killed before or after its first save, `auto` stays with it."""
+    damage(out / "checkpoint-99", "another program's")
+    set_aside_later(out, out / "checkpoint-2", 2)
+    found = find_checkpoint("auto", out)
+    assert found is not None and found[1].step == 2
+    said = capsys.readouterr().out
+    assert "checkpoint-4 -> checkpoint-4.abandoned-1, checkpoint-10 -> checkpoint-10.abandoned-1" in said
+    assert read_complete(out / "checkpoint-10.abandoned-1").step == 10 and (out / "checkpoint-99").is_dir()
+    remove_old(out, write(out, 4), keep=1, best=None)
+    set_aside_later(out, out / "checkpoint-10.abandoned-1", 10)
+    assert not capsys.readouterr().out
+    found = find_checkpoint("auto", out)
+    assert found is not None and found[1].step == 4
+    set_aside_later(out, out / "elsewhere" / "checkpoint-3", 3)
+    assert (out / "checkpoint-4.abandoned-2").is_dir() and not (out / "checkpoint-4").exists()
 
 
 def test_another_programs_directory_in_the_way_keeps_its_content(out: Path, capsys: pytest.CaptureFixture) -> None:

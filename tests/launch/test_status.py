@@ -39,7 +39,7 @@ def test_a_run_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert last.started == first.started <= last.updated and 0 <= last.age < 60
     assert [path.name for path in out.iterdir()] == ["status.json"]
     assert list(json.loads((out / "status.json").read_text())) == [
-        "state", "step", "checkpoint", "reason", "output_dir", "started", "updated", "restart_count",
+        "state", "step", "checkpoint", "reason", "output_dir", "started", "updated", "restart_count", "launch",
     ]  # fmt: skip
 
 
@@ -158,3 +158,22 @@ def test_a_directory_that_cannot_be_written_does_not_end_the_run(tmp_path: Path,
     with RunStatus(out) as status:
         status.end("finished")
     assert "status.json: cannot be written" in capfd.readouterr().err
+
+
+def test_ranks_of_a_refused_run_leave_the_status_of_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """The main rank of the second run holds no folder, and ends; its other ranks fail because it is gone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_PORT", "29501")
+    with RunStatus(tmp_path) as first:
+        before = (tmp_path / "status.json").read_text()
+        monkeypatch.setenv("MASTER_PORT", "29502")
+        with pytest.raises(RuntimeError), RunStatus(tmp_path, rank=1) as second:
+            assert not second._has_failed()
+            raise RuntimeError("Connection closed by peer")
+        assert (tmp_path / "status.json").read_text() == before
+        assert "rank 1: RuntimeError: Connection closed by peer" in capfd.readouterr().err
+        first.fail("no such file")
+        assert not second._has_failed(), "another run's failure"
+        first.end("finished")

@@ -1,15 +1,21 @@
 """Requests to stop outside a training: who asked, what ends, what is kept."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drive_vlm.launch import stop
 from drive_vlm.launch.status import RunStatus, read_status
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def ask(number: signal.Signals) -> None:
@@ -62,6 +68,9 @@ def test_a_stop_file_of_the_job_is_obeyed_once(tmp_path: Path, monkeypatch: pyte
     with stop.listening():
         (tmp_path / "stop").touch()
         assert stop.request() is None, "the main rank alone looks for it"
+        assert stop.request(any_rank=True) is not None, "but where all ranks agree afterwards"
+        stop.obeyed()
+    assert (tmp_path / "stop").exists(), "the main rank takes it away"
 
 
 def test_a_stop_file_from_before_stops_no_start(tmp_path: Path) -> None:
@@ -190,3 +199,76 @@ def test_a_launcher_that_restarts_failed_ranks_sees_no_failure(
         stop.check()
     found = read_status(tmp_path)
     assert ended.value.code == code and found is not None and found.state == "saved"
+
+
+def test_what_has_finished_leaves_the_request_of_a_job_to_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job in (True, False):
+        monkeypatch.setenv("DRIVE_VLM_CONTROL_DIR", str(tmp_path)) if job else monkeypatch.delenv(
+            "DRIVE_VLM_CONTROL_DIR"
+        )
+        with stop.listening(tmp_path / "stop"):
+            (tmp_path / "stop").touch()
+            stop.obeyed(finished=True)
+            assert (tmp_path / "stop").exists() is job
+        (tmp_path / "stop").unlink(missing_ok=True)
+
+
+def test_a_job_learns_how_much_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What slurm/train.sbatch adds up: a start that has kept nothing is not worth another one."""
+    monkeypatch.setenv("DRIVE_VLM_CONTROL_DIR", str(tmp_path))
+    for asked_at in (2, 9, 0):
+        with pytest.raises(stop.StopRequested) if asked_at < 5 else contextlib.nullcontext(), stop.listening():
+            for item in range(5):
+                ask(signal.SIGUSR1) if item == asked_at else None
+                list(stop.until_stopped([item]))
+    with stop.listening():
+        list(stop.until_stopped(range(3), "Nothing is kept."))
+    assert (tmp_path / "progress").read_text() == "2\n5\n"
+
+
+HANGS = """
+import ctypes, sys
+from pathlib import Path
+from drive_vlm.launch import status, stop
+stop._HOPELESS, stop._LATE = 0.2, 0.4
+with status.RunStatus(sys.argv[1]) as run, stop.listening(late=run.asked, hopeless=run.is_lost):
+    if sys.argv[2] == "training":
+        run.begin_training()
+    Path(sys.argv[1], "ready").touch()
+    # As a collective whose other ranks are gone: a call that no signal ends. Python's own handlers wait for it.
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.fresh("it imports nothing that takes time, and is killed with threads in the middle of a call")
+@pytest.mark.parametrize("when", ["start-up", "training"])
+def test_a_rank_that_has_nothing_to_save_ends_at_once(tmp_path: Path, when: str) -> None:
+    """torchrun sends SIGTERM when another rank has failed, and would wait 30 s for one that hangs in a collective."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, tmp_path, when], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        assert _soon((tmp_path / "ready").exists)
+        process.send_signal(signal.SIGTERM)
+        if when == "training":
+            # A step may still end, and its checkpoint be written; the status is right meanwhile.
+            assert _soon(lambda: "nothing newer was saved in time" in (tmp_path / "status.json").read_text())
+            time.sleep(0.5)
+            assert process.poll() is None
+            assert RunStatus(tmp_path, rank=1).fail("rank 1: no such file")
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    found = read_status(tmp_path)
+    assert found is not None and found.state == ("failed" if when == "training" else "preempted")
+
+
+def _soon(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()

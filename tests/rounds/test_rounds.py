@@ -198,6 +198,40 @@ def test_what_is_forgotten_is_kept_beside(chain):
     assert (chain.out / "round-2.forgotten-1/pairs.jsonl").is_file() and not (chain.out / "round-2").exists()
 
 
+def test_a_death_while_a_round_is_forgotten_leaves_no_old_file_for_a_new_one(chain, monkeypatch):
+    """Its folder is renamed before the state is written: the other way round its finished generation would count again."""
+    for number in (0, 1, 2):
+        evaluated(chain, number, 0.5)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Chain, "save", lambda self: sys.exit(143))
+        chain.forget(2)
+    with pytest.raises(ValueError, match=r"round 2's result of generate, is gone.*rounds.py forget --out .* --round 2"):
+        Chain(chain.out).is_done("2", "generate")
+    Chain(chain.out).forget(2)
+    assert list(Chain(chain.out).content["rounds"]) == ["0", "1"] and not Chain(chain.out).is_done("2", "generate")
+
+
+@pytest.mark.parametrize(
+    ("step", "file", "content", "problem"),
+    [
+        ("generate", "generated.jsonl.settings.json", {}, "model is missing"),
+        ("generate", "generated.jsonl.settings.json", {"model": "sft"}, "model must be an object, got 'sft'"),
+        ("pairs", "pairs.jsonl.audit.json", {"pairs": 1, "rows": "2"}, "rows must be a whole number, got '2'"),
+        ("pairs", "pairs.jsonl.audit.json", [], "its content must be an object"),
+        ("train", "model/run.json", {"state": "finished"}, "reference is missing"),
+        ("train", "model/run.json", {"state": "finished", "reference": {"model": []}}, "reference.model is empty"),
+    ],
+)
+def test_a_damaged_file_of_a_step_names_its_field(chain, step, file, content, problem):
+    evaluated(chain, 0, 0.5)
+    evaluated(chain, 1, 0.5)
+    for name in ("generate", "pairs", "train", "evaluate")[("generate", "pairs", "train").index(step) :]:
+        del chain.content["rounds"]["1"][name]
+    write(chain.out / "round-1" / file, content)
+    with pytest.raises(ValueError, match=f"{file}: {problem}"):
+        chain.record("1", step)
+
+
 @pytest.mark.parametrize("action", ["forget", "decide"])
 def test_what_needs_a_number_says_so_to_direct(chain, run, action):
     done = run([sys.executable, TOOL, action, "--out", chain.out, "--round", "direct"])

@@ -9,6 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 PRETEND = HERE / "pretend.sh"
 
 
@@ -58,6 +59,39 @@ def test_a_job_that_makes_no_progress_is_not_requeued_for_ever(cluster, submit, 
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("FAILED", "0")
     assert "--requeue-margin" in log(job)
+
+
+def answers(out, least, seconds=40):
+    """Wait until so many answers are there."""
+    file = out / "answers"
+    assert poll(lambda: file.exists() and len(file.read_text().splitlines()) >= least, seconds), "no answers"
+
+
+def test_the_time_limit_in_what_follows_the_training_requeues_as_well(cluster, submit, log, tmp_path):
+    """The run is `finished`, and its checkpoint as old as at the last requeue: what counts is that answers were kept."""
+    out = tmp_path / "out"
+    flags = ("--out", out, "--steps", 3, "--answers", 40)
+    job = submit(PRETEND, "--time", 10, flags=flags, PYTHONPATH=str(ROOT))
+    for least in (5, 20):
+        answers(out, least)
+        signal_batch(cluster, job)
+        assert poll(lambda: "srun ended" in log(job), 20)
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(job)
+    pairs = [line.split() for line in (out / "answers").read_text().splitlines()]
+    assert [number for number, _ in pairs] == [str(i) for i in range(40)]
+    assert sorted({attempt for _, attempt in pairs}) == ["0", "1", "2"] and log(job).count("time limit: requeued") == 2
+
+
+def test_what_keeps_nothing_is_not_started_without_end(cluster, submit, log, tmp_path):
+    out = tmp_path / "out"
+    flags = ("--out", out, "--steps", 3, "--never_saves", "--answers", 200, "--keeps_nothing")
+    job = submit(PRETEND, "--time", 10, flags=flags, PYTHONPATH=str(ROOT))
+    answers(out, 3)
+    signal_batch(cluster, job)
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0"), log(job)
+    assert "nothing else was kept" in log(job)
 
 
 def test_preemption_requeues_and_goes_on(cluster, submit, log, tmp_path):

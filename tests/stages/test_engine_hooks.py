@@ -29,6 +29,11 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
         "_maybe_log_save_evaluate": (
             "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate",
         ),
+        "_run_epoch": (
+            "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial",
+            "ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained",
+            "steps_trained_in_current_epoch",
+        ),
     },
     "trl.trainer.base_trainer:_BaseTrainer": {"_send_telemetry": ()},
     DPO: {
@@ -41,6 +46,7 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
     GRPO: {
         "_generate_and_score_completions": ("inputs",),
         "_tokenize_prompts": ("prompts",),
+        "_generate": ("prompts",),
         "_load_optimizer_and_scheduler": ("checkpoint",),
         "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
         "_prepare_inputs": ("generation_batch",),

@@ -12,6 +12,7 @@ from drive_vlm.config import CommandParser, disk_errors, run_tool, user_errors
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.launch.manifest import complete_manifest
 from drive_vlm.launch.status import RunStatus
+from drive_vlm.stages.rl.samples_file import append_samples
 from drive_vlm.store import cache
 from drive_vlm.store.cache import write_atomically, write_json
 from drive_vlm.store.fingerprint import content_hash
@@ -69,10 +70,11 @@ def _append(path: Path) -> None:
     "write",
     [
         lambda path: append_line(path, {"step": 1}),
+        lambda path: append_samples(path, [{"step": 1}, {"step": 1}]),
         _append,
         lambda path: write_atomically(path, full),
     ],
-    ids=["metrics.jsonl", "parts of generate", "rounds.json"],
+    ids=["metrics.jsonl", "samples.jsonl", "parts of generate", "rounds.json"],
 )
 def test_a_full_disk_is_one_line_with_the_file(tmp_path: Path, write: Any, capfd: pytest.CaptureFixture) -> None:
     path = tmp_path / "predictions.jsonl.part0"
@@ -92,6 +94,10 @@ def test_a_training_says_which_checkpoint_is_safe() -> None:
     line = rf"metrics.jsonl: cannot be .* \(Read-only file system\)\. {safe}"
     with pytest.raises(ValueError, match=line), disk_errors(lambda: safe):
         raise OSError(errno.EROFS, "Read-only file system", "runs/x/metrics.jsonl")
+    # The event files of tensorboard are written on another thread, without a name.
+    line = rf"a file in runs/x: cannot be .* \(No space left on device\)\. {safe}"
+    with pytest.raises(ValueError, match=line), disk_errors(lambda: safe, "a file in runs/x"):
+        full()
     with pytest.raises(ConnectionError), disk_errors(lambda: safe):
         raise ConnectionResetError(errno.ECONNRESET, "not the disk's")
 
@@ -118,3 +124,53 @@ def test_status_and_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         complete_manifest(tmp_path / "run.json", state="finished")
     assert failed.value.filename == str(tmp_path / "run.json")
     assert not list(tmp_path.iterdir()), "no temporary file"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_merge_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, tiny_model: Path, dies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even after a kill between its files: what has the name that was asked for is whole and was compared."""
+    import transformers.modeling_utils
+    from safetensors import SafetensorError
+
+    from drive_vlm.merge import merge
+
+    checkpoint = _adapter(tiny_model, tmp_path / "checkpoint-2")
+    with monkeypatch.context() as patch:
+
+        def save_half(tensors: Any, path: str, **_: object) -> None:
+            Path(path).write_bytes(b"half")
+            raise (SystemExit(143) if dies else SafetensorError("I/O error: No space left on device (os error 28)"))
+
+        patch.setattr(transformers.modeling_utils, "safe_save_file", save_half)
+        with pytest.raises((ValueError, SystemExit)) as failed:
+            merge(checkpoint, tmp_path / "merged")
+        if not dies:
+            line = f"--out {tmp_path}/merged: could not be written (I/O error: No space left on device (os error 28))"
+            assert str(failed.value) == f"{line}; nothing is left of it, and {checkpoint} is untouched."
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    left = tmp_path / ".merged.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"of a merge that was killed")
+    merge(checkpoint, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_size > 1000 and not left.exists()
+
+
+def _adapter(base: Path, out: Path) -> Path:
+    """A LoRA adapter that has learned something."""
+    import torch
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_family
+    from drive_vlm.models.lora import apply_lora, record_base
+
+    family = load_family(ModelConfig(model=str(base)), torch.float32)
+    model = apply_lora(family, ModelConfig(model=str(base), lora_rank=2), [])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.01)
+    model.save_pretrained(out, save_embedding_layers=False)
+    record_base(model, out, family.added)
+    family.processor.save_pretrained(out)
+    return out

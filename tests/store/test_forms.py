@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from drive_vlm.data.sources import open_sources
+from drive_vlm.judges.chat_client import ChatClient
+from drive_vlm.judges.verdicts import read_prompt
 from drive_vlm.launch.checkpoint import CheckpointFacts, begin, complete, cut_metrics, find_checkpoint, read_complete
 from drive_vlm.launch.manifest import _earlier, complete_manifest, trained_frames
 from drive_vlm.launch.status import read_status
-from drive_vlm.models.loading import model_type
+from drive_vlm.models.loading import has_own_head, model_type
 from drive_vlm.models.lora import base_of
 from drive_vlm.rounds.chain import Chain, read_lines
 from drive_vlm.stages.engine.arguments import yaml_values
@@ -86,6 +90,14 @@ BROKEN = {
 }
 
 
+def beside(folder: Path, name: str, content: bytes) -> Path:
+    """The damaged file in a folder with a sound config.json."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "internvl"}')
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_whatever_the_damage_there_is_one_line(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture) -> None:
     """Each reader of a small file: a ValueError with the file, or the rest without it; never another exception."""
@@ -103,6 +115,23 @@ def test_whatever_the_damage_there_is_one_line(tmp_path: Path, content: bytes, c
         "status.json": lambda: read_status(tmp_path),
         "rounds.json": lambda: Chain(tmp_path),
     }
+    for name in ("processor_config.json", "generation_config.json", "tokenizer_config.json"):
+        files[name] = beside(tmp_path / f"with-{name}", name, content)
+        readers[name] = partial(model_type, str(files[name].parent))
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        files[name] = beside(tmp_path / f"with-{name}", name, content)
+        readers[name] = partial(has_own_head, str(files[name].parent))
+    files["state.json"] = beside(tmp_path / "saved", "state.json", content)
+    readers["state.json"] = lambda: open_sources([str(tmp_path / "saved")])
+    client = ChatClient("http://localhost:1/v1", "judge", cache_dir=tmp_path)
+    files["abcd.json"] = beside(tmp_path / "ab", "abcd.json", content)
+    readers["abcd.json"] = lambda: client._cached("abcd")
+    files["prompt.json"] = beside(tmp_path / "prompts", "prompt.json", content)
+    readers["prompt.json"] = lambda: read_prompt(files["prompt.json"], [])
+    # An empty list is a list of no rows.
+    if content != b"[]":
+        files["meta.json"] = beside(tmp_path / "metas", "meta.json", content)
+        readers["meta.json"] = lambda: open_sources([str(files["meta.json"])])
     if content:
         readers["metrics.jsonl"] = lambda: cut_metrics(files["metrics.jsonl"], 3)
     for name, read in readers.items():

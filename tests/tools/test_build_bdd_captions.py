@@ -204,6 +204,17 @@ def test_a_server_that_dies_midway_loses_nothing(build, data, chat_server):
 
 
 @pytest.mark.slow
+def test_a_request_to_stop_is_obeyed_between_the_two_texts_of_a_caption(build, data, chat_server, tmp_path):
+    chat_server.asks_to_stop = (7, tmp_path)
+    done = build("--workers", 1, DRIVE_VLM_CONTROL_DIR=str(tmp_path))
+    assert done.returncode == 1 and "stopped: time limit. What is done so far is kept" in done.stderr
+    assert len(chat_server.requests) == 7 and not list((data / "out").glob("*.jsonl"))
+    done = build("--workers", 1, DRIVE_VLM_CONTROL_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(chat_server.requests) == 16 and audit_of(data)["teacher"]["usage"]["cached"] == 7
+
+
+@pytest.mark.slow
 def test_a_slow_teacher_and_a_wrong_key_are_one_clear_error(build, chat_server):
     chat_server.faults = [3.0]
     done = build("--workers", 1, "--timeout", 0.5)

@@ -128,7 +128,7 @@ def test_judge_scores_the_own_answers(make, chat_server, tmp_path):
     assert chat_server.requests[0]["messages"][-1]["content"][0]["type"] == "image_url"
 
 
-def test_judge_filter_keeps_what_it_prefers_and_goes_on_after_a_crash(make, chat_server, tmp_path):
+def test_judge_filter_keeps_what_it_prefers_and_goes_on_after_a_crash(make, chat_server, tmp_path, monkeypatch):
     def judge(body):
         text = body["messages"][-1]["content"]
         first, second = (re.search(rf"Answer {name}:\n(.*)", text)[1] for name in "AB")
@@ -154,7 +154,11 @@ def test_judge_filter_keeps_what_it_prefers_and_goes_on_after_a_crash(make, chat
     done = make(*flags, "--judge_workers", 1)
     assert done.returncode == 2 and "go on" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "pairs.jsonl").exists()
-    chat_server.dies_after = None
+    chat_server.dies_after, chat_server.asks_to_stop = None, (5, tmp_path)
+    monkeypatch.setenv("DRIVE_VLM_CONTROL_DIR", str(tmp_path))
+    done = make(*flags, "--judge_workers", 1)
+    assert done.returncode == 1 and "stopped: time limit" in done.stderr and len(chat_server.requests) == 5
+    assert not (tmp_path / "pairs.jsonl").exists()
     done = make(*flags)
     assert done.returncode == 0, done.stderr
     assert len(chat_server.requests) == 10 + 2

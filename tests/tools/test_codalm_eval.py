@@ -142,6 +142,15 @@ def test_unread_ratings_are_asked_again_and_counted(evaluate, chat_server, publi
     assert len(chat_server.requests) == 8 + 2 + 1 and "2 answers were asked for again" in done.stdout
 
 
+def test_a_request_to_stop_keeps_the_replies(evaluate, chat_server, published, rows, tmp_path):
+    chat_server.asks_to_stop = (3, tmp_path)
+    words = ("--predictions", published, "--rows", rows, "--judge_workers", 1)
+    done = evaluate(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path))
+    assert done.returncode == 1 and "stopped: time limit" in done.stderr and len(chat_server.requests) == 3
+    assert evaluate(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path)).returncode == 0 and len(chat_server.requests) == 8
+    check_score(tmp_path)
+
+
 def test_missing_and_foreign_answers(evaluate, chat_server, published, rows, tmp_path):
     path = published / "general_perception_answer.jsonl"
     lines = path.read_text().splitlines(keepends=True)

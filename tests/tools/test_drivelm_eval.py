@@ -159,6 +159,26 @@ def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server
     assert len(chat_server.requests) == 7
 
 
+def test_a_request_to_stop_keeps_the_replies(files, chat_server, tmp_path):
+    chat_server.answer = lambda body: "80"
+    chat_server.asks_to_stop = (1, tmp_path)
+    words = ["--predictions", files / "output.json", "--reference", files / "test.json", "--judge_url", chat_server.url]
+    words += [
+        "--judge_model",
+        "j",
+        "--judge_workers",
+        1,
+        "--cache",
+        tmp_path / "cache",
+        "--json",
+        tmp_path / "score.json",
+    ]
+    done = run(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path))
+    assert done.returncode == 1 and "stopped: time limit" in done.stderr and len(chat_server.requests) == 1
+    assert not (tmp_path / "score.json").exists()
+    assert run(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path)).returncode == 0 and len(chat_server.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

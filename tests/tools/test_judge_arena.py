@@ -177,6 +177,19 @@ def test_a_server_that_dies_loses_nothing_that_was_judged(arena, chat_server, tm
     assert [b["id"] for b in battles_of(tmp_path)] == [f"q{i}" for i in range(50)]
 
 
+def test_a_request_to_stop_lets_no_further_question_begin(arena, chat_server, tmp_path, monkeypatch):
+    """80 questions in: a block of 64 is in the file, what was under way in the cache; the rerun asks for nothing again."""
+    monkeypatch.setenv("DRIVE_VLM_CONTROL_DIR", str(tmp_path))
+    paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2}, questions=50)
+    chat_server.asks_to_stop = (80, tmp_path)
+    done = arena(paths, "--judge_workers", 2)
+    assert done.returncode == 1 and "stopped: time limit. What is done so far is kept" in done.stderr
+    assert len(battles_of(tmp_path)) == 32 and 80 <= len(chat_server.requests) < 90 and "Traceback" not in done.stderr
+    assert not (tmp_path / "stop").exists() and not (tmp_path / "arena.json").exists()
+    assert arena(paths).returncode == 0
+    assert len(chat_server.requests) == 100 and len(battles_of(tmp_path)) == 50
+
+
 def test_timeouts_and_malformed_replies_on_the_way(arena, chat_server, tmp_path):
     chat_server.faults = [2.0, "<html>", '{"choices": [', 500, 429, None, "{}", 2.0]
     paths = write_files(tmp_path, {"a": lambda i: 1, "b": lambda i: 2})

@@ -76,6 +76,8 @@ class StopOnRequest(TrainerCallback):
     2. Between the batches of an evaluation it is read a batch later. StopRequested ends the evaluation on all ranks, and the
        trainer saves at once (`_maybe_log_save_evaluate`).
     3. Before the first step, and after a save, it is read at once.
+    4. A stage that generates its batches asks while it does so (`after_generation`), which may take minutes. A generation that
+       begins a step is left, and made again by the resumed run.
     `requested` is "saved" or "preempted" once a request is obeyed: train() then returns with a complete checkpoint but
     without a finished model.
     """
@@ -96,7 +98,9 @@ class StopOnRequest(TrainerCallback):
         # Of the last step whose agreement was read, alike on all ranks.
         self._seconds = _SLOW
         self._ended = 0.0
+        # The random states with which a step began that may be left; [] where it may not.
         self._random: list[Any] = []
+        self._epoch_random: list[Any] = []
 
     def _request(self, new: bool = False) -> int:
         """What this rank knows of a stop request: 0, or its place in _OUTCOMES from 1."""
@@ -113,6 +117,7 @@ class StopOnRequest(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """After a request during start-up nothing is new: the run ends where it began. Raises StopRequested on all ranks."""
+        self._status.begin_training()
         self._ended = time.monotonic()
         if asked := self._asked_now(args.device, new=True):
             self._leave(asked)
@@ -124,27 +129,51 @@ class StopOnRequest(TrainerCallback):
             stop.Request(outcome, self._why, 128 + (signal.SIGTERM if outcome == "preempted" else signal.SIGUSR1))
         )
 
+    def _may_be_left(self) -> bool:
+        """Whether the step that begins may be left before its end: a checkpoint written then is that of the step before."""
+        return self._may_save() and (not self._within_steps or self._seconds >= _VERY_SLOW)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        # A resumed run loads the random states of a checkpoint at an epoch's boundary here, before its loader draws a number.
+        self._epoch_random = random_states() if self._may_be_left() else []
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if self._within_steps and self._seconds >= _VERY_SLOW:
-            self._random = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
-            self._random += [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+        if self._may_be_left():
+            self._random = self._epoch_random or random_states()
+        self._epoch_random = []
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Between two micro-batches of a very slow step. Its gradients are dropped, and its random states with them: a resumed
         run does the whole step."""
+        if not self._within_steps:
+            # The rest of the step needs what was generated for it.
+            self._random = []
         if not self._random or self.requested:
             return
         self._take(self._asked_now(args.device), control)
         if self.requested:
-            random.setstate(self._random[0])
-            np.random.set_state(self._random[1])
-            torch.set_rng_state(self._random[2])
-            if len(self._random) > 3:
-                torch.cuda.set_rng_state(self._random[3])
+            restore_random_states(self._random)
+
+    @property
+    def may_leave_generation(self) -> bool:
+        """Whether `after_generation` may end the step; alike on all ranks."""
+        return bool(self._random) and not self.requested
+
+    def after_generation(self, args: TrainingArguments, control: TrainerControl, ended_by: stop.Request | None) -> None:
+        """Raises StopRequested on all ranks where one of them has been asked. `ended_by`: what has cut this rank's answers short."""
+        if ended_by is not None:
+            self._why = ended_by.why
+        mine = _OUTCOMES.index(ended_by.outcome) + 1 if ended_by else self._request(new=True)
+        if asked := _agree(0, [], mine, 0, args.device).read()[0]:
+            self._take(asked, control)
+            restore_random_states(self._random)
+            self._leave(asked)
 
     def on_step_end(
         self,
@@ -181,8 +210,8 @@ class StopOnRequest(TrainerCallback):
         # A request that cannot be obeyed now comes again at the next step.
         if not request or self.requested or not self._may_save():
             return
-        stop.obeyed()
         # After the last step the run finishes anyway.
+        stop.obeyed(finished=control.should_training_stop)
         if control.should_training_stop:
             return
         self.requested = _OUTCOMES[request - 1]
@@ -236,6 +265,20 @@ class StopOnRequest(TrainerCallback):
         if self.requested:
             self._saved = True
             self._status.end(self.requested, self._why)
+
+
+def random_states() -> list[Any]:
+    """Of Python, numpy and torch in this process."""
+    states: list[Any] = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
+    return states + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+
+
+def restore_random_states(states: list[Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if len(states) > 3:
+        torch.cuda.set_rng_state(states[3])
 
 
 def _agree(

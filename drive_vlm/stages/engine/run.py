@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,16 +38,28 @@ def run_stage(name: str, stage: Stage, words: Sequence[str]) -> None:
             # Before the status, which is that of the run that holds the folder. The ranks of one that was killed may still end.
             sole_writer(out, "--output_dir", wait=5.0) if topology.is_main else contextlib.nullcontext(),
             RunStatus(out, topology.rank) as status,
-            listening(
-                # The main rank alone looks for the file.
-                status.directory / STOP_FILE if topology.is_main else None,
-                status.asked,
-            ),
+            listening(status.directory / STOP_FILE, status.asked, status.is_lost),
         ):
             trainer, facts = load(stage.prepare)(flags)
             # Logs, audit, run.json, tensorboard: whatever is written between two checkpoints.
-            with disk_errors(trainer.what_is_safe):
+            with _quiet_writers(), disk_errors(trainer.what_is_safe, f"a file in {out} (tensorboard's, it may be)"):
                 run_training(trainer, status, flags.run.hang_timeout, facts)
+
+
+@contextlib.contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Tensorboard writes on a thread of its own, and its main thread raises what that has met: said once is enough."""
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float, facts: dict[str, Any]) -> None:

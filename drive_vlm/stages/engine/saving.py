@@ -26,7 +26,7 @@ from drive_vlm.models.loading import stored_weights
 from drive_vlm.models.lora import odd_weights, record_base
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.heartbeat import Heartbeat
-from drive_vlm.stages.engine.trust import refuse_code, shards_of
+from drive_vlm.stages.engine.trust import NEVER, refuse_code, shards_of, states_of
 from drive_vlm.store.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -255,8 +255,11 @@ class CheckpointMixin(Trainer):
         # A patch of DeepSpeedEngine.save_checkpoint (0.19), which the Trainer calls without this argument.
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
         if resume_from_checkpoint is not None:
+            assert self.parts.resume is not None, "only a resumed run loads"
+            universal = self.parts.resume.convert
+            assert universal == engine.load_universal_checkpoint(), "training_arguments sets the same for DeepSpeed"
             with flags_win(self.optimizer, self.lr_scheduler, self.args.should_save):
-                self._load_engine(Path(resume_from_checkpoint))
+                self._load_engine(Path(resume_from_checkpoint), universal)
                 super()._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
@@ -276,18 +279,17 @@ class CheckpointMixin(Trainer):
         self.state.train_batch_size = self._train_batch_size
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else begun
 
-    def _load_engine(self, checkpoint: Path) -> None:
+    def _load_engine(self, checkpoint: Path, universal: bool) -> None:
         """Load DeepSpeed's shards, on any number of processes.
 
-        1. Where `parts.resume.convert` says so, the main process converts the shards to a universal checkpoint; all wait.
+        1. Where they are of another number (`universal`), the main process converts them to a universal checkpoint; all wait.
         2. The engine loads.
         3. What DeepSpeed 0.19 gets wrong in ZeRO-3's groups is put right; the groups' settings by `flags_win`, around it.
         4. The universal copy is removed, also one that a killed run has left here.
         """
         engine = self.model_wrapped
-        assert self.parts.resume is not None, "only a resumed run loads"
-        universal = self.parts.resume.convert
-        assert universal == engine.load_universal_checkpoint(), "training_arguments sets the same for DeepSpeed"
+        # DeepSpeed's key is of the whole run, though each checkpoint may have another number of shards.
+        engine._config.load_universal_checkpoint = universal
         if universal and self.args.should_save:
             convert_to_universal(checkpoint)
         _barrier()
@@ -305,12 +307,12 @@ class CheckpointMixin(Trainer):
             remove_universal(checkpoint)
 
     def check_code(self, checkpoint: Path) -> None:
-        """Raises ValueError on all ranks for shards that would run code. Each rank reads its share, before one of them loads."""
-        if not self.is_deepspeed_enabled:
-            return
-        files, refused = shards_of(checkpoint)[self.args.process_index :: self.args.world_size], ""
+        """Raises ValueError on all ranks for pickles that would run code. Each rank reads its share, before one of them loads."""
+        share, refused = slice(self.args.process_index, None, self.args.world_size), ""
         try:
-            refuse_code(files, self.parts.flags.run.trust_checkpoint)
+            refuse_code(states_of(checkpoint)[share], False, NEVER)
+            if self.is_deepspeed_enabled:
+                refuse_code(shards_of(checkpoint)[share], self.parts.flags.run.trust_checkpoint)
         except ValueError as error:
             refused = str(error)
         found: list[Any] = [refused]
@@ -342,9 +344,9 @@ class CheckpointMixin(Trainer):
         """Trainer._load_best_model (transformers 5.23) for adapters only, as _load_from_checkpoint."""
         best = self.state.best_model_checkpoint
         assert best is not None
+        self.check_code(Path(best))
         if self.is_deepspeed_enabled:
-            self.check_code(Path(best))
-            self.model_wrapped.load_checkpoint(best, load_module_strict=False)
+            self._load_engine(Path(best), contract.read_complete(Path(best)).world_size != self.args.world_size)
         elif isinstance(self.model, PreTrainedModel):
             load_saved_weights(self.model, best)
         else:

@@ -1,6 +1,7 @@
 """What every stage's Trainer shares: its share of the data, ids of the running batch, bad rows, throughput, logs."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from drive_vlm.config import IGNORE_INDEX
 from drive_vlm.data.order import FixedOrder, ShardedBatchSampler
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import save_audit
-from drive_vlm.launch.checkpoint import cut_metrics, read_complete
+from drive_vlm.launch.checkpoint import cut_metrics, read_complete, set_aside_later
 from drive_vlm.launch.stop import StopRequested
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.cursor import DataCursor
@@ -214,6 +215,20 @@ class DriveTrainerMixin(CheckpointMixin):
                 print(f"the evaluation of step {self.state.global_step} is left out: {stop.request.why}", flush=True)
             super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
+        """Trainer._run_epoch (transformers 5.23), which a request ends in the middle of a step where that may be left
+        (StopOnRequest.after_generation): the rest of the epoch is left out, and the checkpoint of the step before is written."""
+        try:
+            super()._run_epoch(model, epoch, *args, **kwargs)
+        except StopRequested as stop:
+            if not self.control.should_training_stop:
+                raise
+            if self.args.should_save:
+                print(f"step {self.state.global_step + 1} is left out: {stop.request.why}", flush=True)
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            started: Any = None
+            self._maybe_log_save_evaluate(self._tr_loss, None, model, None, epoch, None, started)
+
     def evaluation_batches(self, dataloader: DataLoader) -> Iterator[dict[str, Any]]:
         """Each batch of this rank, on its device, with the model in evaluation mode; for a stage's `evaluation_loop`."""
         self.model_wrapped.eval()
@@ -266,10 +281,14 @@ class DriveTrainerMixin(CheckpointMixin):
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def begin_files(self) -> None:
-        """Before train(), after check_resume: cut the logs behind the checkpoint off (all of them in a new run), write the
-        audit."""
+        """Before train(), after check_resume: set aside what comes after a checkpoint that --resume names, cut the logs behind it
+        off (all of them in a new run), write the audit."""
         step = read_complete(self.parts.resume.checkpoint).step if self.parts.resume else -1
         if self.args.should_save:
+            # A launcher that starts all ranks again gives the same words: what it finds then is of this very run.
+            again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+            if self.parts.resume and self.parts.flags.run.resume not in ("auto", None) and not again:
+                set_aside_later(self.out, self.parts.resume.checkpoint, step)
             for name in self.log_files:
                 cut_metrics(self.out / name, step)
         self.save_audit()

@@ -2,7 +2,7 @@
 
 So they are read first with torch's restricted unpickler, which knows tensors and what DeepSpeed stores besides, and runs
 nothing else. What passes it holds nothing more for the unrestricted one. All other files of a checkpoint are safetensors,
-JSON, or pickles that transformers loads with weights_only=True.
+JSON, or pickles that transformers loads with weights_only=True (`states_of`): it never runs their code, but ends in a traceback.
 """
 
 import pickle
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 # What DeepSpeed 0.19 stores in its shards next to tensors and plain values.
@@ -19,6 +20,10 @@ _STORED = (
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"),
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
+_STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+_TRUST = "If you trust the author, give --trust_checkpoint; else take weights as safetensors."
+# transformers has no such flag.
+NEVER = "It is not loaded, whoever wrote it: resume from another checkpoint, or take its weights with --model."
 
 
 def shards_of(checkpoint: Path) -> list[Path]:
@@ -35,13 +40,21 @@ def shards_of(checkpoint: Path) -> list[Path]:
     return sorted(path for path in found if "offloaded_tensors" not in path.parts)
 
 
-def refuse_code(files: Sequence[Path], trusted: bool) -> None:
+def states_of(checkpoint: Path) -> list[Path]:
+    """The pickles that transformers loads: optimizer and schedule of a run without DeepSpeed, random states."""
+    return sorted(path for pattern in _STATES for path in checkpoint.glob(pattern))
+
+
+def refuse_code(files: Sequence[Path], trusted: bool, way_out: str = _TRUST) -> None:
     """Raises ValueError for a file with anything but tensors and what DeepSpeed stores; `trusted` (--trust_checkpoint): never."""
     if trusted or not files:
         return
     from importlib import import_module
 
-    allowed = [getattr(import_module(module), name) for module, name in _STORED]
+    # The random state of numpy is an array.
+    allowed = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np._core.multiarray._reconstruct]
+    if way_out == _TRUST:
+        allowed += [getattr(import_module(module), name) for module, name in _STORED]
     with torch.serialization.safe_globals(allowed):
         for file in files:
             try:
@@ -50,8 +63,7 @@ def refuse_code(files: Sequence[Path], trusted: bool) -> None:
                 named = re.search(r"GLOBAL (\S+)", str(error))
                 what = named[1] if named else str(error).splitlines()[0]
                 raise ValueError(
-                    f"{file}: holds more than tensors ({what}), and to load it would run its author's code. If you trust "
-                    "the author, give --trust_checkpoint; else take weights as safetensors."
+                    f"{file}: holds more than tensors ({what}), and to load it would run its author's code. {way_out}"
                 ) from error
             # A file that torch.save has not written, or that is cut off, in whatever way that shows.
             except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -1,10 +1,11 @@
 """The Trainer of GRPO: TRL's loss, groups and generation, on our prompts, pictures, rewards and checkpoints."""
 
+import contextlib
 import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,12 +13,14 @@ import torch
 import trl
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import StoppingCriteria, StoppingCriteriaList, TrainingArguments
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
+from drive_vlm.launch import stop
 from drive_vlm.stages.engine.build import RunParts
+from drive_vlm.stages.engine.faults import StopOnRequest
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
 from drive_vlm.stages.rl.policy import check_copy, load_reference, without_own_reference
 from drive_vlm.stages.rl.prompts import Prompt, same_keys
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _STATE = "grpo_state.json"
+# Seconds between two looks for a request while answers are generated.
+_LOOK = 0.5
 
 
 class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
@@ -43,7 +48,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
 
     1. `_prepare_inputs` asks for a new batch when the old one is used up (`steps_per_generation * num_iterations` times).
     2. `_generate_and_score_completions` loads prompts and pictures; `_tokenize_prompts` hands TRL tokens and tensors.
-    3. TRL generates, on all ranks alike; under ZeRO-3 the weights are gathered for it.
+    3. TRL generates, on all ranks alike; under ZeRO-3 the weights are gathered for it. A request to stop ends it (`_generate`).
     4. `_get_per_token_logps_and_entropies` computes log-probabilities under policy and reference, pictures included.
     5. `_calculate_rewards` calls the scorers; TRL turns rewards into advantages within each group.
     6. `_observe` (alarms) and `_write_samples` (samples.jsonl) look at the result.
@@ -137,6 +142,28 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             "pictures": self._pictures,
             "lengths": list(lengths),
         }
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """GRPOTrainer._generate (trl 1.16). Where a request may end the step, it ends the answers at the next token, then the
+        step on all ranks; elsewhere it waits for the end of the step."""
+        requests = next((one for one in self.callback_handler.callbacks if isinstance(one, StopOnRequest)), None)
+        if requests is None or not requests.may_leave_generation:
+            return super()._generate(prompts)
+        seen, metrics, by_request = self.state.num_input_tokens_seen, self._metrics["train"], EndsByRequest()
+        before = {name: list(values) for name, values in metrics.items()}
+        with _stopping(self.model, by_request):
+            generated = super()._generate(prompts)
+        self.heartbeat.beat("communication")
+        try:
+            requests.after_generation(self.args, self.control, by_request.asked)
+        except stop.StopRequested:
+            # The checkpoint, and the last line of the log, are those of the step before.
+            self.state.num_input_tokens_seen = seen
+            metrics.clear()
+            metrics.update(before)
+            raise
+        self.heartbeat.beat("generation")
+        return generated
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Tokens of our own data path, and the vision tensors of all rows; TRL itself then sees no pictures."""
@@ -295,6 +322,35 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         if self.use_adaptive_entropy:
             entropy = {"entropy_coef": self.entropy_coef, "last_world_entropy": self._last_world_entropy}
             (directory / "entropy_ctrl_state.json").write_text(json.dumps(entropy))
+
+
+class EndsByRequest(StoppingCriteria):
+    """Ends all answers of a batch once this process is asked to stop. Each rank looks for itself: they have unequally many
+    tokens to generate, so they cannot agree before the end."""
+
+    def __init__(self) -> None:
+        self.asked: stop.Request | None = None
+        self._looked = 0.0
+
+    # Any: a tensor of torch is no BoolTensor to its type checker.
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
+        """bool[B]: which of the answers `input_ids int64[B, T]` end here."""
+        # A token may take less time than a look at a file on a server.
+        if self.asked is None and time.monotonic() - self._looked > _LOOK:
+            self.asked = stop.request(new=True, any_rank=True)
+            self._looked = time.monotonic()
+        return torch.full((len(input_ids),), self.asked is not None, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def _stopping(model: Any, criterion: StoppingCriteria) -> Iterator[None]:
+    """A patch of the model's `generate` inside: TRL 1.16 calls it without stopping criteria."""
+    model.generate = functools.partial(model.generate, stopping_criteria=StoppingCriteriaList([criterion]))
+    try:
+        yield
+    finally:
+        # The method of the class is there again.
+        del model.generate
 
 
 class SavesAtBoundaries(TrainerCallback):

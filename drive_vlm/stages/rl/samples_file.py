@@ -1,12 +1,12 @@
 """samples.jsonl: what a model says during reinforcement learning, with every reward and its terms, for people to read."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import field
+from drive_vlm.store.keyed_lines import LineWriter
 
 FILE = "samples.jsonl"
 # Characters.
@@ -63,5 +63,6 @@ def sample_line(
 
 
 def append_samples(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    with LineWriter(path) as file:
+        for line in lines:
+            file.append(line)

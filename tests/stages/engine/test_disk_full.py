@@ -1,5 +1,6 @@
 """A disk that fills up: the last checkpoint stays whole, the run stops with words, and goes on when there is room."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +100,29 @@ def test_a_full_disk_at_the_very_end(sft: Callable, small_disk: Path) -> None:
     full = sft(out, "--max_steps", 2, "--save_strategy", "no", code=2)
     assert f"{out}: the final model could not be written" in full.text and "Traceback" not in full.text
     filler.unlink()
+
+
+def test_a_full_disk_under_tensorboard_is_one_line(
+    inside: Callable, world: Any, fresh: Callable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Its files are written on a thread, which would print a traceback of its own; its main thread raises without a name."""
+    from tensorboard.summary.writer import record_writer
+
+    write, written = record_writer.RecordWriter.write, []
+
+    def until_full(self: Any, data: bytes) -> None:
+        written.append(data)
+        if len(written) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", until_full)
+    out = fresh("tensorboard")
+    words = ("--model", world.model, "--data", world.train, "--output_dir", out, "--max_steps", 6, "--logging_steps", 1)
+    with pytest.raises(SystemExit) as ended:
+        inside("sft", *words, "--save_strategy", "no", "--disable_tqdm", "true", "--use_cpu", "true")
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in said
+    line = f"error: a file in {out} (tensorboard's, it may be): cannot be read or written (No space left on device). The last"
+    assert sum(line in text for text in said.splitlines()) == 1
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"

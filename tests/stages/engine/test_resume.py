@@ -250,3 +250,22 @@ def test_the_best_checkpoint_is_kept_when_evaluation_gets_worse(sft: Callable, f
     assert best < 4, losses
     assert {path.name for path in out.glob("checkpoint-*")} == {f"checkpoint-{best}", "checkpoint-4"}
     assert json.loads((out / "run.json").read_text())["best_checkpoint"].endswith(f"checkpoint-{best}")
+
+
+def test_the_best_checkpoint_of_another_number_of_processes_is_loaded_at_the_end(
+    sft: Callable, fresh: Callable, world: Any
+) -> None:
+    """Two steps by two processes, the third by one, which has loaded the universal form of the second."""
+    out = fresh("best_of_two")
+    steps = ("--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1, "--keep", 1)
+    flags = (*steps, "--eval_data", world.eval, "--learning_rate", 0.05, "--deepspeed", "zero2", "--resume", "auto")
+    sft(out, *flags, "--max_steps", 2, launcher="torchrun")
+    sft(out, *flags, "--max_steps", 3, "--load_best_model_at_end")
+    name = Path(json.loads((out / "run.json").read_text())["best_checkpoint"])
+    assert name.name in ("checkpoint-1", "checkpoint-2"), (
+        "the rate destroys the model: one of two processes is the best"
+    )
+    best = load_file(name / "model-trained.safetensors")
+    final = load_file(out / "model.safetensors")
+    assert all(final[name].equal(tensor) for name, tensor in best.items()) and len(best) > 10
+    assert not list(out.glob("checkpoint-*/*universal*"))

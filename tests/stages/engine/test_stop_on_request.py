@@ -141,6 +141,53 @@ def test_very_long_steps_are_left_between_micro_batches(run: Callable, seconds: 
     assert found.checkpoint == str(stopped.args.output_dir / "checkpoint-2")
 
 
+def test_the_first_step_of_an_epoch_is_left_with_the_random_states_of_its_boundary(
+    run: Callable, seconds: Callable
+) -> None:
+    """A resumed run loads them before its loader draws the seed of its workers from torch, so they are those before that."""
+    stopped = run(within_steps=True)
+    seconds(40)
+    stopped.step()
+    stopped.step()
+    boundary = torch.get_rng_state()
+    stopped.call("on_epoch_begin")
+    iter(torch.utils.data.DataLoader([1, 2]))
+    assert not torch.equal(torch.get_rng_state(), boundary), "the loader draws"
+    stopped.call("on_step_begin")
+    signal.raise_signal(signal.SIGTERM)
+    stopped.call("on_substep_end")
+    assert stopped.stop.requested == "preempted" and torch.equal(torch.get_rng_state(), boundary)
+
+
+def test_a_generation_is_left_at_the_beginning_of_a_step_only(run: Callable) -> None:
+    """Between two boundaries the buffer of the generation batch is in no checkpoint."""
+    boundary = [True]
+    made = run(may_save=lambda: boundary[0])
+    made.control._new_step()
+    made.call("on_step_begin")
+    assert made.stop.may_leave_generation
+    state = torch.get_rng_state()
+    torch.rand(1)
+    made.stop.after_generation(made.args, made.control, None)
+    assert made.stop.requested is None and not torch.equal(torch.get_rng_state(), state)
+    made.call("on_substep_end")
+    assert not made.stop.may_leave_generation, "a second generation of the step"
+    made.step()
+    boundary[0] = False
+    made.call("on_step_begin")
+    assert not made.stop.may_leave_generation
+    boundary[0] = True
+    made.call("on_step_begin")
+    state = torch.get_rng_state()
+    torch.rand(1)
+    # A stop file that only this rank has seen, and that somebody has removed since.
+    seen = requests.Request("saved", "time limit", 1)
+    with pytest.raises(requests.StopRequested) as ended:
+        made.stop.after_generation(made.args, made.control, seen)
+    assert ended.value.request[:2] == ("saved", "time limit") and torch.equal(torch.get_rng_state(), state)
+    assert made.stop.requested == "saved" and made.control.should_save and made.control.should_training_stop
+
+
 @pytest.mark.parametrize(("options", "length"), [({}, 40), ({"within_steps": True}, 2)])
 def test_other_steps_are_not_left(run: Callable, seconds: Callable, options: dict, length: float) -> None:
     """Short ones would pay for it; a stage that draws its own batches would lose what a generation made."""

@@ -1,17 +1,21 @@
 """Shards of a stranger: nothing in them runs, unless the user says that they are trusted."""
 
+import ast
 import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from drive_vlm.merge import merge
 from drive_vlm.stages.engine.saving import CheckpointMixin
 from drive_vlm.stages.engine.trust import refuse_code, shards_of
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Code:
@@ -78,6 +82,37 @@ def test_code_in_a_shard_does_not_run(checkpoint: Path, tmp_path: Path, place: s
         torch.save(Code(ran), file)
         refuse_code(shards_of(checkpoint), False)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth"])
+@pytest.mark.parametrize("deepspeed", [False, True])
+def test_code_in_a_state_of_transformers_is_one_line(
+    checkpoint: Path, tmp_path: Path, name: str, deepspeed: bool
+) -> None:
+    """It would not run: transformers ends in a traceback. --trust_checkpoint does not change that."""
+    states = {"python": (3, (1, 2), None), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    torch.save(states, checkpoint / "rng_state.pth")
+    resumed = trainer(True)
+    resumed.is_deepspeed_enabled = deepspeed
+    CheckpointMixin.check_code(resumed, checkpoint)
+    torch.save({"state": Code(tmp_path / "ran")}, checkpoint / name)
+    with pytest.raises(
+        ValueError, match=rf"{name}: holds more than tensors \(posix\.mkdir\).*not loaded, whoever wrote it"
+    ):
+        CheckpointMixin.check_code(resumed, checkpoint)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_else_unpickles() -> None:
+    """Every call that could run a stranger's code says weights_only=True where it stands."""
+    found, loads = [], ("torch.load", "pickle.load", "pickle.loads", "joblib.load")
+    for path in (path for folder in ("drive_vlm", "tools") for path in (ROOT / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            unsafe = words.get("weights_only") == "False" or words.get("allow_pickle") == "True"
+            if unsafe or (ast.unparse(call.func) in loads and words.get("weights_only") != "True"):
+                found.append(f"{path.name}:{call.lineno}")
+    assert not found
 
 
 @pytest.mark.parametrize("tag", ["../../elsewhere", "/etc", "global_step3", "", "global_step2/../.."])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from drive_vlm.launch.status import read_status
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.rl import grpo_trainer
 from drive_vlm.stages.rl.grpo import prepare
 
 pytestmark = pytest.mark.slow
@@ -116,3 +120,43 @@ def test_a_stop_request_waits_for_the_end_of_a_generation_batch(grpo: Callable, 
     assert json.loads((out / "status.json").read_text())["state"] == "saved"
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
     assert len(run.curve()) == 2
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "stop file"])
+def test_a_request_ends_a_generation_at_its_next_token(
+    inside: Callable, grpo_words: Callable, fresh: Callable, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third batch, after the third of eight tokens: the checkpoint is that of step 2, and the resumed run makes the batch
+    again, with the same random numbers and dropout."""
+    flags = ("--max_steps", 4, "--lora_rank", 2, "--lora_dropout", 0.3, "--disable_dropout", "false")
+    whole, out = fresh("whole"), fresh("stopped")
+    inside("grpo", *grpo_words(whole, *flags))
+
+    ends_by_request, tokens = grpo_trainer.EndsByRequest.__call__, Counter[Any]()
+
+    def ask(self: Any, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        tokens[self] += 1
+        if len(tokens) == tokens[self] == 3:
+            signal.raise_signal(signal.SIGTERM) if how == "SIGTERM" else (out / "stop").touch()
+        return ends_by_request(self, input_ids, scores, **kwargs)
+
+    monkeypatch.setattr(grpo_trainer, "_LOOK", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo_trainer.EndsByRequest, "__call__", ask)
+        inside("grpo", *grpo_words(out, *flags))
+    assert list(tokens.values()) == [8, 8, 3], "nothing was generated after the request"
+    found = read_status(out)
+    assert found is not None and (found.state, found.step) == ("preempted" if how == "SIGTERM" else "saved", 2)
+    assert found.checkpoint == str(out / "checkpoint-2") and not (out / "stop").exists()
+    seen = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["num_input_tokens_seen"]
+    assert seen == [row["num_tokens"] for row in metrics(whole) if "loss" in row][1]
+    inside("grpo", *grpo_words(out, *flags, "--resume", "auto"))
+    for name in CURVES:
+        ours, theirs = ([row[name] for row in metrics(run) if name in row] for run in (out, whole))
+        assert len(theirs) == 4 and ours == pytest.approx(theirs, abs=1e-6), name
+    ours, theirs = ([(s["step"], s["id"], s["completion"]) for s in samples(run)] for run in (out, whole))
+    assert ours == theirs
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
