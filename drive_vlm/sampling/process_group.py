@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from drive_vlm.launch.stop import check_launcher
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.store.lock import sole_writer
 
@@ -26,6 +27,7 @@ def join_ranks() -> None:
     # and a thread of gloo that wants the interpreter while that ends aborts the process.
     import torch.distributed.nn.functional
 
+    check_launcher()
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
 
 

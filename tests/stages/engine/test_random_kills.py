@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from drive_vlm.launch.checkpoint import read_complete
+from drive_vlm.launch.stop import StopRequested
+from drive_vlm.sampling.process_group import join_ranks
 from drive_vlm.stages.engine.saving import CheckpointMixin
 
 pytestmark = pytest.mark.slow
@@ -335,6 +337,15 @@ def curve(out: Path) -> list[float]:
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, STEPS + 1))
     return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_ranks_without_their_launcher_do_not_look_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generation and the caches would wait for seven days."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(StopRequested, match="143"):
+        join_ranks()
 
 
 def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
