@@ -30,7 +30,7 @@ export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 shared=(--freeze vision_tower --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --save_strategy no)
 rl=(--data "$data/oia_json_train.jsonl" --rewards clip action_reason structure --reward_weights 1 1 0.5 --action_reason_mode labels
-  --clip_model "$out/clip" --max_completion_length 72 --per_device_train_batch_size "$((answers / 2))" --global_batch_size "$answers"
+  --clip_model "$out/clip" --max_completion_length 84 --per_device_train_batch_size "$((answers / 2))" --global_batch_size "$answers"
   --learning_rate 3e-4 --max_steps "$rl_steps" --logging_steps 1)
 
 step "1/7  synthetic driving scenes with actions and reasons"
@@ -55,11 +55,11 @@ launch grpo --model "$out/sft" "${shared[@]}" "${rl[@]}" --num_generations 8 --b
 
 step "6/7  held-out scenes: the likeliest answers, and answers as they were sampled in training"
 for name in sft a2c grpo; do
-  answer=(--model "$out/$name" --data "$data/oia_json_test.jsonl" --max_new_tokens 72 --batch_size 64)
+  answer=(--model "$out/$name" --data "$data/oia_json_test.jsonl" --max_new_tokens 84 --batch_size 64)
   launch generate "${answer[@]}" --out "$out/$name.jsonl"
   launch generate "${answer[@]}" --temperature 1 --seed 1 --out "$out/sampled/$name.jsonl"
 done
-launch generate --model "$out/a2c" --data "$data/oia_json_test.jsonl" --max_new_tokens 72 --batch_size 64 --blank_images --out "$out/blind.jsonl"
+launch generate --model "$out/a2c" --data "$data/oia_json_test.jsonl" --max_new_tokens 84 --batch_size 64 --blank_images --out "$out/blind.jsonl"
 
 step "7/7  scores"
 run python tools/oia_eval.py --predictions "$out/sft.jsonl" "$out/grpo.jsonl" "$out/a2c.jsonl" --train "$data/oia_json_train.jsonl" \

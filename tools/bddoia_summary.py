@@ -47,7 +47,7 @@ def sampled_rewards(run: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[s
         cls = config_class(name)
         rewards[name] = build_reward(name, cls(**flags) if cls else None)
     columns = {name: [item.row[name] for item in files[0]] for name in ("actions", "reason")}
-    columns["files"] = [[str(run / "data" / item.row["image"])] for item in files[0]]
+    columns["files"] = [[str(run / "data" / name) for name in item.images] for item in files[0]]
     columns["reference"] = [item.reference for item in files[0]]
     found = {}
     for name, items in zip(names, files, strict=True):

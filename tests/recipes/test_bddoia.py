@@ -3,12 +3,16 @@
 import copy
 import importlib.util
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from drive_vlm.evaluation.oia_labels import json_answer
 
 RISE = {"first": 0.5, "second": 0.6, "value": 0.1, "low": 0.05, "high": 0.15}
 KEPT = {"value": 0.0, "low": -0.03, "high": 0.03}
@@ -51,6 +55,79 @@ def test_each_claim_fails_on_its_own(summary_tool: ModuleType, place: tuple[str,
         inner = inner[name]
     inner[place[-1]] = value
     assert [holds for _, holds in summary_tool.claims(bad)].count(False) == 1
+
+
+def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
+    """The tool on what the recipe leaves behind: SFT writes half of its answers in broken JSON, A2C none, GRPO a tenth."""
+    run_folder = tmp_path / "run"
+    whole = [
+        json_answer("A car brakes ahead.", ["stop/slow down"], ["obstacle: car"]),
+        json_answer("A free lane ahead.", ["move forward"], ["road is clear"]),
+    ]
+    labels = [([0, 1, 0, 0], [int(i == 3) for i in range(21)]), ([1, 0, 0, 0], [int(i == 1) for i in range(21)])]
+    for name, broken_share in (("sft", 2), ("grpo", 10), ("a2c", 1000)):
+        rows = []
+        for i in range(40):
+            answer = whole[i % 2] if (i + 1) % broken_share else "{ " + whole[i % 2][:30]
+            columns = {
+                "group": f"scene-{i}",
+                "actions": labels[i % 2][0],
+                "reason": labels[i % 2][1],
+                "image": f"{i}.png",
+            }
+            rows.append({"id": str(i), "dataset": "d", "prediction": answer, "reference": whole[i % 2], **columns})
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        for file in (run_folder / f"{name}.jsonl", run_folder / "sampled" / f"{name}.jsonl"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    for name in ("a2c", "grpo"):
+        (run_folder / name).mkdir()
+        steps = [{"step": i, "explained_variance": 0.1 + i / 100, "completions/mean_length": 30.0} for i in range(8)]
+        (run_folder / name / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    rewards = [["action_reason", {"action_reason_mode": "labels"}], ["structure", {}]]
+    config = {"a2c": {"reward_weights": [1.0, 0.5]}, "rewards": rewards, "run": {"global_batch_size": 64}}
+    facts = {"config": config, "world_size": 2, "zero_stage": 2}
+    (run_folder / "a2c" / "run.json").write_text(json.dumps(facts))
+    files = [run_folder / f"{name}.jsonl" for name in ("sft", "grpo", "a2c")]
+    blind = ("--blind_predictions", files[0])
+    done = run(
+        [sys.executable, "tools/oia_eval.py", "--predictions", *files, *blind, "--json", run_folder / "scores.json"]
+    )
+    assert done.returncode == 0, done.stderr
+    done = run([sys.executable, "tools/bddoia_summary.py", "--run", run_folder, "--seconds", 1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        done.stdout.count("holds ") == 6
+        and "F1_all of the likeliest actions: sft 0.500, grpo 0.900, a2c 1.000" in done.stdout
+    )
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["sampled"]["a2c"]["valid_json"]["value"] == pytest.approx(0.5)
+    # A whole answer earns R2 = 1 and all of R3 but what its description leaves out; a broken one nothing.
+    assert summary["sampled"]["a2c"]["action_reason"]["value"] == pytest.approx(0.5)
+    assert summary["sampled_tokens"] == {"a2c": 8 * 30 * 64, "grpo": 8 * 30 * 64}
+    steps = [{"explained_variance": -0.1, "completions/mean_length": 30.0}] * 8
+    (run_folder / "a2c" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    done = run([sys.executable, "tools/bddoia_summary.py", "--run", run_folder, "--seconds", 1])
+    assert done.returncode == 1 and "Not every claim holds." in done.stderr and done.stdout.count("FAILS") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.supports("siglip_qwen sft zero2", "siglip_qwen a2c zero2", "siglip_qwen grpo zero2")
+def test_every_command_of_the_demonstration_runs(run: Callable, tmp_path: Path) -> None:
+    """Two steps of everything, which teach nothing: the last step may say that a claim does not hold."""
+    out = tmp_path / "run"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {"OUT": str(out), "SIZE": "smoke", "VIRTUAL_ENV": sys.prefix, "PATH": path, "SLURM_JOB_ID": "7"}
+    done = run(["bash", "recipes/bddoia_synthetic.sh"], timeout=600, CUDA_VISIBLE_DEVICES="", **env)
+    assert "BDD-OIA at small size: " in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.returncode == 0 or "Not every claim holds." in done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["rows"] > 0 and summary["ranks"] == 2 and summary["zero_stage"] == 2
+    assert set(summary["sampled"]["a2c"]) == {"reward", "clip", "action_reason", "structure", "valid_json"}
+    for folder in ("sft", "a2c", "grpo"):
+        manifest = json.loads((out / folder / "run.json").read_text())
+        assert (manifest["state"], manifest["world_size"], manifest["zero_stage"]) == ("finished", 2, 2)
+    assert (out / "f1.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
