@@ -5,6 +5,7 @@ The loss is written again here, from the papers: GRPO (arXiv 2402.03300), Dr. GR
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,49 @@ def test_the_entropy_bonus_adapts(trainer: Callable, monkeypatch: pytest.MonkeyP
     for _ in range(3):
         loss_of(made, monkeypatch)
     assert made.entropy_coef == pytest.approx(0.05)
+
+
+REWARDS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 4.0], [0.2, 2.0], [3.0, 0.0], [1.0, 0.5], [0.0, 0.5], [0.0, 0.0]])
+
+
+def advantages(flags: dict[str, Any]) -> torch.Tensor:
+    weights = torch.tensor(flags.get("reward_weights", [1.0, 1.0]))
+    groups = REWARDS.view(2, 4, 2)
+    if flags.get("multi_objective_aggregation") == "normalize_then_sum":
+        each = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+        summed = (each.view(8, 2) * weights).sum(1)
+        return (summed - summed.mean()) / (summed.std() + 1e-4)
+    summed = (groups * weights).sum(2)
+    scale = {"group": summed.std(1, keepdim=True) + 1e-4, "batch": summed.std() + 1e-4, "none": 1.0}
+    return ((summed - summed.mean(1, keepdim=True)) / scale[flags.get("scale_rewards", "group")]).view(8)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"scale_rewards": "batch", "reward_weights": [1.0, 0.3]},
+        {"scale_rewards": "none", "mask_truncated_completions": True},
+        {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [0.5, 2.0]},
+    ],
+    ids=["batch", "none", "each"],
+)
+def test_rewards_become_advantages(flags: dict[str, Any], trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    letters = f"{Path(__file__).with_name('letter_reward.py')}"
+    words = [word for name, value in flags.items() for word in (f"--{name}", *(value if isinstance(value, list) else [value]))]  # fmt: skip
+    made = trainer("--rewards", f"{letters}:build", f"{letters}:constant", "--generation_batch_size", 8, "--beta", 0, *words)  # fmt: skip
+    monkeypatch.setattr(trl.GRPOTrainer, "_calculate_rewards", lambda *_: REWARDS)
+    rows = [{"row": i // 4} for i in range(8)]
+    output = made._generate_and_score_completions(rows)
+    assert output["advantages"].tolist() == pytest.approx(advantages(flags).tolist(), abs=1e-4)
+    assert not torch.allclose(advantages(flags), advantages({}), atol=1e-3)
+    cut = torch.tensor(made._scored["truncated"])
+    learned = output["completion_mask"].sum(1) > 0
+    if flags.get("mask_truncated_completions"):
+        assert cut.any() and torch.equal(learned, ~cut)
+    else:
+        assert learned.all()
 
 
 def test_log_probabilities_are_those_of_the_heated_policy(trainer: Callable) -> None:
