@@ -48,7 +48,7 @@ def leaks_of(train: RowTable, held_out: RowTable) -> list[str]:
     ]
     file = cache_dir() / f"leaks-{cache_key(rows)}.json"
     if (kept := read_sealed(file)) is not None:
-        return json.loads(kept)
+        return json.loads(bytes(kept))
     samples = ([sample for sample, _ in table.media()] for table in (train, held_out))
     found = [leak.value for leak in same_files(*samples)]
     write_sealed(file, json.dumps(found).encode())

@@ -73,7 +73,7 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
     key = cache_key(_FORMAT, identity, recorded_flags(model), libraries)
     file = cache_dir() / "plan" / f"{key}.json"
     if (kept := read_sealed(file)) is not None:
-        return json.loads(kept)
+        return json.loads(bytes(kept))
     from drive_vlm.plan.record import record
 
     made = record(model)

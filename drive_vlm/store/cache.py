@@ -37,31 +37,31 @@ def write_cache(path: Path, write: Any) -> None:
         )
 
 
-def write_sealed(path: Path, content: bytes) -> None:
+def write_sealed(path: Path, content: bytes | memoryview) -> None:
     """write_cache of `content` and a hash behind it, by which `read_sealed` knows that it is whole."""
-    write_cache(path, lambda file: file.write(content + _seal(content)))
+    write_cache(path, lambda file: file.writelines([content, _seal(content)]))
 
 
-def read_sealed(path: Path) -> bytes | None:
+def read_sealed(path: Path) -> memoryview | None:
     """What write_sealed kept; None where there is nothing, or a byte of it has changed: it is computed again then."""
     try:
-        kept = path.read_bytes()
+        kept = memoryview(path.read_bytes())
     except OSError:
         return None
     content = kept[:-_SEAL]
     return content if kept[-_SEAL:] == _seal(content) else None
 
 
-def _seal(content: bytes) -> bytes:
+def _seal(content: bytes | memoryview) -> bytes:
     return hashlib.blake2b(content, digest_size=_SEAL).digest()
 
 
-def array_bytes(array: Any) -> bytes:
+def array_bytes(array: Any) -> memoryview:
     """A numpy array as np.load reads it."""
     import numpy as np
 
     np.save(file := io.BytesIO(), array)
-    return file.getvalue()
+    return file.getbuffer()
 
 
 @functools.cache

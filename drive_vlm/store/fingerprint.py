@@ -27,7 +27,7 @@ def content_hash(path: str | Path, cached: bool = True) -> str:
     # The time of status change as well: `cp -p` and `rsync -t` can give other content the old size and modification time.
     kept = cache_dir() / f"hash-{cache_key(file_key(path), stat.st_ctime_ns)}.txt"
     if cached and (found := read_sealed(kept)) is not None:
-        return found.decode()
+        return bytes(found).decode()
     digest = _digest(Path(path), range(0, stat.st_size, _BLOCK))
     write_sealed(kept, digest.encode())
     return digest

@@ -1,5 +1,6 @@
 """Any row of any file at once, with its own line number, in constant memory."""
 
+import json
 import pickle
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import BadRow
+from drive_vlm.store.fingerprint import content_hash
 
 
 @pytest.mark.parametrize(
@@ -116,3 +118,22 @@ def test_a_million_rows_in_constant_memory(tmp_path: Path, run: Callable) -> Non
         seconds, megabytes = map(float, done.stdout.split())
         print(f"{what} row 999,999 of 1,000,000: {seconds:.2f} s, {megabytes:.0f} MB")
         assert megabytes < 300
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut off", "empty"])
+def test_what_a_cache_lost_is_computed_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of lines and the hash of a file; a wrong offset would read another row, a wrong hash refuse a resume."""
+    monkeypatch.setenv("DRIVE_VLM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "text": "x" * i}) + "\n" for i in range(50)))
+    rows, digest = list(JsonlFile(path)), content_hash(path)
+    kept = list((tmp_path / "cache").iterdir())
+    assert {file.name.split("-")[0] for file in kept} == {"lines", "hash"}
+    for file in kept:
+        content = bytearray(file.read_bytes())
+        for place in range(0, len(content), 7):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            file.write_bytes({"a byte": damaged, "cut off": content[:place], "empty": b""}[damage])
+            assert (list(JsonlFile(path)), content_hash(path)) == (rows, digest)
+        assert file.read_bytes() == bytes(content), "it is kept again"

@@ -31,7 +31,9 @@ def record(path: Path, times: list[float], aspect: Fraction | None = None, title
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
         for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 5 * i, dtype=np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((48, 64, 3), min(20 + 5 * i, 255), dtype=np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = round(time / tick), tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
