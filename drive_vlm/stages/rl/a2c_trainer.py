@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from drive_vlm.sampling.local import end_tokens, left_padded
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
 from drive_vlm.stages.rl.a2c_figures import Figures, completion_figures
+from drive_vlm.stages.rl.a2c_flags import A2CFlags
 from drive_vlm.stages.rl.actions import ActionMonitor
 from drive_vlm.stages.rl.advantages import (
     Coefficients,
@@ -38,9 +39,6 @@ from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
 from drive_vlm.stages.rl.sampling import Draw, sample, uniforms
 from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import check_same
-
-if TYPE_CHECKING:
-    from drive_vlm.stages.rl.a2c import A2CFlags
 
 _STATE = "a2c_state.json"
 
@@ -91,7 +89,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
     log_files = ("metrics.jsonl", FILE)
 
     def __init__(
-        self, parts: RunParts, rollouts: Rollouts, settings: "A2CFlags", earning: Earning, **kwargs: Any
+        self, parts: RunParts, rollouts: Rollouts, settings: A2CFlags, earning: Earning, **kwargs: Any
     ) -> None:
         self.rollouts, self.settings, self.earning = rollouts, settings, earning
         policy = parts.family.model
