@@ -1,4 +1,4 @@
-"""Flags of the stage a2c, which its Trainer reads as well."""
+"""The flags of a2c. No torch; a file of its own, since the stage and its Trainer both read them."""
 
 import dataclasses
 
