@@ -13,7 +13,7 @@ ranks, and the ranks' gradients are averaged: Trainer.compute_loss multiplies th
 import dataclasses
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,20 @@ class TokenLogProbs(ModelOutput):
     state_values: torch.Tensor | None = None
 
 
+# A logit that no token is drawn with. It is finite, so that 0 times it is 0 in an entropy.
+NEVER = -1e30
+
+
 def _policy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, temperature: float
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    temperature: float,
+    never: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = F.linear(hidden, weight, bias).float() / temperature
+    logits = logits.index_fill(1, torch.tensor(never, dtype=torch.long, device=logits.device), NEVER)
     scale = logits.logsumexp(1)
     return logits.gather(1, labels[:, None])[:, 0] - scale, scale - (logits.softmax(1) * logits).sum(1)
 
@@ -55,11 +65,13 @@ def chunked_policy(
     labels: torch.Tensor,
     temperature: float,
     chunk_tokens: int | None = None,
+    never: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probabilities of `labels int64[N]`, entropies), float32[N] each, under softmax((hidden float[N, D] @ weight.T
-    float[D, V] + bias) / temperature), with as many logits at a time as in `chunked_cross_entropy`."""
+    float[D, V] + bias) / temperature) over all tokens but `never`, with as many logits at a time as in
+    `chunked_cross_entropy`."""
     parts = [
-        checkpoint(_policy, h, weight, bias, y, temperature, use_reentrant=False)
+        checkpoint(_policy, h, weight, bias, y, temperature, never, use_reentrant=False)
         for h, y in _chunks(hidden, weight, labels, chunk_tokens)
     ]
     log_probs, entropies = zip(*parts, strict=True)
@@ -101,8 +113,9 @@ def install_training_forward(
     The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
     embedding that is a linear layer. Given `labels int64[B, T]` it returns `loss`: the summed cross entropy of the next
     tokens divided by `num_items_in_batch` (labelled tokens of the whole step), or by the batch's own count. With
-    `token_log_probs` it returns TokenLogProbs instead; with a `temperature` the logits are divided by it. `value_gradient`
-    asks for the values: False keeps their gradient out of the body.
+    `token_log_probs` it returns TokenLogProbs instead; with a `temperature` the logits are divided by it, and the
+    tokens `never` are no part of the distribution. `value_gradient` asks for the values: False keeps their gradient out of the
+    body.
     """
     own_forward, head = model.forward, model.get_output_embeddings()
     if dummy_vision is not None:
@@ -114,13 +127,14 @@ def install_training_forward(
         labels: torch.Tensor | None = None,
         apart: bool = False,
         temperature: float | None = None,
+        never: Sequence[int] = (),
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits; or, when labels are given, the summed loss, or the log-probability of each label apart, with a temperature
         the entropies too. One module call, so that ZeRO-3 gathers the weight once."""
         if labels is None:
             return F.linear(hidden, self.weight, self.bias)
         if temperature is not None:
-            return chunked_policy(hidden, self.weight, self.bias, labels, temperature, chunk_tokens)
+            return chunked_policy(hidden, self.weight, self.bias, labels, temperature, chunk_tokens, never)
         return chunked_cross_entropy(hidden, self.weight, self.bias, labels, chunk_tokens, apart)
 
     # Patch 1, of lm_head.forward: chunks must be formed inside the module's call, where ZeRO-3 has its weight gathered.
@@ -134,6 +148,7 @@ def install_training_forward(
         token_log_probs: bool = False,
         temperature: float | None = None,
         value_gradient: bool | None = None,
+        never: Sequence[int] = (),
         **kwargs: Any,
     ) -> Any:
         if labels is None:
@@ -150,7 +165,7 @@ def install_training_forward(
         if token_log_probs and temperature is not None:
             # The rows that the head predicts the tokens from are those that the values are of.
             states = hidden[labelled]
-            log_probs, entropies = head(states, labels=following[labelled], temperature=temperature)
+            log_probs, entropies = head(states, labels=following[labelled], temperature=temperature, never=never)
             if value_gradient is None:
                 return TokenLogProbs(log_probs, entropies)
             # Asked for at each call: peft puts a wrapper in its place.

@@ -40,7 +40,7 @@ STAGES: dict[str, Stage] = {
             "drive_vlm.config:ModelConfig",
             "drive_vlm.config:DataConfig",
             "drive_vlm.stages.rl.reward_flags:RewardFlags",
-            "drive_vlm.stages.rl.a2c:A2CFlags",
+            "drive_vlm.stages.rl.a2c_flags:A2CFlags",
             "drive_vlm.stages.rl.samples_file:SampleConfig",
             "drive_vlm.stages.rl.alarms:AlarmConfig",
             "drive_vlm.config:RunConfig",

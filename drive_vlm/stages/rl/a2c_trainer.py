@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from drive_vlm.sampling.local import end_tokens, left_padded
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
 from drive_vlm.stages.rl.a2c_figures import Figures, completion_figures
+from drive_vlm.stages.rl.a2c_flags import A2CFlags
 from drive_vlm.stages.rl.actions import ActionMonitor
 from drive_vlm.stages.rl.advantages import (
     Coefficients,
@@ -35,12 +36,9 @@ from drive_vlm.stages.rl.completions import Completion, Earning, score, text_of
 from drive_vlm.stages.rl.policy import copy_adapter, frozen_copy
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
-from drive_vlm.stages.rl.sampling import sample, uniforms
+from drive_vlm.stages.rl.sampling import Draw, sample, uniforms
 from drive_vlm.store.forms import part, read_object
 from drive_vlm.store.keyed_lines import check_same
-
-if TYPE_CHECKING:
-    from drive_vlm.stages.rl.a2c import A2CFlags
 
 _STATE = "a2c_state.json"
 
@@ -91,7 +89,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
     log_files = ("metrics.jsonl", FILE)
 
     def __init__(
-        self, parts: RunParts, rollouts: Rollouts, settings: "A2CFlags", earning: Earning, **kwargs: Any
+        self, parts: RunParts, rollouts: Rollouts, settings: A2CFlags, earning: Earning, **kwargs: Any
     ) -> None:
         self.rollouts, self.settings, self.earning = rollouts, settings, earning
         policy = parts.family.model
@@ -108,6 +106,9 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         self._trained, self._value_group = trained, -1
         self._restore_trained(policy)
         self.figures, self.actions = Figures(), ActionMonitor(settings.collapse_entropy)
+        # A completion that holds the placeholder of a picture could not be read: there is no picture for it.
+        placeholder = [] if parts.encoder.image_id is None else [parts.encoder.image_id]
+        self._never = sorted({*placeholder, *(parts.family.base.generation_config.suppress_tokens or ())})
         self._micro_batches: list[MicroBatch] = []
         self._next, self._tokens, self._began = 0, 0, time.perf_counter()
         super().__init__(parts, **kwargs)
@@ -253,12 +254,18 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=options
         ) as network:
             ends = end_tokens(family.base, family.tokenizer)
-            mine = numbers[first : first + len(prompts)]
-            ids, log_probs = sample(network, inputs, mine, settings.temperature, ends, pad)
+            mine = numbers[first : first + len(prompts)].to(args.device)
+            draw = Draw(mine, settings.temperature, self._never)
+            ids, log_probs = sample(network, family.base, inputs, draw, settings.max_completion_length, ends, pad)
         return [
             Completion(prompt, said, drawn, said[-1] in ends, text_of(family.tokenizer, said))
             for prompt, said, drawn in zip(prompts, ids, log_probs, strict=True)
         ]
+
+    @property
+    def _distribution(self) -> dict[str, Any]:
+        """What a forward pass is asked for: log-probabilities of the distribution that is sampled from."""
+        return {"token_log_probs": True, "temperature": self.settings.temperature, "never": self._never}
 
     def _micro_batch(self, completions: list[Completion]) -> MicroBatch:
         """The rows that SFT would make of prompt and completion; those that do not count have no labels."""
@@ -284,7 +291,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
     def _forward(self, network: Any, micro: MicroBatch, **options: Any) -> Any:
         """Log-probabilities (and values) of a micro-batch, without gradients."""
         with torch.no_grad():
-            return network(**micro.inputs, token_log_probs=True, temperature=self.settings.temperature, **options)
+            return network(**micro.inputs, **self._distribution, **options)
 
     @contextlib.contextmanager
     def _as_start(self) -> Iterator[Any]:
@@ -323,8 +330,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         settings, micro = self.settings, self._micro_batches[self._next - 1]
         # While only the head learns, it may not move the body.
         gradient = not settings.value_detach and not self._warms_up
-        options = {"token_log_probs": True, "temperature": settings.temperature, "value_gradient": gradient}
-        output: Any = model(**inputs, **options)
+        output: Any = model(**inputs, **self._distribution, value_gradient=gradient)
         if micro.advantages is None:
             micro.values = output.state_values.detach()
             self._find_advantages()

@@ -7,10 +7,13 @@ a resumed run draw the same completions, and no state of a generator has to be s
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from drive_vlm.models.training_forward import NEVER
 
 
 def uniforms(seed: int, batch: int, rows: int, length: int) -> torch.Tensor:
@@ -21,19 +24,21 @@ def uniforms(seed: int, batch: int, rows: int, length: int) -> torch.Tensor:
 
 
 class Draw(LogitsProcessor):
-    """Draws each token from softmax(logits / temperature), all of it, by `numbers float64[B, N]`.
+    """Draws each token from softmax(logits / temperature), all of it but the tokens `never`, by `numbers float64[B, N]`.
 
     All other tokens get -inf, so that generate's choice of the likeliest takes the drawn one. `log_probs` holds, for each step,
     the log-probabilities float32[B] of what was drawn.
     """
 
-    def __init__(self, numbers: torch.Tensor, temperature: float) -> None:
-        self._numbers, self._temperature = numbers, temperature
+    def __init__(self, numbers: torch.Tensor, temperature: float, never: Sequence[int] = ()) -> None:
+        self._numbers, self._temperature, self._never = numbers, temperature, list(never)
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """scores float[B, V] -> float[B, V]."""
-        log_probs = (scores.float() / self._temperature).log_softmax(1)
+        logits = scores.float() / self._temperature
+        logits[:, self._never] = NEVER
+        log_probs = logits.log_softmax(1)
         # In double precision: over 150,000 words a sum in float32 would misplace the tail.
         edges = log_probs.double().exp().cumsum(1)
         # Under ZeRO-3 a rank that is done goes on until the others are.
@@ -47,19 +52,23 @@ class Draw(LogitsProcessor):
 
 
 def sample(
-    network: Any, inputs: dict[str, Any], numbers: torch.Tensor, temperature: float, ends: list[int], pad: int
+    network: Any, model: Any, inputs: dict[str, Any], draw: Draw, length: int, ends: list[int], pad: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """(token ids up to and including the first of `ends`, their log-probabilities) of each row of `inputs`, padded on the left.
 
-    At most as many tokens as `numbers float64[B, N]` has columns. The model's own settings of generation (top_k, penalties) do
-    not count: it is the distribution that the loss is of.
+    At most `length` tokens. `model` is the transformers model in `network`.
     """
-    draw = Draw(numbers.to(inputs["input_ids"].device), temperature)
     config = GenerationConfig(
-        max_new_tokens=numbers.shape[1], do_sample=False, eos_token_id=ends, pad_token_id=pad, use_cache=True
+        max_new_tokens=length, do_sample=False, eos_token_id=ends, pad_token_id=pad, use_cache=True
     )
-    with torch.no_grad():
-        tokens = network.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([draw]))
+    # generate (transformers 5.23) fills what a configuration leaves open from the model's own, such as a repetition penalty: the
+    # tokens would come from another distribution than that of the loss.
+    own, model.generation_config = model.generation_config, config
+    try:
+        with torch.no_grad():
+            tokens = network.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([draw]))
+    finally:
+        model.generation_config = own
     said = tokens[:, inputs["input_ids"].shape[1] :].cpu()
     log_probs = torch.stack(draw.log_probs, 1).cpu()
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in said.tolist()]

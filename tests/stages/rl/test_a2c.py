@@ -229,6 +229,23 @@ def test_video_rows_on_siglip_qwen(trainer: Callable, tiny_video_model: Path, sy
     assert all(gain == 0 for gain in line["r"][:-1]) and line["r"][-1] == pytest.approx(line["reward"], abs=1e-5)
 
 
+def test_the_models_own_settings_of_generation_do_not_bend_what_is_drawn(
+    trainer: Callable, world: Any, tmp_path: Path
+) -> None:
+    """A repetition penalty in the model's files: what is drawn is still of the distribution that the loss is of. Tokens that they
+    suppress are drawn by neither; the files stay as they are."""
+    model = tmp_path / "model"
+    shutil.copytree(world.model, model)
+    own = json.loads((model / "generation_config.json").read_text())
+    own |= {"repetition_penalty": 1.8, "suppress_tokens": [11, 12], "min_new_tokens": 4, "bad_words_ids": [[13]]}
+    (model / "generation_config.json").write_text(json.dumps(own))
+    made = trainer("--model", model, "--max_steps", 1)
+    made.train()
+    assert {11, 12} < set(made._never)
+    assert max(row["sampling/log_prob_gap"] for row in made.state.log_history if "reward" in row) < 1e-4
+    assert made.model.generation_config.repetition_penalty == 1.8
+
+
 def test_a_collapse_ends_the_run(
     trainer: Callable, monkeypatch: pytest.MonkeyPatch, world: Any, tmp_path: Path
 ) -> None:

@@ -38,11 +38,12 @@ EARNING = Earning([1.0], "increments", 1, 1.0, 0.25)
 
 
 def test_what_is_drawn_has_the_distribution_of_the_policy() -> None:
-    """20,000 rows of the same logits at a temperature: counts as softmax says, within four standard errors; no impossible word."""
-    logits = torch.tensor([1.0, 0.0, -torch.inf, -1.0, 2.0])
-    chances = (logits / 0.7).softmax(0)
+    """20,000 rows of the same logits at a temperature: counts as softmax says, within four standard errors; no impossible word, and
+    none of those that are never drawn."""
+    logits = torch.tensor([1.0, 0.0, 3.0, -1.0, 2.0])
+    chances = (logits / 0.7).index_fill(0, torch.tensor([2]), -torch.inf).softmax(0)
     count = 20_000
-    draw = Draw(uniforms(3, 0, count, 1), 0.7)
+    draw = Draw(uniforms(3, 0, count, 1), 0.7, [2])
     scores = draw(torch.zeros(count, 0, dtype=torch.long), logits.expand(count, 5).clone())
     drawn = scores.argmax(1)
     found = torch.bincount(drawn, minlength=5) / count
