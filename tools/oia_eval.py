@@ -58,9 +58,10 @@ def make_parser() -> CommandParser:
 def labels_of(row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
     """The row's actions int[4] and reason int[21]; raises ValueError for anything else."""
     for name, size in COLUMNS.items():
-        value = row.get(name)
-        numbers = isinstance(value, list) and all(type(number) is int and number in (0, 1) for number in value)
-        if not numbers or len(value) != size:
+        value: Any = row.get(name)
+        fits = isinstance(value, list) and len(value) == size
+        # Not isinstance: True is an int.
+        if not fits or not all(type(number) is int and number in (0, 1) for number in value):
             raise ValueError(
                 f'{where}: "{name}" must be a list of {size} numbers 0 or 1, got {json.dumps(value)}; take rows of '
                 "tools/build_bddoia.py or tools/build_synthetic.py, or name the file that has the labels (--data)"
@@ -188,18 +189,20 @@ def run(args: Any) -> dict[str, Any]:
 
 
 CSV_HEAD = (
-    "id",
-    "dataset",
-    "group",
-    "checkpoint",
-    "form",
-    "actions",
-    "actions_said",
-    "action_F1",
-    "reasons",
-    "reasons_said",
+    *(
+        "id",
+        "dataset",
+        "group",
+        "checkpoint",
+        "form",
+        "actions",
+        "actions_said",
+        "action_F1",
+        "reasons",
+        "reasons_said",
+    ),
+    *("reason_F1", "pair_F1", "unknown", "prediction"),
 )
-CSV_HEAD += ("reason_F1", "pair_F1", "unknown", "prediction")
 
 
 def csv_rows(files: list[list["Prediction"]], truth: "LabelSets", said: "dict[str, Answers]") -> Iterator[list[Any]]:

@@ -84,15 +84,36 @@ def scores(truth: LabelSets, said: LabelSets, groups: Sequence[str], seed: int =
 
     `said` may hold the rows several times over (LabelSets.times): a baseline of as many draws.
     """
-    return {kind: pooled(sums, of_kind, seed) for kind, sums, of_kind in _parts(truth, said, groups)}
+    sums, of_all = _joined(_parts(truth, said, groups))
+    return _apart(pooled(sums, of_all, seed))
 
 
 def changes(
     truth: LabelSets, first: LabelSets, second: LabelSets, groups: Sequence[str], seed: int = 0
 ) -> dict[str, Estimates]:
     """`second - first` of every score, row against row."""
-    sides = zip(_parts(truth, first, groups), _parts(truth, second, groups), strict=True)
-    return {kind: pooled_change(old, new, of_kind, seed) for (kind, old, of_kind), (_, new, _) in sides}
+    (old, of_all), (new, _) = (_joined(_parts(truth, said, groups)) for said in (first, second))
+    return _apart(pooled_change(old, new, of_all, seed))
+
+
+def _joined(parts: Iterator[tuple[str, np.ndarray, Scores]]) -> tuple[np.ndarray, Scores]:
+    """All parts next to each other, float[G, K], and what makes scores "kind/score" of such sums: one drawing serves every kind."""
+    kinds, columns, functions = zip(*parts, strict=True)
+    cuts = np.cumsum([sums.shape[1] for sums in columns])[:-1]
+
+    def of_all(sums: np.ndarray) -> dict[str, np.ndarray]:
+        pieces = zip(kinds, functions, np.split(sums, cuts, axis=-1), strict=True)
+        return {f"{kind}/{name}": score for kind, of_kind, piece in pieces for name, score in of_kind(piece).items()}
+
+    return np.hstack(columns), of_all
+
+
+def _apart(estimates: Estimates) -> dict[str, Estimates]:
+    found: dict[str, Estimates] = {}
+    for name, value in estimates.items():
+        kind, score = name.split("/", 1)
+        found.setdefault(kind, {})[score] = value
+    return found
 
 
 def _parts(truth: LabelSets, said: LabelSets, groups: Sequence[str]) -> Iterator[tuple[str, np.ndarray, Scores]]:

@@ -62,7 +62,8 @@ def _cell(entry: dict[str, Any]) -> str:
 
 def _label_table(result: dict[str, Any]) -> Any:
     """The seed paper's Figure 4 in numbers: rows in which a label is true and said, and its F1."""
-    heads, rows = ["label", "true"], []
+    heads = ["label", "true"]
+    rows: list[list[str] | None] = []
     for name in result["checkpoints"]:
         heads += [f"{name}: said", "F1"]
     for kind, labels in ORDER.items():
@@ -118,13 +119,14 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
 def _change_table(entry: dict[str, Any]) -> Any:
     """One row a score, one column a kind; then the forms. A change whose interval leaves out 0 is bold."""
     moved = entry["scores"]
-    rows: list[Sequence[str | Text] | None] = [
-        [TITLES[name], *(change(moved[kind].get(name)) for kind in ("action", "reason", "pair"))] for name in OVERALL
-    ]
-    rows += [None, *([f"F1 {text}", change(moved["action"][f"F1 {text}"]), "", ""] for text in ACTION_TEXTS), None]
-    rows += [
-        [f"share: {title}", change(entry["answers"][key]), "", ""] for title, key in zip(ANSWERS, SHARES, strict=True)
-    ]
+    kinds = ("action", "reason", "pair")
+    rows: list[Sequence[str | Text] | None] = []
+    rows += [[TITLES[name], *(change(moved[kind].get(name)) for kind in kinds)] for name in OVERALL]
+    rows.append(None)
+    rows += [[f"F1 {text}", change(moved["action"][f"F1 {text}"]), "", ""] for text in ACTION_TEXTS]
+    rows.append(None)
+    shares = zip(ANSWERS, SHARES, strict=True)
+    rows += [[f"share: {title}", change(entry["answers"][key]), "", ""] for title, key in shares]
     return table(f"{entry['second']} - {entry['first']}", ("change of", "actions", "reasons", "pairs"), rows)
 
 

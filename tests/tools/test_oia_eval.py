@@ -21,7 +21,7 @@ ROWS = 403
 def evaluate(run, tmp_path):
     def call(*flags, expect=0):
         out = tmp_path / "scores.json"
-        done = run([sys.executable, TOOL, "--json", out, *flags], DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        done = run([sys.executable, TOOL, "--json", out, *flags], timeout=300, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == expect and "Traceback" not in done.stderr, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
 
