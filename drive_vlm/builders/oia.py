@@ -200,11 +200,12 @@ def _labelled(name: str, actions: Any, reason: Any, where: str, lengths: tuple[i
         problem = f"the name {name!r} is not that of a picture such as 00067cfb-e535423e.jpg or 00067cfb-e535423e_3.jpg"
         return BadRow("bad_name", where, problem, f"The video, which a split must not cut, is read from it. {SKIP}")
     for kind, values, sizes in (("actions", actions, lengths), ("reason", reason, (len(REASON_TEXTS),))):
-        right = isinstance(values, list) and len(values) in sizes and all(value in (0, 1) for value in values)
-        if not right:
-            shown = f"{len(values)} numbers" if isinstance(values, list) else type(values).__name__
-            problem = f"{kind} are {shown}, not {' or '.join(map(str, sizes))} numbers of 0 or 1"
+        if not isinstance(values, list) or len(values) not in sizes:
+            found = f"{len(values)} numbers" if isinstance(values, list) else f"a {type(values).__name__}"
+            problem = f"{kind}: {found}, expected {' or '.join(map(str, sizes))} numbers"
             return BadRow("bad_label", where, problem, SKIP)
+        if wrong := [value for value in values if value not in (0, 1)]:
+            return BadRow("bad_label", where, f"{kind}: {wrong[0]!r} is neither 0 nor 1", SKIP)
     four = len(ACTION_TEXTS)
     return Labelled(name, tuple(map(int, actions[:four])), tuple(map(int, reason)), any(actions[four:]))
 

@@ -171,9 +171,9 @@ def test_names_that_differ(labels):
 @pytest.mark.parametrize(
     ("changes", "reason_of", "says"),
     [
-        ({"categories": [[1, 0, 0]] + [[1, 0, 0, 0]] * 3}, "bad_label", "actions are 3 numbers, not 4 or 5 numbers of 0 or 1"),
-        ({"categories": [[1, 0, 0, 2]] + [[1, 0, 0, 0]] * 3}, "bad_label", "actions are 4 numbers, not 4 or 5 numbers of 0 or 1"),
-        ({"reasons": [reason()[:20]] + [reason()] * 3}, "bad_label", "reason are 20 numbers, not 21 numbers of 0 or 1"),
+        ({"categories": [[1, 0, 0]] + [[1, 0, 0, 0]] * 3}, "bad_label", "actions: 3 numbers, expected 4 or 5 numbers"),
+        ({"categories": [[1, 0, 0, 2]] + [[1, 0, 0, 0]] * 3}, "bad_label", "actions: 2 is neither 0 nor 1"),
+        ({"reasons": [reason()[:20]] + [reason()] * 3}, "bad_label", "reason: 20 numbers, expected 21 numbers"),
         ({"names": ("00000001-00000001_b.jpg", *NAMES[1:])}, "bad_name", "00000001-00000001_b.jpg' is not that of a picture"),
         ({"names": ("00000001-00000001.bmp", *NAMES[1:])}, "bad_name", "00000001-00000001.bmp' is not that of a picture"),
     ],
@@ -187,7 +187,7 @@ def test_labels_and_names_that_cannot_be_used(labels, changes, reason_of, says):
 
 def test_a_bad_label_stops_the_build_or_is_counted(build, refused, labels, tmp_path):
     write_labels(labels, categories=[[1, 0, 0]] + [[1, 0, 0, 0]] * 3)
-    refused(says=f"train_25k_images_actions.json: {NAMES[0]}: actions are 3 numbers")
+    refused(says=f"train_25k_images_actions.json: {NAMES[0]}: actions: 3 numbers")
     done = build("--on_bad_row", "skip")
     assert done.returncode == 0 and "left out: 1 bad_label" in done.stdout, done.stderr
     assert len(rows_of(tmp_path / "out")) == 3
