@@ -49,7 +49,7 @@ def sampled_rewards(run: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[s
     columns = {name: [item.row[name] for item in files[0]] for name in ("actions", "reason")}
     columns["files"] = [[str(run / "data" / name) for name in item.images] for item in files[0]]
     columns["reference"] = [item.reference for item in files[0]]
-    found = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for name, items in zip(names, files, strict=True):
         texts = [item.prediction for item in items]
         terms = {term: reward([""] * len(texts), texts, **columns) for term, reward in rewards.items()}

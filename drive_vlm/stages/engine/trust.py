@@ -52,7 +52,8 @@ def refuse_code(files: Sequence[Path], trusted: bool, way_out: str = _TRUST) -> 
     from importlib import import_module
 
     # The random state of numpy is an array.
-    allowed = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np._core.multiarray._reconstruct]
+    reconstruct = import_module("numpy._core.multiarray")._reconstruct
+    allowed = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), reconstruct]
     if way_out == _TRUST:
         allowed += [getattr(import_module(module), name) for module, name in _STORED]
     with torch.serialization.safe_globals(allowed):
