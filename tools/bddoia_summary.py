@@ -52,7 +52,9 @@ def sampled_rewards(run: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[s
     found: dict[str, dict[str, list[float]]] = {}
     for name, items in zip(names, files, strict=True):
         texts = [item.prediction for item in items]
-        terms = {term: reward([""] * len(texts), texts, **columns) for term, reward in rewards.items()}
+        scores = {term: reward([""] * len(texts), texts, **columns) for term, reward in rewards.items()}
+        # Only a judge leaves a text unscored, and this demonstration has none.
+        terms = {term: [score for score in given if score is not None] for term, given in scores.items()}
         total = [sum(map(float.__mul__, weights, row)) for row in zip(*terms.values(), strict=True)]
         valid = [float(read_answer(text).form == "json") for text in texts]
         found[name] = {"reward": total, **terms, "valid_json": valid}
