@@ -165,25 +165,39 @@ def test_ranks_without_a_token_that_counts_do_not_hang(a2c: Callable, fresh: Cal
 
 
 @pytest.mark.slow
-def test_the_reward_rises_and_the_value_head_learns(trainer: Callable) -> None:
-    """The share of vowels, by beginnings: one and a half times what it was, in 16 steps of 16."""
-    batch = ("--global_batch_size", 16, "--per_device_train_batch_size", 16, "--max_steps", 16, "--learning_rate", 1e-2)
-    made = trainer(*batch, "--kl_coef", 0.001, "--missing_eos_penalty", 0)
+def test_the_reward_rises(trainer: Callable) -> None:
+    """The share of vowels, paid where it is earned: more than twice what it was, in 20 steps of 32."""
+    batch = ("--global_batch_size", 32, "--per_device_train_batch_size", 32, "--max_steps", 20, "--learning_rate", 5e-3)
+    made = trainer(*batch, "--gae_lambda", 0, "--kl_coef", 0, "--missing_eos_penalty", 0, "--sample_steps", 0)
     made.train()
     logs = [row for row in made.state.log_history if "reward" in row]
     rewards = [row["reward"] for row in logs]
-    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3]), rewards
-    assert logs[-1]["rewards/letter_reward/variance_share"] == pytest.approx(1)
-    assert sum(row["value_loss"] for row in logs[-3:]) < sum(row["value_loss"] for row in logs[:3])
+    assert sum(rewards[-3:]) > 2 * sum(rewards[:3]), rewards
+    assert logs[-1]["rewards/letter_reward/variance_share"] == pytest.approx(1) and logs[-1]["kl"] == 0
 
 
+@pytest.mark.slow
 def test_the_value_head_alone_learns_first(trainer: Callable) -> None:
-    """With a weight decay, and though its error may move the body: nothing else moves in the first steps."""
-    made = trainer("--max_steps", 2, "--value_warmup_steps", 2, "--value_detach", "false", "--weight_decay", 0.1)
+    """With a weight decay, and though its error may move the body: nothing else moves in the first steps, and the values come to
+    explain returns."""
+    batch = (
+        "--global_batch_size",
+        32,
+        "--per_device_train_batch_size",
+        32,
+        "--missing_eos_penalty",
+        0,
+        "--sample_steps",
+        0,
+    )
+    waits = ("--max_steps", 12, "--value_warmup_steps", 12, "--value_learning_rate", 3e-3)
+    made = trainer(*batch, *waits, "--value_detach", "false", "--weight_decay", 0.1, "--kl_coef", 0)
     before = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
     made.train()
     moved = {name for name, weight in made.model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == {f"value_head.{layer}.{part}" for layer in ("first", "last") for part in ("weight", "bias")}
+    explained = [row["explained_variance"] for row in made.state.log_history if "reward" in row]
+    assert explained[0] == 0 and sum(explained[-3:]) / 3 > 0.05, explained
 
 
 @pytest.mark.slow
