@@ -267,7 +267,9 @@ def toy_subset(rows: Iterable[Labelled], seed: int) -> dict[str, list[Labelled]]
     found: dict[str, list[Labelled]] = {"train": [], "test": []}
     for _, names in sorted(strata.items()):
         clips = [row for name in names for row in videos[name]]
-        wanted, test, train = round(0.2 * len(clips)), [], []
+        wanted = round(0.2 * len(clips))
+        test: list[Labelled] = []
+        train: list[Labelled] = []
         for name in names:
             (test if len(test) < wanted else train).extend(videos[name])
         found["test"] += test
