@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from drive_vlm.builders.oia import oia_row
 from drive_vlm.data.predictions import prediction_row
 from drive_vlm.data.samples import parse_row
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS, REASON_TEXTS, json_answer, label_texts, text_answer
@@ -303,3 +304,20 @@ def test_hostile_answers_are_counted_and_printed(evaluate, tmp_path):
     assert round(6 * entry["answers"]["json"]["value"]) == 1 and round(6 * entry["answers"]["none"]["value"]) == 4
     assert entry["said"]["reason"]["traffic light"] == 1 and entry["unknown"]["action"]["different"] == 2
     assert "\x1b" not in done.stdout and "[red]x[/red]" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_seven_real_pictures_are_answered_and_scored(evaluate, run, kit, tiny_families, tmp_path):
+    """Pictures of 1280 x 720 through SmolVLM-Instruct's class, asked by the picture alone."""
+    pictures = kit / "noncommercial" / "bddoia" / "pictures_without_labels"
+    places = [{"id": str(i), "image": f"{i}.jpg", "group": str(i)} for i in range(1, 8)]
+    rows = [oia_row(place, one_hot(0, 4), one_hot(0, 21), "labels") for place in places]
+    said = tmp_path / "said.jsonl"
+    flags = ("--model", tiny_families("idefics3"), "--image_root", pictures, "--max_new_tokens", 8, "--out", said)
+    done = run([sys.executable, "-m", "drive_vlm", "generate", *flags, "--data", write(tmp_path / "rows.jsonl", rows)])
+    assert done.returncode == 0, done.stderr
+    answered = [json.loads(line) for line in said.read_text().splitlines()]
+    assert len(answered) == 7 and all(row["prediction"].strip() for row in answered)
+    scores, _ = evaluate("--predictions", said)
+    # A random model names no label.
+    assert scores["rows"] == 7 and scores["checkpoints"]["said"]["scores"]["action"]["F1_all"]["value"] == 0
