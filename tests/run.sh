@@ -21,4 +21,4 @@ lint() {
 }
 part "lint" lint
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-$(if [ "$(_gpu_count)" -gt 0 ]; then echo cuda; else echo cpu; fi)}"
-part "tests" python -m pytest -n "${PYTEST_WORKERS:-3}" --dist worksteal "$@"
+part "tests" python -m pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"

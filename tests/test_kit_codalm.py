@@ -153,7 +153,7 @@ def test_a_small_real_model_judges_over_http_and_in_the_process(run, texts, rows
         tmp_path / "battles.jsonl",
         "--json",
         tmp_path / "arena.json",
-        "--prompt",
+        "--judge_prompt",
         prompts / "arena.json",
     ]
     done = run([sys.executable, "tools/judge_arena.py", *arena, *judge], timeout=240)
@@ -177,7 +177,7 @@ def test_a_small_real_model_judges_over_http_and_in_the_process(run, texts, rows
         tmp_path / "ratings.jsonl",
         "--json",
         tmp_path / "score.json",
-        "--prompts",
+        "--judge_prompts",
         prompts,
     ]
     done = run([sys.executable, "tools/codalm_eval.py", *rate, *judge[:-1], 0], timeout=240)

@@ -93,13 +93,14 @@ def status_of(tmp_path, job):
 def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
     train, submit, cluster, log, tmp_path, uninterrupted
 ):
-    # Slurm looks at time limits every 30 s and warns up to 30 s early: of these 2 minutes, 30 to 60 s pass before it asks to save.
-    job = train("stopped", "--time", 2, "--requeue-margin", 60)
+    # Slurm looks at time limits every 30 s and warns up to 30 s early: of these 3 minutes, 90 to 120 s pass before it asks to save,
+    # which is also what a start has to come further than the one before.
+    job = train("stopped", "--time", 3, "--requeue-margin", 60)
     wait_for_step(tmp_path / "stopped", 6)
     rank = a_rank_of(tmp_path / "stopped")
     os.kill(rank, signal.SIGSTOP)  # the training would be over before its time is
     try:
-        wait_for(lambda: "USR1: asking the ranks to save" in log(job), 100)
+        wait_for(lambda: "USR1: asking the ranks to save" in log(job), 160)
     finally:
         os.kill(rank, signal.SIGCONT)
     end = cluster.wait(job, 450)

@@ -144,7 +144,7 @@ def test_unread_ratings_are_asked_again_and_counted(evaluate, chat_server, publi
 
 def test_a_request_to_stop_keeps_the_replies(evaluate, chat_server, published, rows, tmp_path):
     chat_server.asks_to_stop = (3, tmp_path)
-    words = ("--predictions", published, "--rows", rows, "--judge_workers", 1)
+    words = ("--predictions", published, "--data", rows, "--judge_workers", 1)
     done = evaluate(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path))
     assert done.returncode == 1 and "stopped: time limit" in done.stderr and len(chat_server.requests) == 3
     assert evaluate(*words, DRIVE_VLM_CONTROL_DIR=str(tmp_path)).returncode == 0 and len(chat_server.requests) == 8

@@ -162,7 +162,14 @@ def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server
 def test_a_request_to_stop_keeps_the_replies(files, chat_server, tmp_path):
     chat_server.answer = lambda body: "80"
     chat_server.asks_to_stop = (1, tmp_path)
-    words = ["--predictions", files / "output.json", "--reference", files / "test.json", "--judge_url", chat_server.url]
+    words = [
+        "--predictions",
+        files / "output.json",
+        "--annotations",
+        files / "test.json",
+        "--judge_url",
+        chat_server.url,
+    ]
     words += [
         "--judge_model",
         "j",
