@@ -7,10 +7,10 @@ import warnings
 from drive_vlm import stages
 
 # Deprecation warnings raised inside other libraries: peft 0.21 and TRL 1.16 call the first in transformers 5.23, DeepSpeed
-# 0.19 the second in torch. Every rank would print them, and users cannot act on them.
+# 0.19 the others in torch. Every rank would print them, and users cannot act on them.
 BETWEEN_LIBRARIES = (
     "`(is_gradient_checkpointing|gradient_checkpointing_(en|dis)able)` is deprecated",
-    "`torch.distributed.all_gather_into_tensor` is deprecated",
+    "`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
 )
 # Next to the training stages (drive_vlm/stages/__init__.py): name -> ("module:function", which takes the words after the
 # name; one line of help).

@@ -1,6 +1,7 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -207,10 +208,16 @@ def _start_deepspeed(cpu: bool) -> None:
         )
     import deepspeed
 
+    # The Trainer accumulates itself and gives accelerate 1; accelerate then warns that DeepSpeed's own number, the right one, differs.
+    logging.getLogger("accelerate.accelerator").addFilter(_is_no_mismatch)
     if cpu:
         # The shared-memory collective is compiled for a minute at first use and gains nothing where gloo is at hand.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+
+
+def _is_no_mismatch(record: logging.LogRecord) -> bool:
+    return "Gradient accumulation steps mismatch" not in record.getMessage()
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ the Trainer's max_grad_norm 1.0 in each of them.
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def test_zero3_with_every_weight_sharded(sft: Callable, fresh: Callable, world: 
 
 def test_accumulation_instead_of_ranks(sft: Callable, fresh: Callable, plain: Any) -> None:
     same_curve(sft(fresh("accumulation"), "--per_device_train_batch_size", 4), plain)
+
+
+def test_libraries_warn_of_nothing_that_a_user_could_take_for_an_error(
+    sft: Callable, fresh: Callable, world: Any
+) -> None:
+    """ZeRO-3 with accumulation and gradient checkpointing, where most of them have a word for each other."""
+    more = ("--per_device_train_batch_size", 4, "--gradient_checkpointing", "true", "--max_steps", 2)
+    run = sft(fresh("quiet"), "--deepspeed", world.zero3, *more)
+    assert not re.search("deprecated|mismatch|Warning", run.text), run.text
 
 
 @pytest.mark.supports("internvl sft ddp")
