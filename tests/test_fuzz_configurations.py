@@ -387,7 +387,9 @@ def mutated_flags(world: World, folder: Path, dice: random.Random) -> str:
         done, [*(flag.lstrip("-")[:-1] for flag in changed), *given, *(repr(word)[1:-1] for word in given)]
     )
     if not fault and record is not None and done.code == 0:
-        config = {name: value for part in json.loads(record.read_text()).values() for name, value in part.items()}
+        parts = json.loads(record.read_text())
+        # The rewards' flags are a list: they are the words themselves.
+        config = {name: value for part in parts.values() if isinstance(part, dict) for name, value in part.items()}
         for flag, values in changed.items():
             name = flag[2:]
             if name in config and values and not _reads_as(values, config[name]):
