@@ -1,6 +1,7 @@
 """From a family's spec to its processor and its model: with weights, or on the meta device from a config alone."""
 
-from collections.abc import Callable, Mapping, Set
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,20 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
         ) from error
 
 
+@contextlib.contextmanager
+def usable(path: str, files: str, way_out: str = _COPY) -> Iterator[None]:
+    """Whatever a library raises from damaged `files` of the model in `path` becomes a ValueError that names them."""
+    try:
+        yield
+    # These say what is wrong themselves: a device without memory, a file or a package that is not there, a number.
+    except (ValueError, OSError, RuntimeError, ImportError):
+        raise
+    # The tokenizers library raises plain Exceptions.
+    except Exception as error:
+        shown = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: {files} cannot be used ({type(error).__name__}: {shown}). {way_out}") from error
+
+
 def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> ProcessorParts:
     """The processor and what the data path takes from it; no weights are read.
 
@@ -60,14 +75,18 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
 
     spec.register()
     if spec.tiling is None or spec.adapter is None:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        with usable(path, "tokenizer.json or tokenizer_config.json"):
+            tokenizer = AutoTokenizer.from_pretrained(path)
         if not tokenizer.chat_template:
             raise ValueError(f"{path}: the tokenizer has no chat template. Take the instruct variant of the model.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return ProcessorParts(tokenizer, tokenizer, tokenizer.chat_template, None)
-    processor = AutoProcessor.from_pretrained(path)
-    vision = spec.adapter(processor, spec.tiling.read(processor.to_dict(), config.max_tiles))
+    with usable(path, "tokenizer.json, tokenizer_config.json or processor_config.json"):
+        processor = AutoProcessor.from_pretrained(path)
+        vision = spec.adapter(processor, spec.tiling.read(processor.to_dict(), config.max_tiles))
+    if processor.tokenizer.pad_token_id is None:
+        raise ValueError(f"{path}: tokenizer_config.json names no pad_token that tokenizer.json knows. {_COPY}")
     template = processor.chat_template or processor.tokenizer.chat_template
     return ProcessorParts(processor, processor.tokenizer, template, vision)
 
@@ -75,7 +94,8 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
 def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.dtype | str") -> Family:
     """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
     parts = read_processor(spec, path, config)
-    hf_config = _config(spec, stored_config(path), parts.vision.tiling if parts.vision else None)
+    with usable(path, "config.json"):
+        hf_config = _config(spec, stored_config(path), parts.vision.tiling if parts.vision else None)
     if spec.own_head:
         own_head = has_own_head(path)
         if own_head is None:
@@ -84,13 +104,14 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
             )
         _untie(hf_config, own_head)
     outside = [path for name, paths in spec.parts.items() if name != "language_model" for path in paths]
-    model = _auto_class(spec).from_pretrained(
-        path,
-        config=hf_config,
-        dtype=dtype,
-        attn_implementation=ATTENTION[config.attn_implementation],
-        **quantization_arguments(config, outside),
-    )
+    with usable(path, "config.json"):
+        model = _auto_class(spec).from_pretrained(
+            path,
+            config=hf_config,
+            dtype=dtype,
+            attn_implementation=ATTENTION[config.attn_implementation],
+            **quantization_arguments(config, outside),
+        )
     spec.settle(model)
     tower_tokens, tokens = spec.tile_tokens(hf_config.to_dict())
     return Family(spec=spec, model=model, tokens_per_tile=tower_tokens, projector_tokens=tokens, **vars(parts))

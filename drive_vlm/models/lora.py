@@ -14,6 +14,7 @@ from typing import Any
 
 from drive_vlm.config import ModelConfig, nearest
 from drive_vlm.models.family import FamilyModel
+from drive_vlm.models.loading import usable
 from drive_vlm.store.forms import part, read_object
 
 CONFIG, BASE = "adapter_config.json", "base_model.json"
@@ -144,7 +145,12 @@ def load_adapter(model: Any, adapter: str, base: str, for_training: bool) -> Any
         with warnings.catch_warnings():
             # Missing keys are reported below, as an error with both names.
             warnings.filterwarnings("ignore", "Found missing adapter keys")
-            loaded = PeftModel.from_pretrained(model, adapter, is_trainable=for_training)
+            with usable(adapter, CONFIG, "Copy the adapter again from where it came from."):
+                loaded = PeftModel.from_pretrained(model, adapter, is_trainable=for_training)
+    except ImportError as error:
+        raise ValueError(
+            f"{adapter}: {CONFIG} asks for a package that is not installed ({error}). Install it."
+        ) from error
     except RuntimeError as error:
         raise ValueError(f"{wrong}: {' '.join(str(error).split())[:300]} {way_out}") from error
     if for_training:

@@ -14,8 +14,10 @@ def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, A
         entry = chain.entry(number)
         if "evaluate" not in entry:
             continue
-        name = {DIRECT: "Direct", "0": "SFT"}.get(number, f"round {number}")
         score = entry["evaluate"]
+        if lacks := [key for key in ("metric", "value", "low", "high") if key not in score]:
+            raise ValueError(f"{chain.path}: rounds.{number}.evaluate has no {lacks[0]!r}. Evaluate the round again.")
+        name = {DIRECT: "Direct", "0": "SFT"}.get(number, f"round {number}")
         training, generation = entry.get("train", {}), entry.get("generate", {})
         rows.append({
             "model": name,
