@@ -459,7 +459,7 @@ COMMANDS: list[tuple[Callable[[World], list[object]], Callable[[list[str]], list
     (lambda w: ["drive_vlm", "reference", "--model", w.model, "--data", w.pairs, "--image_root", "/", "--out", "r"], _flags_of_help),
     (lambda w: ["tools/check_data.py", "--model", w.model, "--data", w.rows, "--image_root", "/"], _flags_of_help),
     (lambda w: ["tools/build_synthetic.py", "--scenes", "2", "--clips", "0", "--size", "32", "--workers", "1", "--out", "s"], _flags_of_help),
-    (lambda w: ["tools/build_pairs.py", "--data", w.two, "--predictions", w.root / "made" / "answers" / "p.jsonl", "--out", "p.jsonl"], _flags_of_help),
+    (lambda w: ["tools/build_pairs.py", "--data", w.two, "--predictions", w.root / "made" / "answers" / "p.jsonl", "--image_root", "/", "--out", "p.jsonl"], _flags_of_help),
     (lambda w: ["tools/qa_eval.py", "--predictions", w.root / "made" / "answers" / "p.jsonl"], _flags_of_help),
     (lambda w: ["tools/judge_arena.py", "--predictions", w.root / "made" / "battles" / "p.jsonl", w.root / "made" / "battles" / "q.jsonl", "--judge_backend", "reference", "--no_images", "--out", "b.jsonl"], _flags_of_help),
     (lambda w: ["tools/rounds.py", "start", "--out", "chain", "--model", w.model, "--data", w.rows, "--image_root", "/", "--held_out", "2"], _flags_of_help),

@@ -353,10 +353,10 @@ def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "global_step2_universal" / "zero").mkdir(parents=True)
     (tmp_path / "latest_universal").write_text("global_step2_universal")
     (tmp_path / "latest").write_text("global_step2")
-    engine = SimpleNamespace(load_universal_checkpoint=lambda: False, load_checkpoint=lambda *words, **flags: ("", {}))
+    engine = SimpleNamespace(_config=SimpleNamespace(), load_checkpoint=lambda *words, **flags: ("", {}))
     parts = SimpleNamespace(resume=SimpleNamespace(convert=False))
     trainer: Any = SimpleNamespace(model_wrapped=engine, parts=parts, args=SimpleNamespace(should_save=True))
-    CheckpointMixin._load_engine(trainer, tmp_path)
+    CheckpointMixin._load_engine(trainer, tmp_path, universal=False)
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
