@@ -197,6 +197,10 @@ def test_help_is_quick_and_loads_no_torch(environment):
             "assert not {'torch', 'open_clip', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**environment, "FRESH_PYTHON": "1"},
         )
         assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
