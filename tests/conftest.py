@@ -243,6 +243,28 @@ def spacy_model() -> str:
 
 
 @pytest.fixture(scope="session")
+def random_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP with random weights, as tools/train_clip.py would write it: features differ from input to input."""
+    import torch
+    from safetensors.torch import save_file
+
+    from drive_vlm.clip.encoder import CONFIG_NAME, WEIGHTS_NAME, ClipEncoder
+
+    model = {
+        "embed_dim": 16,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    config = {"model_cfg": model, "preprocess_cfg": {"size": 32, "resize_mode": "squash"}}
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    save_file(ClipEncoder.from_config(config).model.state_dict(), folder / WEIGHTS_NAME)
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def compose_internvl() -> Callable[..., Path]:
     """`compose_internvl(out, tower, language, tokenizer, image_size)`: an InternVL of trained parts and a new projector, saved to `out`.
 

@@ -3,7 +3,7 @@
 Claims about A2C against the SFT model that it began with, on held-out scenes: the reward of answers sampled as in training and
 their share of valid JSON go up, the 95 % interval of either change above 0; F1_all and mF1 of the likeliest actions do not fall by
 more than NOISE; the value head explains a part of the returns, the interval over the second half of the steps above 0. GRPO had the
-same start, rewards and number of answers; what it reaches stands next to it, whoever is ahead.
+same start, rewards and number of answers; what it reaches stands next to A2C, better or worse.
 """
 
 import json

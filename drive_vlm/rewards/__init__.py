@@ -14,7 +14,7 @@ Optional attributes of a reward:
   it counts at the end of the text alone. The texts are those of `prefix_texts`; the score of the whole text is that of a call.
 - `must_score = True`: None of this reward means that the score is unknown, not that the reward does not apply. The completion
   then leaves the step, whatever other rewards say of it.
-A config class may name in MAY_CHANGE those of its flags that a resumed run may give anew (where a judge is served).
+A config class may name in MAY_CHANGE those of its flags that a resumed run may change (where a judge is served).
 
 For the author of a stage: it reads the names first, then their flags (stages/rl/reward_flags.py does):
 

@@ -1,47 +1,25 @@
 """R1 on a small random open_clip saved as a directory: cosines by hand, prefixes, one encoding a row, real pictures, absent weights."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from drive_vlm.clip.encoder import CONFIG_NAME, WEIGHTS_NAME, ClipEncoder
+from drive_vlm.clip.encoder import ClipEncoder
 from drive_vlm.evaluation.oia_labels import json_answer, read_answer, said_so_far, text_answer
 from drive_vlm.rewards import build_reward, config_class
 from drive_vlm.rewards.clip import ClipConfig
 from drive_vlm.rewards.text import prefix_texts
 
-CLIP = {
-    "model_cfg": {
-        "embed_dim": 16,
-        "custom_text": True,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-    },
-    "preprocess_cfg": {"size": 32, "resize_mode": "squash"},
-}
 JSON = json_answer("A wet road.", ["stop"], ["traffic light", "obstacle: car"])
 TEXT = text_answer(["stop"], ["traffic light", "obstacle: car"])
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP with image and text features that differ from input to input."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    save_file(ClipEncoder.from_config(CLIP).model.state_dict(), folder / WEIGHTS_NAME)
-    (folder / CONFIG_NAME).write_text(json.dumps(CLIP))
-    return folder
-
-
 @pytest.fixture
-def reward(weights):
-    return lambda **flags: build_reward("clip", ClipConfig(clip_model=str(weights), clip_device="cpu", **flags))
+def reward(random_clip):
+    return lambda **flags: build_reward("clip", ClipConfig(clip_model=str(random_clip), clip_device="cpu", **flags))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ _STORED = (
 _STATES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 _TRUST = "If you trust the author, give --trust_checkpoint; else take weights as safetensors."
 # transformers has no such flag.
-NEVER = "It is not loaded, whoever wrote it: resume from another checkpoint, or take its weights with --model."
+NEVER = "It is never loaded. Resume from another checkpoint, or take its weights with --model."
 
 
 def shards_of(checkpoint: Path) -> list[Path]:

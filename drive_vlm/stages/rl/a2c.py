@@ -15,10 +15,8 @@ from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.engine.training_flags import EVALUATION
 from drive_vlm.stages.rl.a2c_flags import A2CFlags
-from drive_vlm.stages.rl.alarms import AlarmConfig
 from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
-from drive_vlm.stages.rl.samples_file import SampleConfig
 
 if TYPE_CHECKING:
     from drive_vlm.stages.rl.a2c_trainer import A2CTrainer
@@ -115,7 +113,7 @@ def prepare(flags: StageFlags) -> tuple["A2CTrainer", dict[str, Any]]:
     from drive_vlm.stages.rl.a2c_trainer import A2CTrainer, rows_of
     from drive_vlm.stages.rl.completions import Earning
     from drive_vlm.stages.rl.prompts import PromptEncoder
-    from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
+    from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts, run_facts
     from drive_vlm.store.fingerprint import model_fingerprint
 
     own, rewards = flags.of(A2CFlags), rewards_of(flags)
@@ -157,15 +155,4 @@ def prepare(flags: StageFlags) -> tuple["A2CTrainer", dict[str, Any]]:
         f"rows: {len(table):,} used of {table.rows_read:,}; a step is {rollouts.batches.prompts} prompts x "
         f"{own.num_generations} completions; rewards: {', '.join(scorer.__name__ for scorer in scorers)}",
     )
-    facts = parts.facts(args)
-    facts["config"] |= {
-        "a2c": own,
-        "sampling": flags.of(SampleConfig),
-        "alarms": flags.of(AlarmConfig),
-        "rewards": rewards,
-        "extra": flags.training,
-    }
-    return trainer, facts | {
-        "features": parts.features.facts() if parts.features else None,
-        "order": rollouts.facts,
-    }
+    return trainer, run_facts(parts, args, rollouts, rewards, a2c=own)

@@ -11,10 +11,8 @@ from drive_vlm.config import RunConfig
 from drive_vlm.launch.topology import accumulation_steps
 from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
-from drive_vlm.stages.rl.alarms import AlarmConfig
 from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
-from drive_vlm.stages.rl.samples_file import SampleConfig
 
 if TYPE_CHECKING:
     import trl
@@ -139,7 +137,7 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
     from drive_vlm.stages.engine.training_arguments import training_arguments
     from drive_vlm.stages.rl.grpo_trainer import GRPOTrainer
     from drive_vlm.stages.rl.prompts import PromptEncoder
-    from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts
+    from drive_vlm.stages.rl.rollouts import build_rollouts, build_scorers, check_prompts, reward_facts, run_facts
     from drive_vlm.store.fingerprint import model_fingerprint
 
     rewards = rewards_of(flags)
@@ -185,17 +183,7 @@ def prepare(flags: StageFlags) -> tuple["GRPOTrainer", dict[str, Any]]:
         f"rows: {len(table):,} used of {table.rows_read:,}; a generation batch is {rollouts.batches.prompts} prompts x "
         f"{args.num_generations} completions; rewards: {', '.join(scorer.__name__ for scorer in scorers)}",
     )
-    facts = parts.facts(args)
-    facts["config"] |= {
-        "sampling": flags.of(SampleConfig),
-        "alarms": flags.of(AlarmConfig),
-        "rewards": rewards,
-        "extra": flags.training,
-    }
-    return trainer, facts | {
-        "features": parts.features.facts() if parts.features else None,
-        "order": rollouts.facts,
-    }
+    return trainer, run_facts(parts, args, rollouts, rewards)
 
 
 def check_pictures(table: "RowTable", args: "trl.GRPOConfig") -> None:

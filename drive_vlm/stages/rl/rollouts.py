@@ -109,6 +109,21 @@ def build_rollouts(
     )
 
 
+def run_facts(
+    parts: RunParts, args: "TrainingArguments", rollouts: Rollouts, rewards: Rewards, **own: object
+) -> dict[str, Any]:
+    """What run.json says of a run on rollouts. `own`: flags of the stage alone, under the names that they have there."""
+    flags = parts.flags
+    facts = parts.facts(args)
+    facts["config"] |= own | {
+        "sampling": flags.of(SampleConfig),
+        "alarms": flags.of(AlarmConfig),
+        "rewards": rewards,
+        "extra": flags.training,
+    }
+    return facts | {"features": parts.features.facts() if parts.features else None, "order": rollouts.facts}
+
+
 def reward_facts(rewards: Rewards) -> dict[str, Any]:
     """What a run is rewarded for, as a resumed run must have it. Files count by their content."""
     found: dict[str, Any] = {"rewards": [reward_name(name) for name, _ in rewards]}

@@ -6,22 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from drive_vlm.clip.encoder import CONFIG_NAME, WEIGHTS_NAME, ClipEncoder
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_stage
 from drive_vlm.stages.rl.grpo import prepare
 
-CLIP = {
-    "model_cfg": {
-        "embed_dim": 16,
-        "custom_text": True,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
-    },
-    "preprocess_cfg": {"size": 32, "resize_mode": "squash"},
-}
 LENGTH = """
 def length(prompts, completions, **columns):
     return [float(len(completion[0]["content"])) for completion in completions]
@@ -36,18 +25,6 @@ def build():
 """
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random CLIP as tools/train_clip.py would write it."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    save_file(ClipEncoder.from_config(CLIP).model.state_dict(), folder / WEIGHTS_NAME)
-    (folder / CONFIG_NAME).write_text(json.dumps(CLIP))
-    return folder
-
-
 @pytest.fixture
 def pictured(world: Any) -> Path:
     """The rows that show something."""
@@ -56,11 +33,11 @@ def pictured(world: Any) -> Path:
     return path
 
 
-def test_two_steps_with_all_three(grpo: Callable, fresh: Callable, clip: Path, pictured: Path) -> None:
+def test_two_steps_with_all_three(grpo: Callable, fresh: Callable, random_clip: Path, pictured: Path) -> None:
     """alpha R1 + beta R2 + delta R3 by --reward_weights; samples.jsonl says what each was made of."""
     out = fresh("three")
     rewards = ("--rewards", "clip", "action_reason", "structure", "--reward_weights", 1, 0.5, 0.25)
-    flags = ("--data", pictured, "--clip_model", clip, "--clip_text", "whole", "--max_steps", 2, "--beta", 0)
+    flags = ("--data", pictured, "--clip_model", random_clip, "--clip_text", "whole", "--max_steps", 2, "--beta", 0)
     run = grpo(out, *rewards, *flags)
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert len(lines) == 16 and all(list(line["rewards"]) == ["clip", "action_reason", "structure"] for line in lines)
@@ -113,9 +90,9 @@ def trainer(grpo_words: Callable, tmp_path: Path) -> Callable[..., Any]:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_rows_that_cannot_be_scored_stop_the_run_before_it_trains(
-    trainer: Callable, clip: Path, flags: tuple[str, ...], told: str
+    trainer: Callable, random_clip: Path, flags: tuple[str, ...], told: str
 ) -> None:
-    more = ("--clip_model", clip) if flags[0] == "clip" else ()
+    more = ("--clip_model", random_clip) if flags[0] == "clip" else ()
     with pytest.raises(ValueError, match=told):
         trainer("--rewards", *flags, *more)
 
