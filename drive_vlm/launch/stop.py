@@ -160,7 +160,7 @@ def check(kept: str = _GO_ON) -> None:
 def check_launcher() -> None:
     """Raises StopRequested where the launcher is gone; for the moment before ranks meet. They do so in its store, which they
     would look for until torch gives up after half an hour, deaf to signals and with the output directory locked."""
-    if launcher() != "python" and os.getppid() != _PARENT:
+    if _launcher_gone():
         _noted.launcher_gone = _gone()
         print(f"stopped: {_noted.launcher_gone}", file=sys.stderr, flush=True)
         raise StopRequested(Request("preempted", _noted.launcher_gone, 128 + signal.SIGTERM))
@@ -184,6 +184,16 @@ def until_stopped(items: Iterable[Item], kept: str = _GO_ON) -> Iterator[Item]:
 def count_kept(count: int) -> None:
     """So much was done and is kept: a job whose time is up is worth another start."""
     _noted.done += count
+
+
+def why_elsewhere() -> str:
+    """The cause of a request that this process learns of from another rank."""
+    # Ranks look at their launcher at different moments: the first that misses it asks the others.
+    return _gone() if _launcher_gone() else "another rank was asked to stop"
+
+
+def _launcher_gone() -> bool:
+    return launcher() != "python" and os.getppid() != _PARENT
 
 
 def _why(number: signal.Signals) -> str:

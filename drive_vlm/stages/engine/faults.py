@@ -92,7 +92,8 @@ class StopOnRequest(TrainerCallback):
         self.requested: str | None = None
         self._may_save, self._within_steps = may_save, within_steps
         self._status, self._losses = status, losses
-        self._why = "asked by a signal to another rank"
+        # What this rank was asked; "" where only another one was.
+        self._why = ""
         self._unread: _Step | None = None
         self._saved = False
         # Of the last step whose agreement was read, alike on all ranks.
@@ -126,7 +127,11 @@ class StopOnRequest(TrainerCallback):
         outcome = _OUTCOMES[asked - 1]
         stop.obeyed()
         raise stop.StopRequested(
-            stop.Request(outcome, self._why, 128 + (signal.SIGTERM if outcome == "preempted" else signal.SIGUSR1))
+            stop.Request(
+                outcome,
+                self._why or stop.why_elsewhere(),
+                128 + (signal.SIGTERM if outcome == "preempted" else signal.SIGUSR1),
+            )
         )
 
     def _may_be_left(self) -> bool:
@@ -264,7 +269,7 @@ class StopOnRequest(TrainerCallback):
         self._take(self._asked_now(args.device), control)
         if self.requested:
             self._saved = True
-            self._status.end(self.requested, self._why)
+            self._status.end(self.requested, self._why or stop.why_elsewhere())
 
 
 def random_states() -> list[Any]:

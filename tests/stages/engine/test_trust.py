@@ -96,9 +96,7 @@ def test_code_in_a_state_of_transformers_is_one_line(
     resumed.is_deepspeed_enabled = deepspeed
     CheckpointMixin.check_code(resumed, checkpoint)
     torch.save({"state": Code(tmp_path / "ran")}, checkpoint / name)
-    with pytest.raises(
-        ValueError, match=rf"{name}: holds more than tensors \(posix\.mkdir\).*never loaded"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}: holds more than tensors \(posix\.mkdir\).*never loaded"):
         CheckpointMixin.check_code(resumed, checkpoint)
     assert not (tmp_path / "ran").exists()
 
