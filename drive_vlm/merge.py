@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, ModelConfig, user_errors
+from drive_vlm.config import CommandParser, ModelConfig, output_folder, user_errors
 from drive_vlm.store.forms import read_object
 
 EXAMPLES = """
@@ -27,7 +27,9 @@ def main(words: Sequence[str]) -> None:
         required=True,
         help="checkpoint directory: a LoRA adapter, or one with global_step*/ ZeRO shards",
     )
-    parser.add_argument("--out", required=True, help="directory to write; must not exist or be empty")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, help="directory to write; must not exist or be empty"
+    )
     parser.add_argument("--dtype", default="float32", choices=tuple(_TOLERANCE), help="of the weights that are written")
     parser.flag(
         "--trust_checkpoint",
@@ -36,7 +38,7 @@ def main(words: Sequence[str]) -> None:
     )
     flags = parser.parse_args(list(words))
     with user_errors(parser.prog):
-        merge(Path(flags.checkpoint), Path(flags.out), flags.dtype, flags.trust_checkpoint)
+        merge(Path(flags.checkpoint), flags.out, flags.dtype, flags.trust_checkpoint)
 
 
 def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = False) -> None:

@@ -10,7 +10,7 @@ chosen answer a judge prefers in both orders. Nothing is written until all is do
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from drive_vlm.builders.pair_sources import (
     Answered,
@@ -29,7 +29,7 @@ from drive_vlm.judges.judge import Comparison, JudgeConfig, PromptComparer, Requ
 from drive_vlm.judges.verdicts import FIRST, SECOND, fill, parse_rating, read_prompt
 from drive_vlm.launch.stop import listening
 from drive_vlm.store.cache import write_json
-from drive_vlm.store.keyed_lines import write_lines
+from drive_vlm.store.keyed_lines import JudgedRow, JudgedRows, write_lines
 
 PROMPTS = Path(__file__).parent / "prompts"
 EXAMPLES = """
@@ -80,6 +80,14 @@ def question_of(sample: Sample) -> str:
     return " ".join(turn.text for turn in sample.turns if turn.role == "user").strip()
 
 
+class RatingRow(JudgedRow):
+    rating: int | None
+
+
+class PreferenceRow(JudgedRow):
+    preferred: Literal["chosen", "rejected", "tie", "unread"]
+
+
 class Judged:
     """A judge whose replies are kept in OUT.judged.jsonl, so that a rerun goes on where the last one ended."""
 
@@ -93,15 +101,18 @@ class Judged:
         )
 
     def kept(
-        self, items: Sequence[Any], run: Callable[[list[Any]], Any], row: Callable[[Any], dict[str, Any]]
+        self,
+        items: Sequence[Any],
+        run: Callable[[list[Any]], Any],
+        row: Callable[[Any], dict[str, Any]],
+        form: type[JudgedRow],
     ) -> list[dict[str, Any]]:
         """Rows of all `items` in order; those that no earlier run judged go through `run`, which yields blocks."""
         from drive_vlm.store.cache import cache_key
-        from drive_vlm.store.keyed_lines import JudgedRows
 
         described = self.judge.describe()
         rows = JudgedRows(
-            self.path, [cache_key(described, self.prompt, item) for item in items], self.args.judge_attempts
+            self.path, [cache_key(described, self.prompt, item) for item in items], self.args.judge_attempts, form
         )
         todo = rows.missing()
         blocks = run([items[i] for i in todo])
@@ -141,7 +152,7 @@ def ratings_of(flat: list[tuple[Answered, str]], judged: Judged) -> list[float |
         requests = [Request(fill(judged.prompt, dict(zip(names, item[:3], strict=True))), item[3]) for item in open_]
         return judge_all(judged.judge, requests, parse_rating, judged.args.judge_attempts)
 
-    rows = judged.kept(items, run, lambda rating: {"rating": rating.value, "reply": rating.reply})
+    rows = judged.kept(items, run, lambda rating: {"rating": rating.value, "reply": rating.reply}, RatingRow)
     return [row["rating"] for row in rows]
 
 
@@ -163,6 +174,7 @@ def preferred(pairs: list[dict[str, Any]], samples: dict[str, Sample], judged: J
         items,
         run,
         lambda result: {"preferred": names[result.winner], "replies": [result.shown.reply, result.swapped.reply]},
+        PreferenceRow,
     )
     return [row["preferred"] for row in rows]
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
+from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, output_file, run_tool
 from drive_vlm.launch.stop import listening, until_stopped
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def make_parser() -> CommandParser:
     flag("--workers", os.cpu_count() or 1, "threads that decode")
     flag("--preview", 3, "rows to show as the model sees them", least=0)
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
-    add("--json", type=Path, help="write everything that was found to this file")
+    add("--json", type=output_file, help="write everything that was found to this file")
     return parser
 
 
@@ -176,7 +176,8 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
     if missing:
         roots = ", ".join(dict.fromkeys(file["image_root"] for file in result["files"]))
         console.print(
-            f"{missing:,} rows name files that are not below {roots}: is --image_root the right folder?", style="red"
+            f'{missing:,} rows name files that are not below {roots}: is --image_root, or "root" in a meta JSON, the right folder?',
+            style="red",
         )
     if "decoded" in result:
         console.print(
@@ -259,7 +260,8 @@ def verdict(result: dict[str, Any], args: Any) -> str | None:
     """Why the data cannot be trained on as it is, for exit code 1."""
     empty = [name for name, split in result["splits"].items() if not split["rows_used"]]
     if empty:
-        return f"no usable row in {' and '.join(empty)}: see the reasons above"
+        files = ", ".join(file["path"] for name in empty for file in result["splits"][name]["files"])
+        return f"no usable row in {' and '.join(empty)} ({files}): see the reasons above"
     counts = Counter(leak["kind"] for leak in result["leaks"])
     for kind in counts:
         values = [leak["value"] for leak in result["leaks"] if leak["kind"] == kind][:EXAMPLES_SHOWN]

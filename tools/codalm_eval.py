@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, plain, run_tool
 from drive_vlm.evaluation.codalm import TASKS, Rated, region_class, score
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
 from drive_vlm.judges.verdicts import Turns, fill, parse_rating, read_prompt
 from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import interval, print_table
+from drive_vlm.store.keyed_lines import JudgedRow, JudgedRows
 
 PROMPTS = Path(__file__).parent / "prompts" / "codalm"
 PLACES = ("reference", "prediction")
@@ -27,6 +28,13 @@ EXAMPLES = """
 python tools/codalm_eval.py --predictions runs/sft/mini.jsonl --judge_model gpt-4o-2024-05-13 --out mini_ratings.jsonl
 python tools/codalm_eval.py --predictions results/ --data data/codalm/mini.jsonl --judge_model gpt-4o-2024-05-13 --judge_prompts official --out ratings.jsonl --json score.json
 """
+
+
+class RatingRow(JudgedRow):
+    """What is read again of a line of --out; `facts_of` says the rest."""
+
+    rating: int | None
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def make_parser() -> CommandParser:
     flag("--judge_prompts", str(PROMPTS), "folder with TASK.txt, or TASK.json with example turns")
     flag("--on_missing", ("error", "skip"), "rows without an answer: stop, or count them and leave them out")
     flag("--seed", 0, "of the bootstrap")
-    add("--json", help="write every number to this file")
+    add("--json", type=output_file, help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 
@@ -175,24 +183,25 @@ def read_prompts(folder: str) -> dict[str, Turns]:
 def rate(answers: list[Answer], prompts: dict[str, Turns], judge: Judge, args: Any) -> tuple[list[dict[str, Any]], int]:
     """Rows of all ratings in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.keyed_lines import JudgedRows
 
     described = judge.describe()
     keys = [cache_key(described, prompts[a.task], a.task, a.id, a.reference, a.prediction) for a in answers]
-    kept = JudgedRows(args.out, keys, args.judge_attempts)
+    kept = JudgedRows(args.out, keys, args.judge_attempts, RatingRow, list(map(facts_of, answers)))
     todo = kept.missing()
     asked = [
         (prompts[a.task], {"reference": a.reference, "prediction": a.prediction}) for a in (answers[i] for i in todo)
     ]
     requests = [Request(fill(prompt, values)) for prompt, values in asked]
     blocks = judge_all(judge, requests, parse_rating, args.judge_attempts)
-    return kept.add_blocks(todo, blocks, lambda i, judged: rating_row(answers[i], judged)), kept.stale
+    return kept.add_blocks(todo, blocks, lambda _, judged: rating_row(judged)), kept.stale
 
 
-def rating_row(answer: Answer, judged: "Judgement[int]") -> dict[str, Any]:
-    row = {"id": answer.id, "task": answer.task, "category": answer.category, "group": answer.image}
-    found = {"rating": judged.value, "attempts": judged.attempts, "reply": judged.reply}
-    return row | found | judged.unread_after()
+def facts_of(answer: Answer) -> dict[str, Any]:
+    return {"id": answer.id, "task": answer.task, "category": answer.category, "group": answer.image}
+
+
+def rating_row(judged: "Judgement[int]") -> dict[str, Any]:
+    return {"rating": judged.value, "attempts": judged.attempts, "reply": judged.reply} | judged.unread_after()
 
 
 def show(result: dict[str, Any], args: Any) -> None:

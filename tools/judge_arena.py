@@ -10,14 +10,15 @@ import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, run_tool
 from drive_vlm.judges import open_comparer
 from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
 from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import console, interval, table
+from drive_vlm.store.keyed_lines import JudgedRow, JudgedRows
 
 if TYPE_CHECKING:
     from drive_vlm.data.predictions import Prediction
@@ -41,6 +42,14 @@ class Planned:
     images: tuple[str, ...]
 
 
+class VerdictRow(JudgedRow):
+    """What is read again of a line of --out; `facts_of` says the rest."""
+
+    winner: str | None
+    verdicts: NotRequired[list[str | None]]
+    attempts: NotRequired[list[int]]
+
+
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/judge_arena.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
@@ -53,7 +62,7 @@ def make_parser() -> CommandParser:
     flag("--no_images", False, "the judge reads the texts alone")
     flag("--judge_prompt", str(PROMPT), "prompt file (.txt, or .json with example turns)")
     flag("--category_column", "category", "column of the table by category")
-    add("--json", help="write every number to this file")
+    add("--json", type=output_file, help="write every number to this file")
     add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
@@ -99,7 +108,6 @@ def judge_battles(
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows of all battles in order, and how many rows of an earlier run no longer fit."""
     from drive_vlm.store.cache import cache_key
-    from drive_vlm.store.keyed_lines import JudgedRows
 
     described = comparer.describe()
     keys = [
@@ -107,13 +115,19 @@ def judge_battles(
                   [item.prediction for item in battle.items], [] if args.no_images else battle.items[0].images)
         for battle in planned
     ]  # fmt: skip
-    kept = JudgedRows(args.out, keys, args.judge_attempts)
+    facts = [facts_of(battle, args.category_column) for battle in planned]
+    kept = JudgedRows(args.out, keys, args.judge_attempts, VerdictRow, facts)
+    for row in kept.rows.values():
+        if row["winner"] not in (*row["models"], TIE, None) or len(row.get("verdicts", "ab")) != 2:
+            raise ValueError(
+                f"{args.out}: id {row['id']!r}: no verdict of {' and '.join(row['models'])}. Remove the line."
+            )
     todo = kept.missing()
     equal = [i for i in todo if same(planned[i])]
-    kept.add({"key": keys[i]} | battle_row(planned[i], None, args.category_column) for i in equal)
+    kept.add({"key": keys[i]} | verdict_row(planned[i], None) for i in equal)
     open_ = [i for i in todo if not same(planned[i])]
     blocks = comparer.compare([comparison(planned[i]) for i in open_])
-    rows = kept.add_blocks(open_, blocks, lambda i, result: battle_row(planned[i], result, args.category_column))
+    rows = kept.add_blocks(open_, blocks, lambda i, result: verdict_row(planned[i], result))
     return rows, kept.stale
 
 
@@ -129,10 +143,10 @@ def comparison(battle: Planned) -> Comparison:
     return Comparison(values, first.prediction, second.prediction, battle.images)
 
 
-def battle_row(battle: Planned, compared: Compared | None, category_column: str) -> dict[str, Any]:
-    """A line of --out. `winner` is a model, "tie", or null where an order could not be read."""
+def facts_of(battle: Planned, category_column: str) -> dict[str, Any]:
+    """What a line of --out says besides its verdict."""
     item = battle.items[0]
-    row: dict[str, Any] = {
+    return {
         "id": item.id,
         "dataset": item.dataset,
         "category": str(item.row.get(category_column) or "(none)"),
@@ -140,10 +154,14 @@ def battle_row(battle: Planned, compared: Compared | None, category_column: str)
         "models": list(battle.models),
         "words": [len(answer.prediction.split()) for answer in battle.items],
     }
+
+
+def verdict_row(battle: Planned, compared: Compared | None) -> dict[str, Any]:
+    """The verdict in a line of --out. `winner` is a model, "tie", or null where an order could not be read."""
     if compared is None:
-        return row | {"winner": TIE, "equal_answers": True}
+        return {"winner": TIE, "equal_answers": True}
     orders = (compared.shown, compared.swapped)
-    return row | compared.unread_after() | {
+    return compared.unread_after() | {
         "winner": {FIRST: battle.models[0], SECOND: battle.models[1], TIE: TIE, None: None}[compared.winner],
         "verdicts": [order.value for order in orders],
         "attempts": [order.attempts for order in orders],

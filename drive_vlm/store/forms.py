@@ -4,6 +4,7 @@
 * read_dataclass the same, as the dataclass that says its fields and their types
 * made           an object inside such a file, as its dataclass
 * part           one field of an object, "a.b.c", of a type
+* check_fields   some fields of an object, as a TypedDict says them; others may be there as well
 """
 
 import dataclasses
@@ -70,6 +71,16 @@ def part(content: Any, name: str, kind: Any, path: Path, way_out: str = "") -> A
         raise ValueError(f"{path}: {error}. {way_out}".strip()) from error
 
 
+def check_fields(content: Any, form: type) -> None:
+    """Raises ValueError `field problem` unless `content` is an object that has the fields of the TypedDict `form`, with their types."""
+    content = _checked(content, dict, "its content")
+    if missing := sorted(typing.cast("Any", form).__required_keys__ - content.keys()):
+        raise ValueError(f"{missing[0]} is missing")
+    for name, kind in typing.get_type_hints(form).items():
+        if name in content:
+            _checked(content[name], kind, name)
+
+
 def _made(content: dict[str, Any], form: type[Form], name: str) -> Form:
     hints, given = typing.get_type_hints(form), {}
     fields: Any = dataclasses.fields(typing.cast("Any", form))
@@ -92,6 +103,10 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _checked(value, next(one for one in arguments if one is not type(None)), name)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(_problem(name, f"one of {', '.join(map(repr, arguments))}", value))
+        return value
     if dataclasses.is_dataclass(kind):
         return _made(_checked(value, dict, name), typing.cast("type", kind), name)
     plain = origin or kind

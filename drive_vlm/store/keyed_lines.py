@@ -16,9 +16,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 from drive_vlm.store.cache import finite, write_atomically
+from drive_vlm.store.forms import check_fields
 
 _BLOCK = 1 << 16
 
@@ -49,9 +50,21 @@ def read_lines(
             yield number, row
 
 
-def read_keyed(path: Path, problem: str, way_out: str, key: str = "key") -> dict[str, dict[str, Any]]:
-    """Rows by their `key`; of two with one key the later one. Raises ValueError as read_lines."""
-    return dict(row for _, row in read_lines(path, problem, way_out, lambda row: (row[key], row)))
+class Keyed(TypedDict):
+    """What every keyed line holds; a kind of lines adds its own fields."""
+
+    key: str
+
+
+def read_keyed(path: Path, problem: str, way_out: str, form: type[Keyed] = Keyed) -> dict[str, dict[str, Any]]:
+    """Rows by their "key"; of two with one key the later one. Raises ValueError as read_lines, also for a row that is not of
+    this `form`."""
+
+    def parse(row: Any) -> tuple[str, dict[str, Any]]:
+        check_fields(row, form)
+        return row["key"], row
+
+    return dict(row for _, row in read_lines(path, problem, way_out, parse))
 
 
 def cut_torn_line(path: Path) -> None:
@@ -133,23 +146,41 @@ class LineWriter:
             self._file.close()
 
 
+class JudgedRow(Keyed):
+    """What JudgedRows reads itself."""
+
+    unread_after: NotRequired[int]
+
+
 class JudgedRows:
     """The rows of `path` by their "key", a hash of everything that decided a row.
 
     `keys` are the rows wanted now, in order. Rows of an earlier run with other keys (another judge, prompt or answer) are
     taken out of the file and counted in `stale`. A row with "unread_after" N, whose replies could not be read in N attempts,
     is wanted again when `attempts` is larger.
+    `form` says what a reader takes from a row of the file. `facts[i]`, what the inputs of now say of the row
+    `keys[i]` besides, takes the place of what the file says.
     Raises ValueError, naming file and line, for a file that holds something else.
     """
 
-    def __init__(self, path: str | Path, keys: Sequence[str], attempts: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        keys: Sequence[str],
+        attempts: int,
+        form: type[JudgedRow],
+        facts: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
         self.path, self.keys = Path(path), list(keys)
         way_out = "Give another --out, or remove the file."
-        found = read_keyed(self.path, "not a row of an earlier run", way_out)
+        found = read_keyed(self.path, "not a row of an earlier run", way_out, form)
+        self._facts = dict(zip(self.keys, facts, strict=True)) if facts is not None else {}
         wanted = set(self.keys)
         self.stale = len(found.keys() - wanted)
         self.rows = {
-            key: row for key, row in found.items() if key in wanted and row.get("unread_after", attempts) >= attempts
+            key: row | self._facts.get(key, {})
+            for key, row in found.items()
+            if key in wanted and row.get("unread_after", attempts) >= attempts
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_lines(self.path, self.rows.values())
@@ -162,7 +193,9 @@ class JudgedRows:
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append finished rows to the file."""
         with LineWriter(self.path) as file:
-            for row in rows:
+            for result in rows:
+                key = result["key"]
+                row = {"key": key} | self._facts.get(key, {}) | result
                 self.rows[row["key"]] = row
                 file.append(row)
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from drive_vlm.store.keyed_lines import (
+    JudgedRow,
     JudgedRows,
     LineWriter,
     check_same,
@@ -13,28 +14,49 @@ from drive_vlm.store.keyed_lines import (
 )
 
 
+class Numbered(JudgedRow):
+    n: int
+
+
 def test_rows_come_back_in_order_and_stale_ones_go(tmp_path):
     path = tmp_path / "sub" / "rows.jsonl"
-    rows = JudgedRows(path, ["a", "b", "c", "b"], attempts=3)
+    rows = JudgedRows(path, ["a", "b", "c", "b"], 3, Numbered, [{"of": key} for key in "abcb"])
     assert rows.missing() == [0, 1, 2] and rows.stale == 0
     rows.add([{"key": "c", "n": 3}])
     rows.add([{"key": "b", "n": 2, "unread_after": 3}])
     path.write_text(path.read_text() + '{"key": "a", "to')  # torn by a kill
-    again = JudgedRows(path, ["a", "b", "c"], attempts=3)
+    again = JudgedRows(path, ["a", "b", "c"], 3, Numbered, [{"of": key} for key in "xyz"])
     assert again.missing() == [0] and len(path.read_text().splitlines()) == 2
     again.add([{"key": "a", "n": 1}])
     assert [row["n"] for row in again.finish()] == [1, 2, 3]
+    # What the inputs say of a row is that of now, also in rows of an earlier run.
+    assert [row["of"] for row in again.finish()] == ["x", "y", "z"]
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    assert JudgedRows(path, ["a", "b", "c"], attempts=4).missing() == [1]  # not read in 3 attempts
-    other = JudgedRows(path, ["a", "z"], attempts=3)
+    assert JudgedRows(path, ["a", "b", "c"], 4, Numbered).missing() == [1]  # not read in 3 attempts
+    other = JudgedRows(path, ["a", "z"], 3, Numbered)
     assert other.stale == 1 and other.missing() == [1]  # b went with the row that was to be asked again
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        ('{"key": "a"}', "n is missing"),
+        ('{"key": "a", "n": "1"}', "n must be a whole number"),
+        ('{"key": "a", "n": 1, "unread_after": "x"}', "unread_after must be a whole number"),
+    ],
+)
+def test_a_row_of_another_form_is_named(tmp_path, line, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:1: not a row of an earlier run \({problem}"):
+        JudgedRows(path, ["a"], 1, Numbered)
 
 
 def test_another_file_is_not_overwritten(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"id": 1}\n')
     with pytest.raises(ValueError, match=r"train\.jsonl:1: not a row of an earlier run"):
-        JudgedRows(path, [], attempts=1)
+        JudgedRows(path, [], 1, Numbered)
     assert path.read_text() == '{"id": 1}\n'
 
 
@@ -52,8 +74,9 @@ def test_a_torn_last_line_is_passed_over_then_cut_and_damage_is_named(tmp_path):
     assert read_keyed(path, "damaged", "Remove it.") == {"a": {"key": "a", "n": 2}}
     for line, cause in (
         (b'{"key": "b", "te\n', "Invalid control character"),
-        (b"[1]\n", "list"),
-        (b"{}\n", "no 'key'"),
+        (b"[1]\n", "its content must be an object"),
+        (b"{}\n", "key is missing"),
+        (b'{"key": {}}\n', "key must be a text"),
     ):
         path.write_bytes(whole + line)
         with pytest.raises(ValueError, match=rf"rows\.jsonl:2: damaged \(.*{cause}.*\)\. Remove it\."):

@@ -20,7 +20,7 @@ from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.table import RowTable
 from drive_vlm.store.cache import cache_key, write_json
 from drive_vlm.store.forms import read_object
-from drive_vlm.store.keyed_lines import LineWriter, check_same, read_keyed
+from drive_vlm.store.keyed_lines import Keyed, LineWriter, check_same, read_keyed
 
 SETTINGS = "reference.json"
 FORMAT = 1
@@ -80,7 +80,7 @@ class ReferenceCache:
     def read(self) -> None:
         """Take in every line of every file."""
         for path in sorted(self.directory.glob("log-probs-*.jsonl")):
-            rows = read_keyed(path, "damaged", "Remove the file; its pairs are computed again.")
+            rows = read_keyed(path, "damaged", "Remove the file; its pairs are computed again.", _Line)
             self.entries |= {key: (row["chosen"], row["rejected"]) for key, row in rows.items()}
 
     def __len__(self) -> int:
@@ -93,6 +93,13 @@ class ReferenceCache:
 
     def writer(self, name: str) -> "ReferenceWriter":
         return ReferenceWriter(self.directory / f"log-probs-{name}.jsonl")
+
+
+class _Line(Keyed):
+    """Summed log-probabilities of a pair's two answers."""
+
+    chosen: float
+    rejected: float
 
 
 class ReferenceWriter(LineWriter):
