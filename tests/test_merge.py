@@ -103,3 +103,6 @@ def test_what_needs_no_merge_and_what_cannot_be_merged(run: Callable, tiny_model
     assert code == 2 and "a whole model" in text and "there is nothing to merge" in text and "Give a" not in text
     code, text = merge(run, tmp_path, tmp_path / "out")
     assert code == 2 and "Give a checkpoint-N directory" in text
+    (tmp_path / "file").touch()
+    code, text = merge(run, tiny_model, tmp_path / "file")
+    assert code == 2 and "argument --out" in text and "is not a folder" in text

@@ -93,13 +93,13 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
 
 def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.dtype | str") -> Family:
     """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
-    parts = read_processor(spec, path, config)
     stored = stored_config(path)
     if spec.adapter:
         for name in ("text_config", "vision_config"):
             # transformers would take a part that is missing for the default one, of billions of weights.
             if not part(stored, name, dict, Path(path) / "config.json", _COPY):
                 raise ValueError(f"{Path(path) / 'config.json'}: {name} is empty. {_COPY}")
+    parts = read_processor(spec, path, config)
     with usable(path, "config.json"):
         hf_config = _config(spec, stored, parts.vision.tiling if parts.vision else None)
     if spec.own_head:

@@ -53,6 +53,19 @@ def test_the_tie_trap(said: bool | None, tiny_model: Path, tmp_path: Path) -> No
     assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize("name", ["text_config", "vision_config"])
+@pytest.mark.parametrize("value", [None, {}, 7])
+def test_a_part_that_config_json_lacks_is_not_the_default_one(
+    name: str, value: object, tiny_model: Path, tmp_path: Path
+) -> None:
+    """transformers fills in the default: a language model of billions of weights, at random."""
+    path = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {name} "):
+        load_family(ModelConfig(model=str(path)), torch.float32)
+
+
 def test_a_tied_checkpoint_stays_tied(tiny_model: Path, tmp_path: Path) -> None:
     path = copy_with(tiny_model, tmp_path / "model", tie_word_embeddings=True)
     tensors = {

@@ -107,6 +107,16 @@ def test_sample_against_the_first_and_equal_answers(arena, chat_server, tmp_path
     ids = {(b["id"], *b["models"]) for b in battles}
     assert ids < {(b["id"], *b["models"]) for b in battles_of(tmp_path)}
     assert arena(paths, "--battles", 99).returncode == 2
+    assert arena(paths, "--pairs", "vs-first", "--no_images", "--category_column", "dataset").returncode == 0
+    assert {b["category"] for b in battles_of(tmp_path)} == {"d"}, "kept battles take the column of now"
+    lines = (tmp_path / "arena.jsonl").read_text().splitlines()
+    for damaged, problem in (
+        (json.loads(lines[0]) | {"winner": "nobody"}, "no verdict of base and up. Remove the line"),
+        ({"key": json.loads(lines[0])["key"]}, "arena.jsonl:1: not a row of an earlier run (winner is missing)"),
+    ):
+        (tmp_path / "arena.jsonl").write_text("\n".join([json.dumps(damaged), *lines[1:]]) + "\n")
+        done = arena(paths, "--pairs", "vs-first", "--no_images")
+        assert done.returncode == 2 and problem in done.stderr
 
 
 def test_a_judge_that_likes_the_first_place_gives_ties(arena, chat_server, tmp_path):
