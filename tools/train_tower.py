@@ -37,6 +37,7 @@ def make_parser() -> CommandParser:
     flag("--patch_size", 8, "side of a patch in pixels")
     flag("--hidden_size", 128, "width, a multiple of 32")
     flag("--layers", 3, "layers")
+    flag("--turns", False, "learn lane lines, painted arrows and turn signals too, on which BDD-OIA's turns depend")
     flag("--seed", 0, "of weights and order")
     flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
     add("--json", type=output_file, help="write losses and precision to this file")
@@ -61,23 +62,29 @@ def frames_of(data: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         yield assign_split(truth["group"], build["fractions"], build["seed"]), path, truth
 
 
-def labels_of(truth: dict[str, Any]) -> Iterator[tuple[str, tuple[float, ...] | None]]:
-    """(label, box in pixels; None for the whole frame)."""
+def labels_of(truth: dict[str, Any], turns: bool) -> Iterator[tuple[str, tuple[float, ...] | None]]:
+    """(label, box in pixels; None for the whole frame); with `turns` what tells whether a turn is allowed as well."""
+    if turns:
+        for name in ("left", "right", "lane_arrow"):
+            yield f"{name} {truth[name]}", None
     yield truth["time"], None
     yield truth["weather"], None
     for thing in truth["objects"]:
         yield thing["name"], tuple(thing["box"])
         yield thing["color"], tuple(thing["box"])
         yield f"{thing['name']} {thing['state']}", tuple(thing["box"])
+        if turns and thing["signal"] != "none":
+            yield f"{thing['name']} signals {thing['signal']}", tuple(thing["box"])
 
 
-def patch_labels(truths: list[dict[str, Any]], names: list[str], side: int, patch: int) -> np.ndarray:
+def patch_labels(truths: list[dict[str, Any]], names: list[str], side: int, args: Any) -> np.ndarray:
     """bool[N, side * side, labels]: what each patch of each frame shows."""
     found = np.zeros((len(truths), side, side, len(names)), dtype=bool)
     number = {name: i for i, name in enumerate(names)}
+    patch = args.patch_size
     starts = np.arange(side) * patch
     for n, truth in enumerate(truths):
-        for name, box in labels_of(truth):
+        for name, box in labels_of(truth, args.turns):
             if name not in number:
                 continue
             if box is None:
@@ -119,7 +126,7 @@ def train(args: Any) -> dict[str, Any]:
     if size % args.patch_size or args.hidden_size % 32:
         raise ValueError(f"--patch_size must divide the frames' {size} pixels, and --hidden_size be a multiple of 32")
     side = size // args.patch_size
-    names = sorted({name for truth in truths for name, _ in labels_of(truth)})
+    names = sorted({name for truth in truths for name, _ in labels_of(truth, args.turns)})
     config = SiglipVisionConfig(
         hidden_size=args.hidden_size,
         intermediate_size=4 * args.hidden_size,
@@ -135,7 +142,7 @@ def train(args: Any) -> dict[str, Any]:
     weights = [*tower.parameters(), *head.parameters(), *pooled_head.parameters()]
     optimizer = torch.optim.AdamW(weights, args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_steps, pct_start=0.1)
-    targets = torch.from_numpy(patch_labels(truths, names, side, args.patch_size))
+    targets = torch.from_numpy(patch_labels(truths, names, side, args))
     frames = torch.from_numpy(pictures)
     order = torch.Generator().manual_seed(args.seed)
     bce, losses = torch.nn.functional.binary_cross_entropy_with_logits, []
@@ -175,7 +182,7 @@ def average_precision(
     with torch.inference_mode():
         for part in torch.from_numpy(pictures).split(args.batch_size):
             scores.append(head(tower(pixels(part, args.device)).last_hidden_state.mean(1)).cpu().numpy())
-    shown = np.any(patch_labels(truths, names, side, args.patch_size), axis=1)
+    shown = np.any(patch_labels(truths, names, side, args), axis=1)
     found = np.concatenate(scores)
     return {
         name: float(average_precision_score(shown[:, i], found[:, i]))
