@@ -2,8 +2,9 @@
 
 Claims about A2C against the SFT model that it began with, on held-out scenes: the reward of answers sampled as in training and
 their share of valid JSON go up, the 95 % interval of either change above 0; F1_all and mF1 of the likeliest actions do not fall by
-more than NOISE; the value head explains a part of the returns, the interval over the second half of the steps above 0. GRPO had the
-same start, rewards and number of answers; what it reaches stands next to A2C, better or worse.
+more than NOISE; the value head explains a part of the returns, the interval over the second half of the steps above 0. A2C looks:
+the interval of its F1_all lies above the best answer that needs no picture, and F1_all falls when the pictures are blank. GRPO had
+the same start, rewards and number of answers; what it reaches stands next to A2C, better or worse.
 """
 
 import json
@@ -72,11 +73,13 @@ def change(first: list[float], second: list[float], groups: list[str]) -> dict[s
 
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The recipe's numbers."""
+    from drive_vlm.evaluation.oia import BLIND
     from drive_vlm.evaluation.statistics import summarize as summary_of
 
     scores = read_json(run / "scores.json")
     sampled, groups = sampled_rewards(run, ("sft", "a2c", "grpo"))
     moved = {item["second"]: item["scores"]["action"] for item in scores["comparisons"] if item["first"] == "sft"}
+    blind = next(item["scores"]["action"]["F1_all"] for item in scores["comparisons"] if item["first"] == BLIND)
     explained = metrics(run / "a2c", "explained_variance")
     late = summary_of(explained[len(explained) // 2 :])
     facts = read_json(run / "a2c/run.json")
@@ -88,7 +91,8 @@ def summarize(run: Path, seconds: float) -> dict[str, Any]:
             for pair, first, second in (("a2c", "sft", "a2c"), ("grpo", "sft", "grpo"), ("a2c_over_grpo", "grpo", "a2c"))
         },
         "action": {name: {key: found["scores"]["action"][key] for key in ("F1_all", "mF1")} for name, found in scores["checkpoints"].items()},
-        "baselines": {name: found["scores"]["action"]["F1_all"] for name, found in scores["baselines"].items()},
+        "baselines": {name: found["scores"]["action"]["F1_all"] for name, found in scores["baselines"].items() if name != BLIND},
+        "over_blank_pictures": blind,
         "action_change": {name: {key: moved[name][key] for key in ("F1_all", "mF1")} for name in ("a2c", "grpo")},
         "explained_variance": {"value": late.mean, "low": late.low, "high": late.high},
         "sampled_tokens": {name: sum(metrics(run / name, "completions/mean_length")) * batch for name in ("a2c", "grpo")},
@@ -101,6 +105,12 @@ def summarize(run: Path, seconds: float) -> dict[str, Any]:
 def interval(found: dict[str, Any]) -> str:
     low, high = (f"{found[end]:+.3f}" if found[end] is not None else "none" for end in ("low", "high"))
     return f"{found['value']:+.3f} [{low}, {high}]"
+
+
+def best_baseline(summary: dict[str, Any]) -> tuple[str, float]:
+    """(name, F1_all of the actions) of the best constant or random answer."""
+    scores = {name: found["value"] for name, found in summary["baselines"].items()}
+    return max(scores.items(), key=lambda item: item[1])
 
 
 def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -118,12 +128,19 @@ def claims(summary: dict[str, Any]) -> list[tuple[str, bool]]:
         return f"A2C: {score} of the likeliest actions {now:.3f}: {interval(moved)}", moved["value"] >= -NOISE
 
     explained, tokens = summary["explained_variance"], summary["sampled_tokens"]
+    reached, (name, best) = summary["action"]["a2c"]["F1_all"], best_baseline(summary)
+    blank = summary["over_blank_pictures"]
     share = tokens["grpo"] / tokens["a2c"]
     return [
         rises("reward", "A2C: reward of sampled answers"),
         rises("valid_json", "A2C: valid JSON of sampled answers"),
         kept("F1_all"),
         kept("mF1"),
+        (
+            f"A2C: F1_all {reached['value']:.3f}, at least {reached['low']:.3f}; without a look at best {best:.3f} ({name})",
+            reached["low"] > best,
+        ),
+        (f"A2C: F1_all over that with blank pictures {interval(blank)}", above_zero(blank)),
         (f"A2C: the value head explains {interval(explained)} of the returns' variance", above_zero(explained)),
         (f"GRPO sampled {share:.2f} of A2C's {tokens['a2c']:,.0f} tokens", abs(share - 1) <= SAME_TOKENS),
     ]
@@ -145,11 +162,9 @@ def show(summary: dict[str, Any], args: Any) -> str | None:
     for pair, words in (("a2c", "A2C - SFT"), ("grpo", "GRPO - SFT"), ("a2c_over_grpo", "A2C - GRPO")):
         terms = "; ".join(f"{term} {interval(found)}" for term, found in summary["sampled"][pair].items())
         print(f"  {words}, sampled answers: {terms}")
-    best = max(summary["baselines"], key=lambda name: summary["baselines"][name]["value"])
-    reached = ", ".join(f"{name} {found['F1_all']['value']:.3f}" for name, found in summary["action"].items())
-    print(
-        f"  F1_all of the likeliest actions: {reached}; best without a look: {best} {summary['baselines'][best]['value']:.3f}"
-    )
+    name, best = best_baseline(summary)
+    reached = ", ".join(f"{model} {found['F1_all']['value']:.3f}" for model, found in summary["action"].items())
+    print(f"  F1_all of the likeliest actions: {reached}; best without a look: {name} {best:.3f}")
     print(f"  pictures {args.run}/f1.png, labels.png\n  summary  {args.run}/summary.json")
     return None if all(claim["holds"] for claim in summary["claims"]) else "Not every claim holds."
 

@@ -27,7 +27,6 @@ python tools/oia_eval.py --predictions p.jsonl --data data/test.jsonl --on_missi
 """
 # Columns with the labels of a row, and how long they are.
 COLUMNS = {"actions": 4, "reason": 21}
-BLIND = "blind pictures"
 # Different texts out of vocabulary that are shown of each kind, the commonest.
 SHOWN = 10
 
@@ -148,7 +147,7 @@ def plain_estimates(estimates: "Estimates") -> dict[str, Any]:
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plots; returns what --json holds."""
     from drive_vlm.data.predictions import read_blind, read_checkpoints
-    from drive_vlm.evaluation.oia import Answers, baselines, changes, distribution, scores
+    from drive_vlm.evaluation.oia import BLIND, Answers, baselines, changes, distribution, scores
 
     names, files, left_out = read_checkpoints(args.predictions, need_reference=False)
     truth, missing = true_labels(files, args)

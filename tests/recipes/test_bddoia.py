@@ -18,7 +18,9 @@ RISE = {"first": 0.5, "second": 0.6, "value": 0.1, "low": 0.05, "high": 0.15}
 KEPT = {"value": 0.0, "low": -0.03, "high": 0.03}
 GOOD: dict[str, Any] = {
     "sampled": {"a2c": {"reward": dict(RISE), "valid_json": dict(RISE)}},
-    "action": {"a2c": {"F1_all": {"value": 0.7}, "mF1": {"value": 0.6}}},
+    "action": {"a2c": {"F1_all": {"value": 0.7, "low": 0.67}, "mF1": {"value": 0.6}}},
+    "baselines": {"prior": {"value": 0.45}, "commonest labels": {"value": 0.6}},
+    "over_blank_pictures": dict(RISE),
     "action_change": {"a2c": {"F1_all": dict(KEPT), "mF1": dict(KEPT)}},
     "explained_variance": {"value": 0.3, "low": 0.2, "high": 0.4},
     "sampled_tokens": {"a2c": 1000.0, "grpo": 900.0},
@@ -44,11 +46,13 @@ def summary_tool() -> ModuleType:
         (("action_change", "a2c", "F1_all", "value"), -0.021),
         (("action_change", "a2c", "mF1", "value"), -0.021),
         (("explained_variance", "low"), 0.0),
+        (("action", "a2c", "F1_all", "low"), 0.6),
+        (("over_blank_pictures", "low"), 0.0),
         (("sampled_tokens", "grpo"), 700.0),
     ],
 )
 def test_each_claim_fails_on_its_own(summary_tool: ModuleType, place: tuple[str, ...], value: Any) -> None:
-    assert [holds for _, holds in summary_tool.claims(GOOD)] == [True] * 6
+    assert [holds for _, holds in summary_tool.claims(GOOD)] == [True] * 8
     bad = copy.deepcopy(GOOD)
     inner = bad
     for name in place[:-1]:
@@ -97,7 +101,7 @@ def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
     done = run([sys.executable, "tools/bddoia_summary.py", "--run", run_folder, "--seconds", 1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
-        done.stdout.count("holds ") == 6
+        done.stdout.count("holds ") == 8
         and "F1_all of the likeliest actions: sft 0.500, grpo 0.900, a2c 1.000" in done.stdout
     )
     summary = json.loads((run_folder / "summary.json").read_text())
