@@ -20,8 +20,8 @@ started=$SECONDS
 ensure_environment eval,trl
 out="${OUT:-runs/bddoia_synthetic}"
 case "${SIZE:-full}" in
-  full) scenes=4000 tower_steps=1000 clip_steps=120 sft_steps=400 rl_steps=150 answers=64 ;;
-  small) scenes=1200 tower_steps=500 clip_steps=60 sft_steps=200 rl_steps=60 answers=64 ;;
+  full) scenes=4000 tower_steps=800 clip_steps=60 sft_steps=250 rl_steps=120 answers=64 ;;
+  small) scenes=1200 tower_steps=300 clip_steps=40 sft_steps=100 rl_steps=40 answers=64 ;;
   smoke) scenes=60 tower_steps=2 clip_steps=2 sft_steps=2 rl_steps=2 answers=16 ;;
   *) _fail "bddoia_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
@@ -37,10 +37,10 @@ step "1/7  synthetic driving scenes with actions and reasons"
 run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --oia --size 64 --image_format png --splits train:0.8 test:0.2 --questions_per_scene 0
 
 step "2/7  a tower that sees, a tiny language model, a small CLIP"
-run python tools/train_tower.py --data "$data" --out "$out/tower" --max_steps "$tower_steps" --patch_size 16
+run python tools/train_tower.py --data "$data" --out "$out/tower" --max_steps "$tower_steps" --patch_size 16 --turns
 run python tools/build_tiny_model.py --family siglip_qwen --out "$out/random" --corpus "$data/oia_train.jsonl" "$data/oia_json_train.jsonl" \
   --image_size 64 --patch_size 16 --hidden_size 128 --text_layers 2 --max_frames 1
-run python tools/build_siglip_qwen.py --vision_tower "$out/tower" --language_model "$out/random" --pool_size 1 --max_frames 1 --out "$out/model"
+run python tools/build_siglip_qwen.py --vision_tower "$out/tower" --language_model "$out/random" --pool_size 4 --max_frames 1 --out "$out/model"
 run python tools/train_clip.py --data "$data/captions_train.jsonl" --out "$out/clip" --max_steps "$clip_steps"
 
 step "3/7  a short SFT: answers in text and in JSON"
