@@ -130,9 +130,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
     flag, equals, value = word.partition("=")
+    # A word with blanks is a value that begins with dashes, such as flags handed on in quotes.
+    if not word.startswith("--") or len(flag.split()) > 1:
+        return word
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 

@@ -6,10 +6,12 @@
 # Paper       the seed paper of row D at small size: R1 + R2 + .5 R3 for JSON with description, action and justification
 # Hardware    two CPU cores; no GPU, no hub
 # Memory      4 GB
-# Time        not measured
-# Result      not measured; the recipe ends with its claims and fails when one does not hold
+# Time        19 min 33 s on two CPU cores at load 2 to 3
+# Result      A2C against SFT on 826 held-out scenes: reward of sampled answers +0.120 [+0.080, +0.160], valid JSON 90.4 -> 95.0 %,
+#             F1_all of the likeliest actions 0.820, +0.010 [-0.001, +0.023]; of the reasons it falls (docs/bddoia.md). The recipe
+#             ends with its claims and fails when one does not hold
 # Command     bash recipes/bddoia_synthetic.sh      results in runs/bddoia_synthetic/ (summary.json, scores.json, f1.png)
-#             SIZE=small: fewer scenes, shorter stages, the same claims; SIZE=smoke: two steps of everything, which teach nothing
+#             SIZE=small: fewer scenes, shorter stages, claims that so few can decide; SIZE=smoke: two steps of everything, which teach nothing
 #             OUT: another folder for the results
 set -euo pipefail
 # shellcheck source=_launch.sh

@@ -47,7 +47,15 @@ def _load(name: str) -> Any:
 
 
 # Files whose slow tests take longest: one that began last would keep one worker busy while the other has nothing left.
-LONGEST = ("test_drive_vlm", "test_bddoia", "test_training", "test_types", "test_bench_launch", "test_resume", "test_spin_rounds")
+LONGEST = (
+    "test_drive_vlm",
+    "test_bddoia",
+    "test_training",
+    "test_types",
+    "test_bench_launch",
+    "test_resume",
+    "test_spin_rounds",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -292,3 +292,12 @@ def test_every_default_is_in_its_own_range() -> None:
             if type(item.default) in (int, float):
                 number = _in_range(type(item.default), item.name, item.default, *item.metadata["range"])
                 assert number(str(item.default)) == item.default, (cls, item.name)
+
+
+def test_a_quoted_value_that_begins_with_dashes_keeps_its_words() -> None:
+    """`--reward_flags "--clip_model a-b --clip_text whole"`: hyphens of a flag are underscores, those of a value are not."""
+    parser = CommandParser(prog="x")
+    parser.add_argument("--reward_flags")
+    words = "--clip_model a-b --clip_text whole"
+    assert parser.parse_args([f"--reward-flags={words}"]).reward_flags == words
+    assert parser.parse_args(["--reward-flags", words]).reward_flags == words

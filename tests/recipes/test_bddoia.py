@@ -15,13 +15,14 @@ import pytest
 from drive_vlm.evaluation.oia_labels import json_answer
 
 RISE = {"first": 0.5, "second": 0.6, "value": 0.1, "low": 0.05, "high": 0.15}
-KEPT = {"value": 0.0, "low": -0.03, "high": 0.03}
+KEPT = {"value": 0.0, "low": -0.01, "high": 0.01}
 GOOD: dict[str, Any] = {
     "sampled": {"a2c": {"reward": dict(RISE), "valid_json": dict(RISE)}},
     "action": {"a2c": {"F1_all": {"value": 0.7, "low": 0.67}, "mF1": {"value": 0.6}}},
     "baselines": {"prior": {"value": 0.45}, "commonest labels": {"value": 0.6}},
     "over_blank_pictures": dict(RISE),
     "action_change": {"a2c": {"F1_all": dict(KEPT), "mF1": dict(KEPT)}},
+    "rows": 800,
     "explained_variance": {"value": 0.3, "low": 0.2, "high": 0.4},
     "sampled_tokens": {"a2c": 1000.0, "grpo": 900.0},
 }
@@ -43,8 +44,8 @@ def summary_tool() -> ModuleType:
     [
         (("sampled", "a2c", "reward", "low"), -0.001),
         (("sampled", "a2c", "valid_json", "low"), None),
-        (("action_change", "a2c", "F1_all", "value"), -0.021),
-        (("action_change", "a2c", "mF1", "value"), -0.021),
+        (("action_change", "a2c", "F1_all", "low"), -0.021),
+        (("action_change", "a2c", "mF1", "low"), -0.021),
         (("explained_variance", "low"), 0.0),
         (("action", "a2c", "F1_all", "low"), 0.6),
         (("over_blank_pictures", "low"), 0.0),
@@ -59,6 +60,15 @@ def test_each_claim_fails_on_its_own(summary_tool: ModuleType, place: tuple[str,
         inner = inner[name]
     inner[place[-1]] = value
     assert [holds for _, holds in summary_tool.claims(bad)].count(False) == 1
+
+
+@pytest.mark.parametrize("score", ["F1_all", "mF1"])
+def test_few_scenes_must_not_show_that_f1_fell(summary_tool: ModuleType, score: str) -> None:
+    few = copy.deepcopy(GOOD) | {"rows": 200}
+    few["action_change"]["a2c"][score] = {"value": -0.03, "low": -0.07, "high": 0.01}
+    assert [holds for _, holds in summary_tool.claims(few)] == [True] * 7
+    few["action_change"]["a2c"][score]["high"] = -0.021
+    assert [holds for _, holds in summary_tool.claims(few)].count(False) == 1
 
 
 def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
@@ -101,7 +111,7 @@ def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
     done = run([sys.executable, "tools/bddoia_summary.py", "--run", run_folder, "--seconds", 1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
-        done.stdout.count("holds ") == 8
+        done.stdout.count("holds ") == 7
         and "F1_all of the likeliest actions: sft 0.500, grpo 0.900, a2c 1.000" in done.stdout
     )
     summary = json.loads((run_folder / "summary.json").read_text())
@@ -117,16 +127,18 @@ def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.supports("siglip_qwen sft zero2", "siglip_qwen a2c zero2", "siglip_qwen grpo zero2")
-def test_every_command_of_the_demonstration_runs(run: Callable, tmp_path: Path) -> None:
-    """Two steps of everything, which teach nothing: the last step may say that a claim does not hold."""
+def test_what_a2c_teaches_on_held_out_scenes(run: Callable, tmp_path: Path) -> None:
+    """The recipe itself fails when a claim does not hold: see claims() in tools/bddoia_summary.py."""
     out = tmp_path / "run"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {"OUT": str(out), "SIZE": "smoke", "VIRTUAL_ENV": sys.prefix, "PATH": path, "SLURM_JOB_ID": "7"}
-    done = run(["bash", "recipes/bddoia_synthetic.sh"], timeout=600, CUDA_VISIBLE_DEVICES="", **env)
+    env = {"OUT": str(out), "SIZE": "small", "VIRTUAL_ENV": sys.prefix, "PATH": path, "SLURM_JOB_ID": "7"}
+    done = run(["bash", "recipes/bddoia_synthetic.sh"], timeout=2400, CUDA_VISIBLE_DEVICES="", **env)
+    print(done.stdout[-4000:])
     assert "BDD-OIA at small size: " in done.stdout, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.returncode == 0 or "Not every claim holds." in done.stderr
+    assert done.returncode == 0, done.stdout[-3000:]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["rows"] > 0 and summary["ranks"] == 2 and summary["zero_stage"] == 2
+    assert summary["ranks"] == 2 and summary["zero_stage"] == 2
+    assert len(summary["claims"]) == 7 and all(claim["holds"] for claim in summary["claims"])
     assert set(summary["sampled"]["a2c"]) == {"reward", "clip", "action_reason", "structure", "valid_json"}
     for folder in ("sft", "a2c", "grpo"):
         manifest = json.loads((out / folder / "run.json").read_text())
