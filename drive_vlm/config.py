@@ -228,7 +228,7 @@ def output_file(text: str) -> Path:
     """The same of a flag that names a file; its folder need not be there."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is {'a folder' if text else 'no name'}; name a file")
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file" if text else "'' names no file")
     if not path.exists():
         output_folder(str(path.parent))
     elif not os.access(path, os.W_OK):

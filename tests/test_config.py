@@ -19,6 +19,7 @@ from drive_vlm.config import (
     field,
     from_namespace,
     nearest,
+    output_file,
     plain,
     run_tool,
     user_errors,
@@ -301,3 +302,11 @@ def test_a_quoted_value_that_begins_with_dashes_keeps_its_words() -> None:
     words = "--clip_model a-b --clip_text whole"
     assert parser.parse_args([f"--reward-flags={words}"]).reward_flags == words
     assert parser.parse_args(["--reward-flags", words]).reward_flags == words
+
+
+def test_an_empty_name_of_a_file_is_refused(capsys: pytest.CaptureFixture) -> None:
+    parser = CommandParser(prog="x")
+    parser.add_argument("--json", type=output_file)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--json", ""])
+    assert "argument --json: '' names no file" in capsys.readouterr().err
