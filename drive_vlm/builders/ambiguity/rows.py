@@ -1,0 +1,246 @@
+"""Questions as rows: their words, the clarification, four choices of which two are questions, a dialogue with a simulated reply."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from drive_vlm.builders.ambiguity.descriptions import (
+    ANYTHING,
+    PEOPLE,
+    Description,
+    asks_for,
+    listed,
+    name_of,
+    place_name,
+)
+from drive_vlm.builders.ambiguity.instances import Instance, Picture, nearest_of
+from drive_vlm.builders.ambiguity.questions import AMBIGUOUS, MISSING, Question, may_be_there
+from drive_vlm.builders.row_writer import Row
+from drive_vlm.builders.splits import split_position
+
+WORDINGS = {
+    "color": ("What color is {d}?", "Which color does {d} have?", "What is the color of {d}?"),
+    "clothes": ("What color is {d} wearing?", "Which color does {d} wear?", "What is the color of what {d} is wearing?"),
+    "state": ("What is {d} doing?", "What is {d} doing right now?", "In what state of motion is {d}?"),
+    "side": ("Where in the picture is {d}?", "In which part of the picture is {d}?", "Whereabouts in the picture is {d}?"),
+}  # fmt: skip
+_PLACES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+# What an answer may be where the data shows one value only.
+_VALUES = {
+    "color": ("red", "white", "black", "blue", "green"),
+    "state": ("moving", "stationary"),
+    "side": ("left", "middle", "right"),
+}
+# Candidates that a clarification names one by one, at most.
+MOST_NAMED = 3
+# Things that a question of another choice can be about where the picture lacks none of the class.
+_ABSENT = (
+    Description("vehicle", (("kind", "bus"),)), Description("vehicle", (("kind", "truck"),)), Description("cone"),
+    Description("cyclist"), Description("vehicle", (("kind", "motorcycle"),)), Description("traffic sign"),
+    Description("vehicle", (("kind", "tram"),)), Description("horse"), Description("wheelchair"),
+    Description("deer"), Description("dog sled"), Description("ladder"),
+)  # fmt: skip
+Values = Mapping[tuple[str, str], Sequence[str]]
+
+
+class NoNames(ValueError):
+    """The candidates cannot be named apart, or the nearest of many is not clear: the question makes no row."""
+
+
+def wording(question: Question, number: int) -> str:
+    """The question's text; `number` chooses among the wordings of what it asks."""
+    worn = question.attribute == "color" and question.asked.name in PEOPLE
+    forms = WORDINGS["clothes" if worn else question.attribute]
+    return forms[number % len(forms)].format(d=question.asked)
+
+
+def answer_of(attribute: str, value: str) -> str:
+    """'It is red.', 'It is on the left.'"""
+    return f"It is {_PLACES.get(value, value) if attribute == 'side' else value}."
+
+
+def names_of(picture: Picture, question: Question) -> list[str]:
+    """A name for each candidate, in order. Raises NoNames where two would have one name, or one has none."""
+    names = []
+    for thing in question.candidates:
+        things = [other for other in picture.instances if other.name == thing.name]
+        asked = question.asked if question.asked.name != ANYTHING else Description(thing.name)
+        names.append(name_of(thing, things, asked, question.attribute, picture.size[0]))
+    found = [name for name in names if name is not None]
+    if len(set(found)) < len(names):
+        raise NoNames(f"{question.asked}: {names}")
+    return found
+
+
+def clarify(picture: Picture, question: Question, names: Sequence[str]) -> str:
+    """The question back: up to three candidates by name, of more the nearest or another. Raises NoNames."""
+    if len(names) > MOST_NAMED and nearest_of(question.candidates, picture.size[0]) is None:
+        raise NoNames(f"{question.asked}: the nearest of {len(names)} is not clear")
+    return question_back(names, len(names), question.asked)
+
+
+def question_back(names: Sequence[str], count: int, of: Description) -> str:
+    """'Do you mean the car or the red truck?'; of more than three 'There are 4 cars: do you mean the nearest car or another?'"""
+    if count <= MOST_NAMED:
+        return f"Do you mean {listed(names)}?"
+    noun, many = ("thing", "things") if of.name == ANYTHING else (of.words(), of.words(plural=True))
+    return f"There are {count} {many}: do you mean the nearest {noun} or another?"
+
+
+class RowMaker:
+    """Makes the rows of one source.
+
+    `values` are the values that each (class, attribute) has in the data: what a wrong answer may say. The order of choices and the
+    candidate that a simulated user means follow from hashes of (seed, id).
+    """
+
+    def __init__(self, values: Values, source: str, seed: int) -> None:
+        self.values, self.source, self.seed = values, source, seed
+
+    def row(self, picture: Picture, question: Question, number: int, kind: str, twin: str | None = None) -> Row:
+        """One row; `kind` is its type, `number` its wording, `twin` the id of its other half. Raises NoNames."""
+        id = row_id(picture, question)
+        text = wording(question, number)
+        ambiguous = question.kind == AMBIGUOUS
+        things = question.candidates if ambiguous else _class_of(picture, question)
+        names = names_of(picture, question) if ambiguous else self._free_names(picture, question, things)
+        clarification = clarify(picture, question, names) if ambiguous else ""
+        answers = [answer_of(question.attribute, thing.attributes.get(question.attribute, "")) for thing in things]
+        answer = "" if ambiguous else self._answer(question)
+        choices = self._choices(picture, question, clarification, answer, names)
+        gold = int.from_bytes(split_position(id, self.seed), "big") % 4
+        choices[0], choices[gold] = choices[gold], choices[0]
+        return {
+            "id": id,
+            "group": picture.group,
+            "image": picture.image,
+            "messages": [
+                {"role": "user", "content": f"<image>\n{text}"},
+                {"role": "assistant", "content": clarification if ambiguous else answer},
+            ],
+            "question": text,
+            "ambiguous": int(ambiguous),
+            "level": question.level,
+            "type": kind,
+            "class": question.asked.name,
+            "attribute": question.attribute,
+            "description": str(question.asked),
+            "candidates": [
+                {"box": list(thing.box), "category": thing.name, "attributes": thing.attributes, "name": name}
+                for thing, name in zip(things, names, strict=True)
+            ],
+            "target": None if question.target is None else things.index(question.target),
+            "answer": answer,
+            "answers": dict(zip(names, answers, strict=True)) if ambiguous else {},
+            "clarification": clarification,
+            "choices": choices,
+            "gold_choice": gold,
+            "source": self.source,
+            **({"twin": twin} if twin else {}),
+        }
+
+    def dialogue(self, row: Row) -> Row:
+        """The ambiguous row with the simulated user's reply to its clarification, and the answer about what he means."""
+        target = int.from_bytes(split_position(f"{row['id']} reply", self.seed), "big") % len(row["candidates"])
+        name = row["candidates"][target]["name"]
+        answer = row["answers"][name]
+        reply = f"{name[0].upper()}{name[1:]}."
+        turns = [{"role": "user", "content": reply}, {"role": "assistant", "content": answer}]
+        more = {"target": target, "answer": answer, "reply": reply, "type": "dialogue"}
+        drop = ("choices", "gold_choice")
+        kept = {key: value for key, value in row.items() if key not in drop}
+        return kept | more | {"id": f"{row['id']}-dialogue", "messages": [*row["messages"], *turns]}
+
+    def _answer(self, question: Question) -> str:
+        if question.kind == MISSING:
+            return f"There is no {question.asked.words()} in the picture."
+        return answer_of(question.attribute, question.answer)
+
+    def _free_names(self, picture: Picture, question: Question, things: Sequence[Instance]) -> list[str]:
+        """Names of the things of a clear question, which need not be told apart by them: by their place where nothing else does."""
+        names = []
+        for thing in things:
+            alike = [other for other in picture.instances if other.name == thing.name]
+            known = [(key, thing.attributes[key]) for key in ("kind", "color") if key in thing.attributes]
+            said = tuple(pair for pair in known if pair[0] not in asks_for(question.attribute))
+            base = Description(thing.name, said if len(alike) == 1 else ())
+            name = name_of(thing, alike, base, question.attribute, picture.size[0])
+            names.append(name or place_name(thing, alike, base, picture.size[0]) or f"a {thing.name}")
+        return names
+
+    def _choices(
+        self, picture: Picture, question: Question, clarification: str, answer: str, names: Sequence[str]
+    ) -> list[str]:
+        """Four options, the right one first; two are questions back and two are statements, whatever the row.
+
+        One question back is about things that are not there. Of a clear row the other one is needless: it names what is there.
+        """
+        absent = self._absent(picture, question)
+        if question.kind == AMBIGUOUS:
+            values = list(dict.fromkeys(thing.attributes[question.attribute] for thing in question.candidates))
+            wrong = [answer_of(question.attribute, value) for value in values[:2]]
+            return [clarification, _back(absent, len(names)), *wrong]
+        # As many names as a question back about these things would have: their number must not show which row is clear.
+        count = max(2, len(question.candidates) if len(question.candidates) > 1 else len(names))
+        needless = question_back(
+            [*names, *map(str, absent[MOST_NAMED:])][:count], count, Description(question.asked.name)
+        )
+        return [answer, self._wrong(picture, question), needless, _back(absent, count)]
+
+    def _wrong(self, picture: Picture, question: Question) -> str:
+        """An answer that is not right: of another thing of the class where there is one."""
+        class_ = question.asked.name
+        others = [thing.attributes.get(question.attribute) for thing in _class_of(picture, question)]
+        known = [*others, *self.values.get((class_, question.attribute), ()), *_VALUES[question.attribute]]
+        value = next(value for value in known if value and value != question.answer)
+        return answer_of(question.attribute, value)
+
+    def _absent(self, picture: Picture, question: Question) -> list[Description]:
+        """Things, six at most, that are not in the picture, of the question's class as far as the data has them."""
+        class_ = question.asked.name
+        made = [
+            Description(class_, ((modifier, value),))
+            for modifier in ("kind", "color", "state")
+            if modifier not in asks_for(question.attribute)
+            for value in self.values.get((class_, modifier), ())
+        ]
+        made.sort(key=lambda item: split_position(f"{picture.id} {item}", self.seed))
+        return [item for item in dict.fromkeys((*made, *_ABSENT)) if not may_be_there(picture, item)][:6]
+
+
+def _back(absent: Sequence[Description], count: int) -> str:
+    return question_back([str(item) for item in absent[:count]], count, absent[0])
+
+
+def _class_of(picture: Picture, question: Question) -> tuple[Instance, ...]:
+    if question.asked.name == ANYTHING:
+        return picture.instances
+    return tuple(thing for thing in picture.instances if thing.name == question.asked.name)
+
+
+def row_id(picture: Picture, question: Question) -> str:
+    """Of a picture, no two questions have one id: what is asked, and about what."""
+    return f"{picture.id}-{question.attribute}-{question.asked.words().replace(' ', '-')}"
+
+
+def all_values(pictures: Sequence[Picture]) -> dict[tuple[str, str], list[str]]:
+    """The values of each (class, attribute) in the data, sorted."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for picture in pictures:
+        for thing in picture.instances:
+            for attribute, value in thing.attributes.items():
+                found.setdefault((thing.name, attribute), set()).add(value)
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def facts(row: Row) -> dict[str, Any]:
+    """What an audit counts of a row."""
+    sides = [row["candidates"][row["target"]]["attributes"]["side"]] if row["target"] is not None else []
+    return {
+        "ambiguous": "ambiguous" if row["ambiguous"] else "clear",
+        "level": str(row["level"]),
+        "type": row["type"],
+        "class": row["class"],
+        "attribute": row["attribute"],
+        "candidates": str(len(row["candidates"])),
+        "side": sides[0] if sides else "none",
+    }
