@@ -4,7 +4,8 @@ An ambiguous row ("What color is the truck?" where there are two, of different c
 candidates; its twin ("What color is the truck on the left?") by the color. Levels: 0 one thing, or one answer whoever is meant;
 1 several, of which one stands out; 2 two or three; 3 four or more. Rows of levels 2 and 3 are ambiguous.
 No text gives the label away: each stands as often in ambiguous as in clear rows, and a classifier that reads the question alone must
-not know it (at most 55 % balanced accuracy on unseen groups), else nothing is written. Writes to OUT
+not know it (at most 55 % balanced accuracy on unseen groups), else nothing is written. A teacher on any OpenAI-compatible server may
+put questions into other words, behind three checks, or write them as ClarifyVLM does (--pipeline). Writes to OUT
   SPLIT.jsonl            rows with candidates, names, answers, clarification, four choices (docs/clarify.md)
   dialogues_SPLIT.jsonl  the ambiguous rows, with a simulated reply to the clarification and the answer
   *.meta.json            each of these files as a source for --data, with its folder of pictures
@@ -15,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.builders.ambiguity.build import DETECTIONS, AmbiguityBuild, Reader, build
+from drive_vlm.builders.ambiguity.build import DETECTIONS, SOURCES, AmbiguityBuild, Reader, build
 from drive_vlm.builders.ambiguity.instances import Picture
-from drive_vlm.builders.ambiguity.sources import SOURCES, labelled, sized
+from drive_vlm.builders.ambiguity.sources import labelled, sized
 from drive_vlm.config import CommandParser, add_dataclass, run_tool
 from drive_vlm.data.samples import BadRow
+from drive_vlm.launch import stop
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
@@ -27,6 +29,8 @@ python tools/build_ambiguity.py --source synthetic --data data/synthetic/scenes.
 python tools/build_ambiguity.py --source drivelm --data v1_1_train_nus.json --image_root data/nuscenes --out data/clarify_drivelm --on_missing skip
 python tools/build_ambiguity.py --source bdd100k --data bdd100k_labels_images_train.json --image_root data/bdd100k/images/100k/train --out data/clarify_bdd --types missing_referent deictic
 python tools/build_ambiguity.py --source detections --data detections.jsonl --image_root data/bdd100k/images --out data/clarify_boxes --attributes side
+python tools/build_ambiguity.py --source synthetic --data data/synthetic/scenes.jsonl --out data/clarify_words --teacher Qwen/Qwen3-32B --base_url http://localhost:8000/v1
+python tools/build_ambiguity.py --source clarifyvlm_boxes --data train_ambig_annotations.jsonl --image_root flickr30k --out data/flickr --pipeline clarifyvlm --teacher gpt-5-mini --base_url https://api.openai.com/v1 --on_leak warn
 """
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -56,7 +60,7 @@ READERS: dict[str, Reader] = {**SOURCES, DETECTIONS: read_detections}
 
 
 def run(config: AmbiguityBuild) -> dict[str, Any]:
-    return build(config, READERS)
+    return build(config, READERS, Path(__file__).parent / "prompts")
 
 
 def show(audit: dict[str, Any], config: AmbiguityBuild) -> str | None:
@@ -71,10 +75,21 @@ def show(audit: dict[str, Any], config: AmbiguityBuild) -> str | None:
         )
     print_table(f"ambiguity rows ({config.source}, --balance {config.balance})", ("split", *columns, "twins"), rows)
     for part in ("instances", "questions"):
-        for reason, count in sorted(audit[part]["left_out"].items()):
+        for reason, count in sorted(audit.get(part, {}).get("left_out", {}).items()):
             print(f"{part} left out: {count:,} {reason}")
     for reason, count in audit["bad_rows"]["by_reason"].items():
         print(f"pictures left out: {count:,} {reason}")
+    if teacher := audit.get("teacher"):
+        made = (
+            f"{teacher['rephrased']:,} rows rephrased"
+            if "rephrased" in teacher
+            else f"{teacher['written']:,} rows written"
+        )
+        rejected = ", ".join(f"{count:,} {reason}" for reason, count in teacher["rejected"].items())
+        usage = teacher["usage"]
+        print(
+            f"teacher: {made}; rejected: {rejected or 'nothing'}; {usage['requests']:,} requests, {usage['cached']:,} from the cache"
+        )
     leak = audit["leak"]
     if leak["balanced_accuracy"] is None:
         print(f"leak check not made: {leak['reason']}")
@@ -90,4 +105,5 @@ def show(audit: dict[str, Any], config: AmbiguityBuild) -> str | None:
 
 
 if __name__ == "__main__":
-    run_tool(make_parser(), run, show, AmbiguityBuild)
+    with stop.listening():
+        run_tool(make_parser(), run, show, AmbiguityBuild)

@@ -1,5 +1,6 @@
 """The whole build: a truth file in, rows by split, dialogues and audit.json out."""
 
+import dataclasses
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.builders.ambiguity.clarifyvlm import Pipeline, read_annotations, read_published, write_questions
 from drive_vlm.builders.ambiguity.instances import KeepRules, Picture, SalienceRules, keep_instances
 from drive_vlm.builders.ambiguity.leak import leak_problem, text_leak
 from drive_vlm.builders.ambiguity.questions import (
@@ -19,9 +21,11 @@ from drive_vlm.builders.ambiguity.questions import (
     pairs,
     questions,
 )
+from drive_vlm.builders.ambiguity.replies import Asker, TeacherFlags
 from drive_vlm.builders.ambiguity.rows import NoNames, RowMaker, all_values, clarify, facts, names_of, row_id
 from drive_vlm.builders.ambiguity.select import Circle, Selection, Single, unbalanced
-from drive_vlm.builders.ambiguity.sources import SOURCES
+from drive_vlm.builders.ambiguity.sources import SOURCES as TRUTHS
+from drive_vlm.builders.ambiguity.teacher import Rephraser, rephrase_all
 from drive_vlm.builders.row_writer import Row, RowWriter, meta_entry
 from drive_vlm.builders.splits import assign_split, parse_fractions, split_position
 from drive_vlm.config import field, plain
@@ -29,23 +33,32 @@ from drive_vlm.data.samples import BadRow
 from drive_vlm.store.cache import write_json
 
 Reader = Callable[[Path, Path], Iterator[Picture | BadRow]]
-DETECTIONS = "detections"
+# Sources that are not read by SOURCES: the tool gives the reader of a detection cache, since rewards/ owns it.
+DETECTIONS, PUBLISHED = "detections", "clarifyvlm_rows"
+# --source -> its reader.
+SOURCES: dict[str, Reader] = {**TRUTHS, "clarifyvlm_boxes": read_annotations}
 OTHER_TYPES = (MISSING, "deictic")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmbiguityBuild(KeepRules, SalienceRules):
+class AmbiguityBuild(KeepRules, SalienceRules, TeacherFlags):
     """The arguments of tools/build_ambiguity.py."""
 
     source: str = field(
         help="what --data is: scenes.jsonl of tools/build_synthetic.py; DriveLM's JSON with key objects; BDD100K's box labels; a "
-        "cache of tools/cache_detections.py over single pictures",
-        choices=(*SOURCES, DETECTIONS),
+        "cache of tools/cache_detections.py over single pictures; ClarifyVLM's *_annotations.jsonl (boxes) or published rows",
+        choices=(*SOURCES, DETECTIONS, PUBLISHED),
     )
     data: Path = field(help="the file with the boxes")
     out: Path = field(help="folder for SPLIT.jsonl, dialogues_SPLIT.jsonl, their *.meta.json, and audit.json")
-    image_root: Path | None = field(
-        None, help="folder that picture paths start from (default: the folder of --data; DriveLM: that of samples/)"
+    image_root: Path | None = field(None, help="folder that picture paths start from (default: the folder of --data)")
+    pipeline: str = field(
+        "templates",
+        help="templates: questions from attributes; clarifyvlm: --teacher describes the boxes and writes questions and answers",
+        choices=("templates", "clarifyvlm"),
+    )
+    teacher_prompts: Path | None = field(
+        None, help="folder of the teacher's prompts (default: prompts next to the tool)"
     )
     attributes: list[str] = field(list(ATTRIBUTES), help=f"what is asked, of {', '.join(ATTRIBUTES)}")
     types: list[str] = field(
@@ -82,43 +95,122 @@ class AmbiguityBuild(KeepRules, SalienceRules):
             if unknown := set(given) - set(known):
                 raise ValueError(f"--{flag} {' '.join(sorted(unknown))}: not known; of {', '.join(known)}")
         parse_fractions(self.splits, "--splits")
+        if self.source == PUBLISHED and (self.teacher or self.pipeline == "clarifyvlm"):
+            raise ValueError(
+                f"--source {PUBLISHED}: these rows are taken as they are; leave --teacher and --pipeline out"
+            )
+        if self.source == "clarifyvlm_boxes" and self.pipeline != "clarifyvlm":
+            raise ValueError(
+                "--source clarifyvlm_boxes: these boxes have no attributes; give --pipeline clarifyvlm and --teacher"
+            )
+        if self.pipeline == "clarifyvlm" and not self.teacher:
+            raise ValueError("--pipeline clarifyvlm: a teacher writes the questions; give --teacher and --base_url")
 
     @property
     def root(self) -> Path:
         return self.image_root or self.data.parent
 
 
-def build(config: AmbiguityBuild, readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """Read, ask, choose, check, write; the audit. Raises ValueError for what a user can fix, and for a text that leaks."""
-    shares = parse_fractions(config.splits, "--splits")
-    left_out = {"instances": Counter[str](), "questions": Counter[str]()}
+@dataclass
+class Made:
+    """The rows of each split, dialogues of ambiguous ones, and what the audit says of them."""
+
+    rows: dict[str, list[Row]]
+    audit: dict[str, Any]
+    dialogues: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+
+
+def build(config: AmbiguityBuild, readers: Mapping[str, Reader], prompts: Path) -> dict[str, Any]:
+    """Read, ask, choose, check, write; the audit. Raises ValueError for what a user can fix, and for a text that leaks.
+
+    readers: of each --source with boxes; prompts: the folder of the teacher's prompts unless --teacher_prompts names one.
+    """
+    prompts = config.teacher_prompts or prompts
     with RowWriter(config.out, config.on_bad_row) as writer:
-        pictures = read_pictures(config, readers[config.source], writer, left_out["instances"])
-        found = [ask(config, picture, left_out["questions"]) for picture in pictures]
-        check_found(config, pictures, found, left_out)
-        maker = RowMaker(all_values(pictures), config.source, config.seed)
-        parts: dict[str, list[int]] = {split: [] for split in shares}
-        for number, picture in enumerate(pictures):
-            parts[assign_split(picture.group, shares, config.seed)].append(number)
-        rows = {split: rows_of(config, maker, pictures, found, parts[split], shares[split]) for split in shares}
-        everything = [row for part in rows.values() for row in part]
-        check_rows(config, everything, found)
-        leak = text_leak(everything, seed=config.seed)
+        if config.source == PUBLISHED:
+            made = from_published(config, writer)
+        elif config.pipeline == "clarifyvlm":
+            made = from_pipeline(config, readers[config.source], writer, prompts)
+        else:
+            made = from_boxes(config, readers[config.source], writer, prompts)
+        leak = text_leak([row for part in made.rows.values() for row in part], seed=config.seed)
         problem = leak_problem(leak)
         if problem and config.on_leak == "error":
             way_out = "--balance text takes each text as often ambiguous as clear; --on_leak warn writes the rows all the same"
             raise ValueError(f"{problem}. {way_out}")
-        for split, part in rows.items():
+        for split, part in made.rows.items():
             writer.add(f"{split}.jsonl", part, split)
-            writer.add(f"dialogues_{split}.jsonl", (maker.dialogue(row) for row in part if row["ambiguous"]))
+        for split, part in made.dialogues.items():
+            writer.add(f"dialogues_{split}.jsonl", part)
     for name, count in writer.counts.items():
+        stem = name.removesuffix(".jsonl")
         entry = meta_entry(str(config.root.resolve()), name, count)
-        write_json(
-            config.out / f"{name.removesuffix('.jsonl')}.meta.json", {f"ambiguity_{name.removesuffix('.jsonl')}": entry}
-        )
-    audit = audit_of(config, pictures, found, rows, left_out) | {"leak": leak | {"problem": problem}} | writer.audit()
+        write_json(config.out / f"{stem}.meta.json", {f"ambiguity_{stem}": entry})
+    counts = {
+        "arguments": plain(config),
+        "splits": plain({split: counts_of(part) for split, part in made.rows.items()}),
+    }
+    audit = counts | made.audit | {"leak": leak | {"problem": problem}} | writer.audit()
     write_json(config.out / "audit.json", audit)
     return audit
+
+
+def from_boxes(config: AmbiguityBuild, reader: Reader, writer: RowWriter, prompts: Path) -> Made:
+    """Rows by templates, from boxes with attributes; a teacher may put them into other words."""
+    shares = parse_fractions(config.splits, "--splits")
+    left_out = {"instances": Counter[str](), "questions": Counter[str]()}
+    pictures = read_pictures(config, reader, writer, left_out["instances"])
+    found = [ask(config, picture, left_out["questions"]) for picture in pictures]
+    check_found(config, pictures, found, left_out)
+    values = all_values(pictures)
+    maker = RowMaker(values, config.source, config.seed)
+    parts: dict[str, list[int]] = {split: [] for split in shares}
+    for number, picture in enumerate(pictures):
+        parts[assign_split(picture.group, shares, config.seed)].append(number)
+    rows = {split: rows_of(config, maker, pictures, found, parts[split], shares[split]) for split in shares}
+    check_rows(config, rows, found)
+    audit = audit_of(pictures, found, rows, left_out)
+    if config.teacher:
+        asker = Asker(config, config.out, config.seed)
+        rephraser = Rephraser(asker, prompts, values)
+        rows = {split: rephrase_all(rephraser, part, config.workers) for split, part in rows.items()}
+        changed = sum("template_question" in row for part in rows.values() for row in part)
+        audit["teacher"] = {"rephrased": changed} | asker.audit()
+    dialogues = {split: [maker.dialogue(row) for row in part if row["ambiguous"]] for split, part in rows.items()}
+    return Made(rows, audit, dialogues)
+
+
+def from_pipeline(config: AmbiguityBuild, reader: Reader, writer: RowWriter, prompts: Path) -> Made:
+    """Rows as ClarifyVLM's two calls to a teacher write them."""
+    left_out: Counter[str] = Counter()
+    pictures = read_pictures(config, reader, writer, left_out)
+    asker = Asker(config, config.out, config.seed)
+    rows = write_questions(Pipeline(asker, prompts, config.root, config.source, config.seed), pictures, config.workers)
+    if not rows:
+        raise ValueError(f"{config.teacher}: no reply could be used; rejected: {_counts(asker.rejected)}")
+    audit = boxes_audit(pictures, left_out) | {"teacher": {"written": len(rows)} | asker.audit()}
+    return Made(by_split(config, rows[: config.rows]), audit)
+
+
+def from_published(config: AmbiguityBuild, writer: RowWriter) -> Made:
+    """ClarifyVLM's published rows, in this project's form."""
+    rows = []
+    for row in itertools.islice(read_published(config.data, config.root), config.limit):
+        if isinstance(row, BadRow):
+            writer.reject(row, config.on_missing == "skip" and row.reason == "image_missing")
+        else:
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{config.data}: no row that can be used{f'; {writer.bad[0]}' if writer.bad else ''}")
+    return Made(by_split(config, rows[: config.rows]), {})
+
+
+def by_split(config: AmbiguityBuild, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    shares = parse_fractions(config.splits, "--splits")
+    parts: dict[str, list[Row]] = {split: [] for split in shares}
+    for row in rows:
+        parts[assign_split(row["group"], shares, config.seed)].append(row)
+    return parts
 
 
 def read_pictures(config: AmbiguityBuild, reader: Reader, writer: RowWriter, left_out: Counter[str]) -> list[Picture]:
@@ -222,9 +314,9 @@ def rows_of_circle(maker: RowMaker, pictures: Sequence[Picture], circle: Circle,
         yield maker.row(pictures[single.picture], single.question, number, single.question.kind)
 
 
-def check_rows(config: AmbiguityBuild, rows: Sequence[Row], found: Sequence[Sequence[Question]]) -> None:
+def check_rows(config: AmbiguityBuild, rows: Mapping[str, Sequence[Row]], found: Sequence[Sequence[Question]]) -> None:
     """Raises ValueError where no row was chosen."""
-    if rows:
+    if any(rows.values()):
         return
     kinds = Counter(question.kind for part in found for question in part)
     raise ValueError(
@@ -233,34 +325,37 @@ def check_rows(config: AmbiguityBuild, rows: Sequence[Row], found: Sequence[Sequ
     )
 
 
+def counts_of(rows: Sequence[Row]) -> dict[str, Counter[str]]:
+    """Rows of a split by label, level, type, class, attribute; candidates and sides by type as well."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        for name, value in facts(row).items():
+            counts[name][f"{row['type']} {value}" if name in ("side", "candidates") else value] += 1
+    return counts
+
+
 def audit_of(
-    config: AmbiguityBuild,
     pictures: Sequence[Picture],
     found: Sequence[Sequence[Question]],
     rows: Mapping[str, Sequence[Row]],
     left_out: Mapping[str, Counter[str]],
 ) -> dict[str, Any]:
-    """What was read, found, left out and written."""
-    by_split: dict[str, dict[str, Counter[str]]] = {}
-    for split, part in rows.items():
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in part:
-            for name, value in facts(row).items():
-                counts[name][f"{row['type']} {value}" if name in ("side", "candidates") else value] += 1
-        by_split[split] = counts
+    """What was read, found and left out."""
+    asked = {
+        "found": dict(Counter(question.kind for part in found for question in part)),
+        "left_out": dict(left_out["questions"]),
+        "written": sum(map(len, rows.values())),
+    }
+    return boxes_audit(pictures, left_out["instances"]) | {"questions": asked}
+
+
+def boxes_audit(pictures: Sequence[Picture], left_out: Counter[str]) -> dict[str, Any]:
     return {
-        "arguments": plain(config),
         "pictures": len(pictures),
         "groups": len({picture.group for picture in pictures}),
         "instances": {
             "kept": sum(len(picture.instances) for picture in pictures),
             "by_class": dict(Counter(thing.name for picture in pictures for thing in picture.instances)),
-            "left_out": dict(left_out["instances"]),
+            "left_out": dict(left_out),
         },
-        "questions": {
-            "found": dict(Counter(question.kind for part in found for question in part)),
-            "left_out": dict(left_out["questions"]),
-            "written": sum(map(len, rows.values())),
-        },
-        "splits": plain(by_split),
     }

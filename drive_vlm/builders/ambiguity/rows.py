@@ -234,13 +234,13 @@ def all_values(pictures: Sequence[Picture]) -> dict[tuple[str, str], list[str]]:
 
 def facts(row: Row) -> dict[str, Any]:
     """What an audit counts of a row."""
-    sides = [row["candidates"][row["target"]]["attributes"]["side"]] if row["target"] is not None else []
+    sides = [row["candidates"][row["target"]]["attributes"].get("side")] if row["target"] is not None else []
     return {
         "ambiguous": "ambiguous" if row["ambiguous"] else "clear",
         "level": str(row["level"]),
         "type": row["type"],
-        "class": row["class"],
-        "attribute": row["attribute"],
+        "class": row.get("class", "unknown"),
+        "attribute": row.get("attribute", "free"),
         "candidates": str(len(row["candidates"])),
-        "side": sides[0] if sides else "none",
+        "side": next(filter(None, sides), "none"),
     }

@@ -128,7 +128,7 @@ def read_drivelm(file: Path, images: Path) -> Iterator[Picture | BadRow]:
 
 
 def _drivelm_thing(tag: str, facts: Any, where: str) -> Instance | BadRow:
-    box = _box(facts.get("2d_bbox")) if isinstance(facts, dict) else None
+    box = box_of(facts.get("2d_bbox")) if isinstance(facts, dict) else None
     category = str(facts.get("Category") or "").lower() if isinstance(facts, dict) else ""
     if box is None or not category:
         problem = f'the key object {tag!r} needs "Category" and "2d_bbox" of four numbers, got {str(facts)[:100]}'
@@ -150,7 +150,7 @@ def _drivelm_thing(tag: str, facts: Any, where: str) -> Instance | BadRow:
     return Instance(name, box, attributes)
 
 
-def _box(value: Any) -> tuple[float, float, float, float] | None:
+def box_of(value: Any) -> tuple[float, float, float, float] | None:
     try:
         x1, y1, x2, y2 = map(float, value)
     except (TypeError, ValueError):
@@ -180,7 +180,7 @@ def read_bdd100k(file: Path, images: Path) -> Iterator[Picture | BadRow]:
 def _bdd_thing(label: dict[str, Any], where: str) -> Instance | BadRow | None:
     category = str(label.get("category") or "").lower()
     corners = label.get("box2d")
-    box = _box([corners.get(corner) for corner in ("x1", "y1", "x2", "y2")]) if isinstance(corners, dict) else None
+    box = box_of([corners.get(corner) for corner in ("x1", "y1", "x2", "y2")]) if isinstance(corners, dict) else None
     if not category or box is None:
         problem = f'a label needs "category" and "box2d" with x1, y1, x2, y2, got {str(label)[:100]}'
         return BadRow("bad_object", where, problem, SKIP)
@@ -202,5 +202,5 @@ def labelled(
     return Instance(_PEOPLE.get(category, category), box, attributes, score=score)
 
 
-# --source -> its reader.
+# Truth files by --source.
 SOURCES = {"synthetic": read_synthetic, "drivelm": read_drivelm, "bdd100k": read_bdd100k}
