@@ -50,7 +50,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def build(run, tmp_path):
     def call(*flags, out="out"):
-        done = run([sys.executable, TOOL, "--out", tmp_path / out, *flags])
+        done = run([sys.executable, TOOL, "--out", tmp_path / out, *flags], timeout=400)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -183,6 +183,7 @@ def test_the_key_objects_of_drivelm(build, kit, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
     assert problems_of(rows, checker.drivelm_truth(data)) == []
+    assert len({row["id"] for row in rows}) == len(rows)
     ambiguous = [row for row in rows if row["ambiguous"]]
     # Of the four key frames one camera sees several key objects of a class, none of which stands out: two cars and a truck.
     assert {row["image"].split("/")[1] for row in ambiguous} == {"CAM_BACK"} and len({row["image"] for row in rows}) > 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from drive_vlm.builders.ambiguity.clarifyvlm import Pipeline, read_annotations, read_published, write_questions
 from drive_vlm.builders.ambiguity.instances import KeepRules, Picture, SalienceRules, keep_instances
-from drive_vlm.builders.ambiguity.leak import leak_problem, text_leak
+from drive_vlm.builders.ambiguity.leak import leak_problem, options_of, text_leak
 from drive_vlm.builders.ambiguity.questions import (
     AMBIGUOUS,
     ATTRIBUTES,
@@ -133,7 +133,11 @@ def build(config: AmbiguityBuild, readers: Mapping[str, Reader], prompts: Path) 
             made = from_pipeline(config, readers[config.source], writer, prompts)
         else:
             made = from_boxes(config, readers[config.source], writer, prompts)
-        leak = text_leak([row for part in made.rows.values() for row in part], seed=config.seed)
+        everything = [row for part in made.rows.values() for row in part]
+        leak = text_leak(everything, seed=config.seed)
+        # Said, not refused: the options matter to a four-choice score alone, whose report has a blind baseline.
+        with_options = [row for row in everything if row.get("choices")]
+        options = text_leak(with_options, options_of, seed=config.seed)["balanced_accuracy"]
         problem = leak_problem(leak)
         if problem and config.on_leak == "error":
             way_out = "--balance text takes each text as often ambiguous as clear; --on_leak warn writes the rows all the same"
@@ -150,7 +154,7 @@ def build(config: AmbiguityBuild, readers: Mapping[str, Reader], prompts: Path) 
         "arguments": plain(config),
         "splits": plain({split: counts_of(part) for split, part in made.rows.items()}),
     }
-    audit = counts | made.audit | {"leak": leak | {"problem": problem}} | writer.audit()
+    audit = counts | made.audit | {"leak": leak | {"problem": problem, "options": options}} | writer.audit()
     write_json(config.out / "audit.json", audit)
     return audit
 

@@ -1,7 +1,7 @@
 """Descriptions of things: "the red truck", "the vehicle on the left"; what they fit, and the shortest that fits one thing only."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from drive_vlm.builders.ambiguity.instances import Instance, nearest_of
@@ -74,19 +74,19 @@ def _values(things: Sequence[Instance], attribute: str) -> list[str]:
     return sorted(known if attribute != "lane" else known & _LANES.keys())
 
 
-def name_of(thing: Instance, things: Sequence[Instance], asked: Description, attribute: str, height: int) -> str | None:
-    """The shortest name, "the truck on the left", that singles `thing` out among the `things` of its class.
+def shortest(
+    thing: Instance, things: Sequence[Instance], base: Description, attribute: str, but_not: str = ""
+) -> Description | None:
+    """The shortest description that singles `thing` out among the `things` of its class; None where none does.
 
-    It begins with the kind that `asked` names, holds nothing that gives the answer away, and takes at most three modifiers;
-    then "the nearest truck", and at last "the second truck from the left", which does not name a third of the picture.
-    Returns None where nothing does.
+    It begins with the kind that `base` names, holds nothing that gives the answer away, takes at most three modifiers, and does not
+    read as `but_not`.
     """
-    base = tuple(pair for pair in asked.modifiers if pair[0] == "kind")
-    taken = {"kind"} if base else set()
+    kept = tuple(pair for pair in base.modifiers if pair[0] == "kind")
     usable = [
         (modifier, thing.attributes[modifier])
-        for modifier in MODIFIERS
-        if modifier not in taken and modifier not in asks_for(attribute) and modifier in thing.attributes
+        for modifier in MODIFIERS[1 if kept else 0 :]
+        if modifier not in asks_for(attribute) and modifier in thing.attributes
     ]
     usable = [pair for pair in usable if pair[0] != "lane" or pair[1] in _LANES]
     for count in range(4):
@@ -94,15 +94,24 @@ def name_of(thing: Instance, things: Sequence[Instance], asked: Description, att
             # Side and lane in one name would be said twice.
             if len({"side", "lane"} & {modifier for modifier, _ in chosen}) == 2:
                 continue
-            found = Description(thing.name, tuple(sorted(base + chosen, key=lambda pair: MODIFIERS.index(pair[0]))))
+            found = Description(thing.name, kept + chosen)
             fits = [found.fits(other) for other in things]
-            if fits.count(True) == 1 and None not in fits:
-                return str(found)
-    return place_name(thing, things, Description(thing.name, base), height)
+            if fits.count(True) == 1 and None not in fits and str(found) != but_not:
+                return found
+    return None
+
+
+def name_of(
+    thing: Instance, things: Sequence[Instance], base: Description, attribute: str, height: int, but_not: str = ""
+) -> str | None:
+    """`shortest` in words, else "the nearest truck", at last "the second truck from the left"; None where nothing names it."""
+    found = shortest(thing, things, base, attribute, but_not)
+    return str(found) if found else place_name(thing, things, base, height)
 
 
 def place_name(thing: Instance, things: Sequence[Instance], base: Description, height: int) -> str | None:
-    """A name by the place among the things that `base` may fit; None behind the tenth."""
+    """A name by the place among the things that the kind of `base` may fit; None behind the tenth."""
+    base = Description(base.name, tuple(pair for pair in base.modifiers if pair[0] == "kind"))
     alike = sorted((other for other in things if base.fits(other) is not False), key=lambda other: other.centre)
     if nearest_of(alike, height) is thing:
         return f"the nearest {base.words()}"
@@ -110,6 +119,17 @@ def place_name(thing: Instance, things: Sequence[Instance], base: Description, h
     if place in (0, len(alike) - 1):
         return f"the {'rightmost' if place else 'leftmost'} {base.words()}"
     return f"the {_ORDINALS[place]} {base.words()} from the left" if place < len(_ORDINALS) else None
+
+
+def alike(shape: Description, values: Mapping[tuple[str, str], Sequence[str]], fixed: bool) -> Iterator[Description]:
+    """The descriptions that speak of the same attributes as `shape`, with the `values` of its class; with `fixed` of the same kind."""
+    options = []
+    for modifier, value in shape.modifiers:
+        known = values.get((shape.name, modifier), ())
+        known = [item for item in known if modifier != "lane" or item in _LANES]
+        options.append([(modifier, item) for item in ([value] if fixed and modifier == "kind" else known)])
+    for chosen in itertools.product(*options):
+        yield Description(shape.name, chosen)
 
 
 def listed(names: Sequence[str]) -> str:

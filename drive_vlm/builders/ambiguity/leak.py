@@ -1,6 +1,6 @@
 """Whether a question's text alone shows that it is ambiguous: a bag of words that is trained on other groups' questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from drive_vlm.builders.row_writer import Row
@@ -11,8 +11,19 @@ MOST = 0.55
 _LEAST = 20
 
 
-def text_leak(rows: Sequence[Row], folds: int = 5, seed: int = 0) -> dict[str, Any]:
-    """Balanced accuracy of text -> ambiguous, predicted for groups that the classifier has not seen, and its telling words.
+def question_of(row: Row) -> str:
+    return str(row["question"])
+
+
+def options_of(row: Row) -> str:
+    """The four options without the order that shows which one is right."""
+    return " ".join(sorted(row["choices"]))
+
+
+def text_leak(
+    rows: Sequence[Row], read: Callable[[Row], str] = question_of, folds: int = 5, seed: int = 0
+) -> dict[str, Any]:
+    """Balanced accuracy of `read(row)` -> ambiguous, predicted for groups that the classifier has not seen, and its telling words.
 
     TF-IDF of words and pairs of words, logistic regression with balanced classes (scikit-learn). {"balanced_accuracy": None,
     "reason"} where there are too few rows or groups. Raises ValueError where scikit-learn is not installed.
@@ -34,7 +45,7 @@ def text_leak(rows: Sequence[Row], folds: int = 5, seed: int = 0) -> dict[str, A
         raise ValueError(
             f"the leak check needs scikit-learn ({error}); install it with `pip install drive-vlm[eval]`"
         ) from error
-    texts = [row["question"] for row in rows]
+    texts = [read(row) for row in rows]
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|\?"),
         LogisticRegression(class_weight="balanced", max_iter=1000),

@@ -1,5 +1,6 @@
 """Questions as rows: their words, the clarification, four choices of which two are questions, a dialogue with a simulated reply."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,10 +8,11 @@ from drive_vlm.builders.ambiguity.descriptions import (
     ANYTHING,
     PEOPLE,
     Description,
+    alike,
     asks_for,
     listed,
     name_of,
-    place_name,
+    shortest,
 )
 from drive_vlm.builders.ambiguity.instances import Instance, Picture, nearest_of
 from drive_vlm.builders.ambiguity.questions import AMBIGUOUS, MISSING, Question, may_be_there
@@ -62,7 +64,7 @@ def names_of(picture: Picture, question: Question) -> list[str]:
     """A name for each candidate, in order. Raises NoNames where two would have one name, or one has none."""
     names = []
     for thing in question.candidates:
-        things = [other for other in picture.instances if other.name == thing.name]
+        things = _things_of(picture, thing.name)
         asked = question.asked if question.asked.name != ANYTHING else Description(thing.name)
         names.append(name_of(thing, things, asked, question.attribute, picture.size[0]))
     found = [name for name in names if name is not None]
@@ -159,12 +161,9 @@ class RowMaker:
         """Names of the things of a clear question, which need not be told apart by them: by their place where nothing else does."""
         names = []
         for thing in things:
-            alike = [other for other in picture.instances if other.name == thing.name]
-            known = [(key, thing.attributes[key]) for key in ("kind", "color") if key in thing.attributes]
-            said = tuple(pair for pair in known if pair[0] not in asks_for(question.attribute))
-            base = Description(thing.name, said if len(alike) == 1 else ())
-            name = name_of(thing, alike, base, question.attribute, picture.size[0])
-            names.append(name or place_name(thing, alike, base, picture.size[0]) or f"a {thing.name}")
+            same = _things_of(picture, thing.name)
+            name = name_of(thing, same, Description(thing.name), question.attribute, picture.size[0])
+            names.append(name or f"a {thing.name}")
         return names
 
     def _choices(
@@ -172,49 +171,109 @@ class RowMaker:
     ) -> list[str]:
         """Four options, the right one first; two are questions back and two are statements, whatever the row.
 
-        One question back is about things that are not there. Of a clear row the other one is needless: it names what is there.
+        One question back is about things that are not there, in names of the same form. Of a clear row the other one is needless:
+        it names what is there as a question back would, but for the words of the question itself, which would show that they fit
+        one thing.
         """
-        absent = self._absent(picture, question)
         if question.kind == AMBIGUOUS:
             values = list(dict.fromkeys(thing.attributes[question.attribute] for thing in question.candidates))
+            values.sort(key=lambda value: split_position(f"{picture.id} {value}", self.seed))
             wrong = [answer_of(question.attribute, value) for value in values[:2]]
-            return [clarification, _back(absent, len(names)), *wrong]
-        # As many names as a question back about these things would have: their number must not show which row is clear.
-        count = max(2, len(question.candidates) if len(question.candidates) > 1 else len(names))
-        needless = question_back(
-            [*names, *map(str, absent[MOST_NAMED:])][:count], count, Description(question.asked.name)
-        )
-        return [answer, self._wrong(picture, question), needless, _back(absent, count)]
+            return [clarification, self._absent(picture, question, question.candidates, len(names)), *wrong]
+        things = _needless_things(picture, question)
+        of_kind = Description(question.asked.name, _kind_of(question.asked))
+        base = of_kind if len(things) > 1 and all(map(of_kind.fits, things)) else Description(question.asked.name)
+        back = [
+            name_of(
+                thing,
+                _things_of(picture, thing.name),
+                _named(base, thing),
+                question.attribute,
+                picture.size[0],
+                str(question.asked),
+            )
+            or f"a {thing.name}"
+            for thing in things
+        ]
+        count = max(2, len(things))
+        if len(back) < count:
+            back += [str(item) for item in self._not_there(picture, question, things, 2 + count)[2:]]
+        needless = question_back(back[:count], count, base)
+        return [answer, self._wrong(picture, question), needless, self._absent(picture, question, things, count)]
+
+    def _absent(self, picture: Picture, question: Question, things: Sequence[Instance], count: int) -> str:
+        """A question back about things that are not there."""
+        found = self._not_there(picture, question, things, count)
+        return question_back([str(item) for item in found[:count]], count, found[0])
 
     def _wrong(self, picture: Picture, question: Question) -> str:
         """An answer that is not right: of another thing of the class where there is one."""
         class_ = question.asked.name
-        others = [thing.attributes.get(question.attribute) for thing in _class_of(picture, question)]
+        others = [thing.attributes.get(question.attribute, "") for thing in _class_of(picture, question)]
+        others.sort(key=lambda value: split_position(f"{picture.id} {value}", self.seed))
         known = [*others, *self.values.get((class_, question.attribute), ()), *_VALUES[question.attribute]]
         value = next(value for value in known if value and value != question.answer)
         return answer_of(question.attribute, value)
 
-    def _absent(self, picture: Picture, question: Question) -> list[Description]:
-        """Things, six at most, that are not in the picture, of the question's class as far as the data has them."""
+    def _not_there(
+        self, picture: Picture, question: Question, things: Sequence[Instance], count: int
+    ) -> list[Description]:
+        """Descriptions of things that are not in the picture, that speak of what the names of `things` speak of."""
+        kind = _kind_of(question.asked)
+        shapes = [
+            shortest(
+                thing,
+                _things_of(picture, thing.name),
+                Description(thing.name, kind),
+                question.attribute,
+                str(question.asked),
+            )
+            for thing in things
+        ]
+        found: list[Description] = []
+        for i in range(count):
+            shape = shapes[i % len(shapes)] if shapes else None
+            made: list[Description] = [] if shape is None else [*alike(shape, self.values, bool(kind))]
+            made.sort(key=lambda item: split_position(f"{picture.id} {item}", self.seed))
+            usable = (item for item in made if item not in found and not may_be_there(picture, item))
+            found += itertools.islice(usable, 1)
         class_ = question.asked.name
-        made = [
+        more = [
             Description(class_, ((modifier, value),))
-            for modifier in ("kind", "color", "state")
+            for modifier in ("color", "state", "kind")
             if modifier not in asks_for(question.attribute)
             for value in self.values.get((class_, modifier), ())
         ]
-        made.sort(key=lambda item: split_position(f"{picture.id} {item}", self.seed))
-        return [item for item in dict.fromkeys((*made, *_ABSENT)) if not may_be_there(picture, item)][:6]
+        found += [item for item in (*more, *_ABSENT) if item not in found and not may_be_there(picture, item)]
+        return found
 
 
-def _back(absent: Sequence[Description], count: int) -> str:
-    return question_back([str(item) for item in absent[:count]], count, absent[0])
+def _needless_things(picture: Picture, question: Question) -> Sequence[Instance]:
+    """What a needless question back names: what the question fits; where that is one thing, what is of its kind, or of its class."""
+    if len(question.candidates) > 1:
+        return question.candidates
+    of_kind = Description(question.asked.name, _kind_of(question.asked))
+    things = [thing for thing in _class_of(picture, question) if of_kind.fits(thing)]
+    return things if len(things) > 1 else _class_of(picture, question)
+
+
+def _kind_of(asked: Description) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in asked.modifiers if pair[0] == "kind")
+
+
+def _named(base: Description, thing: Instance) -> Description:
+    """`base` where it fits the thing, else its class."""
+    return base if base.fits(thing) and base.name != ANYTHING else Description(thing.name)
+
+
+def _things_of(picture: Picture, name: str) -> list[Instance]:
+    return [thing for thing in picture.instances if thing.name == name]
 
 
 def _class_of(picture: Picture, question: Question) -> tuple[Instance, ...]:
     if question.asked.name == ANYTHING:
         return picture.instances
-    return tuple(thing for thing in picture.instances if thing.name == question.asked.name)
+    return tuple(_things_of(picture, question.asked.name))
 
 
 def row_id(picture: Picture, question: Question) -> str:

@@ -166,13 +166,17 @@ class Selection:
 def unbalanced(pairs: Iterable[Pair], singles: Iterable[Single], rows: int | None) -> Iterator[Circle]:
     """One pair for each picture and attribute, and as many single clear questions, whatever their texts."""
     seen: set[tuple[int, str]] = set()
+    asked: set[tuple[int, Key]] = set()
     others = iter(_spread_singles(singles))
     taken = 0
     for pair in _spread(pairs):
-        if (pair.picture, pair.asked.attribute) in seen:
+        if (pair.picture, pair.asked.attribute) in seen or (pair.picture, pair.twin.key) in asked:
             continue
         seen.add((pair.picture, pair.asked.attribute))
-        circle = Circle([pair], [], [*itertools.islice(others, 1)])
+        asked |= {(pair.picture, pair.asked.key), (pair.picture, pair.twin.key)}
+        free = (single for single in others if (single.picture, single.question.key) not in asked)
+        circle = Circle([pair], [], [*itertools.islice(free, 1)])
+        asked |= {(single.picture, single.question.key) for single in circle.singles}
         taken += circle.rows
         if rows is not None and taken > rows:
             return
