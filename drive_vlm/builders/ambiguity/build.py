@@ -77,7 +77,7 @@ class AmbiguityBuild(KeepRules, SalienceRules, TeacherFlags):
         choices=("error", "warn"),
     )
     pairs_per_picture: int = field(2, help="ambiguous questions with a twin that a picture may have", least=1)
-    rows: int | None = field(None, help="rows of all splits together, at most", least=4)
+    max_rows: int | None = field(None, help="rows of all splits together, at most", least=4)
     limit: int | None = field(None, help="take the first N usable pictures", least=1)
     seed: int = field(0, help="seed of the split, the choice of rows and the order of options", least=0)
     on_bad_row: str = field(
@@ -193,7 +193,7 @@ def from_pipeline(config: AmbiguityBuild, reader: Reader, writer: RowWriter, pro
     if not rows:
         raise ValueError(f"{config.teacher}: no reply could be used; rejected: {_counts(asker.rejected)}")
     audit = boxes_audit(pictures, left_out) | {"teacher": {"written": len(rows)} | asker.audit()}
-    return Made(by_split(config, rows[: config.rows]), audit)
+    return Made(by_split(config, rows[: config.max_rows]), audit)
 
 
 def from_published(config: AmbiguityBuild, writer: RowWriter) -> Made:
@@ -206,7 +206,7 @@ def from_published(config: AmbiguityBuild, writer: RowWriter) -> Made:
             rows.append(row)
     if not rows:
         raise ValueError(f"{config.data}: no row that can be used{f'; {writer.bad[0]}' if writer.bad else ''}")
-    return Made(by_split(config, rows[: config.rows]), {})
+    return Made(by_split(config, rows[: config.max_rows]), {})
 
 
 def by_split(config: AmbiguityBuild, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -294,7 +294,7 @@ def rows_of(
             *(missing(pictures[number], ambiguous.values()) if MISSING in config.types else ()),
         ]
     ]
-    most = None if config.rows is None else round(config.rows * share)
+    most = None if config.max_rows is None else round(config.max_rows * share)
     if config.balance == "text":
         circles = Selection(all_pairs, singles, config.pairs_per_picture).circles(most)
     else:
