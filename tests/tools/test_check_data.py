@@ -89,7 +89,8 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
         ("image_corrupt", f"{path}:11")
     ]
     assert sum(part["rows"] for part in train["histogram"]) == 6
-    assert f"2 rows name files that are not below {path.parent}: is --image_root the right folder?" in done.stdout
+    roots = 'is --image_root, or "root" in a meta JSON, the right folder?'
+    assert f"2 rows name files that are not below {path.parent}: {roots}" in done.stdout
     for words in ("6 rows used of 12 read", f"{path}:3: the picture", "1 rows repeat an id", "image_corrupt"):
         assert words in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
