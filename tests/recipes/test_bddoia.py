@@ -125,6 +125,8 @@ def test_summary_of_answers_that_improve(run: Callable, tmp_path: Path) -> None:
     assert done.returncode == 1 and "Not every claim holds." in done.stderr and done.stdout.count("FAILS") == 1
 
 
+# Three trainings at small size: minutes on quiet cores, several times that where others use them.
+@pytest.mark.timeout(2400)
 @pytest.mark.slow
 @pytest.mark.supports("siglip_qwen sft zero2", "siglip_qwen a2c zero2", "siglip_qwen grpo zero2")
 def test_what_a2c_teaches_on_held_out_scenes(run: Callable, tmp_path: Path) -> None:

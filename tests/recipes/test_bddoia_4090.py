@@ -36,6 +36,7 @@ def write_split(folder: Path, split: str, first: int, count: int) -> None:
     (folder / f"{split}_25k_images_reasons.json").write_text(json.dumps(reasons))
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.supports("smolvlm sft zero2 lora", "smolvlm a2c zero2 lora")
 def test_a_killed_chain_goes_on_within_the_stage(
