@@ -191,7 +191,7 @@ def run_tool(
 ) -> None:
     """The tail of every tool.
 
-    1. Parse the flags; into the dataclass `config` where the tool has one.
+    1. Parse the flags; into the dataclass `config` where the tool has one. A --json that cannot be written is refused here.
     2. Call `run(args)`. A ValueError is the user's to fix (`user_errors`).
     3. Write what `run` returned to the file of --json, where the tool has that flag.
     4. Call `show(result, args)`, which prints. What it returns is the exit status, as sys.exit takes it: None for 0, a code,
@@ -199,6 +199,11 @@ def run_tool(
     `run` returns None on ranks other than the main one, and where nothing is to be shown: steps 3 and 4 are left out.
     """
     args = parser.parse_args()
+    if isinstance(given := getattr(args, "json", None), (str, Path)):
+        try:
+            output_file(str(given))
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --json: {error}")
     with user_errors(parser.prog):
         if config is not None:
             args = from_namespace(config, args)

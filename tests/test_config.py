@@ -19,7 +19,6 @@ from drive_vlm.config import (
     field,
     from_namespace,
     nearest,
-    output_file,
     plain,
     run_tool,
     user_errors,
@@ -304,9 +303,15 @@ def test_a_quoted_value_that_begins_with_dashes_keeps_its_words() -> None:
     assert parser.parse_args(["--reward-flags", words]).reward_flags == words
 
 
-def test_an_empty_name_of_a_file_is_refused(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("given", "problem"), [("", "'' names no file"), (".", "is a folder; name a file")])
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(
+    given: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whether the flag stands in the parser or in a dataclass."""
     parser = CommandParser(prog="x")
-    parser.add_argument("--json", type=output_file)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--json", ""])
-    assert "argument --json: '' names no file" in capsys.readouterr().err
+    parser.add_argument("--json")
+    monkeypatch.setattr(sys, "argv", ["x", "--json", given])
+    with pytest.raises(SystemExit) as refused:
+        run_tool(parser, lambda args: pytest.fail("it ran"))
+    said = capsys.readouterr().err
+    assert refused.value.code == 2 and "argument --json: " in said and problem in said

@@ -1,7 +1,7 @@
 """Boxes with attributes -> questions that fit several things in a picture, each next to one that fits exactly one.
 
 An ambiguous row ("What color is the truck?" where there are two, of different colors) is answered by a question back that names the
-candidates; its twin ("What color is the truck on the left?") by the color. Levels: 0 one thing, or one answer whoever is meant;
+candidates; its twin ("What color is the truck on the left?") by the color. Levels: 0 one thing, or the same answer for all;
 1 several, of which one stands out; 2 two or three; 3 four or more. Rows of levels 2 and 3 are ambiguous.
 No text gives the label away: each stands as often in ambiguous as in clear rows, and a classifier that reads the question alone must
 not know it (at most 55 % balanced accuracy on unseen groups), else nothing is written. A teacher on any OpenAI-compatible server may

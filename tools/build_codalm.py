@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.codalm import FOLDERS, SHORT, build_split, read_questions
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.evaluation.codalm import SPLITS
 from drive_vlm.report.tables import print_table
 
@@ -38,7 +38,7 @@ def make_parser() -> CommandParser:
         "error: stop at a missing picture, an empty answer or a box that is not one; skip: leave the row out and count it",
     )
     flag("--workers", 4, "threads that draw boxes")
-    add("--json", type=output_file, help="write the counts here")
+    add("--json", help="write the counts here")
     return parser
 
 

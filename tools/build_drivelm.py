@@ -13,7 +13,7 @@ from typing import Any
 from drive_vlm.builders.drivelm import Frame, read_frames, stitch_frames, write_split_rows
 from drive_vlm.builders.row_writer import RowWriter
 from drive_vlm.builders.splits import parse_fractions
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.drivelm import CATEGORIES
 from drive_vlm.report.tables import print_table
@@ -55,7 +55,7 @@ def make_parser() -> CommandParser:
         "a frame whose pictures are not there, as in a part of nuScenes: error stops, skip leaves it out, counted",
     )
     flag("--workers", 4, "threads that stitch pictures")
-    add("--json", type=output_file, help="write the counts here")
+    add("--json", help="write the counts here")
     return parser
 
 

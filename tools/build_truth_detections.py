@@ -15,7 +15,7 @@ import numpy as np
 
 from drive_vlm.builders.detection_items import PendingItem
 from drive_vlm.builders.synthetic.scene import COCO_LABELS, coco_labels
-from drive_vlm.config import CommandParser, DataConfig, output_file, run_tool
+from drive_vlm.config import CommandParser, DataConfig, run_tool
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.vision import load_video, video_frames
 from drive_vlm.rewards.detections import (
@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     flag("--false_hits", 0.05, "share of the classes absent from a video that are reported in it", 0, 1)
     flag("--num_frames", DataConfig.num_frames, "frames of each video, evenly spread, as in training", least=1)
     flag("--seed", 0, "seed of misses, false hits and scores", least=0)
-    add("--json", type=output_file, help="write the counts to this file")
+    add("--json", type=Path, help="write the counts to this file")
     return parser
 
 

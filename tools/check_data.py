@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, output_file, run_tool
+from drive_vlm.config import IGNORE_INDEX, CommandParser, DataConfig, run_tool
 from drive_vlm.launch.stop import listening, until_stopped
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def make_parser() -> CommandParser:
     flag("--workers", os.cpu_count() or 1, "threads that decode")
     flag("--preview", 3, "rows to show as the model sees them", least=0)
     add("--plot", type=Path, help="write the histogram of lengths to this PNG")
-    add("--json", type=output_file, help="write everything that was found to this file")
+    add("--json", type=Path, help="write everything that was found to this file")
     return parser
 
 

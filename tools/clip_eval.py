@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.launch import stop
 from drive_vlm.report.tables import console, interval, table, write_csv
 
@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
     flag("--seed", 0, "of the shuffled baseline and the bootstrap")
     add("--plot", help="write the distributions and differences to this PNG")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     return parser
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, plain, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain, run_tool
 from drive_vlm.evaluation.codalm import TASKS, Rated, region_class, score
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import Judge, JudgeConfig, Judgement, Request, judge_all, spent_line
@@ -67,7 +67,7 @@ def make_parser() -> CommandParser:
     flag("--judge_prompts", str(PROMPTS), "folder with TASK.txt, or TASK.json with example turns")
     flag("--on_missing", ("error", "skip"), "rows without an answer: stop, or count them and leave them out")
     flag("--seed", 0, "of the bootstrap")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser
 

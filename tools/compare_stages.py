@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, nearest, output_file, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, nearest, run_tool
 from drive_vlm.data.videos import MODES
 from drive_vlm.rewards.physics import PhysicsConfig
 
@@ -41,7 +41,7 @@ def make_parser() -> CommandParser:
     add("--ids", nargs="+", help="videos to show: their path, group or an id of their rows")
     flag("--limit", 8, "show the first N videos; with --ids all of those are shown", least=1)
     flag("--num_frames", 8, "frames shown of each video, of those that the detector looked at", least=1)
-    add("--json", type=output_file, help="write texts, objects, detections and terms to this file")
+    add("--json", help="write texts, objects, detections and terms to this file")
     add_dataclass(parser, PhysicsConfig, "physics reward")
     return parser
 

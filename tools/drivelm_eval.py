@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.stitching import denormalise_tags
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, plain, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, plain, run_tool
 from drive_vlm.evaluation.drivelm import (
     JUDGE_PROMPT,
     WEIGHTS,
@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     add("--annotations", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
-    add("--json", type=output_file, help="write the score with all its parts and counts here")
+    add("--json", help="write the score with all its parts and counts here")
     add_dataclass(parser, JudgeConfig, "judge of the GPT part, which is left out without --judge_model")
     return parser
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
-from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, from_namespace, run_tool
 from drive_vlm.judges import open_comparer
 from drive_vlm.judges.judge import Compared, Comparer, Comparison, JudgeConfig, resolve_images, spent_line
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, read_prompt
@@ -62,7 +62,7 @@ def make_parser() -> CommandParser:
     flag("--no_images", False, "the judge reads the texts alone")
     flag("--judge_prompt", str(PROMPT), "prompt file (.txt, or .json with example turns)")
     flag("--category_column", "category", "column of the table by category")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     add("--plot", help="PNG with the ratings and the matrix of win rates")
     add_dataclass(parser, JudgeConfig, "judge")
     return parser

@@ -49,7 +49,7 @@ def make_parser() -> CommandParser:
     add("--csv", type=output_file, help="write one line for each row and checkpoint")
     add("--plot", type=output_file, help="write the F1 scores with their intervals to this PNG")
     add("--plot_distribution", type=output_file, help="write how often labels are true and said to this PNG")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     flag("--seed", 0, "of the bootstrap and of the baselines prior and random")
     return parser
 

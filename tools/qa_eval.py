@@ -10,7 +10,7 @@ Several --predictions compare checkpoints on the questions they have in common.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.report.tables import console, interval, table, write_csv
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def make_parser() -> CommandParser:
     flag("--template_column", "template", "column that says which questions are alike")
     flag("--category_column", "category", "column of the coarse kind of question")
     add("--out", help="CSV with one line for each question and checkpoint")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     flag("--seed", 0, "of the bootstrap")
     return parser
 

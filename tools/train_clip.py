@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def make_parser() -> CommandParser:
     flag("--seed", 0, "of weights, split and order")
     flag("--workers", 2, "threads that decode pictures")
     flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
-    add("--json", type=output_file, help="write losses, retrieval and settings to this file")
+    add("--json", help="write losses, retrieval and settings to this file")
     return parser
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drive_vlm.builders.splits import assign_split
-from drive_vlm.config import CommandParser, output_file, run_tool
+from drive_vlm.config import CommandParser, run_tool
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def make_parser() -> CommandParser:
     flag("--turns", False, "learn lane lines, painted arrows and turn signals too, on which BDD-OIA's turns depend")
     flag("--seed", 0, "of weights and order")
     flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
-    add("--json", type=output_file, help="write losses and precision to this file")
+    add("--json", type=Path, help="write losses and precision to this file")
     return parser
 
 

@@ -53,7 +53,7 @@ def make_parser() -> CommandParser:
     flag("--device", "cpu", "device of CLIP: cpu, cuda, cuda:1 ...")
     add("--csv", type=output_file, help="write one line for each row and checkpoint")
     add("--plot", type=output_file, help="write the scores with their intervals to this PNG")
-    add("--json", type=output_file, help="write every number to this file")
+    add("--json", help="write every number to this file")
     flag("--seed", 0, "of the bootstrap")
     add_dataclass(parser, PhysicsConfig, "physics reward")
     return parser

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.evaluation.oia import KINDS, OVERALL, REASON_ORDER, SHARES
+from drive_vlm.evaluation.oia import BLIND, KINDS, OVERALL, REASON_ORDER, SHARES
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS, REASON_TEXTS
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 from drive_vlm.report.tables import change, console, interval, table
@@ -20,7 +20,7 @@ ORDER = {"action": ACTION_TEXTS, "reason": tuple(REASON_TEXTS[index] for index i
 REASON_GROUPS = {"forward": 3, "stop": 6, "left": 6, "right": 6}
 ANSWERS = ("JSON", "JSON in text", "text", "unread", "action unknown", "no action", "reason unknown", "no reason")
 # Baselines of the picture; the others stand in the tables.
-DRAWN = {"majority set": "s", "prior": "^", "random": "x", "blind pictures": "D"}
+DRAWN = {"majority set": "s", "prior": "^", "random": "x", BLIND: "D"}
 
 
 def print_tables(result: dict[str, Any]) -> None:

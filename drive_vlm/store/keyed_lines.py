@@ -195,9 +195,8 @@ class JudgedRows:
         with LineWriter(self.path) as file:
             for result in rows:
                 key = result["key"]
-                row = {"key": key} | self._facts.get(key, {}) | result
-                self.rows[row["key"]] = row
-                file.append(row)
+                self.rows[key] = {"key": key} | self._facts.get(key, {}) | result
+                file.append(self.rows[key])
 
     def add_blocks(
         self, places: Iterable[int], blocks: Iterable[Iterable[Any]], row: Callable[[int, Any], dict[str, Any]]

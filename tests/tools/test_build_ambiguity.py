@@ -47,6 +47,11 @@ def world(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("world") / "data", scenes)
 
 
+def synthetic(world):
+    """Flags that read the scenes of `world`."""
+    return ("--source", "synthetic", "--data", world / "scenes.jsonl", "--min_side", 12)
+
+
 @pytest.fixture
 def build(run, tmp_path):
     def call(*flags, out="out"):
@@ -69,17 +74,7 @@ def refused(build, tmp_path):
 
 
 def test_a_thousand_rows_hold_for_a_second_reader(build, world, tmp_path):
-    source = (
-        "--source",
-        "synthetic",
-        "--data",
-        world / "scenes.jsonl",
-        "--min_side",
-        12,
-        "--splits",
-        "train:0.7",
-        "val:0.3",
-    )
+    source = (*synthetic(world), "--splits", "train:0.7", "val:0.3")
     done = build(*source, "--json", tmp_path / "counts.json")
     assert done.returncode == 0, done.stderr
     parts = {split: rows_of(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "val")}
@@ -126,7 +121,7 @@ def check_dialogues(dialogues, rows, truth):
 
 
 def test_the_second_reader_sees_what_is_wrong(build, world, tmp_path):
-    flags = ("--source", "synthetic", "--data", world / "scenes.jsonl", "--min_side", 12, "--limit", 500)
+    flags = (*synthetic(world), "--limit", 500)
     assert build(*flags, "--balance", "none", "--on_leak", "warn").returncode == 0
     truth = checker.synthetic_truth(world / "scenes.jsonl")
     rows = rows_of(tmp_path / "out" / "train.jsonl")
@@ -145,18 +140,7 @@ def test_the_second_reader_sees_what_is_wrong(build, world, tmp_path):
 
 
 def test_missing_and_deictic_questions(build, world, tmp_path):
-    flags = (
-        "--source",
-        "synthetic",
-        "--data",
-        world / "scenes.jsonl",
-        "--min_side",
-        12,
-        "--limit",
-        800,
-        "--splits",
-        "train:1",
-    )
+    flags = (*synthetic(world), "--limit", 800, "--splits", "train:1")
     done = build(*flags, "--types", "missing_referent", "deictic", "--attributes", "color", "side")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.config import CommandParser, output_file, run_tool, user_errors
+from drive_vlm.config import CommandParser, run_tool, user_errors
 from drive_vlm.report.tables import print_table
 
 BENCH = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def bench_parser(
     for flag, (default, least, text) in numbers.items():
         parser.flag(f"--{flag}", default, text, least)
     parser.add_argument("--work", type=Path, help="folder to keep data, models and logs (default: a temporary one)")
-    parser.add_argument("--json", type=output_file, help="write the measurement to this file")
+    parser.add_argument("--json", type=Path, help="write the measurement to this file")
     return parser
 
 

@@ -158,7 +158,7 @@ class RowMaker:
         return answer_of(question.attribute, question.answer)
 
     def _free_names(self, picture: Picture, question: Question, things: Sequence[Instance]) -> list[str]:
-        """Names of the things of a clear question, which need not be told apart by them: by their place where nothing else does."""
+        """Names of the things of a clear question. Two may have the same name; where no description fits one alone it says the place."""
         names = []
         for thing in things:
             same = _things_of(picture, thing.name)

@@ -24,7 +24,7 @@ _LONGEST = 4
 
 @dataclass(frozen=True)
 class Single:
-    """A clear question that is nobody's twin."""
+    """A clear question that is not the twin of an ambiguous one."""
 
     picture: int
     question: Question
