@@ -1,6 +1,9 @@
 """An environment in which a dry run prints the same on every machine, and a stand-in for scontrol where Slurm is absent."""
 
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,27 @@ OWNED = (
     "TMPDIR",
     "PLAN",
 )
+
+
+@pytest.fixture
+def kill_chain() -> Callable[..., str]:
+    """`kill_chain(command, cwd, env, out, pattern)`: start a recipe, kill all of it once a file below `out` fits; what it printed."""
+
+    def start_and_kill(command: list[str], cwd: Path, env: dict[str, str], out: Path, pattern: str) -> str:
+        log = cwd / "killed.log"
+        with log.open("w") as file:
+            chain = subprocess.Popen(
+                command, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            deadline = time.monotonic() + 600
+            while not any(out.glob(pattern)) and time.monotonic() < deadline:
+                assert chain.poll() is None, log.read_text()[-3000:]
+                time.sleep(0.02)
+            os.killpg(chain.pid, signal.SIGKILL)
+            chain.wait()
+        return log.read_text()
+
+    return start_and_kill
 
 
 @pytest.fixture

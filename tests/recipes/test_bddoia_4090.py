@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ def write_split(folder: Path, split: str, first: int, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.supports("smolvlm sft zero2 lora", "smolvlm a2c zero2 lora")
 def test_a_killed_chain_goes_on_within_the_stage(
-    tiny_families: Callable[[str], Path], random_clip: Path, tmp_path: Path
+    tiny_families: Callable[[str], Path], random_clip: Path, tmp_path: Path, kill_chain: Callable
 ) -> None:
     for split, first, count in (("train", 1, 12), ("val", 20, 2), ("test", 30, 2)):
         write_split(tmp_path / "data/lastframe", split, first, count)
@@ -51,18 +49,8 @@ def test_a_killed_chain_goes_on_within_the_stage(
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
     command, out = ["bash", str(ROOT / "recipes/bddoia_4090.sh"), *FLAGS, *SMALL], tmp_path / "runs/bddoia"
-    log = tmp_path / "killed.log"
-    with log.open("w") as file:
-        chain = subprocess.Popen(
-            command, cwd=tmp_path, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        deadline = time.monotonic() + 600
-        while not any(out.glob("stage2/checkpoint-*/complete.json")) and time.monotonic() < deadline:
-            assert chain.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.02)
-        os.killpg(chain.pid, signal.SIGKILL)
-        chain.wait()
-    assert read(out / "stage2/run.json").get("state") != "finished", log.read_text()[-3000:]
+    said = kill_chain(command, tmp_path, env, out, "stage2/checkpoint-*/complete.json")
+    assert read(out / "stage2/run.json").get("state") != "finished", said[-3000:]
     before = {name: (out / name / "run.json").read_bytes() for name in ("sft", "stage1")}
     at = max(int(path.parent.name.split("-")[1]) for path in out.glob("stage2/checkpoint-*/complete.json"))
 

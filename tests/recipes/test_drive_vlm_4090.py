@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +81,7 @@ def test_caches_and_stages_take_the_same_number_of_frames(dry: Callable) -> None
 
 @pytest.mark.slow
 def test_a_killed_chain_goes_on_within_the_stage(
-    run: Callable, tiny_video_model: Path, spacy_model: str, tmp_path: Path
+    run: Callable, tiny_video_model: Path, spacy_model: str, tmp_path: Path, kill_chain: Callable
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     build = ["--out", data, "--scenes", 0, "--clips", 8, "--num_frames", 16, "--size", 64, "--split_entry"]
@@ -104,18 +102,8 @@ def test_a_killed_chain_goes_on_within_the_stage(
     }
     subprocess.run([sys.executable, "-c", detector], cwd=tmp_path, env=env, check=True, capture_output=True)
     command = ["bash", str(ROOT / "recipes/drive_vlm_4090.sh"), *FLAGS, *SMALL]
-    log = tmp_path / "killed.log"
-    with log.open("w") as file:
-        chain = subprocess.Popen(
-            command, cwd=tmp_path, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        deadline = time.monotonic() + 400
-        while not any(out.glob("stage2/checkpoint-*/complete.json")) and time.monotonic() < deadline:
-            assert chain.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.02)
-        os.killpg(chain.pid, signal.SIGKILL)
-        chain.wait()
-    assert read(out / "stage2/run.json").get("state") != "finished", log.read_text()[-3000:]
+    said = kill_chain(command, tmp_path, env, out, "stage2/checkpoint-*/complete.json")
+    assert read(out / "stage2/run.json").get("state") != "finished", said[-3000:]
     first = (out / "stage1/run.json").read_bytes()
     at = max(int(path.parent.name.split("-")[1]) for path in out.glob("stage2/checkpoint-*/complete.json"))
 
