@@ -383,6 +383,8 @@ def mutated_flags(world: World, folder: Path, dice: random.Random) -> str:
     record = folder / "record.json" if stage and dice.random() < 0.8 else None
     done = forked(words, folder, record)
     given = [word for values in changed.values() for word in values if word]
+    # An empty word is named by its quotes.
+    given += ["''" for values in changed.values() if "" in values]
     fault = fault_of(
         done, [*(flag.lstrip("-")[:-1] for flag in changed), *given, *(repr(word)[1:-1] for word in given)]
     )
