@@ -13,6 +13,7 @@ from PIL import Image
 from drive_vlm.builders.synthetic.rows import truth_of
 from drive_vlm.builders.synthetic.sample import make_scene
 from drive_vlm.data.samples import parse_row
+from drive_vlm.evaluation.clarify_replies import FAIL, PASS, ClarifyRow, read_reply
 
 TOOL = "tools/build_ambiguity.py"
 SPEC = importlib.util.spec_from_file_location(
@@ -106,6 +107,30 @@ def test_a_thousand_rows_hold_for_a_second_reader(build, world, tmp_path):
     gold = Counter(row["gold_choice"] for row in rows)
     assert min(gold.values()) > 0.2 * len(rows)
     check_dialogues(rows_of(tmp_path / "out" / "dialogues_val.jsonl"), parts["val"], truth)
+    check_readings(rows)
+
+
+def check_readings(rows):
+    """Each row's own clarification, answer and wrong choices, as evaluation and rewards read them from words alone."""
+    for columns in rows:
+        row, gold = ClarifyRow.read(columns, columns["id"]), columns["choices"][columns["gold_choice"]]
+        for text in columns["choices"]:
+            reading = read_reply(row, text)
+            found = (reading.strategy, reading.factual)
+            if text == gold:
+                assert found == (4, PASS), (columns["id"], text, reading.parts)
+                assert reading.right_answer is not row.ambiguous
+                assert not row.ambiguous or (reading.resolves and not reading.leading and not reading.echo), columns[
+                    "id"
+                ]
+            elif row.ambiguous:
+                # The question about what is not there, and silent picks of one reading.
+                assert found == ((2, FAIL) if reading.asked else (1, PASS)), (columns["id"], text)
+            elif reading.asked or row.type == "missing_referent":
+                # The needless question back, the absent one, and an answer about what is not there.
+                assert reading.strategy == 1, (columns["id"], text)
+            else:
+                assert found == (4, FAIL), (columns["id"], text)
 
 
 def check_dialogues(dialogues, rows, truth):

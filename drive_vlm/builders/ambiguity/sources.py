@@ -15,26 +15,11 @@ from drive_vlm.builders.drivelm import SKIP, read_frames
 from drive_vlm.builders.synthetic.scene import VEHICLES
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.vision import checked_image_size
+from drive_vlm.evaluation.clarify_replies import COLORS, KINDS, PEOPLE, STATES
 from drive_vlm.store.cache import read_json
 from drive_vlm.store.keyed_lines import read_lines
 
 VEHICLE, LIGHT = "vehicle", "traffic light"
-# Words of free descriptions, of labels and of detectors -> a vehicle's kind.
-KINDS = {
-    **dict.fromkeys(("car", "sedan", "suv", "hatchback", "coupe", "wagon", "taxi", "jeep", "minivan", "limousine"), "car"),
-    **dict.fromkeys(("truck", "pickup", "lorry", "trailer"), "truck"),
-    **{"van": "van", "bus": "bus", "coach": "bus", "train": "train", "tram": "train"},
-    **dict.fromkeys(("motorcycle", "motorbike", "motor", "scooter"), "motorcycle"),
-    **dict.fromkeys(("bicycle", "bike"), "bicycle"),
-}  # fmt: skip
-# People by the words of labels and detectors -> class.
-_PEOPLE = {"person": "pedestrian", "pedestrian": "pedestrian", "rider": "cyclist", "cyclist": "cyclist"}
-_COLORS = {
-    **{word: word for word in ("black", "white", "red", "blue", "green", "yellow", "orange", "brown", "silver", "beige", "purple")},
-    **{word: word for word in ("pink", "champagne", "maroon")},
-    **{"gray": "gray", "grey": "gray", "gold": "gold", "golden": "gold", "amber": "yellow"},
-}  # fmt: skip
-_STATES = {"moving": "moving", "stationary": "stationary", "parked": "parked", "stopped": "stationary"}
 _DRIVELM = {"vehicle": VEHICLE, "pedestrian": "pedestrian", "cyclist": "cyclist", "traffic element": "traffic element"}
 _LIGHT_COLORS = {"red": "red", "r": "red", "yellow": "yellow", "y": "yellow", "green": "green", "g": "green"}
 _ELSEWHERE = "off the road"
@@ -134,7 +119,7 @@ def _drivelm_thing(tag: str, facts: Any, where: str) -> Instance | BadRow:
         problem = f'the key object {tag!r} needs "Category" and "2d_bbox" of four numbers, got {str(facts)[:100]}'
         return BadRow("bad_object", where, problem, SKIP)
     words = re.findall(r"[a-z]+", str(facts.get("Visual_description") or "").lower())
-    colors = [_COLORS[word] for word in words if word in _COLORS]
+    colors = [COLORS[word] for word in words if word in COLORS]
     attributes = {"color": colors[0]} if len(set(colors)) == 1 else {}
     name = _DRIVELM.get(category, category)
     if name == "traffic element":
@@ -145,7 +130,7 @@ def _drivelm_thing(tag: str, facts: Any, where: str) -> Instance | BadRow:
         # "pickup truck" names one kind twice, "truck with a car" two.
         if len(kinds) == 1:
             attributes["kind"] = kinds.pop()
-    if (state := _STATES.get(str(facts.get("Status") or "").lower())) is not None:
+    if (state := STATES.get(str(facts.get("Status") or "").lower())) is not None:
         attributes["state"] = state
     return Instance(name, box, attributes)
 
@@ -199,7 +184,7 @@ def labelled(
         return Instance(VEHICLE, box, {"kind": KINDS[category], **attributes}, score=score)
     if category == "other vehicle":
         return Instance(VEHICLE, box, attributes, score=score)
-    return Instance(_PEOPLE.get(category, category), box, attributes, score=score)
+    return Instance(PEOPLE.get(category, category), box, attributes, score=score)
 
 
 # Truth files by --source.
