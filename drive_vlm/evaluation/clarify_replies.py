@@ -169,6 +169,15 @@ def plain_reply(text: str) -> str:
     return re.sub(r"[ \t]+", " ", _MARKUP.sub("", _THINKING.sub(" ", text))).strip()
 
 
+def is_decorated(text: str) -> bool:
+    """Whether `plain_reply` takes more than blanks off: headings, lists, bold words, tags, verdict marks.
+
+    >>> is_decorated("## Answer"), is_decorated(" It is red. ")
+    (True, False)
+    """
+    return plain_reply(text).split() != text.split()
+
+
 def asked_sentence(text: str) -> str | None:
     """The question that a plain reply ends with, on one line and of 3 to 50 words; None where it asks nothing."""
     last = _SENTENCES.split(text.strip())[-1] if text.strip() else ""
@@ -259,6 +268,17 @@ class Reading:
     def echo(self) -> bool:
         """Whether the question back only repeats the row's question."""
         return self.question is not None and overlap(self.question, self.row.question) >= ECHO
+
+    @property
+    def novelty(self) -> float:
+        """What the question back says that the row's question does not, as Clarify-or-Answer (2601.16400) rewards it: -.3 where it
+        shares 80 % of the content words and fewer than 20 % of its own are new, -.1 from 60 % and 30 %, else .3; 0 where it asks nothing."""
+        if self.question is None:
+            return 0.0
+        own = content_words(self.question)
+        new = len(own - content_words(self.row.question)) / max(len(own), 1)
+        same = overlap(self.question, self.row.question)
+        return -0.3 if same >= 0.8 and new < 0.2 else -0.1 if same >= 0.6 and new < 0.3 else 0.3
 
     @property
     def listed(self) -> bool:
@@ -354,9 +374,14 @@ def published_reward(strategy: int, factual: str) -> float:
     return round(base - PUBLISHED_DEDUCTION, 6) if factual == FAIL and strategy > 1 else base
 
 
+def content_words(text: str) -> set[str]:
+    """Its words that two questions do not share whatever they are about."""
+    return set(re.findall(r"[a-z0-9]+", _lower(text))) - _STOP_WORDS
+
+
 def overlap(first: str, second: str) -> float:
     """Jaccard index of the content words of two texts; 0 where neither has one."""
-    a, b = (set(re.findall(r"[a-z0-9]+", _lower(text))) - _STOP_WORDS for text in (first, second))
+    a, b = content_words(first), content_words(second)
     return len(a & b) / len(a | b) if a | b else 0.0
 
 

@@ -99,26 +99,27 @@ class Judge(Described, Protocol):
 
 
 def judge_all(
-    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int, first: int = 0
 ) -> Iterator[list[Judgement[T]]]:
-    """Judgements in order, a block at a time, so that a caller can keep each block before the next is asked for.
+    """Judgements in order, a block at a time, so that a caller can keep each block before the next is asked for. `first` is the
+    number of the first attempt: with another one a judge that has been asked already says what it thinks of it again.
 
     Raises ChatError where the server cannot be asked, StopRequested on request.
     """
     for start in range(0, len(requests), judge.block):
         stop.check()
-        yield _judge_block(judge, requests[start : start + judge.block], parse, attempts)
+        yield _judge_block(judge, requests[start : start + judge.block], parse, attempts, first)
 
 
 def _judge_block(
-    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int
+    judge: Judge, requests: Sequence[Request], parse: Callable[[str], T | None], attempts: int, first: int
 ) -> list[Judgement[T]]:
     found: dict[int, Judgement[T]] = {}
     for attempt in range(attempts):
         open_ = [i for i in range(len(requests)) if i not in found or found[i].value is None]
         if not open_:
             break
-        for i, reply in zip(open_, judge.ask([requests[i] for i in open_], attempt), strict=True):
+        for i, reply in zip(open_, judge.ask([requests[i] for i in open_], first + attempt), strict=True):
             found[i] = Judgement(parse(reply), reply, attempt + 1)
     return [found[i] for i in range(len(requests))]
 

@@ -14,6 +14,11 @@ Optional attributes of a reward:
   it counts at the end of the text alone. The texts are those of `prefix_texts`; the score of the whole text is that of a call.
 - `must_score = True`: None of this reward means that the score is unknown, not that the reward does not apply. The completion
   then leaves the step, whatever other rewards say of it.
+- `whole_group = True`, next to `must_score`: the other completions of the row leave with it, since a mean without the unknown one
+  would compare them wrongly. grpo counts these groups (NAME/groups_left_out); a2c has no groups, so the completion leaves alone.
+- `alarms`: MetricAlarms (metric_alarm.py) over what the reward logs (`log_metric`) or the stage does. They sound as a run's own do (--stop_on_alarm).
+- `probe() -> dict`: asked on the main process before the first and after the last step: what the reward makes of texts that
+  must earn nothing. The result, as JSON holds it, is a line of probes.jsonl; a text in its "alarm" is a warning.
 A config class may name in MAY_CHANGE those of its flags that a resumed run may change (where a judge is served).
 
 For the author of a stage: it reads the names first, then their flags (stages/rl/reward_flags.py does):
@@ -44,6 +49,7 @@ REWARDS = {
     "clip": "drive_vlm.rewards.clip:build",
     "action_reason": "drive_vlm.rewards.action_reason:build",
     "structure": "drive_vlm.rewards.structure:build",
+    "clarify": "drive_vlm.rewards.clarify:build",
 }
 
 

@@ -8,6 +8,7 @@ import runpy
 import sys
 from contextlib import redirect_stdout, suppress
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import drive_vlm
 from drive_vlm.__main__ import main
 from drive_vlm.data.predictions import parse_prediction
 from drive_vlm.data.samples import BadRow, parse_row
+from drive_vlm.rewards import REWARDS
 from drive_vlm.rewards.detections import parse_detections
 from drive_vlm.stages import STAGES
 
@@ -69,7 +71,10 @@ def unknown_flags(words: list[str]) -> list[str]:
     size = 2 if rest[0] == "plan" and len(rest) > 1 else 1
     if not any(word.startswith("--") for word in rest[size:]):
         return []  # what takes no flags may know no --help either, and would run
-    known = flags_of(tuple(rest[:size])) | (training_flags() if set(rest[:size]) & STAGES.keys() else set())
+    named = rest[rest.index("--rewards") + 1 :] if "--rewards" in rest else []
+    rewards = [word for word in takewhile(lambda word: not word.startswith("--"), named) if word in REWARDS]
+    asked = (*rest[:size], *(("--rewards", *rewards) if rewards else ()))
+    known = flags_of(asked) | (training_flags() if set(rest[:size]) & STAGES.keys() else set())
     given = [word.partition("=")[0][2:].replace("-", "_") for word in rest[size:] if word.startswith("--")]
     return [flag for flag in given if flag not in known]
 

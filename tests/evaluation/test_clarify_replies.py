@@ -7,6 +7,7 @@ from drive_vlm.evaluation.clarify_replies import (
     FAIL,
     PASS,
     ClarifyRow,
+    is_decorated,
     overlap,
     parse_verdict,
     plain_reply,
@@ -177,3 +178,28 @@ def test_published_scale_and_verdicts() -> None:
     ):  # fmt: skip
         assert parse_verdict(bad) is None, bad
     assert overlap("What color is the car?", "Which color does the car have?") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # A Jaccard index of 1; of 2/3, with one new word of 3; hardly any; no question.
+        ("What color is the vehicle?", -0.3),
+        ("What color is the other vehicle?", 0.3),
+        ("Do you mean the truck or the car on the left?", 0.3),
+        ("It is red.", 0),
+    ],
+)
+def test_novelty_of_a_question_back(text: str, value: float) -> None:
+    assert read_reply(row(), text).novelty == value
+    long = row(question="What color is the moving vehicle near here?")
+    # Both have five words, four of them shared: an index of 4/6, and one of five is new.
+    assert read_reply(long, "What color is the moving vehicle near us?").novelty == -0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("# Answer\nIt is red.", True), ("- red", True), ("**red**", True), ("<b>red</b>", True), ("It  is\nred. ", False), ("Is it 2 or 3?", False)],
+)  # fmt: skip
+def test_markup_is_seen(text: str, found: bool) -> None:
+    assert is_decorated(text) == found

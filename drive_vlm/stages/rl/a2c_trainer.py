@@ -34,6 +34,7 @@ from drive_vlm.stages.rl.advantages import (
 )
 from drive_vlm.stages.rl.completions import Completion, Earning, score, text_of
 from drive_vlm.stages.rl.policy import copy_adapter, frozen_copy
+from drive_vlm.stages.rl.probes import PROBES, Probes
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
 from drive_vlm.stages.rl.sampling import Draw, sample, uniforms
@@ -86,7 +87,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
     """
 
     loss_is_scaled_for_ga = True
-    log_files = ("metrics.jsonl", FILE)
+    log_files = ("metrics.jsonl", FILE, PROBES)
 
     def __init__(
         self, parts: RunParts, rollouts: Rollouts, settings: A2CFlags, earning: Earning, **kwargs: Any
@@ -112,6 +113,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         self._micro_batches: list[MicroBatch] = []
         self._next, self._tokens, self._began = 0, 0, time.perf_counter()
         super().__init__(parts, **kwargs)
+        self.add_callback(Probes(rollouts, self.out, self.heartbeat))
         # After the Trainer, which has moved the policy to its GPU: host memory never holds both.
         self.reference = self._ready(frozen_copy(parts, rollouts.memo)) if self._start == "model" else None
 
@@ -362,7 +364,9 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         found, observed, answers = self.figures.of_completions(everyone, self.settings.num_generations)
         self.figures.add(found)
         if observed is not None:
-            self.figures.add(self.rollouts.alarms.observe(**observed, kl=kl if self._start != "none" else None))
+            self.figures.add(
+                self.rollouts.alarms.observe(**observed, kl=kl if self._start != "none" else None, logged=found)
+            )
         self.figures.add(self.actions.observe(answers))
         steps = self.rollouts.samples.sample_steps
         if steps and self.state.global_step % steps == 0:

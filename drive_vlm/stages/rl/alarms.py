@@ -2,9 +2,11 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drive_vlm.config import field
+from drive_vlm.rewards.metric_alarm import MetricAlarm
 
 # Generation batches whose mean length is the run's own measure.
 _BASELINE = 10
@@ -66,19 +68,31 @@ _MEANING = {
 
 
 class Alarms:
-    """Counts bad generation batches in a row. All ranks see the same gathered numbers, so all decide alike."""
+    """Counts bad generation batches in a row: by what every run has, and by `watched`, the alarms of its rewards. All ranks see
+    the same gathered numbers, so all decide alike. Raises ValueError for two alarms of one name."""
 
-    def __init__(self, config: AlarmConfig, speaks: bool) -> None:
-        self.config, self._speaks = config, speaks
-        self._streak = dict.fromkeys(_MEANING, 0)
+    def __init__(self, config: AlarmConfig, speaks: bool, watched: Sequence[MetricAlarm] = ()) -> None:
+        self.config, self._speaks, self._watched = config, speaks, {alarm.name: alarm for alarm in watched}
+        names = [*_MEANING, *(alarm.name for alarm in watched)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two alarms have one name: {', '.join(sorted(names))}. Rename that of the reward.")
+        self._streak = dict.fromkeys(names, 0)
         self._reported: list[str] = []
         self._lengths: list[float] = []
+        self._starts: dict[str, list[float]] = {}
 
     def observe(
-        self, zero_variance: float, all_zero: bool, length: float, truncated: float, kl: float | None
+        self,
+        zero_variance: float,
+        all_zero: bool,
+        length: float,
+        truncated: float,
+        kl: float | None,
+        logged: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """One generation batch: share of groups without variance, whether every reward is 0, mean completion tokens, share
-        of truncated completions, and the largest KL of the steps since the batch before (None without a reference).
+        of truncated completions, the largest KL of the steps since the batch before (None without a reference), and the
+        batch's metrics by name.
 
         Returns the metrics. Raises ValueError with `stop_on_alarm` when an alarm sounds.
         """
@@ -96,24 +110,58 @@ class Alarms:
             "long": grown > config.alarm_length,
             "truncated": truncated >= 1,
         }
+        numbers = {"zero_variance": zero_variance, "kl": kl, "length": length, "baseline": baseline}
+        words = {
+            name: _MEANING[name].format(**numbers, grown=grown, shrunk=1 / grown)
+            for name, is_bad in bad.items()
+            if is_bad
+        }
+        for name, alarm in self._watched.items():
+            if logged and alarm.metric in logged:
+                start, limit = self._limit(alarm, logged[alarm.metric])
+                bad[name] = not logged[alarm.metric] <= limit
+                words[name] = alarm.words.format(value=logged[alarm.metric], start=start, limit=limit)
         for name, is_bad in bad.items():
             self._streak[name] = self._streak[name] + 1 if is_bad else 0
-        sounding = [name for name, count in self._streak.items() if count >= config.alarm_after]
-        numbers = {"zero_variance": zero_variance, "kl": kl, "length": length, "baseline": baseline}
+        sounding = [name for name, count in self._streak.items() if count >= self._after(name)]
         for name in sounding:
-            words = _MEANING[name].format(**numbers, grown=grown, shrunk=1 / grown)
-            words = f"alarm {name} ({self._streak[name]} generation batches in a row): {words}"
-            if config.stop_on_alarm:
-                raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
-            if name not in self._reported:
-                self._reported.append(name)
-                if self._speaks:
-                    print(f"warning: {words}", file=sys.stderr, flush=True)
-        return {f"alarm/{name}": float(name in sounding) for name in bad}
+            if name in words:
+                self._sound(name, words[name])
+        return {f"alarm/{name}": float(name in sounding) for name in self._streak}
+
+    def _limit(self, alarm: MetricAlarm, value: float) -> tuple[float, float]:
+        """The mean at the start, which `value` joins while the start lasts, and the most that the metric may be."""
+        begun = self._starts.setdefault(alarm.name, [])
+        if len(begun) < alarm.first:
+            begun.append(value)
+        start = sum(begun) / len(begun)
+        return start, alarm.limit(start)
+
+    def _after(self, name: str) -> int:
+        own = self._watched[name].after if name in self._watched else None
+        return self.config.alarm_after if own is None else own
+
+    def _sound(self, name: str, meaning: str) -> None:
+        if name in self._reported and not self.config.stop_on_alarm:
+            return
+        count = self._streak[name]
+        words = f"alarm {name} ({count} generation batch{'es' * (count > 1)} in a row): {meaning}"
+        if self.config.stop_on_alarm:
+            raise ValueError(f"{words} The run was stopped (--stop_on_alarm); its last checkpoint is untouched.")
+        self._reported.append(name)
+        if self._speaks:
+            print(f"warning: {words}", file=sys.stderr, flush=True)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"streak": self._streak, "told": self._reported, "lengths": self._lengths}
+        return {
+            "streak": self._streak,
+            "told": self._reported,
+            "lengths": self._lengths,
+            "starts": self._starts,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
-        self._streak, self._reported, self._lengths = state["streak"], state["told"], state["lengths"]
+        # A checkpoint of a run before rewards had alarms has no starts.
+        self._streak, self._starts = self._streak | state["streak"], state.get("starts", {})
+        self._reported, self._lengths = state["told"], state["lengths"]

@@ -23,6 +23,7 @@ from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.faults import StopOnRequest
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin, Loader, num_tiles
 from drive_vlm.stages.rl.policy import check_copy, load_reference, without_own_reference
+from drive_vlm.stages.rl.probes import PROBES, Probes
 from drive_vlm.stages.rl.prompts import Prompt, same_keys
 from drive_vlm.stages.rl.rollouts import Rollouts
 from drive_vlm.stages.rl.samples_file import FILE, append_samples, sample_line
@@ -58,7 +59,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     # Any: the Trainer's own type has none of the flags of GRPOConfig.
     args: Any
     num_generations: int
-    log_files = ("metrics.jsonl", FILE)
+    log_files = ("metrics.jsonl", FILE, PROBES)
 
     def __init__(self, parts: RunParts, rollouts: Rollouts, **kwargs: Any) -> None:
         model, args = parts.family.model, kwargs["args"]
@@ -73,6 +74,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             super().__init__(parts, **kwargs)
         self._restore_trained()
         self.add_callback(SavesAtBoundaries(self.may_save))
+        self.add_callback(Probes(rollouts, self.out, self.heartbeat))
         self.beta = args.beta
         # After the Trainer, which has moved the policy to its GPU: host memory never holds both.
         reference = load_reference(parts, args, rollouts.memo)
@@ -130,9 +132,13 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         if self.rollouts.memo is not None:
             self.rollouts.memo.clear()
         self.heartbeat.beat("generation", list(dict.fromkeys(row.id for row in self._rows)))
+        before = {name: len(values) for name, values in self._metrics["train"].items()}
         output = super()._generate_and_score_completions([{"prompt": row.messages} for row in self._rows])
         self._restore_trained()
-        self._observe()
+        # Of this batch alone: TRL keeps the numbers of all batches until the next log.
+        self._observe({n: values[-1] for n, values in self._metrics["train"].items() if len(values) > before.get(n, 0)})
+        # See _calculate_rewards.
+        output["advantages"] = output["advantages"].float()
         if self.rollouts.samples.sample_steps and self.generations % self.rollouts.samples.sample_steps == 0:
             self._write_samples(output["advantages"].tolist())
         self.generations += 1
@@ -172,7 +178,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> torch.Tensor:
-        """float[N over all ranks, rewards]. The rewards get the columns of our rows."""
+        """float64[N over all ranks, rewards], NaN where a completion leaves the step. The rewards get the columns of our rows."""
         self.heartbeat.beat("reward")
         started = time.perf_counter()
         columns = same_keys([row.columns for row in self._rows])
@@ -186,13 +192,22 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         }  # fmt: skip
         self._metrics["train"]["reward_seconds"].append(time.perf_counter() - started)
         # TRL (1.16) leaves out a completion whose rewards are all unknown; next to other rewards it would count None as 0.
-        needed = [i for i, scorer in enumerate(self.rollouts.scorers) if scorer.must_score]
-        unknown = rewards[:, needed].isnan().any(dim=1)
+        unknown = torch.zeros(len(rewards), dtype=torch.bool, device=rewards.device)
+        for i, scorer in enumerate(self.rollouts.scorers):
+            missing = rewards[:, i].isnan() & scorer.must_score
+            if scorer.whole_group:
+                # The groups stand one after another, over all ranks.
+                groups = missing.view(-1, self.num_generations).any(dim=1)
+                self._metrics["train"][f"{scorer.__name__}/groups_left_out"].append(groups.sum().item())
+                missing = groups.repeat_interleave(self.num_generations)
+            unknown |= missing
         self._metrics["train"]["unscored"].append(unknown.float().mean().item())
-        return rewards.masked_fill(unknown.unsqueeze(1), math.nan)
+        # In float32 the mean of eight equal rewards of .7 is not .7: TRL (1.16) would give such a group advantages of 6e-4 and not
+        # count it in frac_reward_zero_std.
+        return rewards.masked_fill(unknown.unsqueeze(1), math.nan).double()
 
-    def _observe(self) -> None:
-        """Let the alarms see the generation batch that was just scored; TRL has gathered its numbers over all ranks."""
+    def _observe(self, logged: dict[str, float]) -> None:
+        """Let the alarms see the generation batch that was just scored; TRL has gathered its numbers, `logged`, over all ranks."""
         metrics = self._metrics["train"]
         observed = self.rollouts.alarms.observe(
             zero_variance=metrics["frac_reward_zero_std"][-1],
@@ -200,6 +215,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
             length=metrics["completions/mean_length"][-1],
             truncated=metrics["completions/clipped_ratio"][-1],
             kl=self._kl,
+            logged=logged,
         )
         self._kl = None
         for name, value in observed.items():

@@ -94,7 +94,9 @@ def build_rollouts(
         take_vision=take_vision,
         without_pictures=without_pictures,
         memo=install_memo(parts.family, flags.data),
-        alarms=Alarms(flags.of(AlarmConfig), speaks=args.should_save),
+        alarms=Alarms(
+            flags.of(AlarmConfig), args.should_save, [alarm for scorer in scorers for alarm in scorer.alarms]
+        ),
         samples=flags.of(SampleConfig),
         facts={
             "rows": len(table),

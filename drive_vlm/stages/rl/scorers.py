@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from drive_vlm.rewards import Reward
+from drive_vlm.rewards.metric_alarm import MetricAlarm
 from drive_vlm.stages.rl.samples_file import clipped
 
 
@@ -111,6 +112,27 @@ class Scorer:
     def must_score(self) -> bool:
         """Whether a completion for which it answers None leaves the step, whatever other rewards say."""
         return bool(getattr(self._reward, "must_score", False))
+
+    @property
+    def whole_group(self) -> bool:
+        """Whether all completions of a row leave the step with one for which it must score and answers None."""
+        return self.must_score and bool(getattr(self._reward, "whole_group", False))
+
+    @property
+    def alarms(self) -> Sequence[MetricAlarm]:
+        """The reward's own alarms."""
+        return tuple(getattr(self._reward, "alarms", ()))
+
+    @property
+    def probes(self) -> bool:
+        """Whether the reward has texts that must earn nothing."""
+        return callable(getattr(self._reward, "probe", None))
+
+    def probe(self) -> dict[str, Any]:
+        """What the reward makes of texts that must earn nothing."""
+        # `probe` is optional, so the protocol does not have it.
+        probe: Any = getattr(self._reward, "probe")  # noqa: B009
+        return dict(probe())
 
     @property
     def checks(self) -> bool:
