@@ -321,7 +321,7 @@ def _pairs(replies: Sequence[Reply], ends: np.ndarray) -> Pairs:
         "strategic_accuracy": (right, rows),
     }
     for level in LEVELS:
-        here = flag(lambda item, level=level: item.row.level == level)
+        here = np.array([item.row.level == level for item in replies])
         pairs[f"strategic_accuracy level {level}"] = (right & here, here)
     facts = [item.reading.factual for item in replies]
     pairs["factual"] = _told(facts)
@@ -331,7 +331,7 @@ def _pairs(replies: Sequence[Reply], ends: np.ndarray) -> Pairs:
     back = asked & ambiguous & flag(lambda item: item.row.candidates)
     pairs["valid"] = (back & flag(lambda item: item.reading.parts and not item.reading.absent), back)
     for name in ("discriminates", "resolves", "leading", "echo"):
-        pairs[name] = (back & flag(lambda item, name=name: getattr(item.reading, name)), back)
+        pairs[name] = (back & np.array([getattr(item.reading, name) for item in replies], dtype=bool), back)
     pairs["final_accuracy"] = (ends & flag(lambda item: item.final_right), ends)
     pairs["questions"] = (ends * np.array([float(item.questions) for item in replies]), ends)
     failures = [failure(item) for item in replies]

@@ -80,18 +80,32 @@ def choice_scores(choices: Sequence[Choice], seed: int = 0) -> dict[str, Rate]:
     for place, letter in enumerate(LETTERS):
         here = np.array([item.gold == place for item in choices])
         pairs[f"accuracy gold {letter}"] = (right & here, here)
-    for name, place in (*((letter, i) for i, letter in enumerate(LETTERS)), (UNREAD, None)):
-        pairs[f"said {name}"] = (np.array([item.said == place for item in choices]), rows)
+    places: dict[str, int | None] = {letter: place for place, letter in enumerate(LETTERS)} | {UNREAD: None}
+    for name, said in places.items():
+        pairs[f"said {name}"] = (np.array([item.said == said for item in choices]), rows)
     groups = [item.group for item in choices]
     found = ratios(pairs, groups, seed)
-    by_row: dict[str, list[Choice]] = {}
-    for item in choices:
-        by_row.setdefault(item.row, []).append(item)
-    whole = [items for items in by_row.values() if len({item.rotation for item in items}) == len(LETTERS)]
+    whole = [items for items in _by_row(choices) if _all_rotations(items)]
     if whole:
         same = np.array([_one_option(items) for items in whole])
         found |= ratios({"consistent": (same, np.ones(len(whole)))}, [items[0].group for items in whole], seed)
     return found
+
+
+def incomplete_rows(choices: Sequence[Choice]) -> int:
+    """Rows that lack an answer to one of their rotations."""
+    return sum(not _all_rotations(items) for items in _by_row(choices))
+
+
+def _by_row(choices: Sequence[Choice]) -> list[list[Choice]]:
+    rows: dict[str, list[Choice]] = {}
+    for item in choices:
+        rows.setdefault(item.row, []).append(item)
+    return list(rows.values())
+
+
+def _all_rotations(items: Sequence[Choice]) -> bool:
+    return len({item.rotation for item in items}) == len(LETTERS)
 
 
 def _one_option(items: Sequence[Choice]) -> bool:

@@ -99,7 +99,7 @@ def judge_replies(
         for item, shown in zip(wanted, values, strict=True)
     ]
     facts = [{"id": item.id, "prediction": item.text} for item in wanted]
-    kept = JudgedRows(out, keys, attempts, VerdictRow, facts)
+    kept = JudgedRows(out, keys, attempts, VerdictRow, facts, "--verdicts")
     todo = kept.missing()
     requests = [Request(fill(prompt, values[i]), wanted[i].images) for i in todo for prompt in prompts]
     blocks = judge_all(judge, requests, parse_verdict, attempts)

@@ -51,7 +51,7 @@ def print_tables(result: dict[str, Any]) -> None:
     shown.print(_scores(f"when it asks: {of}", result, ASKING))
     shown.print(_confusions(result))
     shown.print(_scores("what its replies are worth, read by words and boxes", result, WORTH))
-    shown.print(_scores(f"in the end: two turns at most, utility = right - {QUESTION_COST} x questions", result, ENDS))
+    shown.print(_ends(result))
     shown.print(_scores("its questions back to ambiguous rows", result, BACK))
     shown.print(_failures(result))
     if result["judge"]:
@@ -93,6 +93,19 @@ def _scores(title: str, result: dict[str, Any], names: dict[str, str], baselines
         rows += [[name, *(cell(entry["scores"].get(score)) for score in names)] for name, entry in result[part].items()]
         rows.append(None)
     return table(title, ("", *names.values()), rows, whole=True)
+
+
+def _ends(result: dict[str, Any]) -> Any:
+    """What comes of the dialogues: after the row's own question back (--dialogues), and after the system's own."""
+    dialogues = result["dialogues"].get("checkpoints", {})
+    rows: list[Sequence[str | Text] | None] = []
+    for name, entry in systems(result):
+        own = cell(dialogues[name]["accuracy"] if name in dialogues else None)
+        rows.append([name, own, *(cell(entry["scores"][score]) for score in ENDS)])
+    heads = ("", "right after the row's own question", *ENDS.values())
+    return table(
+        f"in the end: two turns at most, utility = right - {QUESTION_COST} x questions", heads, rows, whole=True
+    )
 
 
 def _confusions(result: dict[str, Any]) -> Any:
@@ -225,11 +238,12 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: of {result['rows'] - known:,} rows nobody knows the end; they are left out of it"
         if entry["calibration"] and entry["calibration"]["missing"]:
             yield f"{name}: {entry['calibration']['missing']:,} rows are not in all files of --samples"
-    for name, entry in result.get("dialogues", {}).get("checkpoints", {}).items():
-        rate = entry["accuracy"]
-        yield f"{name}: right after the row's own question back {rate['value']:.3f}{interval(rate)} of {rate['n']:,} dialogues"
-    for test in result.get("dialogues", {}).get("mcnemar", []):
-        yield f"  {test['second']} against {test['first']}: only one is right in {test['only_second']:,} and {test['only_first']:,}, McNemar p {test['p']:.3g}"
+    for name, entry in choice_entries(result).items():
+        if entry["incomplete"]:
+            yield f"{name}: {entry['incomplete']:,} rows of four options lack a rotation and say nothing about consistency"
+    for test in result["dialogues"].get("mcnemar", []):
+        counts = f"only {test['first']} {test['only_first']:,}, only {test['second']} {test['only_second']:,} of {test['n']:,}"
+        yield f"after the row's own question: {counts} right, McNemar p {test['p']:.3g}"
     for path, written in result["written"].items():
         yield f"{path}: {written['rows']:,} rows to answer" + (
             f", {len(written['left_out']):,} left out" if written["left_out"] else ""

@@ -1,6 +1,8 @@
 """The gallery of tools/clarify_eval.py: examples of each kind of failure, with boxes drawn, candidates named, and what every checkpoint said."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,68 +22,80 @@ nav a { margin-right: 1rem }
 """
 
 
-def write_gallery(
-    path: Path, systems: Mapping[str, Sequence[Reply]], ids: Sequence[str], pictures: Sequence[Sequence[str]], most: int
-) -> dict[str, Any]:
-    """Write the page: up to `most` rows of each kind, those of the last checkpoint first; returns {"file", kind: rows with it, of any checkpoint}.
+@dataclass(frozen=True)
+class Said:
+    """A checkpoint's reply as it was given, and as it is read."""
 
-    Raises BadRow for a picture that cannot be read.
+    text: str
+    reply: Reply
+
+    @cached_property
+    def kind(self) -> str:
+        return failure(self.reply)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row: its id, the files of its pictures, and what each checkpoint said."""
+
+    id: str
+    pictures: Sequence[str]
+    said: Mapping[str, Said]
+
+
+def write_gallery(path: Path, rows: Sequence[Example], most: int) -> dict[str, Any]:
+    """Write the page: up to `most` rows of each kind, those of the last checkpoint first; returns {"file", kind: rows with it, of any
+    checkpoint}. Raises BadRow for a picture that cannot be read.
     """
-    kinds = {name: [failure(reply) for reply in replies] for name, replies in systems.items()}
+    names = list(rows[0].said)
     found: dict[str, Any] = {"file": str(path)}
-    chosen: dict[str, list[int]] = {}
-    for kind in FAILURES:
-        # A row once, whoever fails at it.
-        rows = list(
-            dict.fromkeys(i for name in reversed(list(systems)) for i, own in enumerate(kinds[name]) if own == kind)
-        )
-        found[kind], chosen[kind] = len(rows), rows[:most]
-    title = f"Failures: {', '.join(systems)}"
-    sections = []
+    links, sections = [], []
     for kind, words in FAILURES.items():
-        if chosen[kind]:
-            shown = "\n".join(_example(ids[i], i, kind, systems, kinds, pictures[i]) for i in chosen[kind])
-            head = f"{escape(words)} <span class='note'>{len(chosen[kind])} of {found[kind]:,} rows</span>"
-            sections.append(f'<h2 id="{kind}">{head}</h2>\n{shown}')
-    links = " ".join(
-        f'<a href="#{kind}">{escape(FAILURES[kind])} ({found[kind]:,})</a>' for kind in FAILURES if chosen[kind]
+        # A row once, whoever fails at it.
+        failed = list(
+            dict.fromkeys(i for name in reversed(names) for i, row in enumerate(rows) if row.said[name].kind == kind)
+        )
+        found[kind] = len(failed)
+        if failed:
+            shown = "\n".join(_example(rows[i], kind) for i in failed[:most])
+            count = f"{min(most, len(failed))} of {len(failed):,} rows"
+            links.append(f'<a href="#{kind}">{escape(words)} ({len(failed):,})</a>')
+            sections.append(f'<h2 id="{kind}">{escape(words)} <span class="note">{count}</span></h2>\n{shown}')
+    body = (
+        f"<nav>{' '.join(links)}</nav>\n" + "\n".join(sections)
+        if sections
+        else "<p>No checkpoint fails at any row.</p>"
     )
-    body = f"<nav>{links}</nav>\n" + "\n".join(sections) if sections else "<p>No checkpoint fails at any row.</p>"
-    write_html(path, title, _STYLE, body)
+    write_html(path, f"Failures: {', '.join(names)}", _STYLE, body)
     return found
 
 
-def _example(
-    name: str,
-    i: int,
-    kind: str,
-    systems: Mapping[str, Sequence[Reply]],
-    kinds: Mapping[str, Sequence[str]],
-    pictures: Sequence[str],
-) -> str:
+def _example(example: Example, kind: str) -> str:
     from drive_vlm.data.vision import load_image
 
-    first = next(iter(systems.values()))[i]
+    first = next(iter(example.said.values())).reply
     row = first.row
-    colours = [PALETTE[place % len(PALETTE)] for place in range(len(row.candidates))]
+    things = [(number, thing, PALETTE[(number - 1) % len(PALETTE)]) for number, thing in enumerate(row.candidates, 1)]
     boxes = [
         Box(thing.box, colour, str(number), f"{thing.name}: {', '.join(thing.attributes.values())}")
-        for number, (thing, colour) in enumerate(zip(row.candidates, colours, strict=True), 1)
+        for number, thing, colour in things
     ]
     # The boxes are of the row's one picture; further ones are shown as they are.
-    figures = "".join(boxed(load_image(path, name), boxes if place == 0 else []) for place, path in enumerate(pictures))
+    figures = "".join(
+        boxed(load_image(path, example.id), [] if place else boxes) for place, path in enumerate(example.pictures)
+    )
     names = "".join(
         f'<div><span class="swatch" style="background:{colour}"></span>{number} {escape(thing.name)} <span class="note">'
         f"{escape(', '.join(f'{key} {value}' for key, value in thing.attributes.items()))}"
         f"{escape(_mark(first, number - 1))}</span></div>"
-        for number, (thing, colour) in enumerate(zip(row.candidates, colours, strict=True), 1)
+        for number, thing, colour in things
     )
     truth = f"level {row.level}, {row.type}: " + (
         "ambiguous, to be asked back" if row.ambiguous else f"clear, answer: {row.answer}"
     )
-    said = "".join(_said(system, replies[i], kinds[system][i], kind) for system, replies in systems.items())
+    said = "".join(_said(name, said, kind) for name, said in example.said.items())
     return (
-        f'<div class="example"><figure>{figures}<figcaption>{escape(name)}</figcaption></figure><div class="said">'
+        f'<div class="example"><figure>{figures}<figcaption>{escape(example.id)}</figcaption></figure><div class="said">'
         f'<div class="question">{escape(row.question)}</div><div class="note">{escape(truth)}</div>{names}'
         f"<table><tr><th>checkpoint</th><th>reply</th><th>read as</th></tr>{said}</table></div></div>"
     )
@@ -95,14 +109,15 @@ def _mark(reply: Reply, number: int) -> str:
     return "; asked about" if number == row.target else ""
 
 
-def _said(system: str, reply: Reply, own: str, kind: str) -> str:
-    reading, verdict = reply.reading, reply.verdict
-    texts = escape(reading.text) or '<span class="note">(empty)</span>'
+def _said(name: str, said: Said, kind: str) -> str:
+    reply, reading, verdict = said.reply, said.reply.reading, said.reply.verdict
+    texts = escape(said.text) if said.text.strip() else '<span class="note">(empty)</span>'
     if reply.after is not None:
         texts += f'<div class="note">after the user\'s reply:</div>{escape(reply.after.text)}'
     what = "asks" if reading.asked else "lists" if reading.listed else "answers" if reading.answers else "no answer"
     judged = f"<br>judge: strategy {verdict.strategy}, {verdict.factual}" if verdict else ""
-    read = f"{what}; strategy {reading.strategy}, {reading.factual}{judged}"
-    mark = "right" if own == RIGHT else "wrong"
-    here = ' class="this"' if own == kind else ""
-    return f'<tr><td{here}>{escape(system)}</td><td>{texts}</td><td><span class="{mark}">{escape(KINDS[own])}</span><div class="note">{read}</div></td></tr>'
+    note = f"{what}; strategy {reading.strategy}, {reading.factual}{judged}"
+    mark = "right" if said.kind == RIGHT else "wrong"
+    here = ' class="this"' if said.kind == kind else ""
+    read = f'<span class="{mark}">{escape(KINDS[said.kind])}</span><div class="note">{note}</div>'
+    return f"<tr><td{here}>{escape(name)}</td><td>{texts}</td><td>{read}</td></tr>"

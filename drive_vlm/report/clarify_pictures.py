@@ -115,15 +115,21 @@ def plot_asking(path: Path, result: dict[str, Any]) -> None:
         over, under = entry["scores"]["over_asking"], entry["scores"]["under_asking"]
         if over["value"] is None or under["value"] is None:
             continue
-        errors = {
-            "xerr": errors_of(over["value"], over["low"], over["high"]),
-            "yerr": errors_of(under["value"], under["low"], under["high"]),
-        }
         own = name in result["checkpoints"]
-        look = {"fmt": "o", "color": COLOURS[place % len(COLOURS)]} if own else {"fmt": MARKERS[name], "color": "black"}
         # A fixed point has no interval to draw.
-        drawn = errors if own or name == BLIND else {}
-        axes.errorbar(over["value"], under["value"], **drawn, **look, capsize=3, markersize=6, label=name, zorder=3)
+        drawn = own or name == BLIND
+        axes.errorbar(
+            over["value"],
+            under["value"],
+            xerr=errors_of(over["value"], over["low"], over["high"]) if drawn else None,
+            yerr=errors_of(under["value"], under["low"], under["high"]) if drawn else None,
+            fmt="o" if own else MARKERS[name],
+            color=COLOURS[place % len(COLOURS)] if own else "black",
+            capsize=3,
+            markersize=6,
+            label=name,
+            zorder=3,
+        )
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("over-asking: clear rows asked back")

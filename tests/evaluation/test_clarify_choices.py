@@ -2,7 +2,14 @@
 
 import pytest
 
-from drive_vlm.evaluation.clarify_choices import Choice, choice_scores, gold_place, read_letter, rotated
+from drive_vlm.evaluation.clarify_choices import (
+    Choice,
+    choice_scores,
+    gold_place,
+    incomplete_rows,
+    read_letter,
+    rotated,
+)
 
 OPTIONS = ["It is red.", "Do you mean the car or the bus?", "It is blue.", "Do you mean the horse or the deer?"]
 
@@ -46,4 +53,4 @@ def test_scores() -> None:
     assert found["said A"].value == pytest.approx(7 / 12) and found["said unread"].value == pytest.approx(2 / 12)
     assert (found["consistent"].value, found["consistent"].n) == (pytest.approx(1 / 3), 3)
     # A row without all rotations says nothing about consistency.
-    assert "consistent" not in choice_scores(made[:3])
+    assert "consistent" not in choice_scores(made[:3]) and (incomplete_rows(made), incomplete_rows(made[:7])) == (0, 1)

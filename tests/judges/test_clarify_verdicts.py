@@ -123,7 +123,7 @@ def test_files_that_hold_something_else(tmp_path) -> None:
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
             read_verdicts(str(path))
-    with pytest.raises(ValueError, match="no .txt or .json"):
+    with pytest.raises(ValueError, match=r"no \.txt or \.json"):
         read_phrasings(str(tmp_path))
     (tmp_path / "p.txt").write_text("{question} {reply}")
     with pytest.raises(ValueError, match=r"must hold \{facts\}"):
