@@ -10,7 +10,7 @@ For the model's own questions, --write_dialogues writes what a simulated user re
 Flags with one file a checkpoint take them in the order of --predictions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,11 +91,15 @@ def write_followups(args: Any, rows: Rows, asked: list[list[bool]]) -> dict[str,
         raise ValueError("--write_dialogues and --write_choices need --data: the turns of the rows stand there")
     written: dict[str, Any] = {}
 
-    def write(path: Path, made: Iterator[Callable[[], list[dict[str, Any]]]]) -> None:
+    def write(
+        path: Path,
+        pairs: "Iterable[tuple[dict[str, Any], Prediction]]",
+        make: "Callable[[dict[str, Any], Prediction], list[dict[str, Any]]]",
+    ) -> None:
         found, left_out = [], []
-        for make in made:
+        for row, item in pairs:
             try:
-                found += make()
+                found += make(row, item)
             except NotPossible as error:
                 left_out.append(str(error))
         if left_out and args.on_missing == "error":
@@ -106,17 +110,16 @@ def write_followups(args: Any, rows: Rows, asked: list[list[bool]]) -> dict[str,
         write_lines(path, found)
         written[str(path)] = {"rows": len(found), "left_out": left_out}
 
+    def dialogue(row: dict[str, Any], item: "Prediction") -> list[dict[str, Any]]:
+        return [own_dialogue(row, item.prediction, args.seed, item.where)]
+
     for path, items, back in zip(one_each(args, "write_dialogues"), rows.items, asked, strict=True):
         if path is not None:
-            make = (
-                lambda row=row, item=item: [own_dialogue(row, item.prediction, args.seed, item.where)]
-                for row, item, ask in zip(rows.columns, items, back, strict=True)
-                if ask
-            )
-            write(path, make)
+            pairs = [(row, item) for row, item, ask in zip(rows.columns, items, back, strict=True) if ask]
+            write(path, pairs, dialogue)
     if args.write_choices:
-        pairs = zip(rows.columns, rows.items[0], strict=True)
-        write(args.write_choices, (lambda row=row, item=item: four_choice_rows(row, item.where) for row, item in pairs))
+        both = zip(rows.columns, rows.items[0], strict=True)
+        write(args.write_choices, both, lambda row, item: four_choice_rows(row, item.where))
     return written
 
 
@@ -191,9 +194,10 @@ def read_dialogues(paths: list[str | None], names: list[str], args: Any) -> dict
         name: {"file": path, "ids_left_out": out, "accuracy": accuracy(marks, groups, args.seed).to_dict()}
         for name, path, out, marks in zip(names, given, left_out, right, strict=True)
     }
+    marks_of = dict(zip(names, right, strict=True))
     tests = [
-        {"first": names[0], "second": name, **mcnemar(right[0], marks).to_dict()}
-        for name, marks in zip(names[1:], right[1:], strict=True)
+        {"first": first, "second": second, **mcnemar(marks_of[first], marks_of[second]).to_dict()}
+        for first, second in compared(names)
     ]
     return {"checkpoints": found, "mcnemar": tests}
 
@@ -294,12 +298,13 @@ def plain(rates: dict[str, Any]) -> dict[str, Any]:
 
 def entry_of(replies: "list[Reply]", args: Any) -> dict[str, Any]:
     """What --json holds of a system's replies."""
-    from drive_vlm.evaluation.clarify import belief_that_pays, by_part, confusion, scores
+    from drive_vlm.evaluation.clarify import belief_that_pays, by_length, by_part, confusion, scores
 
     parts = by_part(replies, args.seed)
     return {
         "confusion": confusion(replies),
         "scores": plain(scores(replies, args.seed)),
+        "lengths": [asdict(part) for part in by_length(replies, seed=args.seed)],
         "break_even": belief_that_pays(replies),
         "parts": {part: {value: plain(rates) for value, rates in entries.items()} for part, entries in parts.items()},
     }
@@ -342,6 +347,12 @@ def baselines(args: Any, rows: Rows, replies: "list[Reply]") -> "dict[str, list[
     return found
 
 
+def compared(names: list[str]) -> list[tuple[str, str]]:
+    """Each checkpoint with the first, and with the one before it."""
+    pairs = [pair for i, name in enumerate(names) for pair in ((names[0], name), (names[i - 1], name)) if i]
+    return list(dict.fromkeys(pairs))
+
+
 def check(args: Any, names: list[str], rows: Rows) -> None:
     """Raises ValueError for names and columns that cannot be."""
     from drive_vlm.evaluation.clarify import ALWAYS, BLIND, NEVER
@@ -373,7 +384,7 @@ def run(args: Any) -> dict[str, Any]:
     blind = baselines(args, rows, systems[names[0]])
     result["baselines"] = {name: entry_of(replies, args) for name, replies in blind.items()}
     systems |= blind
-    pairs = [(names[0], name) for name in names[1:]] + ([(BLIND, names[-1])] if BLIND in blind else [])
+    pairs = [*compared(names), *([(BLIND, names[-1])] if BLIND in blind else [])]
     result["comparisons"] = [
         {
             "first": first,

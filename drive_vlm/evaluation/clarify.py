@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drive_vlm.evaluation.agreement import McNemar, Rate, mcnemar
+from drive_vlm.evaluation.calibration import equal_mass
 from drive_vlm.evaluation.clarify_replies import (
     CANNOT_TELL,
     FAIL,
@@ -241,6 +242,33 @@ def by_part(replies: Sequence[Reply], seed: int = 0) -> dict[str, dict[str, dict
         names = ("ask_recall", "over_asking", "strategic_accuracy")
         found.setdefault(part, {})[value] = {name: rates[f"{number} {name}"] for name in names}
     return found
+
+
+@dataclass(frozen=True)
+class Length:
+    """Replies of about one length: their mean words, and the mean strategy by rule and by the judge."""
+
+    words: float
+    strategy: Rate
+    judge: Rate
+
+
+def by_length(replies: Sequence[Reply], bins: int = 6, seed: int = 0) -> list[Length]:
+    """The replies in bins of about as many, the shortest first."""
+    words = np.array([float(len(item.reading.text.split())) for item in replies])
+    place = equal_mass(words, bins)
+    strategy = np.array([float(item.reading.strategy) for item in replies])
+    judged = np.array([0.0 if item.verdict is None else item.verdict.strategy for item in replies])
+    pairs: Pairs = {}
+    for number in np.unique(place):
+        here = place == number
+        pairs[f"strategy {number}"] = (here * strategy, here)
+        pairs[f"judge {number}"] = (here * judged, here & (judged > 0))
+    rates = ratios(pairs, [item.group for item in replies], seed)
+    return [
+        Length(float(words[place == number].mean()), rates[f"strategy {number}"], rates[f"judge {number}"])
+        for number in np.unique(place)
+    ]
 
 
 def ratios(pairs: Pairs, groups: Sequence[str], seed: int = 0) -> dict[str, Rate]:

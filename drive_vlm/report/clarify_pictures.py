@@ -19,7 +19,8 @@ MARKERS = {ALWAYS: "^", NEVER: "v", BLIND: "x"}
 def plot_all(folder: Path, result: dict[str, Any]) -> list[str]:
     """Write the pictures that `result` has numbers for; returns their paths.
 
-    confusion, failures, asking (over- against under-asking), parts (recall by what the rows are) always; calibration, choices
+    confusion, failures, asking (over- against under-asking), parts (recall by what the rows are), lengths (score by
+    length of the reply) always; calibration, choices
     and agreement where there are samples, four options, and several raters.
     """
     made: dict[str, tuple[Callable[[Path, dict[str, Any]], None], bool]] = {
@@ -27,6 +28,7 @@ def plot_all(folder: Path, result: dict[str, Any]) -> list[str]:
         "failures": (plot_failures, True),
         "asking": (plot_asking, True),
         "parts": (plot_parts, True),
+        "lengths": (plot_lengths, True),
         "calibration": (plot_calibration, any(entry["calibration"] for entry in result["checkpoints"].values())),
         "choices": (plot_choices, bool(choice_entries(result))),
         "agreement": (plot_agreement, bool(result["agreement"])),
@@ -185,6 +187,40 @@ def _patch(colour: str, label: str) -> Any:
     from matplotlib.patches import Patch
 
     return Patch(color=colour, label=label)
+
+
+def plot_lengths(path: Path, result: dict[str, Any]) -> None:
+    """Strategy by the length of the reply, in bins of about as many: by rule, and dashed by the judge. A judge that likes long replies shows."""
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    for place, (name, entry) in enumerate(result["checkpoints"].items()):
+        colour = COLOURS[place % len(COLOURS)]
+        for rater, style in (("strategy", "-"), ("judge", "--")):
+            parts = [part for part in entry["lengths"] if part[rater]["n"]]
+            if not parts:
+                continue
+            words, rates = [part["words"] for part in parts], [part[rater] for part in parts]
+            ends = [errors_of(rate["value"], rate["low"], rate["high"]) for rate in rates]
+            errors = [[low for (low,), _ in ends], [high for _, (high,) in ends]]
+            label = name if rater == "strategy" else f"{name}, judge"
+            axes.errorbar(
+                words,
+                [rate["value"] for rate in rates],
+                errors,
+                fmt=f"o{style}",
+                color=colour,
+                capsize=3,
+                markersize=4,
+                label=label,
+            )
+            few = [(x, rate["value"]) for x, rate in zip(words, rates, strict=True) if rate["n"] < FEW]
+            axes.plot([x for x, _ in few], [y for _, y in few], "o", color=GREY, markersize=5, zorder=3)
+    axes.set_ylim(0.9, 4.1)
+    axes.set_xlabel(f"words of the reply (grey: n < {FEW})")
+    axes.set_ylabel("strategy, 1 to 4")
+    axes.legend(fontsize=8, frameon=False)
+    bare(axes, "y")
+    save(figure, path)
 
 
 def plot_calibration(path: Path, result: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from drive_vlm.evaluation.clarify import (
     baseline,
     belief_that_pays,
     break_even,
+    by_length,
     by_part,
     changes,
     confusion,
@@ -227,6 +228,19 @@ def test_by_part() -> None:
     # 40 x 40 against 40 x 35; 40 x 35 against 40 x 30.
     assert set(found["size ratio"]) == {"1 to 1.5"}
     assert {value: rates["strategic_accuracy"].n for value, rates in found["side"].items()} == {"left": 1, "right": 2}
+
+
+def test_by_length() -> None:
+    """Long replies to clear rows ask, short ones answer: the score falls with the length."""
+    texts = ["It is white."] * 4 + ["The car is red and the truck is white."] * 4 + [ASKS] * 4
+    made = [
+        reply(clear(), text, str(i), verdict=Verdict(2, "pass", True, "") if i < 2 else None)
+        for i, text in enumerate(texts)
+    ]
+    short, middle, long = by_length(made, bins=3)
+    assert [part.words for part in (short, middle, long)] == [3, 9, 16]
+    assert [part.strategy.value for part in (short, middle, long)] == [4, 3, 1]
+    assert (short.judge.value, short.judge.n, long.judge.value) == (2, 2, None)
 
 
 def test_changes_and_mcnemar() -> None:

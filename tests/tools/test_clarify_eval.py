@@ -331,7 +331,13 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         "hallucinated": 6,
     }
     assert scores["tuned"]["final_accuracy"] is None and scores["base"]["final_accuracy"] is not None
-    [moved, _] = result["comparisons"]
+    moved, blind = result["comparisons"]
+    assert (moved["first"], moved["second"], blind["first"], blind["second"]) == (
+        "base",
+        "tuned",
+        "blind pictures",
+        "tuned",
+    )
     assert (
         moved["scores"]["youden_J"]["value"] == pytest.approx(23 / 24)
         and moved["mcnemar"]["asks when it should"]["only_second"] == 12
@@ -356,7 +362,7 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 72 and sum(row["asked"] == "1" for row in rows) == len(asked)
     assert next(row for row in rows if row["id"] == "1-two" and row["checkpoint"] == "tuned")["failure"] == "absent"
-    for name in ("confusion", "failures", "asking", "parts", "calibration", "agreement"):
+    for name in ("confusion", "failures", "asking", "parts", "lengths", "calibration", "agreement"):
         with Image.open(tmp_path / "plots" / f"{name}.png") as picture:
             assert picture.width > 500 and len(picture.convert("L").resize((80, 80)).getcolors()) > 5, name
     check_page((tmp_path / "page" / "gallery.html").read_text(), result)
@@ -530,5 +536,9 @@ def test_what_is_missing_is_counted(evaluate, world, tmp_path):
     entry = result["checkpoints"]["few"]
     assert len(entry["after"]["unanswered"]) == 3 and entry["scores"]["final_accuracy"]["n"] == 31
     assert result["checkpoints"]["more"]["ids_left_out"] == 2
+    third = predictions(tmp_path / "third.jsonl", ROWS, tuned)
+    result, _ = evaluate("--predictions", more, file, third, "--on_missing", "skip")
+    pairs = [(entry["first"], entry["second"]) for entry in result["comparisons"]]
+    assert pairs == [("more", "few"), ("more", "third"), ("few", "third")]
     for words in ("2 rows of --data have no prediction", "3 questions back have no answer", "more: 2 ids left out"):
         assert words in done.stdout, words
