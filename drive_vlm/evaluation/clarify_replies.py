@@ -116,7 +116,8 @@ class ClarifyRow:
         """From the columns of a row. Raises ValueError, with `where`, for columns that are missing or of another form."""
         try:
             things = tuple(_candidate(item) for item in row["candidates"])
-            answers, target, level = dict(row["answers"]), row["target"], row["level"]
+            # A row that was read and written again has no nulls: its target is absent.
+            answers, target, level = dict(row["answers"]), row.get("target"), row["level"]
             texts = (
                 row["question"],
                 row["answer"],
@@ -220,6 +221,12 @@ class Reading:
     def said(self) -> list[str]:
         """Values of the asked attribute that the statements say."""
         return self.row.values_in(self.statements)
+
+    @cached_property
+    def nouns(self) -> list[str]:
+        """Classes and kinds that the statements name, without words that fit anything."""
+        found = _found(_lower(self.statements), _nouns(self.row.candidates))
+        return list(dict.fromkeys(noun for _, noun in found if noun not in _GENERIC))
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -432,12 +439,9 @@ def _part(text: str, candidates: Sequence[Candidate]) -> Part:
         for _, value in _found(rest, _vocabulary(attribute, candidates)):
             known = True
             fits = {i for i in fits if candidates[i].attributes.get(attribute, value) == value}
-    nouns = {thing.category.casefold(): thing.category for thing in candidates}
-    nouns |= {word: word for word in _GENERIC} | _CLASSES | KINDS | _vocabulary("kind", candidates)
-    nouns |= {f"{word}s": value for word, value in nouns.items()}
-    for word, noun in _found(rest, nouns):
+    for word, noun in _found(rest, _nouns(candidates)):
         known |= word not in ("one", "ones", "thing", "things", "object", "objects")
-        fits = {i for i in fits if _is(candidates[i], noun)}
+        fits = {i for i in fits if is_a(candidates[i], noun)}
     if set(rest.split()) & set(_REST):
         return Part(name, frozenset(), True)
     if order:
@@ -445,7 +449,14 @@ def _part(text: str, candidates: Sequence[Candidate]) -> Part:
     return Part(name, frozenset(fits) if known else frozenset(), known)
 
 
-def _is(thing: Candidate, noun: str) -> bool:
+def _nouns(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Words -> classes and kinds, singular and plural."""
+    nouns = {thing.category.casefold(): thing.category for thing in candidates}
+    nouns |= {word: word for word in _GENERIC} | _CLASSES | KINDS | _vocabulary("kind", candidates)
+    return nouns | {f"{word}{'es' if word.endswith('s') else 's'}": value for word, value in nouns.items()}
+
+
+def is_a(thing: Candidate, noun: str) -> bool:
     """Whether a thing may be called by `noun`: its class, its kind, or a word for anything."""
     kind = thing.attributes.get("kind")
     if noun in _GENERIC:

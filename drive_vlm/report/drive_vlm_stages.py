@@ -4,9 +4,7 @@ One `result` (the tool's --json) in three forms: `write_page` makes one HTML fil
 text, `plot_video` one PNG a video, `print_comparison` a table of the terms for each video on the terminal.
 """
 
-import base64
 import functools
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drive_vlm.report.page import PALETTE, Box, boxed, write_html
 from drive_vlm.report.tables import print_table
 from drive_vlm.report.video import REWARD_TERMS
 
@@ -31,16 +30,9 @@ VERDICTS = {
 }
 NO_REFERENCE = "n/a: the reference has nothing to compare with, so the term is 0"
 CHANGED = "not the picture that was looked at"
-_PALETTE = ("#66ccee", "#ffb000", "#ee6677", "#44dd77", "#cc66ff", "#ffee55", "#ffffff", "#ff8844")
-# Pixels of a frame's longer side in the page.
-_LARGEST = 480
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; padding: 0 1rem; max-width: 1700px; color: #222; }
-h1 { font-size: 1.3rem } h2 { font-size: 1.1rem; margin: 2.2rem 0 .3rem; overflow-wrap: anywhere }
-.note, figcaption { color: #666; font-size: .85rem }
 .changed { color: #b30000 }
 .frames { display: flex; flex-wrap: wrap; gap: .6rem; margin: .6rem 0 }
-figure { margin: 0; flex: 1 1 190px; max-width: 340px } svg { width: 100%; display: block; border-radius: 4px }
 table { border-collapse: collapse; width: 100%; table-layout: fixed; margin: .4rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .45rem .6rem; border: 1px solid #ddd; overflow-wrap: anywhere }
 th { background: #f4f4f4; font-weight: 600 } td.reference { background: #fafafa } th.mode { width: 7.5rem }
@@ -61,7 +53,7 @@ _INKS = {"hit": "#0b4a8f", "false": "#a3121f", "denied": "#888888", "again": "#5
 def label_colours(frames: Sequence[dict[str, Any]]) -> dict[str, str]:
     """One colour for each label of a video's boxes."""
     labels = sorted({thing["label"] for frame in frames for thing in frame["objects"]})
-    return {label: _PALETTE[place % len(_PALETTE)] for place, label in enumerate(labels)}
+    return {label: PALETTE[place % len(PALETTE)] for place, label in enumerate(labels)}
 
 
 def label_counts(objects: Sequence[dict[str, Any]]) -> str:
@@ -119,13 +111,8 @@ def write_page(path: Path, result: dict[str, Any], pictures: Sequence[Sequence["
     legend = " ".join(f'<mark class="{key}">{escape(text)}</mark>' for key, text in VERDICTS.items())
     title = f"{len(result['videos'])} videos: {', '.join(names)}"
     body = "\n".join(_video(entry, shown, names) for entry, shown in zip(result["videos"], pictures, strict=True))
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="note">detector: {escape(result["detector"])}<br>reward = {escape(weights)}; {NO_REFERENCE}</p>\n<p>{legend}</p>\n'
-        f"{body}\n</body></html>\n",
-        encoding="utf-8",
-    )
+    note = f"detector: {escape(result['detector'])}<br>reward = {escape(weights)}; {NO_REFERENCE}"
+    write_html(path, title, _STYLE, f'<p class="note">{note}</p>\n<p>{legend}</p>\n{body}')
 
 
 def _video(entry: dict[str, Any], pictures: Sequence["Image"], names: Sequence[str]) -> str:
@@ -142,34 +129,14 @@ def _video(entry: dict[str, Any], pictures: Sequence["Image"], names: Sequence[s
 
 def _frame(frame: dict[str, Any], picture: "Image", colours: dict[str, str]) -> str:
     """The picture with its boxes, drawn in the pixels of the frame as the detector saw it."""
-    width, height = picture.size
-    small = picture.copy()
-    small.thumbnail((_LARGEST, _LARGEST))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    unit = max(width, height) / 100
-    shapes = []
-    for thing, labelled in zip(frame["objects"], needs_label(frame["objects"], width, height), strict=True):
+    boxes = []
+    for thing, labelled in zip(frame["objects"], needs_label(frame["objects"], *picture.size), strict=True):
         x1, y1, x2, y2 = thing["box"]
-        colour = colours[thing["label"]]
-        # A label near the right edge grows to the left.
-        right = x1 > 0.7 * width
         title = f"{thing['label']} {thing['score']:.2f}, {x1:g}, {y1:g}, {x2:g}, {y2:g}"
-        shapes.append(
-            f'<rect x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}" fill="none" stroke="{colour}" stroke-width="{unit:.2f}">'
-            f"<title>{escape(title)}</title></rect>"
-        )
-        if labelled:
-            shapes.append(
-                f'<text x="{x2 if right else x1}" text-anchor="{"end" if right else "start"}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{colour}" stroke="#000" '
-                f'stroke-width="{unit:.2f}" paint-order="stroke">{escape(thing["label"])}</text>'
-            )
+        boxes.append(Box(thing["box"], colours[thing["label"]], thing["label"] if labelled else "", title))
     changed = f' <span class="changed">{CHANGED}</span>' if frame["changed"] else ""
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}"><image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'
-        f"{''.join(shapes)}</svg><figcaption>frame {frame['index']}: {escape(label_counts(frame['objects']))}{changed}</figcaption></figure>"
-    )
+    caption = f"frame {frame['index']}: {escape(label_counts(frame['objects']))}{changed}"
+    return f"<figure>{boxed(picture, boxes)}<figcaption>{caption}</figcaption></figure>"
 
 
 def _row(text: dict[str, Any], names: Sequence[str]) -> str:

@@ -159,7 +159,7 @@ class JudgedRows:
     taken out of the file and counted in `stale`. A row with "unread_after" N, whose replies could not be read in N attempts,
     is wanted again when `attempts` is larger.
     `form` says what a reader takes from a row of the file. `facts[i]`, what the inputs of now say of the row
-    `keys[i]` besides, takes the place of what the file says.
+    `keys[i]` besides, takes the place of what the file says. `flag` names the file in messages.
     Raises ValueError, naming file and line, for a file that holds something else.
     """
 
@@ -170,9 +170,10 @@ class JudgedRows:
         attempts: int,
         form: type[JudgedRow],
         facts: Sequence[dict[str, Any]] | None = None,
+        flag: str = "--out",
     ) -> None:
         self.path, self.keys = Path(path), list(keys)
-        way_out = "Give another --out, or remove the file."
+        way_out = f"Give another {flag}, or remove the file."
         found = read_keyed(self.path, "not a row of an earlier run", way_out, form)
         self._facts = dict(zip(self.keys, facts, strict=True)) if facts is not None else {}
         wanted = set(self.keys)

@@ -23,14 +23,16 @@ CARS = [
 NAMES = [thing["name"] for thing in CARS]
 
 
+COLUMNS_OF_ROW = {
+    "question": "What color is the vehicle?", "ambiguous": 1, "level": 2, "type": "ambiguous", "attribute": "color",
+    "candidates": CARS, "target": None, "answer": "",
+    "answers": dict(zip(NAMES, ("It is red.", "It is blue.", "It is white."), strict=True)),
+}  # fmt: skip
+
+
 def row(**changes):
     """An ambiguous row about the color of three vehicles, with the changed columns."""
-    columns = {
-        "question": "What color is the vehicle?", "ambiguous": 1, "level": 2, "type": "ambiguous", "attribute": "color",
-        "candidates": CARS, "target": None, "answer": "",
-        "answers": dict(zip(NAMES, ("It is red.", "It is blue.", "It is white."), strict=True)),
-    }  # fmt: skip
-    return ClarifyRow.read(columns | changes, "row 1")
+    return ClarifyRow.read(COLUMNS_OF_ROW | changes, "row 1")
 
 
 def clear(**changes):
@@ -165,6 +167,17 @@ def test_columns_of_another_form_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=f"row 1: .*{words}"):
             row(**change)
+
+
+def test_a_row_without_nulls_has_no_target() -> None:
+    """What reads a row and writes it again, as generate does, leaves nulls out."""
+    assert row() == ClarifyRow.read({key: value for key, value in COLUMNS_OF_ROW.items() if value is not None}, "row 1")
+
+
+def test_nouns_of_statements() -> None:
+    reading = read_reply(clear(), "The white SUV is in front of two buses and a pedestrian.")
+    assert reading.nouns == ["car", "bus", "pedestrian"]
+    assert read_reply(clear(), "The vehicle is white.").nouns == []
 
 
 def test_published_scale_and_verdicts() -> None:

@@ -142,10 +142,10 @@ class RowMaker:
 
     def dialogue(self, row: Row) -> Row:
         """The ambiguous row with the simulated user's reply to its clarification, and the answer about what he means."""
-        target = int.from_bytes(split_position(f"{row['id']} reply", self.seed), "big") % len(row["candidates"])
+        target = meant_by_user(row["id"], len(row["candidates"]), self.seed)
         name = row["candidates"][target]["name"]
         answer = row["answers"][name]
-        reply = f"{name[0].upper()}{name[1:]}."
+        reply = said_by_user(name)
         turns = [{"role": "user", "content": reply}, {"role": "assistant", "content": answer}]
         more = {"target": target, "answer": answer, "reply": reply, "type": "dialogue"}
         drop = ("choices", "gold_choice")
@@ -274,6 +274,16 @@ def _class_of(picture: Picture, question: Question) -> tuple[Instance, ...]:
     if question.asked.name == ANYTHING:
         return picture.instances
     return tuple(_things_of(picture, question.asked.name))
+
+
+def meant_by_user(id: str, count: int, seed: int) -> int:
+    """Number of the candidate of row `id` that the simulated user means, by the seed."""
+    return int.from_bytes(split_position(f"{id} reply", seed), "big") % count
+
+
+def said_by_user(name: str) -> str:
+    """His reply to a question back: 'The car on the left.'"""
+    return f"{name[0].upper()}{name[1:]}."
 
 
 def row_id(picture: Picture, question: Question) -> str:

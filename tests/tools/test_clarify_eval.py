@@ -1,0 +1,544 @@
+"""tools/clarify_eval.py through its command line: the chain with generate and its dialogues, three checkpoints, a judge, and bad input."""
+
+import csv
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from drive_vlm.builders.ambiguity.rows import meant_by_user, said_by_user
+from drive_vlm.data.predictions import prediction_row
+from drive_vlm.data.samples import parse_row
+
+TOOL = Path(__file__).parents[2] / "tools" / "clarify_eval.py"
+SCENES = 12
+COLORS = ("red", "blue", "white")
+ASKS = "Do you mean the car on the left or the car on the right?"
+EVIL = "<script>alert('x')</script> It is green. [red]x[/red] $\\frac$"
+
+
+def thing(side, color):
+    box = {"left": [4.0, 30.0, 24.0, 46.0], "right": [40.0, 30.0, 56.0, 42.0]}[side]
+    attributes = {"color": color, "kind": "car", "side": side}
+    return {"box": box, "category": "vehicle", "attributes": attributes, "name": f"the car on the {side}"}
+
+
+def scene_rows(i):
+    """The ambiguous row of a scene, its twin about the left car, and one about a bus that is not there."""
+    things = [thing("left", COLORS[i % 3]), thing("right", COLORS[(i + 1) % 3])]
+    answers = {item["name"]: f"It is {item['attributes']['color']}." for item in things}
+    shared = {
+        "group": f"scene-{i}",
+        "image": f"images/{i}.png",
+        "class": "vehicle",
+        "attribute": "color",
+        "candidates": things,
+        "weather": ("sun", "rain")[i % 2],
+    }
+    wrong = "Do you mean the bus or the truck?"
+    found = []
+
+    def add(name, question, said, **columns):
+        target = f"It is {COLORS[(i + 2) % 3]}."
+        choices = [said, wrong, target, "Do you mean the van or the bus?"]
+        choices[0], choices[i % 4] = choices[i % 4], choices[0]
+        turns = [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": said}]
+        found.append(
+            {
+                "id": f"{i}-{name}",
+                **shared,
+                "messages": turns,
+                "question": question,
+                "choices": choices,
+                "gold_choice": i % 4,
+                **columns,
+            }
+        )
+
+    add(
+        "two",
+        "What color is the car?",
+        ASKS,
+        ambiguous=1,
+        level=2,
+        type="ambiguous",
+        target=None,
+        answer="",
+        answers=answers,
+        clarification=ASKS,
+        description="the car",
+    )
+    left = answers["the car on the left"]
+    add(
+        "left",
+        "What color is the car on the left?",
+        left,
+        ambiguous=0,
+        level=0,
+        type="twin",
+        target=0,
+        answer=left,
+        answers={},
+        clarification="",
+        description="the car on the left",
+    )
+    none = "There is no bus in the picture."
+    add(
+        "bus",
+        "What color is the bus?",
+        none,
+        ambiguous=0,
+        level=0,
+        type="missing_referent",
+        target=None,
+        answer=none,
+        answers={},
+        clarification="",
+        description="the bus",
+    )
+    return found
+
+
+ROWS = [row for i in range(SCENES) for row in scene_rows(i)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def predictions(path, rows, reply):
+    """What generate writes: a row is read, its nulls are gone, and its columns stay."""
+    made = []
+    for number, row in enumerate(rows):
+        sample = parse_row(row, f"{path}:{number + 1}", "")
+        sample.columns.update({"dataset": "clarify", "_image": row["image"]})
+        made.append(prediction_row(sample, reply(row)))
+    return write(path, made)
+
+
+@pytest.fixture
+def world(tmp_path):
+    folder = tmp_path / "world"
+    (folder / "images").mkdir(parents=True)
+    for i in range(SCENES):
+        Image.new("RGB", (64, 64), (10 * i, 90, 60)).save(folder / "images" / f"{i}.png")
+    write(folder / "val.jsonl", ROWS)
+    return folder
+
+
+@pytest.fixture
+def evaluate(run, tmp_path):
+    def call(*flags, expect=0, **env):
+        out = tmp_path / "scores.json"
+        done = run(
+            [sys.executable, TOOL, "--json", out, *flags], timeout=300, DRIVE_VLM_CACHE=str(tmp_path / "cache"), **env
+        )
+        assert done.returncode == expect and "Traceback" not in done.stderr, done.stderr[-2000:]
+        return (json.loads(out.read_text()) if not expect else None), done
+
+    return call
+
+
+def base(row):
+    """Never asks; right about clear rows of even scenes."""
+    if row["ambiguous"]:
+        return next(iter(row["answers"].values()))
+    return row["answer"] if int(row["id"].split("-")[0]) % 2 == 0 else "It is green."
+
+
+def tuned(row):
+    """Asks when it should, but for one leading question, one about what is not there, and one needless one."""
+    if row["ambiguous"]:
+        return {"0-two": "Do you mean the car on the left?", "1-two": "Do you mean the bus or the tram?"}.get(
+            row["id"], ASKS
+        )
+    return {"2-left": ASKS, "3-left": EVIL, "4-left": ""}.get(row["id"], row["answer"])
+
+
+def test_from_rows_to_utility_through_generate(evaluate, run, chat_server, world, tmp_path):
+    """The whole chain, a scripted server for the model: it asks back, is told which car, and answers that; of the options it says B."""
+
+    def answer(body):
+        turns = [
+            turn["content"]
+            if isinstance(turn["content"], str)
+            else "".join(part.get("text", "") for part in turn["content"])
+            for turn in body["messages"]
+        ]
+        if turns[-1].endswith("the right option alone."):
+            return "B"
+        if len(turns) == 3:
+            return "It is red." if "left" in turns[-1] else "It is blue."
+        return ASKS if "bus" not in turns[-1] else "There is no bus in the picture."
+
+    chat_server.answer = answer
+
+    def generate(data, out):
+        words = [
+            "generate",
+            "--backend",
+            "openai",
+            "--base_url",
+            chat_server.url,
+            "--model",
+            "m",
+            "--data",
+            data,
+            "--out",
+            tmp_path / out,
+            "--image_root",
+            world,
+        ]
+        done = run([sys.executable, "-m", "drive_vlm", *words], DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr[-2000:]
+        return tmp_path / out
+
+    first = generate(world / "val.jsonl", "first.jsonl")
+    questions, options = tmp_path / "questions.jsonl", tmp_path / "options.jsonl"
+    data = ("--data", world / "val.jsonl")
+    result, _ = evaluate("--predictions", first, *data, "--write_dialogues", questions, "--write_choices", options)
+    scores = result["checkpoints"]["first"]["scores"]
+    # It asks at every car: ambiguous ones, and the clear twins.
+    assert (scores["ask_recall"]["value"], scores["over_asking"]["value"]) == (1, 0.5)
+    assert scores["final_utility"]["value"] is None and result["written"][str(questions)]["rows"] == 2 * SCENES
+    for row in read(questions):
+        source = next(item for item in ROWS if item["id"] == row["row"])
+        meant = meant_by_user(source["id"], 2, 0) if source["ambiguous"] else source["target"]
+        name = source["candidates"][meant]["name"]
+        texts = [turn["content"] for turn in row["messages"]]
+        assert texts[:1] == [source["messages"][0]["content"]] and texts[1:3] == [ASKS, said_by_user(name)]
+        assert texts[3] == (source["answers"][name] if source["ambiguous"] else source["answer"]) == row["answer"]
+    second = generate(questions, "second.jsonl")
+    chosen = generate(options, "chosen.jsonl")
+    result, done = evaluate("--predictions", first, *data, "--after", second, "--choices", chosen)
+    right = []
+    for row in read(questions):
+        said = "red" if row["candidates"][row["target"]]["attributes"]["side"] == "left" else "blue"
+        right.append(row["answer"] == f"It is {said}.")
+    scores = result["checkpoints"]["first"]["scores"]
+    accuracy = (sum(right) + SCENES) / (3 * SCENES)
+    assert scores["final_accuracy"]["value"] == pytest.approx(accuracy) and scores["final_accuracy"]["n"] == 3 * SCENES
+    assert scores["final_utility"]["value"] == pytest.approx(accuracy - 0.1 * 2 / 3)
+    choices = result["checkpoints"]["first"]["choices"]
+    assert (choices["rows"], choices["answers"]) == (3 * SCENES, 12 * SCENES)
+    found = {letter: choices["scores"][f"accuracy gold {letter}"]["value"] for letter in "ABCD"}
+    assert found == {"A": 0, "B": 1, "C": 0, "D": 0} and choices["scores"]["consistent"]["value"] == 0
+    assert choices["scores"]["said B"]["value"] == 1 and choices["scores"]["accuracy"]["value"] == 0.25
+    assert "four options" in done.stdout
+    # Without the rows the columns of the predictions serve, nulls gone.
+    again, _ = evaluate("--predictions", first, "--after", second)
+    assert again["checkpoints"]["first"]["scores"] == scores
+    # Another seed means other cars.
+    _, done = evaluate("--predictions", first, "--after", second, "--seed", "3", expect=2)
+    assert "its user means candidate" in done.stderr
+
+
+def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
+    files = [predictions(tmp_path / f"{name}.jsonl", ROWS, reply) for name, reply in (("base", base), ("tuned", tuned))]
+    asked = [row for row in ROWS if tuned(row).endswith("?")]
+    samples = [
+        predictions(
+            tmp_path / f"s{k}.jsonl", ROWS, lambda row, k=k: tuned(row) if k or not row["ambiguous"] else "It is red."
+        )
+        for k in range(2)
+    ]
+    dialogues = [
+        row | {"id": f"{row['id']}-dialogue", "target": 1, "type": "dialogue"} for row in ROWS if row["ambiguous"]
+    ]
+    told = [
+        predictions(tmp_path / f"d{k}.jsonl", dialogues, lambda row, k=k: list(row["answers"].values())[k])
+        for k in range(2)
+    ]
+    human = tmp_path / "human.csv"
+    human.write_text(
+        "id,checkpoint,strategy,factual,asked\n0-two,tuned,2,pass,yes\n1-two,tuned,1,fail,1\n2-two,tuned,4,,true\n2-left,tuned,1,cannot_tell,\n"
+    )
+    flags = (
+        "--plots",
+        tmp_path / "plots",
+        "--gallery",
+        tmp_path / "page" / "gallery.html",
+        "--csv",
+        tmp_path / "rows.csv",
+        "--image_root",
+        world,
+    )
+    more = (
+        "--samples",
+        *samples[:1],
+        "--samples",
+        *samples,
+        "--dialogues",
+        *told,
+        "--human",
+        human,
+        "--by",
+        "weather",
+        "--blind_predictions",
+        files[0],
+    )
+    result, done = evaluate("--predictions", *files, *flags, *more)
+    scores = {
+        name: {key: rate["value"] for key, rate in entry["scores"].items()}
+        for name, entry in (result["checkpoints"] | result["baselines"]).items()
+    }
+    assert list(scores) == ["base", "tuned", "never ask", "always ask", "blind pictures"]
+    assert scores["tuned"]["ask_recall"] == 1 and scores["tuned"]["over_asking"] == pytest.approx(1 / 24)
+    assert (
+        scores["tuned"]["youden_J"] == pytest.approx(23 / 24)
+        and scores["base"]["youden_J"] == scores["always ask"]["youden_J"] == 0
+    )
+    kinds = {
+        name: {
+            kind: round(36 * scores[name][f"failure {kind}"])
+            for kind in (
+                "leading_or_vague",
+                "absent",
+                "over_asking",
+                "unreadable",
+                "wrong_fact",
+                "silent_true",
+                "hallucinated",
+            )
+        }
+        for name in ("base", "tuned")
+    }
+    assert kinds["tuned"] == {
+        "leading_or_vague": 1,
+        "absent": 1,
+        "over_asking": 1,
+        "unreadable": 1,
+        "wrong_fact": 1,
+        "silent_true": 0,
+        "hallucinated": 0,
+    }
+    assert kinds["base"] == {
+        "leading_or_vague": 0,
+        "absent": 0,
+        "over_asking": 0,
+        "unreadable": 0,
+        "wrong_fact": 6,
+        "silent_true": 12,
+        "hallucinated": 6,
+    }
+    assert scores["tuned"]["final_accuracy"] is None and scores["base"]["final_accuracy"] is not None
+    moved, blind = result["comparisons"]
+    assert (moved["first"], moved["second"], blind["first"], blind["second"]) == (
+        "base",
+        "tuned",
+        "blind pictures",
+        "tuned",
+    )
+    assert (
+        moved["scores"]["youden_J"]["value"] == pytest.approx(23 / 24)
+        and moved["mcnemar"]["asks when it should"]["only_second"] == 12
+    )
+    assert (
+        result["dialogues"]["checkpoints"]["tuned"]["accuracy"]["value"] == 1
+        and result["dialogues"]["mcnemar"][0]["only_second"] == 12
+    )
+    # One sample of two asks at ambiguous rows, both at one clear row.
+    found = result["checkpoints"]["tuned"]["calibration"]
+    assert found["scores"]["Brier"]["value"] == pytest.approx((12 * 0.25 + 1) / 36) and found["rows"] == 36
+    assert result["checkpoints"]["base"]["calibration"]["files"] == [str(samples[0])]
+    [pair] = result["agreement"]
+    assert (pair["first"], pair["second"], pair["strategy"]["kappa"]["n"], pair["factual"]["kappa"]["n"]) == (
+        "human",
+        "rules",
+        4,
+        3,
+    )
+    assert result["checkpoints"]["tuned"]["parts"]["weather"]["rain"]["ask_recall"]["n"] == 6
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 72 and sum(row["asked"] == "1" for row in rows) == len(asked)
+    assert next(row for row in rows if row["id"] == "1-two" and row["checkpoint"] == "tuned")["failure"] == "absent"
+    for name in ("confusion", "failures", "asking", "parts", "lengths", "calibration", "agreement"):
+        with Image.open(tmp_path / "plots" / f"{name}.png") as picture:
+            assert picture.width > 500 and len(picture.convert("L").resize((80, 80)).getcolors()) > 5, name
+    check_page((tmp_path / "page" / "gallery.html").read_text(), result)
+    for words in (
+        "never ask",
+        "under-asking",
+        "asks about what is not there",
+        "p 0.000488",
+        "no end is known",
+        "recall by what the rows are",
+    ):
+        assert words in done.stdout, words
+
+
+def check_page(text, result):
+    """Each example has its picture with a box for every candidate, their names, question and replies of both; nothing of them is markup."""
+    assert "<script>alert" not in text and html.escape(EVIL) in text
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    examples = text.split('<div class="example">')[1:]
+    kinds = {kind: count for kind, count in result["gallery"].items() if kind != "file"}
+    assert len(examples) == sum(min(4, count) for count in kinds.values()) and kinds["hallucinated"] == 6
+    for example in examples:
+        assert example.count("<rect") == 2 and example.count("data:image/jpeg;base64") == 1
+        assert "the car on the left" in example and "<td" in example and "base" in example and "tuned" in example
+
+
+def test_a_judge_with_pictures_and_facts(evaluate, chat_server, world, tmp_path):
+    """Every phrasing is asked once a reply; a reply that cannot be read has no verdict; a rerun asks nothing; other judges are compared."""
+
+    def verdict(body):
+        text = "".join(part.get("text", "") for part in body["messages"][-1]["content"])
+        if "Do you mean the bus" in text:
+            return "I would rather not."
+        return json.dumps(
+            {"strategy": 4 if ASKS in text else 2, "factual": "pass", "asked": "Do you mean" in text, "why": "so"}
+        )
+
+    chat_server.answer = verdict
+    rows = ROWS[:9]
+    file = predictions(tmp_path / "tuned.jsonl", rows, tuned)
+    judge = (
+        "--judge_model",
+        "j",
+        "--judge_url",
+        chat_server.url,
+        "--cache",
+        tmp_path / "replies",
+        "--judge_retries",
+        0,
+        "--judge_attempts",
+        2,
+    )
+    flags = ("--predictions", file, "--verdicts", tmp_path / "v.jsonl", "--image_root", world, *judge)
+    result, done = evaluate(*flags)
+    # Nine replies by three votes; the three of the one that is never read are asked again.
+    assert len(chat_server.requests) == 27 + 3
+    # Requests come in any order.
+    asked = [json.dumps(body) for body in chat_server.requests]
+    assert all("image_url" in text for text in asked)
+    assert sum("About the car on the left: It is red." in text for text in asked) >= 3
+    assert result["judge"]["unread"] == {"tuned": 1} and result["judge"]["votes"] == 3
+    scores = result["checkpoints"]["tuned"]["scores"]
+    # 2-two and 2-left say ASKS; 0-two leads.
+    assert (scores["judge_strategy"]["value"], scores["judge_strategy"]["n"]) == (pytest.approx((4 * 2 + 2 * 6) / 8), 8)
+    assert "judge j" in done.stdout and "3 votes" in done.stdout
+    before = len(chat_server.requests)
+    (tmp_path / "other.jsonl").write_text((tmp_path / "v.jsonl").read_text())
+    again, _ = evaluate(*flags, "--other_verdicts", tmp_path / "other.jsonl")
+    assert len(chat_server.requests) == before and again["checkpoints"] == result["checkpoints"]
+    pairs = {(entry["first"], entry["second"]): entry for entry in again["agreement"]}
+    assert pairs["judge j", "judge other"]["strategy"]["kappa"]["value"] == 1 and ("judge j", "rules") in pairs
+
+
+def broken(world, tmp_path, what):
+    """Flags that must be refused, and words of the refusal."""
+    good = predictions(tmp_path / "p.jsonl", ROWS, tuned)
+    data = ("--data", world / "val.jsonl")
+    if what == "a row without a prediction":
+        return ("--predictions", predictions(tmp_path / "few.jsonl", ROWS[:-2], tuned), *data), [
+            "2 of 36 rows",
+            "11-left",
+            "--on_missing skip",
+        ]
+    if what == "a prediction of another split":
+        return ("--predictions", good, "--data", write(tmp_path / "half.jsonl", ROWS[:6])), [
+            "p.jsonl:7",
+            "'2-two' is not in --data",
+        ]
+    if what == "rows of another builder":
+        rows = [{"id": "a", "prediction": "x", "reference": "y", "question": "z"}]
+        return ("--predictions", write(tmp_path / "other.jsonl", rows)), [
+            "other.jsonl:1",
+            "'a'",
+            "tools/build_ambiguity.py",
+        ]
+    if what == "an id twice in the rows":
+        return ("--predictions", good, "--data", write(tmp_path / "twice.jsonl", [*ROWS, ROWS[0]])), [
+            "twice.jsonl:37",
+            "came before",
+        ]
+    if what == "one file for two checkpoints":
+        other = predictions(tmp_path / "q.jsonl", ROWS, base)
+        return ("--predictions", good, other, "--after", good), ["--after: 1 for 2 --predictions"]
+    if what == "questions back without an answer":
+        return ("--predictions", good, "--after", good), ["13 questions back have no answer", "--on_missing skip"]
+    if what == "answers to another question back":
+        rows = [read(good)[0] | {"id": "0-two-after", "back": "Which?", "target": 0}]
+        return ("--predictions", good, "--after", write(tmp_path / "a.jsonl", rows)), [
+            "a.jsonl:1",
+            "another question back",
+            "--write_dialogues",
+        ]
+    if what == "dialogues without the rows":
+        return ("--predictions", good, "--write_dialogues", tmp_path / "d.jsonl"), ["need --data"]
+    if what == "rows without options":
+        rows = [{key: value for key, value in row.items() if key != "choices"} for row in ROWS]
+        flags = ("--data", write(tmp_path / "bare.jsonl", rows), "--write_choices", tmp_path / "c.jsonl")
+        return ("--predictions", good, *flags), ["'0-two'", "36 rows", "--on_missing skip"]
+    if what == "a label that cannot be":
+        (tmp_path / "h.csv").write_text("id,strategy,factual,asked\n0-two,5,pass,yes\n")
+        return ("--predictions", good, "--human", tmp_path / "h.csv"), ["h.csv:2", "'0-two'", "strategy", "'5'"]
+    if what == "a label of nobody":
+        (tmp_path / "h.csv").write_text("id,strategy,factual,asked\nzebra,4,pass,yes\n")
+        return ("--predictions", good, "--human", tmp_path / "h.csv"), ["h.csv:2", "'zebra' has no prediction"]
+    if what == "a judge without a file":
+        return ("--predictions", good, "--judge_model", "j"), ["--verdicts"]
+    if what == "a column of nobody":
+        return ("--predictions", good, "--by", "fog"), ["--by fog"]
+    if what == "answers that are no choices":
+        return ("--predictions", good, "--choices", good), ["p.jsonl:1", "--write_choices"]
+    if what == "samples of other rows":
+        rows = [row | {"id": f"x{i}"} for i, row in enumerate(ROWS)]
+        return ("--predictions", good, "--samples", predictions(tmp_path / "s.jsonl", rows, tuned)), [
+            "36 rows are not in all of --samples"
+        ]
+    assert what == "a picture that is not there"
+    return ("--predictions", good, "--gallery", tmp_path / "g.html", "--image_root", tmp_path), [
+        "p.jsonl:1",
+        "images/0.png",
+        "--image_root",
+    ]
+
+
+WRONG = (
+    "a row without a prediction", "a prediction of another split", "rows of another builder", "an id twice in the rows", "one file for two checkpoints",
+    "questions back without an answer", "answers to another question back", "dialogues without the rows", "rows without options",
+    "a label that cannot be", "a label of nobody", "a judge without a file", "a column of nobody", "answers that are no choices",
+    "samples of other rows", "a picture that is not there",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bad_input_is_named_with_the_way_out(evaluate, world, tmp_path, what):
+    flags, words = broken(world, tmp_path, what)
+    _, done = evaluate(*flags, expect=2)
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_what_is_missing_is_counted(evaluate, world, tmp_path):
+    file = predictions(tmp_path / "few.jsonl", ROWS[:-2], tuned)
+    more = predictions(tmp_path / "more.jsonl", ROWS, base)
+    asked = [row for row in read(file) if row["prediction"].endswith("?")]
+    after = [row | {"id": f"{row['id']}-after", "back": row["prediction"], "prediction": "It is red."} for row in asked]
+    for row in after:
+        if row["ambiguous"]:
+            row["target"] = meant_by_user(row["id"].removesuffix("-after"), 2, 0)
+    second = write(tmp_path / "after.jsonl", after[3:])
+    both = ("--predictions", file, more, "--data", world / "val.jsonl", "--on_missing", "skip")
+    result, done = evaluate(*both, "--after", second, second)
+    assert (result["rows"], result["missing"]) == (34, ["11-left", "11-bus"])
+    entry = result["checkpoints"]["few"]
+    assert len(entry["after"]["unanswered"]) == 3 and entry["scores"]["final_accuracy"]["n"] == 31
+    assert result["checkpoints"]["more"]["ids_left_out"] == 2
+    third = predictions(tmp_path / "third.jsonl", ROWS, tuned)
+    result, _ = evaluate("--predictions", more, file, third, "--on_missing", "skip")
+    pairs = [(entry["first"], entry["second"]) for entry in result["comparisons"]]
+    assert pairs == [("more", "few"), ("more", "third"), ("few", "third")]
+    for words in ("2 rows of --data have no prediction", "3 questions back have no answer", "more: 2 ids left out"):
+        assert words in done.stdout, words
