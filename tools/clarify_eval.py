@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from drive_vlm.evaluation.clarify_raters import Label
     from drive_vlm.evaluation.clarify_replies import Verdict
 
-PROMPTS = Path(__file__).parent / "prompts" / "clarify"
 EXAMPLES = """
 python tools/clarify_eval.py --predictions base.jsonl sft.jsonl grpo.jsonl --json scores.json --plots plots --gallery failures.html --image_root data/world
 python tools/clarify_eval.py --predictions sft.jsonl grpo.jsonl --data val.jsonl --write_dialogues sft_own.jsonl grpo_own.jsonl --write_choices options.jsonl
@@ -63,7 +62,7 @@ def make_parser() -> CommandParser:
         help="JSONL of the judge's verdicts; replies that are in it are not judged again",
     )
     add("--other_verdicts", nargs="+", help="verdict files of other judges, compared with the rest")
-    flag("--judge_prompts", str(PROMPTS), "folder of prompts; each is a phrasing and a vote")
+    add("--judge_prompts", help="folder of prompts; each is a phrasing and a vote (default: three of our own)")
     add("--human", help="CSV or JSONL of people's labels: id, strategy, factual, asked; with several --predictions also checkpoint")  # fmt: skip
     add("--image_root", help="folder that picture paths start from (default: that of --data, else of the first file)")
     flag("--no_images", False, "the judge reads the texts alone")
@@ -236,7 +235,7 @@ def read_choices(path: str, args: Any) -> dict[str, Any]:
 
 def judge(args: Any, names: list[str], rows: Rows) -> "tuple[list[list[Verdict | None]], dict[str, Any] | None]":
     """(verdicts of each checkpoint's replies, what --json holds of the judge); None for each reply without a judge."""
-    from drive_vlm.judges.clarify_verdicts import Judged, judge_replies, read_phrasings
+    from drive_vlm.judges.clarify_verdicts import Judged, judge_replies, prompt_files, read_phrasings
 
     nobody: list[list[Verdict | None]] = [[None] * len(rows.clarify) for _ in names]
     if not args.verdicts:
@@ -244,7 +243,7 @@ def judge(args: Any, names: list[str], rows: Rows) -> "tuple[list[list[Verdict |
             raise ValueError("--judge_model needs --verdicts, the file that keeps its verdicts")
         return nobody, None
     config = from_namespace(JudgeConfig, args)
-    prompts = read_phrasings(args.judge_prompts)
+    prompts = read_phrasings(prompt_files(args.judge_prompts) if args.judge_prompts else ())
     opened = open_judge(config)
     wanted = []
     for items in rows.items:

@@ -33,8 +33,9 @@ from drive_vlm.evaluation.clarify_replies import (
     read_reply,
 )
 from drive_vlm.judges import open_judge
+from drive_vlm.judges.clarify_verdicts import read_phrasings
 from drive_vlm.judges.judge import Judge, JudgeConfig
-from drive_vlm.rewards.clarify_judge import ClarifyJudge, read_prompts
+from drive_vlm.rewards.clarify_judge import ClarifyJudge
 from drive_vlm.rewards.metric_alarm import MetricAlarm
 from drive_vlm.rewards.text import completion_text
 
@@ -107,7 +108,7 @@ class ClarifyConfig(JudgeConfig):
     )
     clarify_prompt: list[str] = field(
         [],
-        help="judge: prompt files of your own with {question}, {facts} and {reply}: of the first vote, and of the further ones",
+        help="judge: prompt files of your own with {question}, {facts} and {reply}, one vote each in turn",
     )
     clarify_votes: int = field(
         1, help="judge: verdicts on a reply, an odd number: median strategy, majority of the facts", least=1
@@ -163,7 +164,7 @@ class ClarifyReward:
     def __init__(self, config: ClarifyConfig) -> None:
         self.config = config
         _check_flags(config)
-        self._prompts = read_prompts(config.clarify_prompt)
+        self._prompts = read_phrasings(config.clarify_prompt)
         self._judge = self._rating(open_judge(config)) if config.clarify_mode == "judge" else None
         self._held_out: ClarifyJudge | None = None
         if config.held_out_judge_model:

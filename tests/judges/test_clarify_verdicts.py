@@ -5,7 +5,16 @@ import json
 import pytest
 
 from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow, Verdict
-from drive_vlm.judges.clarify_verdicts import Judged, combined, fact_list, judge_replies, read_phrasings, read_verdicts
+from drive_vlm.judges.clarify_verdicts import (
+    PLACES,
+    Judged,
+    combined,
+    facts,
+    judge_replies,
+    prompt_files,
+    read_phrasings,
+    read_verdicts,
+)
 
 THINGS = [
     {"name": "the car", "box": [0, 50, 40, 90], "category": "vehicle", "attributes": {"kind": "car", "color": "red"}},
@@ -60,22 +69,33 @@ def wanted(*texts):
 
 
 def test_facts_say_what_the_boxes_know() -> None:
-    assert fact_list(ClarifyRow.read(COLUMNS, "row")).splitlines() == [
-        "1. the car (vehicle; kind car, color red)",
-        "2. the truck (vehicle; kind truck, color white)",
-        "The question fits all of these, and their answers differ.",
-        "About the car: It is red.",
-        "About the truck: It is white.",
-    ]
-    assert fact_list(ClarifyRow.read(CLEAR, "row")).endswith(
-        "The question is about the truck. The right answer: It is white."
+    said = facts(ClarifyRow.read(COLUMNS, "row")).splitlines()
+    assert (
+        said[0].startswith("The question is ambiguous: it fits the 2 things below") and "as good as asking" in said[0]
+    )
+    assert said[1].startswith("1. the car (vehicle, kind car, color red; box ") and said[1].endswith(
+        "answer for it: It is red."
+    )
+    assert facts(ClarifyRow.read(CLEAR, "row")).startswith(
+        "The question is clear. It means thing 2. Right answer: It is white."
     )
 
 
-def test_votes() -> None:
-    votes = [Verdict(4, PASS, True, ""), Verdict(2, FAIL, True, ""), Verdict(3, PASS, False, "")]
-    assert combined(votes) == Verdict(3, PASS, True, "")
-    assert combined(votes[:2]) == Verdict(2, CANNOT_TELL, True, "")
+@pytest.mark.parametrize(
+    ("votes", "found"),
+    [
+        ([(1, PASS), (4, PASS), (3, FAIL)], (3, PASS)),
+        ([(1, FAIL), (4, PASS), (3, CANNOT_TELL)], (3, CANNOT_TELL)),
+        ([(4, FAIL), None, (2, FAIL)], (2, FAIL)),
+        ([(4, FAIL), None, (2, PASS)], (2, CANNOT_TELL)),
+        ([(4, PASS), None, None], None),
+        ([(4, PASS), (2, FAIL)], (2, CANNOT_TELL)),
+        ([None], None),
+    ],
+)
+def test_votes_become_one_verdict(votes, found) -> None:
+    read = combined([vote and Verdict(*vote, asked=True, why="") for vote in votes])
+    assert (read and (read.strategy, read.factual)) == found
 
 
 def test_each_phrasing_is_a_vote_and_reruns_ask_nothing(tmp_path) -> None:
@@ -84,7 +104,9 @@ def test_each_phrasing_is_a_vote_and_reruns_ask_nothing(tmp_path) -> None:
     verdicts, stale = judge_replies(judge, PROMPTS, wanted(*texts), tmp_path / "v.jsonl", 2)
     assert [verdict.strategy for verdict in verdicts] == [3, 3] and stale == 0
     assert (
-        len(judge.asked) == 6 and "[[4]]" not in judge.asked[0][0] and "About the car: It is red." in judge.asked[0][0]
+        len(judge.asked) == 6
+        and "[[4]]" not in judge.asked[0][0]
+        and "the answer for it: It is red." in judge.asked[0][0]
     )
     assert read_verdicts(str(tmp_path / "v.jsonl"))["r0", texts[0]].strategy == 3
     again, _ = judge_replies(judge, PROMPTS, wanted(*texts), tmp_path / "v.jsonl", 2)
@@ -94,8 +116,10 @@ def test_each_phrasing_is_a_vote_and_reruns_ask_nothing(tmp_path) -> None:
     assert stale == 2 and len(judge.asked) == 9
 
 
-def test_a_vote_that_cannot_be_read_leaves_no_verdict(tmp_path) -> None:
-    judge = Scripted(lambda text, attempt: "I like it." if text[0] == "b" and "red" in text.split("|")[-1] else said(4))
+def test_votes_that_cannot_be_read_leave_no_verdict(tmp_path) -> None:
+    """One of three that cannot be read leaves the two others; two of three leave none."""
+    unread = {"It is red.": "bc", "It is white.": "b"}
+    judge = Scripted(lambda text, attempt: "I like it." if text[0] in unread[text.split("|")[-1]] else said(4))
     verdicts, _ = judge_replies(judge, PROMPTS, wanted("It is red.", "It is white."), tmp_path / "v.jsonl", 2)
     assert verdicts[0] is None and verdicts[1].strategy == 4
     assert read_verdicts(str(tmp_path / "v.jsonl")).keys() == {("r1", "It is white.")}
@@ -124,11 +148,13 @@ def test_files_that_hold_something_else(tmp_path) -> None:
         with pytest.raises(ValueError, match=words):
             read_verdicts(str(path))
     with pytest.raises(ValueError, match=r"no \.txt or \.json"):
-        read_phrasings(str(tmp_path))
+        prompt_files(str(tmp_path))
     (tmp_path / "p.txt").write_text("{question} {reply}")
     with pytest.raises(ValueError, match=r"must hold \{facts\}"):
-        read_phrasings(str(tmp_path))
+        read_phrasings(prompt_files(str(tmp_path)))
 
 
 def test_our_prompts_hold_all_places() -> None:
-    assert len(read_phrasings("tools/prompts/clarify")) == 3
+    assert len(read_phrasings(())) == 3
+    for turns in read_phrasings(()):
+        assert all(f"{{{place}}}" in turns[0][1] for place in PLACES)

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow, Verdict
+from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow
 from drive_vlm.judges.chat_client import ChatError
+from drive_vlm.judges.clarify_verdicts import facts
 from drive_vlm.rewards import build_reward
 from drive_vlm.rewards.clarify import ALARMS, CANARIES, ClarifyConfig
-from drive_vlm.rewards.clarify_judge import combined, facts
 from drive_vlm.stages.rl.alarms import AlarmConfig, Alarms
 from drive_vlm.stages.rl.rollouts import reward_facts
 from drive_vlm.stages.rl.scorers import Scorer
@@ -213,7 +213,7 @@ def test_a_judge_that_dies_is_one_line(judged, chat_server, picture):
     assert "\n" not in str(stopped.value)
 
 
-def test_votes_are_asked_apart_and_in_two_phrasings(judged, chat_server, picture):
+def test_votes_are_asked_apart_and_in_other_words(judged, chat_server, picture):
     """The first greedy; the others sampled, each with its own seed, in other words."""
 
     def answer(body):
@@ -226,23 +226,11 @@ def test_votes_are_asked_apart_and_in_two_phrasings(judged, chat_server, picture
     assert [body.get("seed") for body in chat_server.requests] == [None, 2, 4]
     assert [body["temperature"] for body in chat_server.requests] == [0, 0.7, 0.7]
     first, second, third = chat_server.last_texts()
-    assert second == third != first and ASKS_ALL in second and len(scored.last_terms[0].replies) == 3
-
-
-@pytest.mark.parametrize(
-    ("votes", "found"),
-    [
-        ([(1, PASS), (4, PASS), (3, FAIL)], (3, PASS)),
-        ([(1, FAIL), (4, PASS), (3, CANNOT_TELL)], (3, CANNOT_TELL)),
-        ([(4, FAIL), None, (2, FAIL)], (2, FAIL)),
-        ([(4, FAIL), None, (2, PASS)], (2, CANNOT_TELL)),
-        ([(4, PASS), None, None], None),
-        ([None], None),
-    ],
-)
-def test_votes_become_one_verdict(votes, found):
-    read = combined([vote and Verdict(*vote, asked=True, why="") for vote in votes])
-    assert (read and (read.strategy, read.factual)) == found
+    assert (
+        len({first, second, third}) == 3
+        and all(ASKS_ALL in text for text in (first, second, third))
+        and len(scored.last_terms[0].replies) == 3
+    )
 
 
 def test_a_prompt_of_ones_own(judged, chat_server, picture, tmp_path):

@@ -422,7 +422,7 @@ def test_a_judge_with_pictures_and_facts(evaluate, chat_server, world, tmp_path)
     # Requests come in any order.
     asked = [json.dumps(body) for body in chat_server.requests]
     assert all("image_url" in text for text in asked)
-    assert sum("About the car on the left: It is red." in text for text in asked) >= 3
+    assert sum("the car on the left (" in text and "the answer for it: It is red." in text for text in asked) >= 3
     assert result["judge"]["unread"] == {"tuned": 1} and result["judge"]["votes"] == 3
     scores = result["checkpoints"]["tuned"]["scores"]
     # 2-two and 2-left say ASKS; 0-two leads.
