@@ -375,6 +375,14 @@ class ModelConfig:
     max_tiles: int | None = field(
         None, help="tiles a row may use for its pictures (default: the processor's max_patches)", least=1, most=1024
     )
+    min_pixels: int | None = field(
+        None, help="pixels that a smaller picture is scaled up to, of a model that keeps resolutions (Qwen-VL)", least=1
+    )
+    max_pixels: int | None = field(
+        None,
+        help="pixels that a larger picture or frame is scaled down to (Qwen-VL; default: the processor's)",
+        least=1,
+    )
     trust_remote_code: bool = field(
         False, help="run Python code that comes with the model's configuration; never done otherwise"
     )

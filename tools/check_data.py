@@ -47,6 +47,8 @@ def make_parser() -> CommandParser:
     flag("--links", ("follow", "refuse"), "symbolic links that leave the image root: follow, or refuse their rows")
     flag("--max_length", default["max_length"], "tokens of a row at most, and of a pack")
     add("--max_tiles", type=int, help="tiles a row may use for its pictures (default: the processor's max_patches)")
+    add("--min_pixels", type=int, help="pixels that a smaller picture is scaled up to (Qwen-VL)")
+    add("--max_pixels", type=int, help="pixels that a larger picture or frame is scaled down to (Qwen-VL)")
     flag("--num_frames", default["num_frames"], "frames taken from a video, evenly spread")
     flag("--batch_size", 8, "rows of an unpacked batch, for the share of padding")
     flag("--decode", False, "decode every picture and video in full, to find truncated files")
@@ -63,7 +65,7 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
     from rich.console import Console
     from rich.progress import track
 
-    from drive_vlm.builders.checks import decode_all, duplicate_ids, histogram, padding_shares
+    from drive_vlm.builders.checks import decode_all, duplicate_ids, histogram, padding_shares, scaled_pictures
     from drive_vlm.data.table import audit_bad_rows, build_table
 
     def progress(blocks: Any, total: int | None = None, what: str = "measuring rows") -> Any:
@@ -76,6 +78,9 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
         "histogram": [{"from": low, "to": high, "rows": count} for low, high, count in histogram(table.length)],
         "padding": padding_shares(table.length, args.max_length, args.batch_size),
     }
+    limits = encoder.vision.tiling.limits if encoder.vision else None
+    if limits:
+        result["scaled"] = {"limits": limits, **scaled_pictures(table, limits)}
     if args.decode:
         files, bad = decode_all(table, args.num_frames, args.workers, partial(progress, what="decoding"))
         result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
@@ -184,6 +189,12 @@ def show_split(console: Any, name: str, result: dict[str, Any]) -> None:
             f"decoded {result['decoded']['files']:,} files, {result['decoded']['bad']['total']:,} of them bad"
         )
         show_bad_rows(console, "files that cannot be decoded", result["decoded"]["bad"])
+    if scaled := result.get("scaled"):
+        least, most = scaled["limits"]
+        console.print(
+            f"pictures: {scaled['pictures']:,}; {scaled['down']:,} of more than {most:,} pixels are scaled down, {scaled['up']:,} of fewer "
+            f"than {least:,} are scaled up (--max_pixels, --min_pixels)"
+        )
     twice = result["duplicate_ids"]
     if twice:
         examples = "; ".join(f"{row['id']!r} at {row['first']} and {row['again']}" for row in twice[:EXAMPLES_SHOWN])
@@ -228,7 +239,9 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
         )
     paths = {"train": args.data, "eval": args.eval_data}
     sources = {name: open_sources(files, args.image_root, args.links) for name, files in paths.items() if files}
-    parts = load_processor(ModelConfig(model=args.model, max_tiles=args.max_tiles))
+    parts = load_processor(
+        ModelConfig(args.model, max_tiles=args.max_tiles, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    )
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision, args.num_frames)
     splits, tables = {}, {}
     for name, files in sources.items():

@@ -13,7 +13,7 @@ from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.data.sources import Source
 from drive_vlm.data.table import RowTable
 from drive_vlm.data.turns import one_row
-from drive_vlm.data.vision import load_image, load_video
+from drive_vlm.data.vision import checked_image_size, load_image, load_video
 
 _BINS, _BLOCK = 16, 2048
 
@@ -45,6 +45,16 @@ def padding_shares(lengths: np.ndarray, max_length: int, batch_size: int) -> dic
             "rows_per_pack": len(lengths) / packs,
         },
     }
+
+
+def scaled_pictures(table: RowTable, limits: tuple[int, int]) -> dict[str, int]:
+    """{"pictures", "up", "down"}: the distinct pictures of the usable rows, and how many of them have fewer or more pixels than
+    a model's `limits`. Only headers are read."""
+    places = {path: sample.where for sample, _ in table.media() for path in sample.images}
+    with ThreadPoolExecutor(16) as threads:
+        pixels = np.array([h * w for h, w in threads.map(checked_image_size, places, places.values())], dtype=np.int64)
+    least, most = limits
+    return {"pictures": len(pixels), "up": int((pixels < least).sum()), "down": int((pixels > most).sum())}
 
 
 def raw_rows(sources: Sequence[Source]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -14,7 +14,8 @@ from drive_vlm.data.caches.feature_cache import TRANSFORM, FeatureCache
 from drive_vlm.data.chat import ChatRenderer, Rendered, has_thought, label_mask, turns_of
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
 from drive_vlm.data.turns import one_row
-from drive_vlm.data.vision import checked_image_size, load_image, load_video, video_length
+from drive_vlm.data.video_times import video_layouts
+from drive_vlm.data.vision import checked_image_size, load_image, load_video
 from drive_vlm.models.vision import Layout, VisionAdapter
 from drive_vlm.store.cache import cache_key
 
@@ -94,14 +95,14 @@ class Encoder:
         if self.features is not None:
             return self.features.tile_counts(sample, max_tiles)
         if sample.video:
-            return [self.vision.frame_layout()] * min(video_length(sample.video, sample.where), self.num_frames)
+            return video_layouts(self.vision.tiling, sample.video, self.num_frames, sample.where)
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
         return [self.vision.layout(*size, len(sizes), max_tiles) for size in sizes]
 
     @_of_one_row
-    def render(self, sample: Sample, num_pictures: int, prompt: bool = False) -> Rendered:
-        """The template's text with one image token for each picture or frame. Raises BadRow."""
-        rendered = self._rendered(sample, num_pictures, prompt)
+    def render(self, sample: Sample, layouts: Sequence[Layout], prompt: bool = False) -> Rendered:
+        """The template's text with one image token for each picture or frame of `layouts`. Raises BadRow."""
+        rendered, num_pictures = self._rendered(sample, layouts, prompt), len(layouts)
         written = rendered.text.count(self.vision.image_token) if self.vision else num_pictures
         if written != num_pictures:
             problem = f"the chat template wrote {written} image tokens for {num_pictures} pictures"
@@ -109,19 +110,19 @@ class Encoder:
             raise BadRow("image_count", sample.where, problem, way_out)
         return rendered
 
-    def _rendered(self, sample: Sample, num_pictures: int, prompt: bool) -> Rendered:
+    def _rendered(self, sample: Sample, layouts: Sequence[Layout], prompt: bool) -> Rendered:
         turns = turns_of(sample, prompt)
         # A row whose own answer thinks is asked with the header that lets the model think.
         thinking = prompt and has_thought(sample.reference)
         if not sample.video or self.vision is None:
             return self.chat.render(turns, sample.where, prompt=prompt, thinking=thinking)
         if not self.chat.writes_video:
-            turns = tuple(dataclasses.replace(turn, parts=_frames(turn.parts, num_pictures)) for turn in turns)
+            turns = tuple(dataclasses.replace(turn, parts=_frames(turn.parts, len(layouts))) for turn in turns)
         vision = self.vision
 
         def write_frames(text: str) -> str:
             try:
-                return vision.expand_video(text, num_pictures)
+                return vision.expand_video(text, layouts)
             except ValueError as error:
                 # More frames than the model takes: the family raises ValueError, and the row is what is wrong.
                 way = "Or use --on_bad_row skip"
@@ -129,9 +130,9 @@ class Encoder:
 
         return self.chat.render(turns, sample.where, write_frames, prompt, thinking)
 
-    def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
+    def texts(self, sample: Sample, layouts: Sequence[Layout], prompt: bool = False) -> list[str]:
         """What the tokenizer sees of a row. Its length in the table is that of the longest."""
-        return [self.render(sample, num_pictures, prompt).text]
+        return [self.render(sample, layouts, prompt).text]
 
     def lengths(self, texts: Sequence[str], layouts: Sequence[Sequence[Layout]]) -> list[int]:
         """Length in tokens of rendered `texts` with their pictures; one call to the tokenizer for all of them."""
@@ -149,7 +150,7 @@ class Encoder:
         With `prompt` the last answer is left out and the generation header is added. Raises BadRow.
         """
         vision, layouts = self.load_vision(sample, max_tiles)
-        ids, labels = self.tokens(sample, self.render(sample, len(layouts), prompt), layouts, prompt)
+        ids, labels = self.tokens(sample, self.render(sample, layouts, prompt), layouts, prompt)
         return {"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id}
 
     def length(self, encoded: dict[str, Any]) -> int:
@@ -195,7 +196,10 @@ class Encoder:
             pictures = [load_image(path, sample.where) for path in sample.images]
         if self.blank_images:
             pictures = [_grey(picture) for picture in pictures]
-        tensors, layouts = self.vision.load_pixels(pictures, max_tiles, is_video=sample.video is not None)
+        if sample.video:
+            tensors, layouts = self.vision.load_video(pictures, max_tiles, expected)
+        else:
+            tensors, layouts = self.vision.load_pixels(pictures, max_tiles, is_video=False)
         if list(layouts) != list(expected):
             raise BadRow(
                 "changed_on_disk",
@@ -258,5 +262,5 @@ def _grey(picture: Any) -> Any:
 
 
 def too_long(where: str, length: int, limit: int) -> BadRow:
-    way_out = "Raise --max_length, lower --max_tiles or --num_frames, or use --on_bad_row skip"
+    way_out = "Raise --max_length, lower --max_tiles (Qwen-VL: --max_pixels) or --num_frames, or use --on_bad_row skip"
     return BadRow("too_long", where, f"the row has {length} tokens, more than --max_length {limit}", way_out)

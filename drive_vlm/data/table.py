@@ -200,7 +200,7 @@ def _measure_block(
         try:
             sample = read_sample(source, i, need_answer)
             layouts = encoder.layouts_of(sample, source.max_tiles)
-            return i, layouts, encoder.texts(sample, len(layouts), prompt=not need_answer)
+            return i, layouts, encoder.texts(sample, layouts, prompt=not need_answer)
         except BadRow as error:
             return error
 

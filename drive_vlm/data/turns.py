@@ -244,7 +244,9 @@ def path_of(item: Any, where: str) -> str:
         if known.get("detail") == "auto":
             del known["detail"]
         if pixels := sorted(known.keys() & PIXEL_KEYS):
-            raise refuse(pixels[0], "other pixels, or a part of a video", where, "Use --max_tiles and --num_frames")
+            raise refuse(
+                pixels[0], "other pixels, or a part of a video", where, "Use --max_tiles, --max_pixels and --num_frames"
+            )
         if "bytes" in known:
             problem = "a picture is given by its bytes"
             raise BadRow("missing_field", where, problem, "Give the Parquet file itself, or write it to a file")

@@ -255,8 +255,15 @@ def video_frames(path: str, num_frames: int, where: str) -> list[int]:
     if total <= num_frames or os.path.isdir(path):
         return frame_indices(total, num_frames)
     file, header = _file_and_header(path, where)
-    times = None if header.even else _guarded(_timing, file, where).times
-    return frame_indices(total, num_frames) if times is None else frames_at(times, num_frames)
+    timing = None if header.even else _guarded(_timing, file, where)
+    if timing is None or timing.even or timing.times is None:
+        return frame_indices(total, num_frames)
+    return frames_at(timing.times, num_frames)
+
+
+def frame_times(path: str, where: str) -> np.ndarray | None:
+    """`times float64[N + 1]` (frames_at) of a video file in seconds; None where it does not tell them. Raises as `load_video`."""
+    return _guarded(_timing, _file_and_header(path, where)[0], where).times
 
 
 def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
@@ -304,10 +311,11 @@ class _Header(NamedTuple):
 
 
 class _Timing(NamedTuple):
-    """Frames of a whole file and `times float64[N + 1]` (frames_at) in seconds; None where they follow evenly."""
+    """Frames of a whole file, `times float64[N + 1]` (frames_at) in seconds where it tells them, and whether they follow evenly."""
 
     frames: int
     times: np.ndarray | None
+    even: bool = True
 
 
 def _pyav() -> Any:
@@ -394,7 +402,7 @@ def _timing(file: _File) -> _Timing:
         end = starts[-1] + (shown[-1][1] * float(stream.time_base) or usual)
         if not counted:
             _check_whole(container, file, float(end), usual)
-    return _Timing(len(starts), None if _even(starts) else np.append(starts, end))
+    return _Timing(len(starts), np.append(starts, end), _even(starts))
 
 
 def _even(starts: np.ndarray) -> bool:

@@ -147,6 +147,7 @@ def keep_settings(
     settings = {
         "model": {"name": model.model} if remote else model_fingerprint(model.model),
         "max_tiles": model.max_tiles,
+        "pixels": [model.min_pixels, model.max_pixels],
         # Sampling draws from all tokens. Versions before this key drew from the 50 likeliest.
         "top_k": 0,
         **{name: getattr(config, name) for name in (*names, "shuffle_frames")},
@@ -160,7 +161,12 @@ def keep_settings(
         part({"temperature": 0.0} | before, "temperature", float, path)
         sampled = before.get("temperature", 0) > 0 and not remote
         # What files of earlier versions do not say.
-        before = {"shuffle_frames": False, "json_schema": None, "top_k": 50 if sampled else 0} | before
+        before = {
+            "shuffle_frames": False,
+            "json_schema": None,
+            "pixels": [None, None],
+            "top_k": 50 if sampled else 0,
+        } | before
         if agreed := same_model(before["model"], settings["model"]):
             before["model"] = settings["model"] = agreed
         way_out = f"Give another --out, or remove it and {path.name} to answer again."

@@ -84,8 +84,8 @@ class InternVLVision(VisionAdapter[int]):
         context = [self.processor.image_token_id] * (layout * self.tiling.tile_tokens)
         return [self.processor.start_image_token_id, *context, self.processor.end_image_token_id]
 
-    def expand_video(self, text: str, num_frames: int) -> str:
-        frames = "\n".join(f"Frame{i + 1}: {self.image_token}" for i in range(num_frames))
+    def expand_video(self, text: str, layouts: Sequence[int]) -> str:
+        frames = "\n".join(f"Frame{i + 1}: {self.image_token}" for i in range(len(layouts)))
         return text.replace(self.processor.video_token, frames)
 
     def load_pixels(

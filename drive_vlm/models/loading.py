@@ -86,7 +86,10 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
         return ProcessorParts(tokenizer, tokenizer, tokenizer.chat_template, None)
     with usable(path, "tokenizer.json, tokenizer_config.json or processor_config.json"):
         processor = AutoProcessor.from_pretrained(path)
-        vision = spec.adapter(processor, spec.tiling.read(processor.to_dict(), config.max_tiles))
+        tiling = spec.tiling.read(processor.to_dict(), config.max_tiles)
+        if config.min_pixels or config.max_pixels:
+            tiling.limit_pixels(config.min_pixels, config.max_pixels)
+        vision = spec.adapter(processor, tiling)
     if processor.tokenizer.pad_token_id is None:
         raise ValueError(f"{path}: tokenizer_config.json names no pad_token that tokenizer.json knows. {_COPY}")
     template = processor.chat_template or processor.tokenizer.chat_template
@@ -97,7 +100,9 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
     """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
     stored = stored_config(path)
     if spec.adapter:
-        for name in ("text_config", "vision_config"):
+        # The published Qwen2.5-VL have their text's numbers at the top.
+        flat = spec.name == "qwen2_5_vl" and "hidden_size" in stored and "text_config" not in stored
+        for name in ("vision_config",) if flat else ("text_config", "vision_config"):
             # transformers would take a part that is missing for the default one, of billions of weights.
             if not part(stored, name, dict, Path(path) / "config.json", _COPY):
                 raise ValueError(f"{Path(path) / 'config.json'}: {name} is empty. {_COPY}")

@@ -36,15 +36,14 @@ def apply_lora(family: FamilyModel, config: ModelConfig, frozen: Sequence[str]) 
                 f"--freeze {name} with --lora_rank: LoRA already keeps its weights. Leave it out of --freeze; --lora_targets chooses layers."
             )
     kept = {name for name, parameter in family.model.named_parameters() if not parameter.requires_grad}
-    trained = [
-        path.rsplit(".", 1)[-1]
-        for name, paths in family.parts.items()
-        if name != "language_model"
-        for path in paths
+    outside = [path for name, paths in family.parts.items() if name != "language_model" for path in paths]
+    full = [
+        path
+        for path in (own for path in outside for own in _saved_apart(family.model, path))
         if any(parameter.requires_grad for parameter in family.model.get_submodule(path).parameters())
     ]
-    full = [path for name, paths in family.parts.items() if name != "language_model" for path in paths]
-    full = [path for path in full if path.rsplit(".", 1)[-1] in trained]
+    # peft finds modules by the ends of their names.
+    trained = [re.sub(r"^.*?([^.]+(\.\d+)?)$", r"\1", path) for path in full]
     check_targets(family.model, config.lora_targets or family.lora_targets, full)
     head = family.model.get_output_embeddings()
     lora = LoraConfig(
@@ -66,6 +65,14 @@ def apply_lora(family: FamilyModel, config: ModelConfig, frozen: Sequence[str]) 
         if name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") in kept:
             parameter.requires_grad_(False)
     return model
+
+
+def _saved_apart(model: Any, path: str) -> list[str]:
+    """`path`, or the modules in it where it is a list of modules, which peft cannot save as one."""
+    from torch.nn import ModuleList
+
+    module = model.get_submodule(path)
+    return [f"{path}.{i}" for i in range(len(module))] if isinstance(module, ModuleList) else [path]
 
 
 def check_targets(model: Any, targets: str, full: Sequence[str] = ()) -> None:

@@ -197,11 +197,20 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
             features = body.get_image_features(
                 **{key: value.to(embeds.device) for key, value in body.tower_pass_inputs.items()}, return_dict=True
             )
-            # Some families return a tensor for each picture.
-            pooled = features.pooler_output
-            total = pooled.sum() if isinstance(pooled, torch.Tensor) else sum(one.sum() for one in pooled)
+            # Some families return a tensor for each picture; Qwen3-VL also features of deeper layers (DeepStack).
+            made = (features.pooler_output, getattr(features, "deepstack_features", None))
+            total = torch.stack([one.sum() for one in _tensors(made)]).sum()
             kwargs["inputs_embeds"] = embeds + 0.0 * total.to(embeds.dtype)
         return own_forward(*args, **kwargs)
 
     # Patch 3, of model.model.forward: the tower pass must happen between the embeddings and the language model.
     body.forward = forward
+
+
+def _tensors(nested: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a list of lists, or of nothing."""
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif nested is not None:
+        for one in nested:
+            yield from _tensors(one)

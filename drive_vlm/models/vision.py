@@ -28,9 +28,13 @@ class Tiling(abc.ABC, Generic[L]):
 
     Attributes:
         tile: (height, width) of a tile in pixels.
+        limits: the fewest and most pixels that a picture is scaled to, where it keeps its own resolution.
+        timed: whether the model sees when a video's frames are: then video_layouts says how they are cut, not frame_layout.
     """
 
     tile: tuple[int, int]
+    limits: tuple[int, int] | None = None
+    timed = False
 
     @classmethod
     @abc.abstractmethod
@@ -47,6 +51,17 @@ class Tiling(abc.ABC, Generic[L]):
     @abc.abstractmethod
     def frame_layout(self) -> L:
         """How every frame of a video is cut, whatever its size."""
+
+    def video_layouts(self, height: int, width: int, times: Sequence[float], duration: float) -> list[L]:
+        """How a video is cut, one layout for each of its image tokens: frames of this size, seconds when each one begins, and
+        the seconds of the whole video."""
+        return [self.frame_layout()] * len(times)
+
+    def limit_pixels(self, least: int | None, most: int | None) -> None:
+        """Take over --min_pixels and --max_pixels. Raises ValueError where pictures are cut into tiles of one size."""
+        raise ValueError(
+            "--min_pixels and --max_pixels are for models that keep a picture's own resolution (Qwen-VL). Give --max_tiles."
+        )
 
     @abc.abstractmethod
     def largest(self) -> L:
@@ -65,9 +80,11 @@ class VisionAdapter(abc.ABC, Generic[L]):
         tiling: how it cuts pictures.
         image_token: the token that the chat template writes for one picture.
         keys: names of the vision tensors, each float[P, ...] or int64[P, ...] with the tiles or pictures of a row first.
+        apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
 
     keys: tuple[str, ...] = ("pixel_values",)
+    apart = True
 
     def __init__(self, processor: "ProcessorMixin", tiling: Tiling[L]) -> None:
         # Any: each family's processor has attributes of its own, which ProcessorMixin does not name.
@@ -91,19 +108,25 @@ class VisionAdapter(abc.ABC, Generic[L]):
     def image_ids(self, layout: L) -> list[int]:
         """Token ids that stand for one picture cut like this."""
 
-    def expand_video(self, text: str, num_frames: int) -> str:
-        """`text` with the template's video placeholder written out as one image token a frame.
+    def expand_video(self, text: str, layouts: Sequence[L]) -> str:
+        """`text` with the template's video placeholder written out as one image token for each of `layouts` (a frame).
 
         A template that writes nothing for a video is given the frames as pictures instead. Raises ValueError for more
         frames than the model takes.
         """
-        return text.replace("<video>", "\n".join([self.image_token] * num_frames))
+        return text.replace("<video>", "\n".join([self.image_token] * len(layouts)))
 
     @abc.abstractmethod
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], Sequence[L]]:
         """Vision tensors of one row, and how each picture was cut: what the tensors themselves say."""
+
+    def load_video(
+        self, frames: Sequence["Image"], max_tiles: int | None, expected: Sequence[L]
+    ) -> tuple[dict[str, "torch.Tensor"], Sequence[L]]:
+        """`load_pixels` of a video's frames; `expected` is how they should be cut, times included."""
+        return self.load_pixels(frames, max_tiles, is_video=True)
 
     def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         """The vision tensors of the rows of a batch, joined along their first axis; {} without rows."""

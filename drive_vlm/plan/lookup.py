@@ -48,13 +48,13 @@ def load_sizes(model: ModelConfig) -> ModelSizes:
         }
         # The weights say whether the head is the checkpoint's own, which config.json does not.
         weights = [file_key(file) for file in sorted(path.glob("model.safetensors*"))]
-        return _sizes(path.name, content, _cached(model, [content["config"], weights]), model.max_tiles)
+        return _sizes(path.name, content, _cached(model, [content["config"], weights]), model)
     if path.is_dir():
         raise ValueError(f"--model {model.model}: no config.json in it. Give a directory written by save_pretrained.")
     name, content = shipped(model.model)
     found = next((found for found in content["recorded"] if found["flags"] == recorded_flags(model)), None)
     found = found or _cached(dataclasses.replace(model, model=name), content)
-    return _sizes(name, content, found, model.max_tiles)
+    return _sizes(name, content, found, model)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -64,7 +64,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _processor_numbers(path: Path) -> dict[str, Any]:
     """The numbers of a processor. Older checkpoints have those of the image processor in a file of their own."""
     numbers = _json(path / "processor_config.json")
-    return {"image_processor": _json(path / "preprocessor_config.json")} | numbers
+    files = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+    return {name: _json(path / file) for name, file in files.items()} | numbers
 
 
 def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
@@ -81,17 +82,19 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
     return made
 
 
-def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], max_tiles: int | None) -> ModelSizes:
+def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], model: ModelConfig) -> ModelSizes:
     spec = family_spec(content["tiling"] if content.get("estimate") else content["config"]["model_type"])
     # Variants of a published model have the same processor but for this number.
     numbers = {"image_seq_length": found["tokens"]} | content["processor"]
     try:
-        tiling = spec.tiling.read(numbers, max_tiles) if spec.tiling else None
+        tiling = spec.tiling.read(numbers, model.max_tiles) if spec.tiling else None
     except KeyError as error:
         raise ValueError(
             f"--model {name}: its processor_config.json has no {error}, so it is not known how pictures are cut. Save the processor "
             "again with save_pretrained."
         ) from error
+    if tiling is not None and (model.min_pixels or model.max_pixels):
+        tiling.limit_pixels(model.min_pixels, model.max_pixels)
     pictures = PictureSizes()
     if tiling is not None:
         tiles = found["max_frames"] or tiles_in(tiling.largest())

@@ -96,7 +96,7 @@ def _text(text: Any) -> TextSizes:
         queries=head * heads,
         keys=head * text.num_key_value_heads,
         vocabulary=text.vocab_size,
-        query_norms=text.model_type == "qwen3",
+        query_norms=text.model_type in ("qwen3", "qwen3_vl_text"),
     )
 
 

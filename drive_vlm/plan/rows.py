@@ -49,10 +49,16 @@ def typical_row(
     if data.data and len(missing) < len(data.data):
         return _sample(data, model, given, directory, kind)
     pictures = model.pictures
-    tokens = given or min(data.max_length, pictures.tiles * pictures.tokens + 256)
-    what = f"a video of {pictures.tiles} frames" if pictures.video else f"one picture of {pictures.tiles} tiles"
+    # A picture of more tokens than --max_length would be refused.
+    tiles = (
+        pictures.tiles
+        if pictures.video or model.vision is None
+        else min(pictures.tiles, data.max_length // pictures.tokens)
+    )
+    tokens = given or min(data.max_length, tiles * pictures.tokens + 256)
+    what = f"a video of {tiles} frames" if pictures.video else f"one picture of {tiles} tiles"
     source = "--row_tokens" if given else f"assumed: {what} x {pictures.tokens} tokens and 256 of text"
-    return RowStatistics(None, tokens, pictures.tiles, min(64, tokens), None, source, None, missing)
+    return RowStatistics(None, tokens, tiles, min(64, tokens), None, source, None, missing)
 
 
 def _sample(data: DataConfig, model: ModelSizes, given: int | None, directory: str, kind: Kind) -> RowStatistics:
@@ -103,12 +109,13 @@ def _sample(data: DataConfig, model: ModelSizes, given: int | None, directory: s
 
 def picture_tokens(sample: Sample, model: ModelSizes, max_tiles: int | None, num_frames: int) -> tuple[int, int]:
     """(tiles, tokens) of all pictures of a row. Only headers are read, so that a missing picture is noticed. Raises BadRow."""
-    from drive_vlm.data.vision import checked_image_size, video_length
+    from drive_vlm.data.video_times import video_layouts
+    from drive_vlm.data.vision import checked_image_size
 
     if model.tiling is None:
         return 0, 0
     if sample.video:
-        layouts = [model.tiling.frame_layout()] * min(video_length(sample.video, sample.where), num_frames)
+        layouts = video_layouts(model.tiling, sample.video, num_frames, sample.where)
     else:
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
         layouts = [model.tiling.layout(*size, len(sizes), max_tiles) for size in sizes]

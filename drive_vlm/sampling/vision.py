@@ -20,7 +20,7 @@ def install_memo(family: Family, data: DataConfig) -> TowerMemo | None:
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if data.feature_cache or not family.parts.get("vision_tower"):
+    if data.feature_cache or family.vision is None or not family.vision.apart:
         return None
     modules = _towers(family)
     frozen = not any(weight.requires_grad for tower in modules for weight in tower.parameters())

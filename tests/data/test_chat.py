@@ -165,7 +165,7 @@ def test_qwen3_answers_are_labelled_without_the_think_block(qwen3: Any, system: 
     header = qwen3.decode(prompt["input_ids"])
     assert header.endswith("user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert qwen3.decode(encoded["input_ids"]) == header + "The light is red.<|im_end|>\n"
-    assert encoder.lengths([encoder.render(sample, 0).text], [[]]) == [len(encoded["input_ids"])]
+    assert encoder.lengths([encoder.render(sample, []).text], [[]]) == [len(encoded["input_ids"])]
 
 
 @pytest.mark.kit

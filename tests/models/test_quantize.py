@@ -1,6 +1,7 @@
 """--quantize nf4: refused where it cannot work; where bitsandbytes is installed, which layers it takes and that adapters learn."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,18 @@ from drive_vlm.models.freezing import count_parameters, freeze
 from drive_vlm.models.lora import apply_lora
 
 
-@pytest.mark.parametrize("name", ["tiny_model", "tiny_video_model"])
-@pytest.mark.supports("internvl sft nf4 refused", "siglip_qwen sft nf4 refused")
-def test_what_cannot_work_is_refused(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = str(request.getfixturevalue(name))
+@pytest.fixture(params=["tiny_model", "tiny_video_model", "qwen2_5_vl", "qwen3_vl"])
+def path(request: pytest.FixtureRequest, tiny_families: Callable[[str], Path]) -> Path:
+    """A tiny model: that of a fixture, or of a family."""
+    name: str = request.param
+    return request.getfixturevalue(name) if name.startswith("tiny_") else tiny_families(name)
+
+
+@pytest.mark.supports(
+    "internvl sft nf4 refused", "siglip_qwen sft nf4 refused", "qwen2_5_vl sft nf4 refused", "qwen3_vl sft nf4 refused"
+)
+def test_what_cannot_work_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(path)
     with pytest.raises(ValueError, match=r"4-bit weights cannot train. Add --lora_rank"):
         load_family(ModelConfig(model=model, quantize="nf4"), torch.float32, for_training=True)
     frozen = ModelConfig(model=model, quantize="nf4", freeze=["vision_tower", "language_model"])
@@ -39,18 +46,17 @@ def test_what_cannot_work_is_refused(
         load_family(config, torch.float32, for_training=True)
 
 
-@pytest.mark.parametrize("name", ["tiny_model", "tiny_video_model"])
-@pytest.mark.supports("internvl sft lora nf4 optional", "siglip_qwen sft lora nf4 optional")
-def test_only_the_language_model_is_in_four_bits(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.supports(
+    "internvl sft lora nf4 optional", "siglip_qwen sft lora nf4 optional", "qwen2_5_vl sft lora nf4 optional",
+    "qwen3_vl sft lora nf4 optional",
+)  # fmt: skip
+def test_only_the_language_model_is_in_four_bits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes has CPU kernels for trials; the flag itself asks for CUDA, which is switched off here."""
     pytest.importorskip("bitsandbytes")
-    model: Path = request.getfixturevalue(name)
     if not torch.cuda.is_available():
         monkeypatch.setattr(drive_vlm.models, "check_quantization", lambda *_: None)
-    whole = load_family(ModelConfig(model=str(model)), torch.float32)
-    config = ModelConfig(model=str(model), quantize="nf4", lora_rank=4)
+    whole = load_family(ModelConfig(model=str(path)), torch.float32)
+    config = ModelConfig(model=str(path), quantize="nf4", lora_rank=4)
     family = load_family(config, torch.float32, for_training=True)
     kinds = {path: type(module).__name__ for path, module in family.model.named_modules()}
     four_bit = {path for path, kind in kinds.items() if kind == "Linear4bit"}

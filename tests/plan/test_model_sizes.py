@@ -21,6 +21,12 @@ TOTALS = {
     "internvl3_1b": 938_193_024,
     "llava_next_8b": 8_355_276_800,
     "smolvlm": 2_246_272_880,
+    # Parameters that the hub shows for the published weights
+    "qwen2_5_vl_3b": 3_754_622_976,
+    "qwen2_5_vl_7b": 8_292_166_656,
+    "qwen3_vl_2b": 2_127_532_032,
+    "qwen3_vl_4b": 4_437_815_808,
+    "qwen3_vl_8b": 8_767_123_696,
 }
 RECORDED = [(name, i) for name, content in all_shipped().items() for i in range(len(content["recorded"]))]
 PICTURES = [kind for kind in MODELS if family_spec(kind).adapter]

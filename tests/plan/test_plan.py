@@ -110,6 +110,8 @@ STAGE3 = ("--model", "siglip2_qwen3_4b", "--lora_rank", "32")
 # (recipe, words that it needs to be planned before anything is there)
 PLANNED = [
     ("internvl3_1b_sft", ()),
+    ("qwen2_5_vl_sft", ()),
+    ("qwen3_vl_sft", ()),
     ("llava_next_8b_sft", ()),
     ("llava_next_8b_sft", ("--freeze", "vision_tower")),
     ("llava_next_8b_sft", ("--lora_rank", "64")),

@@ -96,6 +96,8 @@ PLANNED = {
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
     "internvl3_1b_sft": [],
     "llava_next_8b_sft": [],
+    "qwen2_5_vl_sft": [],
+    "qwen3_vl_sft": [],
     "spin_llava_next_8b": ["DATA=rows.jsonl"],
     "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],
 }

@@ -96,6 +96,27 @@ def test_bad_rows_are_counted_by_reason_and_place(rows, write, check, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_pictures_beyond_the_limits_of_pixels_are_counted(rows, write, check, tiny_families, tmp_path):
+    """Of 600, 200, 90,000 and 1,600 pixels within 400 to 2,500; a sliver has no size within them."""
+    from PIL import Image
+
+    for row, size in zip(rows, ((20, 30), (20, 10), (300, 300), (40, 40), (3, 900)), strict=False):
+        row["image"] = f"images/{size[0]}.{size[1]}.png"
+        Image.new("RGB", size).save(tmp_path / row["image"])
+    path = write("train.jsonl", rows[:5])
+    limits = ("--min_pixels", 400, "--max_pixels", 2500, "--preview", 0)
+    result, done = check(0, "--model", tiny_families("qwen3_vl"), "--data", path, *limits)
+    train = result["splits"]["train"]
+    assert train["scaled"] == {"limits": [400, 2500], "pictures": 4, "up": 1, "down": 1}
+    assert "pictures: 4; 1 of more than 2,500 pixels are scaled down, 1 of fewer than 400 are scaled up" in done.stdout
+    (bad,) = train["bad_rows"]["rows"]
+    assert bad["where"] == f"{path}:5" and "a picture of 3 x 900 is a sliver" in bad["problem"]
+    # By hand, tokens of 14 x 14: 4, 6, 9 and 9; within the tiny processor's own limits of 196 to 3,136 pixels 2, 1, 9 and 9.
+    own, _ = check(0, "--model", tiny_families("qwen3_vl"), "--data", path, "--preview", 0)
+    assert own["splits"]["train"]["tokens"]["total"] == train["tokens"]["total"] - 7
+
+
 def test_no_usable_row_is_reported_with_its_reasons(rows, write, check):
     path = write("train.jsonl", ["{broken", "[]"])
     result, done = check(1, "--data", path)

@@ -7,7 +7,8 @@ ours. Both learn the assistant's words only (TRL's prompt and completion rows). 
 labels of every row are compared.
 Rates run from the log of step 1, a warm-up that also hides start-up, to the log of the last step: ours as they stand in
 metrics.jsonl (logging_first_step), TRL's from a callback at the same two logs and its own count of tokens.
-Peak RSS is that of the largest process of a side.
+Peak RSS is that of the largest process of a side. The milliseconds of a step are those of its forward and backward passes:
+of the tower with its projector, and of the rest, which is the language model's; the optimizer is in the rates alone.
 """
 
 import json
@@ -20,6 +21,7 @@ import measure
 
 EXAMPLES = """
 python tools/bench/bench_sft.py --json runs/bench_sft.json
+python tools/bench/bench_sft.py --family qwen3_vl
 python tools/bench/bench_sft.py --rows 2000 --hidden_size 256 --max_length 1024 --batch_size 4 --threads 2
 """
 SHARED: dict[str, Any] = measure.TRAINING | {
@@ -28,6 +30,8 @@ SHARED: dict[str, Any] = measure.TRAINING | {
     "bf16": False,
     "logging_first_step": True,
 }
+# Whose tiny twin trains, and what stands between its pictures where TRL writes them: InternVL's template writes the newline itself.
+BETWEEN = {"internvl": "\n", "qwen3_vl": "", "qwen2_5_vl": ""}
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
 NUMBERS = {
     "rows": (480, 16, "training rows"),
@@ -48,7 +52,9 @@ NUMBERS = {
 # ---- prepare: rows, model, plan
 
 
-def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def mixed_rows(
+    questions: list[dict[str, Any]], captions: list[dict[str, Any]], count: int, between: str = "\n"
+) -> list[dict[str, Any]]:
     """`count` rows: of eight, one caption (short or long), one without a picture, one with six pictures, five plain questions."""
     rows = []
     for i in range(count):
@@ -62,7 +68,7 @@ def mixed_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]], 
             if number == 1
             else [questions[(i + 11 * k) % len(questions)]["image"] for k in range(number)]
         )
-        turns = [{"from": "human", "value": "<image>\n" * number + asked}, {"from": "gpt", "value": answer}]
+        turns = [{"from": "human", "value": f"<image>{between}" * number + asked}, {"from": "gpt", "value": answer}]
         rows.append({"id": f"row-{i}", "conversations": turns} | ({"image": images} if images else {}))
     return rows
 
@@ -71,8 +77,11 @@ def prepare(args: Any, work: Path) -> None:
     """Write rows and model."""
     data = measure.build_synthetic(work, scenes=max(8, -(-args.rows // 6)), size=args.image_size)
     questions, captions = (measure.json_lines(data / name) for name in ("train.jsonl", "captions_train.jsonl"))
-    rows = measure.write_json_lines(data / "mixed.jsonl", mixed_rows(questions, captions, args.rows))
-    measure.build_tiny(work, "model", rows, **{name: getattr(args, name) for name in SIZES})
+    rows = measure.write_json_lines(
+        data / "mixed.jsonl", mixed_rows(questions, captions, args.rows, BETWEEN[args.family])
+    )
+    own = {} if args.family == "internvl" else {"family": args.family}
+    measure.build_tiny(work, "model", rows, **own, **{name: getattr(args, name) for name in SIZES})
 
 
 def plan_and_check(work: Path, max_length: int, batch_size: int) -> None:
@@ -137,7 +146,7 @@ def our_command(args: Any, work: Path, out: Path, plan: dict[str, Any]) -> list[
         "logging_steps": plan["steps"]["ours"],
         "dataloader_num_workers": args.workers,
     }
-    return [sys.executable, "-m", "drive_vlm", "sft", *measure.flags(values)]
+    return [sys.executable, __file__, "--child", "ours", out, *measure.flags(values)]
 
 
 def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
@@ -148,14 +157,84 @@ def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     counted = last["tokens_per_second"] * seconds
     assert abs(counted / plan["timed"]["tokens"] - 1) < 1e-6, "the run did not follow the plan"
     rates = {name: last[name] for name in ("samples_per_second", "tokens_per_second", "data_wait_share")}
-    return rates | {"seconds": seconds, "last_loss": last["loss"]}
+    return rates | {"seconds": seconds, "last_loss": last["loss"]} | json.loads((out / "parts.json").read_text())
 
 
 def peer_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     timed = json.loads((out / "timed.json").read_text())
     assert timed["steps"] == plan["steps"]["peer"]
     rates = {f"{name}_per_second": timed[name] / timed["seconds"] for name in ("samples", "tokens")}
-    return rates | {"seconds": timed["seconds"]}
+    return rates | {name: timed[name] for name in ("seconds", "tower_ms", "language_ms")}
+
+
+# ---- both sides: the parts of a step
+
+
+class PartClock:
+    """Times the forward and backward passes of a trainer's steps: all of it, and that of the tower with its projector.
+
+    The backward pass goes through the language model first. It is at the tower when the gradient of the features is there, and
+    behind it when the last weight of the tower or projector has its own.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        import torch
+
+        body = trainer.model.model
+        self.device = next(body.parameters()).device if torch.cuda.is_available() else None
+        self.seconds: list[tuple[float, float]] = []
+        self._features, self._step = body.get_image_features, trainer.training_step
+        # Patches, of these two objects: the one place that every batch enters the tower by, and the step.
+        body.get_image_features, trainer.training_step = self.features, self.step
+        for name, weight in trainer.model.named_parameters():
+            if weight.requires_grad and not name.startswith(("model.language_model.", "lm_head.")):
+                weight.register_post_accumulate_grad_hook(self._leave)
+
+    def _now(self) -> float:
+        if self.device is not None:
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _reach(self, gradient: Any) -> None:
+        self._reached = self._reached or self._now()
+
+    def _leave(self, weight: Any) -> None:
+        self._left = self._now()
+
+    def features(self, *args: Any, **kwargs: Any) -> Any:
+        begin = self._now()
+        found = self._features(*args, **kwargs)
+        self._forward += self._now() - begin
+        pooled = found.pooler_output
+        for tensor in pooled if isinstance(pooled, (list, tuple)) else [pooled]:
+            tensor.register_hook(self._reach)
+        return found
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        self._forward = self._reached = self._left = 0.0
+        begin = self._now()
+        loss = self._step(*args, **kwargs)
+        whole, tower = self._now() - begin, self._forward + self._left - self._reached
+        assert self._reached and 0 < tower < whole, "a step that did not pass the tower"
+        self.seconds.append((tower, whole - tower))
+        return loss
+
+    def milliseconds(self) -> dict[str, float]:
+        """Means over all steps but the first."""
+        timed = self.seconds[1:]
+        return {
+            f"{part}_ms": 1000 * sum(step[i] for step in timed) / len(timed)
+            for i, part in enumerate(("tower", "language"))
+        }
+
+
+def train_ours(out: Path, words: list[str]) -> None:
+    """`sft WORDS` in this process; writes parts.json."""
+    clocks: list[PartClock] = []
+    measure.run_stage("sft", words, lambda trainer: clocks.append(PartClock(trainer)))
+    (out / "parts.json").write_text(json.dumps(clocks[0].milliseconds()))
 
 
 # ---- TRL's side, in processes of their own
@@ -171,7 +250,7 @@ def peer_dataset(work: Path) -> Any:
         rows.append(
             {
                 "images": [str(work / "data" / name) for name in row.get("image", [])],
-                "prompt": [{"role": "user", "content": asked.replace("<image>\n", "")}],
+                "prompt": [{"role": "user", "content": asked.replace("<image>\n", "").replace("<image>", "")}],
                 "completion": [{"role": "assistant", "content": answer}],
             }
         )
@@ -236,22 +315,27 @@ def train_peer(work: Path, out: Path, workers: int) -> None:
     )
     dataset = peer_dataset(work)
     rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
-    SFTTrainer(family.model, config, **rest).train()
+    trainer = SFTTrainer(family.model, config, **rest)
+    parts = PartClock(trainer)
+    trainer.train()
     first, last = logs_seen[0], logs_seen[-1]
     timed = {
         "seconds": last["seconds"] - first["seconds"],
         "samples": len(dataset) - plan["batch"]["peer"],
         "tokens": last["tokens"] - first["tokens"],
         "steps": last["step"],
+        **parts.milliseconds(),
     }
     (out / "timed.json").write_text(json.dumps(timed))
 
 
 def child(words: list[str]) -> None:
-    """`plan WORK MAX_LENGTH BATCH_SIZE`, or `train WORK OUT WORKERS`, which is TRL's side."""
+    """`plan WORK MAX_LENGTH BATCH_SIZE`, `ours OUT FLAGS`, or `train WORK OUT WORKERS`, which is TRL's side."""
     work = Path(words[1])
     if words[0] == "plan":
         plan_and_check(work, int(words[2]), int(words[3]))
+    elif words[0] == "ours":
+        train_ours(work, words[2:])
     else:
         train_peer(work, Path(words[2]), int(words[3]))
 
@@ -290,16 +374,19 @@ def show(result: dict[str, Any], args: Any) -> None:
     columns = {
         "samples_per_second": ("samples/s", ".1f"),
         "tokens_per_second": ("tokens/s", ".0f"),
+        "tower_ms": ("tower ms", ".1f"),
+        "language_ms": ("language ms", ".1f"),
         "peak_rss_mb": ("peak RSS MB", ".0f"),
         "tokens_per_step": ("tokens a step", ".0f"),
         "steps": ("steps", "d"),
     }
     measure.print_sides(title, result, {"ours": "drive-vlm sft --packing", "peer": "TRL SFTTrainer"}, columns)
-    print("model:", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
+    print(f"model: {args.family},", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
     print(f"{args.threads} threads, {args.workers} loader workers, float32; padding is not counted as tokens")
     print(f"ratio in tokens/s: {result['ours']['ratio']['tokens_per_second']:.2f}")
 
 
 if __name__ == "__main__":
     parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
+    parser.flag("--family", tuple(BETWEEN), "whose tiny random model both sides train")
     measure.run_bench(parser, run, show, child=child)

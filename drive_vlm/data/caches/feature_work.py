@@ -81,7 +81,7 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
     except BadRow as error:
         return error
     if item.sample.video:
-        encoder.vision.expand_video("", len(item.tiles))
+        encoder.vision.expand_video("", item.tiles)
     return state
 
 

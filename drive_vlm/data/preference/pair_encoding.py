@@ -15,6 +15,7 @@ from drive_vlm.data.collate import Collator, EncodedRows
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample, Turn
 from drive_vlm.data.table import RowTable
+from drive_vlm.models.vision import Layout
 
 
 def answers_of(sample: Sample) -> tuple[str, str]:
@@ -56,8 +57,8 @@ class PairEncoder(Encoder):
     def fingerprint(self) -> str:
         return f"pair-{super().fingerprint()}"
 
-    def texts(self, sample: Sample, num_pictures: int, prompt: bool = False) -> list[str]:
-        return [self.render(side, num_pictures).text for side in sides_of(sample)]
+    def texts(self, sample: Sample, layouts: Sequence[Layout], prompt: bool = False) -> list[str]:
+        return [self.render(side, layouts).text for side in sides_of(sample)]
 
     def length(self, encoded: dict[str, Any]) -> int:
         return max(len(side["input_ids"]) for side in encoded["sides"])
@@ -69,7 +70,7 @@ class PairEncoder(Encoder):
         vision, tiles = self.load_vision(sample, max_tiles)
         sides = []
         for side in both:
-            rendered = self.render(side, len(tiles))
+            rendered = self.render(side, tiles)
             last = dataclasses.replace(rendered, spans=rendered.spans[-1:])
             ids, labels = self.tokens(sample, last, tiles)
             sides.append({"input_ids": ids, "labels": labels, "vision": vision, "sample_id": sample.id})

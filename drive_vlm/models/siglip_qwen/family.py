@@ -31,14 +31,14 @@ class SiglipQwenVision(VisionAdapter[int]):
         context = [processor.image_token_id] * (layout * self.tiling.tile_tokens)
         return [processor.start_image_token_id, *context, processor.end_image_token_id]
 
-    def expand_video(self, text: str, num_frames: int) -> str:
+    def expand_video(self, text: str, layouts: Sequence[int]) -> str:
         """The same text as a row with the frames as pictures has: temporal embeddings, not words, say which frame is which.
 
         Raises ValueError for more frames than the model has temporal embeddings for, before anything is trained.
         """
-        if num_frames > self.tiling.max_frames:
-            raise ValueError(too_many_frames(num_frames, self.tiling.max_frames))
-        return text.replace(self.processor.video_token, self.image_token * num_frames)
+        if len(layouts) > self.tiling.max_frames:
+            raise ValueError(too_many_frames(len(layouts), self.tiling.max_frames))
+        return text.replace(self.processor.video_token, self.image_token * len(layouts))
 
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool

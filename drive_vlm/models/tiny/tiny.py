@@ -89,7 +89,7 @@ def _tower(hidden_size: int, layers: int, image_size: int, patch_size: int) -> d
     }
 
 
-def _language(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
+def language_numbers(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
     """What the configs of Qwen and Llama name alike."""
     heads = max(1, hidden_size // 32)
     return {
@@ -107,7 +107,7 @@ def _language(tokenizer: Any, hidden_size: int, layers: int) -> dict[str, Any]:
     }
 
 
-def _save(out: str | Path, model: Any, processor: Any) -> Path:
+def save_model(out: str | Path, model: Any, processor: Any) -> Path:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(out)
@@ -145,7 +145,7 @@ def build_tiny_internvl(
         image_seq_length=(image_size // patch_size) ** 2 // 4,
         chat_template=CHAT_TEMPLATE,
     )
-    text = _language(tokenizer, hidden_size, text_layers)
+    text = language_numbers(tokenizer, hidden_size, text_layers)
     vision = transformers.InternVLVisionConfig(
         **_tower(hidden_size, vision_layers, image_size, patch_size),
         # The pre-training value 0.1 would keep a tower from scratch silent for long.
@@ -163,7 +163,7 @@ def build_tiny_internvl(
     model = transformers.InternVLForConditionalGeneration(config)
     # transformers leaves them at zero.
     torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=text["initializer_range"])
-    return _save(out, model, processor)
+    return save_model(out, model, processor)
 
 
 def build_tiny_siglip_qwen(
@@ -202,7 +202,7 @@ def build_tiny_siglip_qwen(
     tokenizer.add_tokens(["<think>", "</think>"])
     vision = _tower(hidden_size, vision_layers, image_size, patch_size)
     vision["num_attention_heads"] = heads or vision["num_attention_heads"]
-    text = _language(tokenizer, text_width or hidden_size, text_layers)
+    text = language_numbers(tokenizer, text_width or hidden_size, text_layers)
     tower = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision, vision_use_head=False))
     # write_model names the padding token: known to the config here, it would make that token's embedding zero.
     language = transformers.Qwen3ForCausalLM(
@@ -242,7 +242,7 @@ def build_tiny_llava_next(
     grids = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [3 * side, side], [side, 3 * side]]
     sizes = _even_tower(hidden_size, vision_layers, image_size, patch_size)
     vision = transformers.CLIPVisionConfig(**sizes, projection_dim=hidden_size)
-    text = transformers.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    text = transformers.LlamaConfig(**language_numbers(tokenizer, hidden_size, text_layers), bos_token_id=None)
     config = transformers.LlavaNextConfig(
         vision_config=vision.to_dict(),
         text_config=text.to_dict(),
@@ -262,7 +262,7 @@ def build_tiny_llava_next(
         num_additional_image_tokens=1,
         chat_template=LLAVA_TEMPLATE,
     )
-    return _save(out, transformers.LlavaNextForConditionalGeneration(config), processor)
+    return save_model(out, transformers.LlavaNextForConditionalGeneration(config), processor)
 
 
 def build_tiny_smolvlm(
@@ -299,7 +299,7 @@ def build_tiny_smolvlm(
     tokenizer = train_tokenizer(corpus, vocab_size, (*SPECIAL[:2], *named, *places), {})
     tokenizer.eos_token = "<end_of_utterance>"
     vision = made("VisionConfig", **_even_tower(hidden_size, vision_layers, image_size, patch_size))
-    text = transformers.LlamaConfig(**_language(tokenizer, hidden_size, text_layers), bos_token_id=None)
+    text = transformers.LlamaConfig(**language_numbers(tokenizer, hidden_size, text_layers), bos_token_id=None)
     config = made(
         "Config",
         vision_config=vision.to_dict(),
@@ -315,4 +315,4 @@ def build_tiny_smolvlm(
     video = [made("VideoProcessor", **edges)] if prefix == "SmolVLM" else []
     images = made("ImageProcessor", **pixels)
     processor = made("Processor", images, tokenizer, *video, tokens, chat_template=SMOLVLM_TEMPLATE)
-    return _save(out, made("ForConditionalGeneration", config), processor)
+    return save_model(out, made("ForConditionalGeneration", config), processor)

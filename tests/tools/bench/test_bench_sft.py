@@ -15,13 +15,22 @@ def bench_sft(load):
 
 @pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
-def test_both_sides_run(bench, tmp_path):
-    result, _ = bench("bench_sft", *TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0)
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl"])
+def test_both_sides_run(family, bench, tmp_path):
+    own = ("--family", family, "--vision_layers", 2) if family == "qwen3_vl" else ()
+    words = (*TINY, "--rows", 96, "--max_length", 256, "--repeats", 1, "--workers", 0, *own)
+    result, text = bench("bench_sft", *words)
+    assert f"model: {family}, image_size 112" in text
     ours, peer = result["ours"], result["peer"]
     for name in ("tokens_per_second", "samples_per_second"):
         assert ours["ratio"][name] == pytest.approx(ours[name] / peer[name])
     assert ours["tokens_per_step"] == pytest.approx(peer["tokens_per_step"], rel=0.05)
     assert min(ours["peak_rss_mb"], peer["peak_rss_mb"]) > 100
+    for side in (ours, peer):
+        assert min(side["tower_ms"], side["language_ms"]) > 0
+        passes = (side["tower_ms"] + side["language_ms"]) * (side["steps"] - 1) / 1000
+        # Data and optimizer take the rest of the time between the two logs.
+        assert passes < side["seconds"]
     plan = json.loads((tmp_path / "work" / "plan.json").read_text())
     timed = json.loads((tmp_path / "work" / "peer0" / "timed.json").read_text())
     assert timed["samples"] == 96 - result["peer"]["batch"] and timed["steps"] == plan["steps"]["peer"]

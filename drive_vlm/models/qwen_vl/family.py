@@ -1,0 +1,167 @@
+"""The families `qwen2_5_vl` and `qwen3_vl`: one picture side, two ways to say when a video's frames are."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from drive_vlm.models.family import FamilySpec, llm_linears
+from drive_vlm.models.qwen_vl.tiling import STILL, Grid, Qwen2_5Tiling, Qwen3Tiling, QwenTiling
+from drive_vlm.models.vision import VisionAdapter
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+class QwenVision(VisionAdapter[Grid]):
+    """`pixel_values float[P, 4, D]` holds the patches of each tile, `image_grid_thw int64[N, 3]` the patches of each picture.
+
+    A piece of a video stands among the pictures, so that a batch enters the tower once.
+    """
+
+    tiling: QwenTiling
+    keys: tuple[str, ...] = ("pixel_values", "image_grid_thw")
+    # The patches of a picture see each other: its tiles pass the tower together.
+    apart = False
+
+    def __init__(self, processor: Any, tiling: QwenTiling) -> None:
+        super().__init__(processor, tiling)
+        # The processor must scale as the tiling says, also where --min_pixels or --max_pixels say it.
+        least, most = tiling.limits
+        processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+
+    def fingerprint(self) -> dict[str, Any]:
+        pixels, tiling = self.processor.image_processor, self.tiling
+        return {
+            "family": type(self).__name__,
+            "tile": [tiling.patch, tiling.merge, tiling.temporal],
+            "limits": [*tiling.limits, *tiling.video, str(tiling.most_of_frame)],
+            "pixels": [list(pixels.image_mean), list(pixels.image_std), int(pixels.resample)],
+        }
+
+    def image_ids(self, layout: Grid) -> list[int]:
+        token = self.processor.image_token_id if layout[-1] == STILL else self.processor.video_token_id
+        return [token] * layout[0]
+
+    def load_pixels(
+        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+    ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
+        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        return self._tensors(out["pixel_values"], out["image_grid_thw"], [STILL] * len(images))
+
+    def load_video(
+        self, frames: Sequence["Image"], max_tiles: int | None, expected: Sequence[Grid]
+    ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
+        """Frames of other sizes than the first one's are scaled to it. The times are those of `expected`."""
+        frames = [frame if frame.size == frames[0].size else frame.resize(frames[0].size) for frame in frames]
+        height, width = self.tiling.frame_size(frames[0].height, frames[0].width, len(frames))
+        # A frame alone stands twice, as a picture does.
+        frames = frames * self.tiling.temporal if len(frames) == 1 else frames
+        settings: dict[str, Any] = {"do_sample_frames": False, "do_resize": False, "return_tensors": "pt"}
+        resized = [self._resized(frames, height, width)]
+        out = self.processor.video_processor(videos=resized, **settings)
+        (times, rows, columns), pieces = out["video_grid_thw"][0].tolist(), len(expected)
+        grids = out["video_grid_thw"].new_tensor([[times // pieces, rows, columns]] * pieces)
+        return self._tensors(out["pixel_values_videos"], grids, [layout[-1] for layout in expected])
+
+    def _resized(self, frames: Sequence["Image"], height: int, width: int) -> "torch.Tensor":
+        """The frames as uint8[T, 3, H, W], scaled as the native processor scales them."""
+        import numpy as np
+        import torch
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2.functional import resize
+
+        stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])).permute(0, 3, 1, 2)
+        return resize(stacked, [height, width], InterpolationMode.BICUBIC, antialias=True)
+
+    def _tensors(
+        self, patches: "torch.Tensor", grids: "torch.Tensor", when: Sequence[int]
+    ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
+        tiles = patches.reshape(-1, self.tiling.merge**2, patches.shape[-1])
+        tiling = self.tiling
+        layouts = [
+            tiling.grid(t, h * tiling.patch, w * tiling.patch, at)
+            for (t, h, w), at in zip(grids.tolist(), when, strict=True)
+        ]
+        return {"pixel_values": tiles, "image_grid_thw": grids}, layouts
+
+    def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
+        """One black tile."""
+        import torch
+
+        tiling = self.tiling
+        pixels = torch.zeros(1, tiling.merge**2, 3 * tiling.temporal * tiling.patch**2)
+        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, tiling.merge, tiling.merge]])}
+
+
+class Qwen2_5Vision(QwenVision):
+    """Next to the grids stands `second_per_grid_ts int64[N]`: microseconds from one pair of a video's frames to the next.
+
+    They are whole numbers, since trainers cast decimals to half precision.
+    """
+
+    keys = ("pixel_values", "image_grid_thw", "second_per_grid_ts")
+
+    def expand_video(self, text: str, layouts: Sequence[Grid]) -> str:
+        return text.replace(self.processor.video_token, self.image_token)
+
+    def _tensors(
+        self, patches: "torch.Tensor", grids: "torch.Tensor", when: Sequence[int]
+    ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
+        tensors, layouts = super()._tensors(patches, grids, when)
+        return {**tensors, "second_per_grid_ts": grids.new_tensor([max(at, 0) for at in when])}, layouts
+
+
+class Qwen3Vision(QwenVision):
+    """Words in front of each pair of a video's frames say its time.
+
+    They stand within the template's own begin and end of a video, as Qwen3VLProcessor writes them (transformers 5.23; that of
+    4.57 wrote them in the place of the template's).
+    """
+
+    def expand_video(self, text: str, layouts: Sequence[Grid]) -> str:
+        begin, end = self.processor.vision_start_token, self.processor.vision_end_token
+        pieces = "".join(f"<{at // 10}.{at % 10} seconds>{begin}{self.image_token}{end}" for *_, at in layouts)
+        return text.replace(self.processor.video_token, pieces)
+
+
+def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    return config["vision_config"].get("spatial_merge_size", 2) ** 2, 1
+
+
+def _settle(model: Any) -> None:
+    from drive_vlm.models.qwen_vl.positions import install_positions
+
+    install_positions(model)
+    # A completion with a placeholder could not be read again: there is no picture for it.
+    model.generation_config.suppress_tokens = [model.config.image_token_id, model.config.video_token_id]
+
+
+QWEN2_5 = FamilySpec(
+    name="qwen2_5_vl",
+    parts={
+        # The projector lies inside of `visual`.
+        "vision_tower": ("model.visual.patch_embed", "model.visual.blocks"),
+        "projector": ("model.visual.merger",),
+        "language_model": ("model.language_model", "lm_head"),
+    },
+    lora_targets=llm_linears("language_model"),
+    tile_tokens=_tile_tokens,
+    tiling=Qwen2_5Tiling,
+    adapter=Qwen2_5Vision,
+    settle=_settle,
+    tiny="drive_vlm.models.tiny.qwen_vl:build_tiny_qwen2_5_vl",
+)
+QWEN3 = FamilySpec(
+    name="qwen3_vl",
+    parts={
+        "vision_tower": ("model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks"),
+        "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
+        "language_model": ("model.language_model", "lm_head"),
+    },
+    lora_targets=llm_linears("language_model"),
+    tile_tokens=_tile_tokens,
+    tiling=Qwen3Tiling,
+    adapter=Qwen3Vision,
+    settle=_settle,
+    tiny="drive_vlm.models.tiny.qwen_vl:build_tiny_qwen3_vl",
+)
