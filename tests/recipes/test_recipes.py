@@ -19,7 +19,7 @@ ROUNDS = {
 }
 DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic")
 # Two processes, or one, on one machine, always.
-OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090"}
+OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090", "clarify_4090"}
 STEP = {
     "SLURM_JOB_ID": "40123",
     "SLURM_STEP_ID": "0",
@@ -91,6 +91,8 @@ def test_a_demonstration_takes_neither_words_nor_a_plan(dry, recipe):
 PLANNED = {
     "bddoia_sft": [],
     "bddoia_a2c": ["--model", "smolvlm", "--lora_rank", "16"],
+    "clarify_grpo": ["--model", "qwen3_vl_2b", "--lora_rank", "8"],
+    "clarify_sft": ["--model", "qwen3_vl_2b"],
     "drive_vlm_stage1": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage2": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
@@ -118,6 +120,8 @@ def test_a_recipe_runs_unchanged_on_any_number_of_gpus(run, recipe, gpus):
         ("generate", "video"),
         ("bddoia_a2c", "eval"),
         ("bddoia_4090", "eval"),
+        ("clarify_4090", "eval,trl"),
+        ("clarify_grpo", "eval,trl"),
         ("drive_vlm_4090", "video,yolo,trl,reward"),
         ("drive_vlm_stage1", "video"),
         ("drive_vlm_stage2", "video"),

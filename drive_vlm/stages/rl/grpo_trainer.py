@@ -73,6 +73,11 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
         with without_own_reference(model, args):
             super().__init__(parts, **kwargs)
         self._restore_trained()
+        # TRL (1.16) leaves out the placeholder of pictures alone. With another that the family never says, such as that of videos, a
+        # completion could not be read again.
+        if not args.use_vllm:
+            never = {*(self.generation_config.suppress_tokens or ()), *(model.generation_config.suppress_tokens or ())}
+            self.generation_config.suppress_tokens = sorted(never) or None
         self.add_callback(SavesAtBoundaries(self.may_save))
         self.add_callback(Probes(rollouts, self.out, self.heartbeat))
         self.beta = args.beta
