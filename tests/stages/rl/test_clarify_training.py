@@ -173,7 +173,7 @@ def test_a_step_that_all_groups_leave_moves_nothing(trainer: Callable) -> None:
 def test_a_group_that_two_ranks_share_leaves_both(
     grpo: Callable, trainer: Callable, fresh: Callable, tmp_path: Path
 ) -> None:
-    """Four completions of a row on each rank; one of the first rank is unknown. The probe is the main one's, its warning all ranks'."""
+    """Four completions of a row on each rank; one of the first rank is unknown. The main one alone is asked for the probe."""
     trainer([1, 0, None, 1, 1, 0, 0, 0], "canaries earn 1.00.")
     flags = ("--rewards", f"{tmp_path}/given.py:build", "--max_steps", 1, "--num_generations", 8, "--beta", 0)
     out = fresh("ranks")
@@ -181,8 +181,6 @@ def test_a_group_that_two_ranks_share_leaves_both(
     assert (run.metrics[0]["given/groups_left_out"], run.metrics[0]["unscored"]) == (1, 1)
     assert [line["advantage"] for line in lines(out, "samples.jsonl")] == [0] * 8
     assert [line["when"] for line in lines(out, "probes.jsonl")] == ["start", "end"]
-    stopped = grpo(fresh("stopped"), *flags, "--stop_on_alarm", launcher="torchrun", code=1)
-    assert "The run was stopped before its first step (--stop_on_alarm)" in stopped.text
 
 
 @pytest.mark.parametrize("value", [0.7, 0.3])
