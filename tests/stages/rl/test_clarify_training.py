@@ -17,7 +17,10 @@ from drive_vlm.evaluation.clarify_replies import plain_reply
 from drive_vlm.rewards.clarify import CANARIES
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_stage
+from drive_vlm.stages.rl.completions import Completion, Earning, score
 from drive_vlm.stages.rl.grpo import prepare
+from drive_vlm.stages.rl.prompts import Prompt
+from drive_vlm.stages.rl.scorers import Scorer
 
 REWARDS = """
 def build():
@@ -167,6 +170,19 @@ def test_a_step_that_all_groups_leave_moves_nothing(trainer: Callable) -> None:
     [log] = [row for row in made.state.log_history if "unscored" in row]
     assert (log["given/groups_left_out"], log["unscored"], log["loss"], log["grad_norm"]) == (2, 1, 0, 0)
     assert log["reward"] is None and {line["advantage"] for line in lines(made.out, "samples.jsonl")} == {0}
+
+
+def test_in_a2c_the_completion_leaves_alone() -> None:
+    """A value is what it is compared with, not the others of its row."""
+
+    def unsure(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        return [None, 0.5]
+
+    unsure.must_score = unsure.whole_group = True  # type: ignore[attr-defined]
+    prompt = Prompt("row", [], [7], {}, {"id": "row", "reference": "stop"})
+    said = [Completion(prompt, [1, 2], [-1.0, -1.0], True, "red") for _ in range(2)]
+    score(said, [Scorer("unsure", unsure)], Earning([1.0], "terminal", 1, 1.0, 0.0), None)
+    assert [one.counted for one in said] == [False, True] and said[1].gains == [0, 0.5]
 
 
 @pytest.mark.slow
