@@ -8,7 +8,7 @@ no model at all (AnswerComparer: the answer that equals the row's own wins).
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from drive_vlm.config import field
 from drive_vlm.judges.verdicts import FIRST, SECOND, TIE, Turns, combine, fill, parse_verdict
@@ -54,7 +54,7 @@ class JudgeConfig:
         "model of the same name needs another (default: judge in the cache directory)",
     )
     # What says where and how fast the judge is asked, not what it is.
-    MAY_CHANGE = (
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (
         "judge_url", "judge_key_env", "judge_workers", "judge_timeout", "judge_retries", "judge_batch_size",
         "requests_per_minute", "price_in", "price_out", "cache",
     )  # fmt: skip
