@@ -58,10 +58,12 @@ def usable(path: str, files: str, way_out: str = _COPY) -> Iterator[None]:
     try:
         yield
     # These say what is wrong themselves: a device without memory, a file or a package that is not there, a number.
-    except (ValueError, OSError, RuntimeError, ImportError):
+    except (ValueError, RuntimeError, ImportError):
         raise
-    # The tokenizers library raises plain Exceptions.
+    # The tokenizers library raises plain Exceptions, and transformers an OSError without a number for a part that processor_config.json lacks.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         shown = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: {files} cannot be used ({type(error).__name__}: {shown}). {way_out}") from error
 

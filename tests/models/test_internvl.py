@@ -66,6 +66,16 @@ def test_a_part_that_config_json_lacks_is_not_the_default_one(
         load_family(ModelConfig(model=str(path)), torch.float32)
 
 
+@pytest.mark.parametrize("name", ["video_processor", "image_processor"])
+def test_a_part_that_processor_config_json_lacks_is_named(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((path / "processor_config.json").read_text())
+    del config[name]
+    (path / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"model: .*processor_config\.json cannot be used \(OSError"):
+        load_processor(ModelConfig(model=str(path)))
+
+
 def test_a_tied_checkpoint_stays_tied(tiny_model: Path, tmp_path: Path) -> None:
     path = copy_with(tiny_model, tmp_path / "model", tie_word_embeddings=True)
     tensors = {

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -228,6 +229,27 @@ def test_two_lights_of_different_color(build, tmp_path):
     assert list(rows["color"]["answers"].values()) == ["It is red.", "It is green."]
     assert rows["side"]["clarification"] == "Do you mean the red traffic light or the green traffic light?"
     assert rows["side"]["group"] == "0000f77c-6257be58"
+
+
+def test_a_system_turn_stands_before_the_others(build, refused, tmp_path):
+    flags = bdd(tmp_path, *LIGHTS)
+    own = tmp_path / "own.txt"
+    own.write_text("Be brief.\n")
+    rules = (Path(TOOL).parent / "prompts" / "clarify_system_rules.txt").read_text().strip()
+    for name, text in (("rules", rules), (own, "Be brief."), ("none", None)):
+        assert build(*flags, "--system_prompt", name).returncode == 0
+        for file in ("train", "dialogues_train"):
+            for row in rows_of(tmp_path / "out" / f"{file}.jsonl"):
+                turns = row["messages"]
+                if text is not None:
+                    assert turns[0] == {"role": "system", "content": text}
+                    turns = turns[1:]
+                assert turns[0]["role"] == "user" and row["question"] in turns[0]["content"]
+                assert parse_row(row, row["id"], str(tmp_path / "bdd")).turns[-1].role == "assistant"
+        shutil.rmtree(tmp_path / "out")
+    refused(
+        *flags, "--system_prompt", "absent.txt", says=("--system_prompt absent.txt", "accurate, rules or a text file")
+    )
 
 
 def test_four_are_level_three(build, tmp_path):

@@ -65,6 +65,11 @@ class AmbiguityBuild(KeepRules, SalienceRules, TeacherFlags):
         [],
         help='further types of questions: missing_referent (nothing fits; the right answer says so), deictic ("that one")',
     )
+    system_prompt: str = field(
+        "none",
+        help="what each row's system turn says: none; accurate (answer what is asked); rules (answer, ask back, or say that a "
+        "thing is not there); or a text file",
+    )
     splits: list[str] = field(["train:0.9", "val:0.1"], help="NAME:SHARE of the groups (scenes, videos); they sum to 1")
     balance: str = field(
         "text",
@@ -142,10 +147,11 @@ def build(config: AmbiguityBuild, readers: Mapping[str, Reader], prompts: Path) 
         if problem and config.on_leak == "error":
             way_out = "--balance text takes each text as often ambiguous as clear; --on_leak warn writes the rows all the same"
             raise ValueError(f"{problem}. {way_out}")
+        system = system_text(config.system_prompt, prompts)
         for split, part in made.rows.items():
-            writer.add(f"{split}.jsonl", part, split)
+            writer.add(f"{split}.jsonl", [with_system(row, system) for row in part], split)
         for split, part in made.dialogues.items():
-            writer.add(f"dialogues_{split}.jsonl", part)
+            writer.add(f"dialogues_{split}.jsonl", [with_system(row, system) for row in part])
     for name, count in writer.counts.items():
         stem = name.removesuffix(".jsonl")
         entry = meta_entry(str(config.root.resolve()), name, count)
@@ -157,6 +163,25 @@ def build(config: AmbiguityBuild, readers: Mapping[str, Reader], prompts: Path) 
     audit = counts | made.audit | {"leak": leak | {"problem": problem, "options": options}} | writer.audit()
     write_json(config.out / "audit.json", audit)
     return audit
+
+
+def system_text(name: str, prompts: Path) -> str:
+    """The text of --system_prompt; "" for none. Raises ValueError for a file that is not there, not text, or empty."""
+    if name == "none":
+        return ""
+    file = prompts / f"clarify_system_{name}.txt" if name in ("accurate", "rules") else Path(name)
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--system_prompt {name}: none, accurate, rules or a text file; {file}: {error}") from error
+    if not text:
+        raise ValueError(f"--system_prompt {name}: {file} is empty")
+    return text
+
+
+def with_system(row: Row, text: str) -> Row:
+    """The row with a system turn before the others; as it is without a text."""
+    return {**row, "messages": [{"role": "system", "content": text}, *row["messages"]]} if text else row
 
 
 def from_boxes(config: AmbiguityBuild, reader: Reader, writer: RowWriter, prompts: Path) -> Made:
