@@ -46,6 +46,7 @@ FAILURES = {
     "over_asking": "asks when clear",
     "silent_true": "silent pick, true of one",
     "silent_false": "silent pick, true of none",
+    "silent_unknown": "silent pick, nobody can tell",
     "listed_at_3": "lists instead of asking (level 3)",
     "absent": "asks about what is not there",
     "leading_or_vague": "leading, vague or echo",
@@ -150,7 +151,7 @@ def failure(reply: Reply) -> str:
             return "leading_or_vague"
         return RIGHT if reply.after is None else _wrong_answer(about(row, reply.meant), reply.after, reply.meant)
     if not reading.listed:
-        return "silent_true" if reading.factual == PASS else "silent_false"
+        return {PASS: "silent_true", FAIL: "silent_false", CANNOT_TELL: "silent_unknown"}[reading.factual]
     if row.level == 3:
         return "listed_at_3"
     return "wrong_fact" if reading.factual == FAIL else RIGHT

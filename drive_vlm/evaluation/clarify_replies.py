@@ -116,8 +116,8 @@ class ClarifyRow:
         """From the columns of a row. Raises ValueError, with `where`, for columns that are missing or of another form."""
         try:
             things = tuple(_candidate(item) for item in row["candidates"])
-            # A row that was read and written again has no nulls: its target is absent.
-            answers, target, level = dict(row["answers"]), row.get("target"), row["level"]
+            # A row that was read and written again has no nulls: its target is absent. Rows of free words have no answers.
+            answers, target, level = dict(row.get("answers") or {}), row.get("target"), row["level"]
             texts = (
                 row["question"],
                 row["answer"],
@@ -235,7 +235,8 @@ class Reading:
             return ()
         words = _lower(self.question).rstrip("? ")
         named = [_part(part, self.row.candidates) for part in _PARTS.split(_STEM.sub("", words).strip())]
-        found = [part for part in named if part.known]
+        # Without candidates nobody knows the words of the row's things: each part counts.
+        found = [part for part in named if part.known or (part.words and not self.row.candidates)]
         rest = frozenset(range(len(self.row.candidates))) - frozenset().union(*(part.fits for part in found))
         return tuple(
             Part(part.words, rest, True) if set(part.words.split()) & set(_REST) and not part.fits else part

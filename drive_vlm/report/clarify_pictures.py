@@ -10,8 +10,8 @@ from drive_vlm.evaluation.clarify_raters import FIELDS
 from drive_vlm.report.clarify import CELLS, FEW, choice_entries, systems
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 
-# Twelve kinds need as many colours: Tol's bright scheme, its muted one, and grey for what is right.
-KIND_COLOURS = (*COLOURS, "#332288", "#88ccee", "#44aa99", "#999933", "#882255", "#dddddd")
+# Thirteen kinds need as many colours: Tol's bright scheme, its muted one, and grey for what is right.
+KIND_COLOURS = (*COLOURS, "#332288", "#88ccee", "#44aa99", "#999933", "#882255", "#117733", "#dddddd")
 GREY = "#bbbbbb"
 MARKERS = {ALWAYS: "^", NEVER: "v", BLIND: "x"}
 

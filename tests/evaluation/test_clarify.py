@@ -112,6 +112,7 @@ EXAMPLES = {
     "over_asking": [(clear(), "Do you mean the truck or the car?", None), (clear(), "Do you mean the truck or the car?", "It is white.")],
     "silent_true": [(ambiguous(), "It is red.", None)],
     "silent_false": [(ambiguous(), "It is green.", None)],
+    "silent_unknown": [(ambiguous(attribute="free", candidates=[], answers={}), "It is a hat.", None)],
     "listed_at_3": [(ambiguous(level=3), "Red, blue and white.", None)],
     "absent": [(ambiguous(), "Do you mean the bus or the truck?", None)],
     "leading_or_vague": [(ambiguous(), "Do you mean the truck?", None), (ambiguous(), "Which one do you mean?", None)],

@@ -140,6 +140,12 @@ def test_rows_without_boxes_are_read_by_their_words() -> None:
     )
     asks = read_reply(published, "Are you asking about the man on the left or the right?")
     assert (asks.asked, asks.strategy, asks.factual) == (True, 3, CANNOT_TELL)
+    # Legs are in no list of words.
+    legs = [
+        read_reply(published, text).strategy
+        for text in ("Do you mean the legs in front or those behind?", "Do you mean the legs?")
+    ]
+    assert legs == [3, 2] and read_reply(published, "Which one do you mean?").strategy == 2
     assert read_reply(published, "A blue shirt.").strategy == 1
     known = clear(
         question="What is the child wearing?",
@@ -170,8 +176,12 @@ def test_columns_of_another_form_are_named() -> None:
 
 
 def test_a_row_without_nulls_has_no_target() -> None:
-    """What reads a row and writes it again, as generate does, leaves nulls out."""
-    assert row() == ClarifyRow.read({key: value for key, value in COLUMNS_OF_ROW.items() if value is not None}, "row 1")
+    """What reads a row and writes it again, as generate does, leaves nulls out. Rows of free words have no answers."""
+    absent = {key: value for key, value in COLUMNS_OF_ROW.items() if value is not None}
+    assert row() == ClarifyRow.read(absent, "row 1")
+    assert row(answers={}) == ClarifyRow.read(
+        {key: value for key, value in absent.items() if key != "answers"}, "row 1"
+    )
 
 
 def test_nouns_of_statements() -> None:

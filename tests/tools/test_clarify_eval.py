@@ -32,75 +32,39 @@ def scene_rows(i):
     things = [thing("left", COLORS[i % 3]), thing("right", COLORS[(i + 1) % 3])]
     answers = {item["name"]: f"It is {item['attributes']['color']}." for item in things}
     shared = {
-        "group": f"scene-{i}",
-        "image": f"images/{i}.png",
-        "class": "vehicle",
-        "attribute": "color",
-        "candidates": things,
-        "weather": ("sun", "rain")[i % 2],
-    }
-    wrong = "Do you mean the bus or the truck?"
-    found = []
+        "group": f"scene-{i}", "image": f"images/{i}.png", "class": "vehicle", "attribute": "color", "candidates": things,
+        "weather": ("sun", "rain")[i % 2], "gold_choice": i % 4,
+    }  # fmt: skip
 
-    def add(name, question, said, **columns):
-        target = f"It is {COLORS[(i + 2) % 3]}."
-        choices = [said, wrong, target, "Do you mean the van or the bus?"]
+    def row(name, question, said, columns):
+        choices = [
+            said,
+            "Do you mean the bus or the truck?",
+            f"It is {COLORS[(i + 2) % 3]}.",
+            "Do you mean the van or the bus?",
+        ]
         choices[0], choices[i % 4] = choices[i % 4], choices[0]
         turns = [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": said}]
-        found.append(
-            {
-                "id": f"{i}-{name}",
-                **shared,
-                "messages": turns,
-                "question": question,
-                "choices": choices,
-                "gold_choice": i % 4,
-                **columns,
-            }
-        )
+        return {"id": f"{i}-{name}", **shared, "messages": turns, "question": question, "choices": choices, **columns}
 
-    add(
-        "two",
-        "What color is the car?",
-        ASKS,
-        ambiguous=1,
-        level=2,
-        type="ambiguous",
-        target=None,
-        answer="",
-        answers=answers,
-        clarification=ASKS,
-        description="the car",
-    )
-    left = answers["the car on the left"]
-    add(
-        "left",
-        "What color is the car on the left?",
-        left,
-        ambiguous=0,
-        level=0,
-        type="twin",
-        target=0,
-        answer=left,
-        answers={},
-        clarification="",
-        description="the car on the left",
-    )
-    none = "There is no bus in the picture."
-    add(
-        "bus",
-        "What color is the bus?",
-        none,
-        ambiguous=0,
-        level=0,
-        type="missing_referent",
-        target=None,
-        answer=none,
-        answers={},
-        clarification="",
-        description="the bus",
-    )
-    return found
+    left, none = answers["the car on the left"], "There is no bus in the picture."
+    two = {
+        "ambiguous": 1,
+        "level": 2,
+        "type": "ambiguous",
+        "target": None,
+        "answer": "",
+        "answers": answers,
+        "clarification": ASKS,
+    }
+    clear = {"ambiguous": 0, "level": 0, "answers": {}, "clarification": ""}
+    one = clear | {"type": "twin", "target": 0, "answer": left, "description": "the car on the left"}
+    bus = clear | {"type": "missing_referent", "target": None, "answer": none, "description": "the bus"}
+    return [
+        row("two", "What color is the car?", ASKS, two | {"description": "the car"}),
+        row("left", "What color is the car on the left?", left, one),
+        row("bus", "What color is the bus?", none, bus),
+    ]
 
 
 ROWS = [row for i in range(SCENES) for row in scene_rows(i)]
@@ -269,10 +233,10 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         tmp_path / "page" / "gallery.html",
         "--csv",
         tmp_path / "rows.csv",
-        "--image_root",
-        world,
     )
     more = (
+        "--image_root",
+        world,
         "--samples",
         *samples[:1],
         "--samples",
@@ -281,11 +245,8 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         *told,
         "--human",
         human,
-        "--by",
-        "weather",
-        "--blind_predictions",
-        files[0],
     )
+    more = (*more, "--by", "weather", "--blind_predictions", files[0])
     result, done = evaluate("--predictions", *files, *flags, *more)
     scores = {
         name: {key: rate["value"] for key, rate in entry["scores"].items()}
@@ -297,39 +258,15 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         scores["tuned"]["youden_J"] == pytest.approx(23 / 24)
         and scores["base"]["youden_J"] == scores["always ask"]["youden_J"] == 0
     )
-    kinds = {
-        name: {
-            kind: round(36 * scores[name][f"failure {kind}"])
-            for kind in (
-                "leading_or_vague",
-                "absent",
-                "over_asking",
-                "unreadable",
-                "wrong_fact",
-                "silent_true",
-                "hallucinated",
-            )
+    tuned_kinds = {"leading_or_vague": 1, "absent": 1, "over_asking": 1, "unreadable": 1, "wrong_fact": 1, "right": 31}
+    base_kinds = {"wrong_fact": 6, "silent_true": 12, "hallucinated": 6, "right": 12}
+    for name, wanted in (("tuned", tuned_kinds), ("base", base_kinds)):
+        counts = {
+            key.removeprefix("failure "): round(36 * value)
+            for key, value in scores[name].items()
+            if key.startswith("failure ") and value
         }
-        for name in ("base", "tuned")
-    }
-    assert kinds["tuned"] == {
-        "leading_or_vague": 1,
-        "absent": 1,
-        "over_asking": 1,
-        "unreadable": 1,
-        "wrong_fact": 1,
-        "silent_true": 0,
-        "hallucinated": 0,
-    }
-    assert kinds["base"] == {
-        "leading_or_vague": 0,
-        "absent": 0,
-        "over_asking": 0,
-        "unreadable": 0,
-        "wrong_fact": 6,
-        "silent_true": 12,
-        "hallucinated": 6,
-    }
+        assert counts == wanted
     assert scores["tuned"]["final_accuracy"] is None and scores["base"]["final_accuracy"] is not None
     moved, blind = result["comparisons"]
     assert (moved["first"], moved["second"], blind["first"], blind["second"]) == (
