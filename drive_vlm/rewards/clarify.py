@@ -13,7 +13,7 @@ ambiguous; were wrong answers worth nothing, a model that is right half the time
 
 A verdict that cannot be read is unknown: the whole group leaves the step. What the reward may be fooled by is watched: rates of asking,
 question marks and markup as metrics with alarms, replies that must earn nothing before and after the training (`probe`), and a
-second judge every --held_out_every steps, from which the first must not part.
+second judge every --clarify_held_out_every steps, from which the first must not part.
 """
 
 import contextlib
@@ -119,15 +119,15 @@ class ClarifyConfig(JudgeConfig):
     clarify_resolution: float = field(
         0.0, help="weight of +.5 for a question back whose replies lead to different answers, -.3 for another"
     )
-    held_out_judge_model: str | None = field(
+    clarify_held_out_model: str | None = field(
         None, help="a second judge, of another family, that only watches: an alarm sounds when the first parts from it"
     )
-    held_out_judge_url: str | None = field(None, help="server of the held-out judge (default: --judge_url)")
-    held_out_judge_key_env: str | None = field(
+    clarify_held_out_url: str | None = field(None, help="server of the held-out judge (default: --judge_url)")
+    clarify_held_out_key_env: str | None = field(
         None, help="environment variable with the held-out judge's key (default: --judge_key_env)"
     )
-    held_out_every: int = field(50, help="steps between two batches that the held-out judge rates", least=1)
-    MAY_CHANGE = (*JudgeConfig.MAY_CHANGE, "held_out_judge_url", "held_out_judge_key_env")
+    clarify_held_out_every: int = field(50, help="steps between two batches that the held-out judge rates", least=1)
+    MAY_CHANGE = (*JudgeConfig.MAY_CHANGE, "clarify_held_out_url", "clarify_held_out_key_env")
 
 
 @dataclasses.dataclass
@@ -167,7 +167,7 @@ class ClarifyReward:
         self._prompts = read_phrasings(config.clarify_prompt)
         self._judge = self._rating(open_judge(config)) if config.clarify_mode == "judge" else None
         self._held_out: ClarifyJudge | None = None
-        if config.held_out_judge_model:
+        if config.clarify_held_out_model:
             self._held_out = self._rating(open_judge(_held_out_config(config)), votes=1)
         self._held_out_at, self._spent = -1, dict[str, Any]()
         # (row, its pictures) that the canaries are tried on.
@@ -272,8 +272,8 @@ class ClarifyReward:
     def _watched_by_another(
         self, readings: Sequence[Reading], images: Sequence[tuple[str, ...]], state: Any
     ) -> dict[str, float]:
-        """What training's rating and the held-out judge give the same replies, each --held_out_every steps; {} in between."""
-        at = getattr(state, "global_step", 0) // self.config.held_out_every
+        """What training's rating and the held-out judge give the same replies, each --clarify_held_out_every steps; {} in between."""
+        at = getattr(state, "global_step", 0) // self.config.clarify_held_out_every
         rated = [i for i, terms in enumerate(self.last_terms) if terms.published is not None]
         if self._held_out is None or at == self._held_out_at or not rated:
             return {}
@@ -364,9 +364,9 @@ def _files(columns: dict[str, Any], i: int) -> tuple[str, ...]:
 def _held_out_config(config: ClarifyConfig) -> ClarifyConfig:
     return dataclasses.replace(
         config,
-        judge_model=config.held_out_judge_model,
-        judge_url=config.held_out_judge_url or config.judge_url,
-        judge_key_env=config.held_out_judge_key_env or config.judge_key_env,
+        judge_model=config.clarify_held_out_model,
+        judge_url=config.clarify_held_out_url or config.judge_url,
+        judge_key_env=config.clarify_held_out_key_env or config.judge_key_env,
     )
 
 
@@ -375,7 +375,7 @@ def _check_flags(config: ClarifyConfig) -> None:
     judge_alone = {
         "--judge_model": config.judge_model is not None,
         "--clarify_gate none": config.clarify_gate == "none",
-        "--clarify_prompt": bool(config.clarify_prompt) and config.held_out_judge_model is None,
+        "--clarify_prompt": bool(config.clarify_prompt) and config.clarify_held_out_model is None,
         f"--clarify_votes {config.clarify_votes}": config.clarify_votes > 1,
     }
     for flag, given in judge_alone.items():
@@ -390,15 +390,15 @@ def _check_flags(config: ClarifyConfig) -> None:
             f"--clarify_prompt has {len(config.clarify_prompt)} files: one, or another one for the further votes."
         )
     own_url = {
-        "--held_out_judge_url": config.held_out_judge_url,
-        "--held_out_judge_key_env": config.held_out_judge_key_env,
+        "--clarify_held_out_url": config.clarify_held_out_url,
+        "--clarify_held_out_key_env": config.clarify_held_out_key_env,
     }
     for flag, value in own_url.items():
-        if value and not config.held_out_judge_model:
-            raise ValueError(f"{flag} without --held_out_judge_model: name the judge that it serves.")
-    if config.held_out_judge_model and config.held_out_judge_model == config.judge_model:
+        if value and not config.clarify_held_out_model:
+            raise ValueError(f"{flag} without --clarify_held_out_model: name the judge that it serves.")
+    if config.clarify_held_out_model and config.clarify_held_out_model == config.judge_model:
         raise ValueError(
-            f"--held_out_judge_model {config.held_out_judge_model} is the training's own judge: take a model of another family."
+            f"--clarify_held_out_model {config.clarify_held_out_model} is the training's own judge: take a model of another family."
         )
 
 

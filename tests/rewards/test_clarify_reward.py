@@ -138,8 +138,8 @@ def test_rows_of_another_form_are_known_before_the_training(judged, picture):
         ({"clarify_mode": "judge", "judge_model": "m", "clarify_votes": 2}, "--clarify_votes 2 has no median"),
         ({"clarify_mode": "judge", "judge_model": "m", "clarify_prompt": ["/nowhere"]}, "the prompt cannot be read"),
         ({"clarify_mode": "judge", "judge_model": "m", "clarify_prompt": ["a"] * 3}, "--clarify_prompt has 3 files"),
-        ({"clarify_mode": "judge", "judge_model": "m", "held_out_judge_model": "m"}, "is the training's own judge"),
-        ({"held_out_judge_url": "http://localhost/v1"}, "--held_out_judge_url without --held_out_judge_model"),
+        ({"clarify_mode": "judge", "judge_model": "m", "clarify_held_out_model": "m"}, "is the training's own judge"),
+        ({"clarify_held_out_url": "http://localhost/v1"}, "--clarify_held_out_url without --clarify_held_out_model"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, words):
@@ -288,7 +288,7 @@ def test_an_alarm_sounds_when_the_judges_part(judged, chat_server, picture, caps
     """The held-out judge rates the same replies, every third step; the training's judge begins to like everything."""
     pleased = []
     chat_server.answer = lambda body: verdict(4 if body["model"] == "m" and pleased else 3)
-    scored = judged(held_out_judge_model="other", held_out_every=3)
+    scored = judged(clarify_held_out_model="other", clarify_held_out_every=3)
     watched = Alarms(AlarmConfig(), speaks=True, watched=scored.alarms)
     gaps, sounded = [], []
     for step in range(8):
@@ -310,7 +310,7 @@ def test_an_alarm_sounds_when_the_judges_part(judged, chat_server, picture, caps
 def test_a_judge_may_watch_the_rule(chat_server, picture, tmp_path):
     """It sees what the rule has rated, and changes no reward."""
     chat_server.answer = lambda body: verdict(2)
-    server = {"judge_url": chat_server.url, "cache": str(tmp_path / "cache"), "held_out_judge_model": "other"}
+    server = {"judge_url": chat_server.url, "cache": str(tmp_path / "cache"), "clarify_held_out_model": "other"}
     scored, logged = reward(**server), {}
     rows = columns(AMBIGUOUS, CLEAR, CLEAR, files=[picture] * 3, log_metric=logged.__setitem__)
     assert scored([""] * 3, [ASKS_ALL, "It is red.", ASKS_ALL], **rows) == [1, 0.7, 0]
@@ -346,7 +346,7 @@ def test_a_policy_that_asks_everywhere_is_noticed():
 
 def test_a_resumed_run_may_ask_the_judges_elsewhere():
     def known(host, **flags):
-        config = ClarifyConfig(judge_url=f"http://{host}/v1", held_out_judge_url=f"http://{host}/v1", **flags)
+        config = ClarifyConfig(judge_url=f"http://{host}/v1", clarify_held_out_url=f"http://{host}/v1", **flags)
         return reward_facts([("clarify", config)])
 
     assert known("a") == known("b") and known("a") != known("a", clarify_gate="none")
