@@ -183,6 +183,7 @@ class PartClock:
         body = trainer.model.model
         self.device = next(body.parameters()).device if torch.cuda.is_available() else None
         self.seconds: list[tuple[float, float]] = []
+        self._forward = self._reached = self._left = 0.0
         self._features, self._step = body.get_image_features, trainer.training_step
         # Patches, of these two objects: the one place that every batch enters the tower by, and the step.
         body.get_image_features, trainer.training_step = self.features, self.step

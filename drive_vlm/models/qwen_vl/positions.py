@@ -78,8 +78,10 @@ def positions_of(
     rows = []
     for b, sequence in enumerate(ids):
         seen = np.isin(sequence, (config.image_token_id, config.video_token_id)) & text[b] & bool(given)
-        restarts = [] if position_ids is None else np.flatnonzero(position_ids[b].cpu().numpy() == 0)
-        rows.append(lay_out(seen, np.union1d([0], restarts).astype(np.int64), pieces, text[b]))
+        restarts = np.array([0])
+        if position_ids is not None:
+            restarts = np.union1d(restarts, np.flatnonzero(position_ids[b].cpu().numpy() == 0))
+        rows.append(lay_out(seen, restarts, pieces, text[b]))
     return torch.from_numpy(np.stack(rows, axis=1)).to(input_ids.device)
 
 

@@ -129,7 +129,7 @@ def _rope(kind: str) -> dict[str, Any]:
     return {**rope, "mrope_section": [6, 5, 5], "mrope_interleaved": True} if kind == "interleaved" else rope
 
 
-def _ids(tokenizer: Any) -> dict[str, int]:
+def _ids(tokenizer: Any) -> dict[str, Any]:
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
