@@ -49,12 +49,9 @@ def typical_row(
     if data.data and len(missing) < len(data.data):
         return _sample(data, model, given, directory, kind)
     pictures = model.pictures
-    # A picture of more tokens than --max_length would be refused.
-    tiles = (
-        pictures.tiles
-        if pictures.video or model.vision is None
-        else min(pictures.tiles, data.max_length // pictures.tokens)
-    )
+    # At its own resolution the largest picture is longer than any row may be: one that fills --max_length is assumed.
+    own = model.tiling is not None and model.tiling.limits is not None
+    tiles = min(pictures.tiles, data.max_length // pictures.tokens) if own else pictures.tiles
     tokens = given or min(data.max_length, tiles * pictures.tokens + 256)
     what = f"a video of {tiles} frames" if pictures.video else f"one picture of {tiles} tiles"
     source = "--row_tokens" if given else f"assumed: {what} x {pictures.tokens} tokens and 256 of text"

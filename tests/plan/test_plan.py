@@ -224,6 +224,20 @@ def test_a_recipe_plans_itself(run: Callable) -> None:
         assert words in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("model", "tiles", "tokens"),
+    [("llava_next_8b", 5, 2048), ("smolvlm", 17, 17 * 81 + 256), ("qwen3_vl_4b", 2048, 2048)],
+)
+def test_the_picture_that_is_assumed_without_data(model: str, tiles: int, tokens: int) -> None:
+    """The largest one of 16,384 tokens would be refused by --max_length: Qwen3-VL's fills a row. Other families' tiles are few."""
+    from drive_vlm.config import DataConfig, ModelConfig
+    from drive_vlm.plan.lookup import load_sizes
+    from drive_vlm.plan.rows import typical_row
+
+    row = typical_row(DataConfig(data=[], max_length=2048), load_sizes(ModelConfig(model)), None, "")
+    assert (row.tiles, row.tokens) == (tiles, tokens)
+
+
 VIDEO = [
     "--lora_rank", 32, "--freeze", "vision_tower", "temporal_embeddings", "--bf16", "--gradient_checkpointing", "--num_frames", 16,
     "--per_device_train_batch_size", 2, "--global_batch_size", 32, "--gpu_memory", "24GB",

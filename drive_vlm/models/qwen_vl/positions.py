@@ -78,10 +78,10 @@ def positions_of(
     rows = []
     for b, sequence in enumerate(ids):
         seen = np.isin(sequence, (config.image_token_id, config.video_token_id)) & text[b] & bool(given)
-        restarts = np.array([0])
+        starts = np.zeros(1, dtype=np.int64)
         if position_ids is not None:
-            restarts = np.union1d(restarts, np.flatnonzero(position_ids[b].cpu().numpy() == 0))
-        rows.append(lay_out(seen, restarts, pieces, text[b]))
+            starts = np.union1d(starts, np.flatnonzero(position_ids[b].cpu().numpy() == 0))
+        rows.append(lay_out(seen, starts, pieces, text[b]))
     return torch.from_numpy(np.stack(rows, axis=1)).to(input_ids.device)
 
 
