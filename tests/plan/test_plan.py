@@ -122,6 +122,9 @@ PLANNED = [
     ("bddoia_sft", ()),
     ("bddoia_a2c", ("--model", "smolvlm", "--lora_rank", "16")),
     ("bddoia_4090", ()),
+    ("clarify_sft", ("--model", "qwen3_vl_2b")),
+    ("clarify_grpo", ("--model", "qwen3_vl_2b", "--lora_rank", "8")),
+    ("clarify_4090", ()),
     ("spin_llava_next_8b", ("DATA=rows.jsonl",)),
     ("spin_rounds", ("MODEL=internvl3_1b", "DATA=rows.jsonl")),
 ]
