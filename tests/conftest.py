@@ -318,6 +318,6 @@ def compose_internvl() -> Callable[..., Path]:
         model.model.vision_tower.load_state_dict(tower.state_dict())
         model.model.language_model.load_state_dict(language.model.state_dict())
         model.lm_head.load_state_dict(language.lm_head.state_dict())
-        return tiny._save(out, model, processor)
+        return tiny.save_model(out, model, processor)
 
     return compose
