@@ -79,7 +79,7 @@ def change(first: list[float], second: list[float], groups: list[str]) -> dict[s
 
 def summarize(run: Path, seconds: float) -> dict[str, Any]:
     """The recipe's numbers."""
-    from drive_vlm.evaluation.oia import BLIND
+    from drive_vlm.data.predictions import BLIND
     from drive_vlm.evaluation.statistics import summarize as summary_of
 
     scores = read_json(run / "scores.json")

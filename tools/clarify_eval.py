@@ -235,7 +235,7 @@ def read_choices(path: str, args: Any) -> dict[str, Any]:
 
 def judge(args: Any, names: list[str], rows: Rows) -> "tuple[list[list[Verdict | None]], dict[str, Any] | None]":
     """(verdicts of each checkpoint's replies, what --json holds of the judge); None for each reply without a judge."""
-    from drive_vlm.judges.clarify_verdicts import Judged, judge_replies, prompt_files, read_phrasings
+    from drive_vlm.judges.clarify_verdicts import ReplyToJudge, judge_replies, prompt_files, read_phrasings
 
     nobody: list[list[Verdict | None]] = [[None] * len(rows.clarify) for _ in names]
     if not args.verdicts:
@@ -249,7 +249,7 @@ def judge(args: Any, names: list[str], rows: Rows) -> "tuple[list[list[Verdict |
     for items in rows.items:
         for item, row in zip(items, rows.clarify, strict=True):
             images = () if args.no_images else resolve_images(item.images, image_root(args), item.where)
-            wanted.append(Judged(item.id, row, item.prediction, images, () if args.no_images else item.images))
+            wanted.append(ReplyToJudge(item.id, row, item.prediction, images, () if args.no_images else item.images))
     verdicts, stale = judge_replies(opened, prompts, wanted, args.verdicts, config.judge_attempts)
     size = len(rows.clarify)
     apart = [verdicts[start : start + size] for start in range(0, len(verdicts), size)]
@@ -331,8 +331,8 @@ def checkpoint(
 def baselines(args: Any, rows: Rows, replies: "list[Reply]") -> "dict[str, list[Reply]]":
     """What systems that do not look reply, in the order of the tables."""
     from drive_vlm.builders.splits import split_position
-    from drive_vlm.data.predictions import read_blind
-    from drive_vlm.evaluation.clarify import ALWAYS, BLIND, NEVER, baseline
+    from drive_vlm.data.predictions import BLIND, read_blind
+    from drive_vlm.evaluation.clarify import ALWAYS, NEVER, baseline
 
     ids = [item.id for item in rows.items[0]]
     lots = [int.from_bytes(split_position(f"{name} guess", args.seed), "big") for name in ids]
@@ -354,7 +354,8 @@ def compared(names: list[str]) -> list[tuple[str, str]]:
 
 def check(args: Any, names: list[str], rows: Rows) -> None:
     """Raises ValueError for names and columns that cannot be."""
-    from drive_vlm.evaluation.clarify import ALWAYS, BLIND, NEVER
+    from drive_vlm.data.predictions import BLIND
+    from drive_vlm.evaluation.clarify import ALWAYS, NEVER
 
     if taken := {ALWAYS, NEVER, BLIND} & set(names):
         raise ValueError(f"--predictions: no checkpoint may be called {taken.pop()!r}; rename the file")
@@ -364,7 +365,8 @@ def check(args: Any, names: list[str], rows: Rows) -> None:
 
 def run(args: Any) -> dict[str, Any]:
     """Read, judge, score, compare, write; returns what --json holds."""
-    from drive_vlm.evaluation.clarify import BLIND, changes, paired
+    from drive_vlm.data.predictions import BLIND
+    from drive_vlm.evaluation.clarify import changes, paired
     from drive_vlm.evaluation.clarify_raters import compare_raters
 
     for name in ("dialogues", "after", "samples", "choices", "write_dialogues"):

@@ -146,8 +146,8 @@ def plain_estimates(estimates: "Estimates") -> dict[str, Any]:
 
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write CSV and plots; returns what --json holds."""
-    from drive_vlm.data.predictions import read_blind, read_checkpoints
-    from drive_vlm.evaluation.oia import BLIND, Answers, baselines, changes, distribution, scores
+    from drive_vlm.data.predictions import BLIND, read_blind, read_checkpoints
+    from drive_vlm.evaluation.oia import Answers, baselines, changes, distribution, scores
 
     names, files, left_out = read_checkpoints(args.predictions, need_reference=False)
     truth, missing = true_labels(files, args)

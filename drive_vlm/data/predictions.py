@@ -128,6 +128,10 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
     return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]
 
 
+# The baseline that is a model's answers to blank pictures.
+BLIND = "blind pictures"
+
+
 def read_blind(path: str, items: list[Prediction], need_reference: bool = True) -> list[Prediction]:
     """The answers of a --blind_predictions file to `items`, in their order. Raises ValueError where one is missing."""
     (_, blind), (missing, _) = common_samples([items, read_predictions(path, need_reference)])

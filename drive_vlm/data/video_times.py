@@ -1,4 +1,4 @@
-"""When the frames that are taken of a video begin, and how large they are: what models that see time are told."""
+"""When the frames that are taken of a video begin, and how large they are: for models that see time."""
 
 import os
 from functools import lru_cache

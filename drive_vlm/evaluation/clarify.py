@@ -28,14 +28,13 @@ from drive_vlm.evaluation.clarify_replies import (
     FAIL,
     MISSING,
     PASS,
-    Candidate,
     ClarifyRow,
     Reading,
     Verdict,
-    is_a,
     published_reward,
     read_reply,
 )
+from drive_vlm.evaluation.clarify_words import Candidate, is_a
 from drive_vlm.evaluation.statistics import Estimate, Scores, group_sums, pooled, pooled_change
 
 QUESTION_COST = 0.1
@@ -57,7 +56,7 @@ FAILURES = {
 }
 RIGHT = "right"
 KINDS = FAILURES | {RIGHT: "right"}
-ALWAYS, NEVER, BLIND = "always ask", "never ask", "blind pictures"
+ALWAYS, NEVER = "always ask", "never ask"
 # Candidates that the baseline "always ask" names.
 _NAMED = 3
 _SIZE_RATIOS = ((1.5, "1 to 1.5"), (2.0, "1.5 to 2"), (3.0, "2 to 3"), (math.inf, "3 and more"))
@@ -94,8 +93,8 @@ class Reply:
         if self.meant is None or len(values) <= self.meant or not all(values):
             return None
         if self.reading.listed:
-            told = set(self.reading.said)
-            return self.row.level == 2 and values[self.meant] in told and told <= set(values)
+            said = set(self.reading.said)
+            return self.row.level == 2 and values[self.meant] in said and said <= set(values)
         return self.reading.said == [values[self.meant]]
 
     @property

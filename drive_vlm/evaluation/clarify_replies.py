@@ -14,31 +14,26 @@ one is not asked back, and where a question about what is not there is denied.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from drive_vlm.evaluation.answer_accuracy import normalize_answer
+from drive_vlm.evaluation.clarify_words import (
+    GENERIC,
+    REST,
+    TABLES,
+    Candidate,
+    Part,
+    folded,
+    found_words,
+    nouns_of,
+    part_of,
+    vocabulary,
+)
 from drive_vlm.evaluation.oia_labels import json_object
 
-# Words of free descriptions, of labels and of detectors -> a vehicle's kind.
-KINDS = {
-    **dict.fromkeys(("car", "sedan", "suv", "hatchback", "coupe", "wagon", "taxi", "jeep", "minivan", "limousine"), "car"),
-    **dict.fromkeys(("truck", "pickup", "lorry", "trailer"), "truck"),
-    **{"van": "van", "bus": "bus", "coach": "bus", "train": "train", "tram": "train"},
-    **dict.fromkeys(("motorcycle", "motorbike", "motor", "scooter"), "motorcycle"),
-    **dict.fromkeys(("bicycle", "bike"), "bicycle"),
-}  # fmt: skip
-# People by the words of labels and detectors -> class.
-PEOPLE = {"person": "pedestrian", "pedestrian": "pedestrian", "rider": "cyclist", "cyclist": "cyclist"}
-COLORS = {
-    **{word: word for word in ("black", "white", "red", "blue", "green", "yellow", "orange", "brown", "silver", "beige", "purple")},
-    **{word: word for word in ("pink", "champagne", "maroon")},
-    **{"gray": "gray", "grey": "gray", "gold": "gold", "golden": "gold", "amber": "yellow"},
-}  # fmt: skip
-STATES = {"moving": "moving", "stationary": "stationary", "parked": "parked", "stopped": "stationary"}
-SIDES = {"left": "left", "right": "right", "middle": "middle", "center": "middle", "centre": "middle"}
 MISSING, DIALOGUE = "missing_referent", "dialogue"
 # Judge's scale of the strategy -> reward, and what a wrong fact takes from all but the lowest (ClarifyVLM's own numbers).
 PUBLISHED_REWARD = {1: 0.0, 2: 0.6, 3: 0.8, 4: 1.0}
@@ -47,17 +42,6 @@ PASS, FAIL, CANNOT_TELL = "pass", "fail", "cannot_tell"
 # A part that shares so much with the question only repeats it.
 ECHO = 0.8
 _LEAST_WORDS, _MOST_WORDS = 3, 50
-_STATE_WORDS = STATES | {word: word for word in ("braking", "driving", "turning", "walking", "standing", "crossing", "waiting", "sitting")}  # fmt: skip
-# Classes by other words of people; those of a class that is a kind of another stand in KINDS.
-_CLASSES = PEOPLE | {
-    **dict.fromkeys(("man", "woman", "child", "boy", "girl"), "pedestrian"),
-    **{"vehicle": "vehicle", "traffic light": "traffic light", "light": "traffic light", "signal": "traffic light"},
-    **{"traffic sign": "traffic sign", "sign": "traffic sign", "cone": "cone", "barrier": "barrier"},
-}  # fmt: skip
-_GENERIC = ("vehicle", "thing", "object", "one")
-_NEAREST, _FARTHEST, _REST = ("nearest", "closest"), ("farthest", "furthest"), ("another", "other", "others")
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_LANES = {"left lane": "left", "right lane": "right", "our lane": "ego", "ego lane": "ego", "same lane": "ego"}
 _THINKING = re.compile(
     r"<think>.*?(?:</think>|\Z)|<\|[^|>]*\|>|</?[A-Za-z_][^<>]{0,40}>|\[\[[^\]]{0,20}\]\]", re.DOTALL
 )
@@ -72,23 +56,6 @@ _DENIES = re.compile(
 )
 # Words that two questions share whatever they are about.
 _STOP_WORDS = frozenset(re.findall(r"\w+", "a an the is are was do does did you your it that this of in on at to what which who where or and i one mean"))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A thing that the question may be about.
-
-    Attributes:
-        name: how a question back names it, such as "the white car on the left".
-        box: x1, y1, x2, y2 in pixels.
-        category: its class.
-        attributes: what is known of it (kind, color, state, lane, side).
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    category: str
-    attributes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -149,7 +116,7 @@ class ClarifyRow:
     def values_in(self, text: str) -> list[str]:
         """The values of the asked attribute that `text` says, in its order, each once."""
         return list(
-            dict.fromkeys(value for _, value in _found(_lower(text), _vocabulary(self.attribute, self.candidates)))
+            dict.fromkeys(value for _, value in found_words(folded(text), vocabulary(self.attribute, self.candidates)))
         )
 
 
@@ -186,18 +153,6 @@ def asked_sentence(text: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One thing that a question back names: its words, and the numbers of the candidates that they fit.
-
-    `known` is False where the words say nothing about a thing ("something else"): then it fits none and names nothing absent.
-    """
-
-    words: str
-    fits: frozenset[int]
-    known: bool
-
-
-@dataclass(frozen=True)
 class Reading:
     """What a reply says, held against its row."""
 
@@ -225,21 +180,21 @@ class Reading:
     @cached_property
     def nouns(self) -> list[str]:
         """Classes and kinds that the statements name, without words that fit anything."""
-        found = _found(_lower(self.statements), _nouns(self.row.candidates))
-        return list(dict.fromkeys(noun for _, noun in found if noun not in _GENERIC))
+        found = found_words(folded(self.statements), nouns_of(self.row.candidates))
+        return list(dict.fromkeys(noun for _, noun in found if noun not in GENERIC))
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """What the question back names. Empty where it names nothing, as "Which one do you mean?" does."""
         if self.question is None:
             return ()
-        words = _lower(self.question).rstrip("? ")
-        named = [_part(part, self.row.candidates) for part in _PARTS.split(_STEM.sub("", words).strip())]
+        words = folded(self.question).rstrip("? ")
+        named = [part_of(part, self.row.candidates) for part in _PARTS.split(_STEM.sub("", words).strip())]
         # Without candidates nobody knows the words of the row's things: each part counts.
         found = [part for part in named if part.known or (part.words and not self.row.candidates)]
         rest = frozenset(range(len(self.row.candidates))) - frozenset().union(*(part.fits for part in found))
         return tuple(
-            Part(part.words, rest, True) if set(part.words.split()) & set(_REST) and not part.fits else part
+            Part(part.words, rest, True) if set(part.words.split()) & set(REST) and not part.fits else part
             for part in found
         )
 
@@ -298,7 +253,7 @@ class Reading:
     @property
     def denies(self) -> bool:
         """Whether it says that a thing is not there."""
-        return not self.asked and _DENIES.search(_lower(self.statements)) is not None
+        return not self.asked and _DENIES.search(folded(self.statements)) is not None
 
     @property
     def right_strategy(self) -> bool:
@@ -329,7 +284,7 @@ class Reading:
         """Whether the statements hold an answer of any kind, right or wrong."""
         if self.row.type == MISSING and self.denies:
             return True
-        return bool(self.said) if self.row.attribute in _TABLES else bool(self.statements)
+        return bool(self.said) if self.row.attribute in TABLES else bool(self.statements)
 
     @property
     def strategy(self) -> int:
@@ -384,110 +339,13 @@ def published_reward(strategy: int, factual: str) -> float:
 
 def content_words(text: str) -> set[str]:
     """Its words that two questions do not share whatever they are about."""
-    return set(re.findall(r"[a-z0-9]+", _lower(text))) - _STOP_WORDS
+    return set(re.findall(r"[a-z0-9]+", folded(text))) - _STOP_WORDS
 
 
 def overlap(first: str, second: str) -> float:
     """Jaccard index of the content words of two texts; 0 where neither has one."""
     a, b = content_words(first), content_words(second)
     return len(a & b) / len(a | b) if a | b else 0.0
-
-
-# --- words held against candidates
-
-
-def _lower(text: str) -> str:
-    return " ".join(text.casefold().replace("’", "'").split())
-
-
-_TABLES = {"color": COLORS, "state": _STATE_WORDS, "side": SIDES}
-
-
-def _vocabulary(attribute: str, candidates: Sequence[Candidate]) -> dict[str, str]:
-    """Words -> values of an attribute: the table's, and those that the candidates have."""
-    own = (thing.attributes[attribute] for thing in candidates if attribute in thing.attributes)
-    return {**_TABLES.get(attribute, {}), **{value.casefold(): value for value in own}}
-
-
-def _found(text: str, words: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(words, value) in the order of `text`; of words that begin at one place the longest."""
-    if not words:
-        return []
-    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    return [(match[0], words[match[0]]) for match in re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text)]
-
-
-def _bare_name(text: str) -> str:
-    return re.sub(r"^(?:the|an?|one)\s+", "", _lower(text).strip(" .?!"))
-
-
-def _part(text: str, candidates: Sequence[Candidate]) -> Part:
-    """The candidates that `text`, one thing of a question back, fits."""
-    name = _bare_name(text)
-    own = frozenset(i for i, thing in enumerate(candidates) if _bare_name(thing.name) == name)
-    if own or not name:
-        return Part(name, own, bool(name))
-    fits, known = set(range(len(candidates))), False
-    rest = name
-    for phrase, lane in _LANES.items():
-        if phrase in rest:
-            known, rest = True, rest.replace(phrase, " ")
-            fits = {i for i in fits if candidates[i].attributes.get("lane", lane) == lane}
-    order = _order(rest)
-    if order:
-        rest = rest.replace("from the left", " ").replace("from the right", " ")
-    for attribute in ("color", "state", *(() if order else ("side",))):
-        for _, value in _found(rest, _vocabulary(attribute, candidates)):
-            known = True
-            fits = {i for i in fits if candidates[i].attributes.get(attribute, value) == value}
-    for word, noun in _found(rest, _nouns(candidates)):
-        known |= word not in ("one", "ones", "thing", "things", "object", "objects")
-        fits = {i for i in fits if is_a(candidates[i], noun)}
-    if set(rest.split()) & set(_REST):
-        return Part(name, frozenset(), True)
-    if order:
-        known, fits = True, order_of(candidates, sorted(fits), order)
-    return Part(name, frozenset(fits) if known else frozenset(), known)
-
-
-def _nouns(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """Words -> classes and kinds, singular and plural."""
-    nouns = {thing.category.casefold(): thing.category for thing in candidates}
-    nouns |= {word: word for word in _GENERIC} | _CLASSES | KINDS | _vocabulary("kind", candidates)
-    return nouns | {f"{word}{'es' if word.endswith('s') else 's'}": value for word, value in nouns.items()}
-
-
-def is_a(thing: Candidate, noun: str) -> bool:
-    """Whether a thing may be called by `noun`: its class, its kind, or a word for anything."""
-    kind = thing.attributes.get("kind")
-    if noun in _GENERIC:
-        return noun != "vehicle" or thing.category == "vehicle" or thing.category in KINDS.values()
-    return noun in (thing.category, kind) or (kind is None and thing.category == "vehicle" and noun in KINDS.values())
-
-
-def _order(text: str) -> str:
-    """The word of a place among others in `text`, "second from the right" and the like; "" without one."""
-    for word in (*_NEAREST, *_FARTHEST, "leftmost", "rightmost"):
-        if re.search(rf"\b{word}\b", text):
-            return word
-    match = re.search(rf"\b({'|'.join(_ORDINALS)})\b.*\bfrom the (left|right)\b", text)
-    return f"{match[1]} {match[2]}" if match else ""
-
-
-def order_of(candidates: Sequence[Candidate], among: Sequence[int], order: str) -> set[int]:
-    """The candidate of `among` at the place `order`: the nearest has the box that ends lowest, left and right go by box middles."""
-    if not among:
-        return set()
-    if order in (*_NEAREST, *_FARTHEST):
-        pick = max if order in _NEAREST else min
-        return {pick(among, key=lambda i: candidates[i].box[3])}
-    ranked = sorted(among, key=lambda i: candidates[i].box[0] + candidates[i].box[2])
-    if order in ("leftmost", "rightmost"):
-        return {ranked[0 if order == "leftmost" else -1]}
-    word, end = order.split()
-    place = _ORDINALS.index(word)
-    ranked = ranked if end == "left" else ranked[::-1]
-    return {ranked[place]} if place < len(ranked) else set()
 
 
 # --- a judge's verdict

@@ -252,9 +252,6 @@ def distribution(sets: LabelSets) -> dict[str, dict[str, int]]:
 
 # --- baselines
 
-# The baseline that is a model's answers to blank pictures.
-BLIND = "blind pictures"
-
 
 def baselines(known: LabelSets, rows: int, seed: int = 0) -> dict[str, LabelSets]:
     """What a system says of N rows that it does not look at, from the labels of the rows `known`.

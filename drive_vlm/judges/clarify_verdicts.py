@@ -18,12 +18,12 @@ from drive_vlm.evaluation.clarify_replies import (
     FAIL,
     MISSING,
     PASS,
-    Candidate,
     ClarifyRow,
     Verdict,
     parse_verdict,
     plain_reply,
 )
+from drive_vlm.evaluation.clarify_words import Candidate
 from drive_vlm.judges.judge import Judge, Judgement, Request, judge_all
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
 from drive_vlm.store.cache import cache_key
@@ -116,8 +116,8 @@ class VerdictRow(JudgedRow):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A reply to be judged. `id` names the row, `images` are the files that the judge sees, `pictures` what the row calls them."""
+class ReplyToJudge:
+    """A reply with what a judge sees next to it. `id` names the row, `images` are the files that the judge sees, `pictures` what the row calls them."""
 
     id: str
     row: ClarifyRow
@@ -165,7 +165,7 @@ def _of_thing(row: ClarifyRow, i: int, thing: Candidate) -> str:
 
 
 def judge_replies(
-    judge: Judge, prompts: Sequence[Turns], wanted: Sequence[Judged], out: str | Path, attempts: int
+    judge: Judge, prompts: Sequence[Turns], wanted: Sequence[ReplyToJudge], out: str | Path, attempts: int
 ) -> tuple[list[Verdict | None], int]:
     """(verdicts in the order of `wanted`, rows of `out` that no longer fit). A reply that two systems give is judged once.
 

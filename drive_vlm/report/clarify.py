@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.evaluation.clarify import BLIND, KINDS, LEVELS, QUESTION_COST, RIGHT
+from drive_vlm.data.predictions import BLIND
+from drive_vlm.evaluation.clarify import KINDS, LEVELS, QUESTION_COST, RIGHT
 from drive_vlm.evaluation.clarify_choices import LETTERS, UNREAD
 from drive_vlm.evaluation.clarify_raters import FIELDS, HUMAN, TO_REPORT, TO_TRAIN
 from drive_vlm.report.tables import change, console, interval, table

@@ -51,7 +51,7 @@ def write_gallery(path: Path, rows: Sequence[Example], most: int) -> dict[str, A
     found: dict[str, Any] = {"file": str(path)}
     links, sections = [], []
     for kind, words in FAILURES.items():
-        # A row once, whoever fails at it.
+        # A row once, however many checkpoints fail at it.
         failed = list(
             dict.fromkeys(i for name in reversed(names) for i, row in enumerate(rows) if row.said[name].kind == kind)
         )

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.evaluation.clarify import ALWAYS, BLIND, KINDS, NEVER, RIGHT
+from drive_vlm.data.predictions import BLIND
+from drive_vlm.evaluation.clarify import ALWAYS, KINDS, NEVER, RIGHT
 from drive_vlm.evaluation.clarify_choices import LETTERS, UNREAD
 from drive_vlm.evaluation.clarify_raters import FIELDS
 from drive_vlm.report.clarify import CELLS, FEW, choice_entries, systems

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.evaluation.oia import BLIND, KINDS, OVERALL, REASON_ORDER, SHARES
+from drive_vlm.data.predictions import BLIND
+from drive_vlm.evaluation.oia import KINDS, OVERALL, REASON_ORDER, SHARES
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS, REASON_TEXTS
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 from drive_vlm.report.tables import change, console, interval, table

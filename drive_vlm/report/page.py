@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# For boxes on pictures: bright, and told apart on dark and light ground.
+# For boxes on pictures: bright, and distinct on dark and light ground.
 PALETTE = ("#66ccee", "#ffb000", "#ee6677", "#44dd77", "#cc66ff", "#ffee55", "#ffffff", "#ff8844")
 # Pixels of a picture's longer side in a page.
 LARGEST = 480

@@ -7,7 +7,7 @@ import pytest
 from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow, Verdict
 from drive_vlm.judges.clarify_verdicts import (
     PLACES,
-    Judged,
+    ReplyToJudge,
     combined,
     facts,
     judge_replies,
@@ -65,7 +65,7 @@ class Scripted:
 
 def wanted(*texts):
     row = ClarifyRow.read(COLUMNS, "row")
-    return [Judged(f"r{i}", row, text) for i, text in enumerate(texts)]
+    return [ReplyToJudge(f"r{i}", row, text) for i, text in enumerate(texts)]
 
 
 def test_facts_say_what_the_boxes_know() -> None:

@@ -15,7 +15,7 @@ from drive_vlm.builders.drivelm import SKIP, read_frames
 from drive_vlm.builders.synthetic.scene import VEHICLES
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.vision import checked_image_size
-from drive_vlm.evaluation.clarify_replies import COLORS, KINDS, PEOPLE, STATES
+from drive_vlm.evaluation.clarify_words import COLORS, KINDS, PEOPLE, STATES
 from drive_vlm.store.cache import read_json
 from drive_vlm.store.keyed_lines import read_lines
 

@@ -62,9 +62,9 @@ class Probes(TrainerCallback):
                 failure = "" if isinstance(error, StopRequested) else f"a reward's probe failed: {found['failed']}"
             append_line(self._out / PROBES, finite({"step": state.global_step, "when": when, **found}))
             warnings = [
-                f"reward {name}, asked at the {when}: {told['alarm']}"
-                for name, told in found.items()
-                if isinstance(told, dict) and told.get("alarm")
+                f"reward {name}, asked at the {when}: {answer['alarm']}"
+                for name, answer in found.items()
+                if isinstance(answer, dict) and answer.get("alarm")
             ]
             # A failure at the start is the error that ends the run.
             for words in [*warnings, *([failure] if failure and when == "end" else [])]:
