@@ -3,6 +3,8 @@
 #   pretend.sh --out DIR --steps N [--fails_at STEP] [--never_saves] [--answers N] [--keeps_nothing]
 # --answers: N answers after the training, 0.1 s each, as `generate` gives them. --fails_at 0 fails at once; steps take 0.1 s; DIR/steps gets a line "STEP ATTEMPT" for each step of the first node.
 set -euo pipefail
+# Slurm signals one process of a step after the other: a sleep may be dead before the shell around it has its own signal, and is no error then.
+nap() { sleep 0.1 || true; }
 out="" steps=10 fails_at=-1 saves=1 answers=0 keeps=1
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -27,14 +29,14 @@ tell() {
 }
 if [ "$SLURM_PROCID" -ne 0 ]; then # the other nodes end when the first has ended
   trap 'exit 0' TERM
-  until grep -qsE '"(saved|preempted|finished|failed)"' "$DRIVE_VLM_CONTROL_DIR/status.json"; do sleep 0.1; done
+  until grep -qsE '"(saved|preempted|finished|failed)"' "$DRIVE_VLM_CONTROL_DIR/status.json"; do nap; done
   exit 0
 fi
 trap 'end_of; tell preempted; exit 0' TERM
 tell running
 while [ "$step" -lt "$steps" ]; do
   if [ "$step" -eq "$fails_at" ]; then reason="broken, on purpose"; tell failed; exit 3; fi
-  sleep 0.1
+  nap
   step=$((step + 1))
   echo "$step ${SLURM_RESTART_COUNT:-0}" >>"$out/steps"
   if [ -e "$DRIVE_VLM_CONTROL_DIR/stop" ]; then rm "$DRIVE_VLM_CONTROL_DIR/stop"; end_of; tell saved; exit 0; fi
