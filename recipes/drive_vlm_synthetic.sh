@@ -9,7 +9,7 @@
 # Time        23 min at a load of 2 to 4; SIZE=small 8 min 38 s with nothing else on the machine (docs/drive_vlm.md)
 # Result      stage 3 raises the reward of sampled texts from 0.748 to 0.789; the recipe ends with its claims and fails when one does not hold
 # Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
-#             SIZE=small: fewer clips, a coarser tower, shorter stages; the same claims (the tests run it)
+#             SIZE=small: fewer clips, a coarser tower, shorter stages; the same claims; SIZE=smoke: two steps of everything, which teach nothing
 #             SPACY: a spaCy model or its directory (default en_core_web_sm)
 #             OUT: another folder for the results
 set -euo pipefail
@@ -24,7 +24,8 @@ spacy="${SPACY:-en_core_web_sm}"
 case "${SIZE:-full}" in
   full) scenes=4000 clips=700 order_clips=600 patch=8 tower_steps=800 language_steps=500 steps1=200 steps2=300 steps3=120 ;;
   small) scenes=800 clips=500 order_clips=600 patch=16 tower_steps=700 language_steps=250 steps1=80 steps2=300 steps3=100 ;;
-  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full or small." ;;
+  smoke) scenes=60 clips=40 order_clips=40 patch=16 tower_steps=2 language_steps=2 steps1=2 steps2=2 steps3=2 ;;
+  *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
 start_over "$out"
 export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

@@ -7,7 +7,7 @@ Each of --predictions is a checkpoint's answers to rows of tools/build_ambiguity
 Accuracy after a question back: --dialogues are answers to the builder's dialogues_SPLIT.jsonl, whose question is the row's own.
 For the model's own questions, --write_dialogues writes what a simulated user replies to them, `generate` answers that, and
 --after reads it: final accuracy and utility. --write_choices and --choices do the same for the four options of a row.
-Flags with one file a checkpoint take them in the order of --predictions.
+Flags with one file a checkpoint take them in the order of --predictions; "none" stands for a checkpoint without one.
 """
 
 from collections.abc import Callable, Iterable, Iterator

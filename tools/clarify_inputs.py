@@ -79,11 +79,11 @@ def no_answer(args: Any, missing: Sequence[str], words: str) -> None:
 
 
 def one_each(args: Any, flag: str) -> list[Any]:
-    """The values of a flag that has one for each checkpoint; None for each where it is not given."""
+    """The values of a flag that has one for each checkpoint; None where it is not given, or is "none"."""
     given, wanted = getattr(args, flag), len(args.predictions)
     if given is not None and len(given) != wanted:
         raise ValueError(f"--{flag}: {len(given)} for {wanted} --predictions; give one for each, in their order")
-    return given or [None] * wanted
+    return [None if str(value) == "none" else value for value in given or [None] * wanted]
 
 
 def read_after(
@@ -93,7 +93,8 @@ def read_after(
     from drive_vlm.builders.ambiguity.followups import after_id
     from drive_vlm.data.predictions import read_predictions
 
-    if path is None:
+    # The file of a checkpoint that never asked has no rows.
+    if path is None or not any(asked):
         return {}, []
     found = {item.id: item for item in read_predictions(path, need_reference=False)}
     texts, missing = {}, []

@@ -1,11 +1,13 @@
-"""Train a small SigLIP vision tower on the synthetic world's boxes: it stands in for SigLIP2 where no weights can be had.
+"""Train a small vision tower on the synthetic world's boxes: it stands in for published weights where none can be had.
 
 Reads a folder of tools/build_synthetic.py with its truth, learns which objects (and which light, weather and time of day) each
-patch shows, prints the average precision on held-out frames, and writes a SiglipVisionModel with its image processor for
-`tools/build_siglip_qwen.py --vision_tower DIR`. Such a tower knows the synthetic world and nothing else.
+patch shows, and prints the average precision on held-out frames. It writes a SiglipVisionModel with its image processor for
+`tools/build_siglip_qwen.py --vision_tower DIR`; with --model it trains the tower and projector that a small model has, such as one
+of tools/build_tiny_model.py, and writes that model. Such a tower knows the synthetic world and nothing else.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python tools/train_tower.py --data data/synthetic --out runs/tower
 python tools/train_tower.py --data data/synthetic --out runs/tower --max_steps 3000 --layers 6 --device cuda
+python tools/train_tower.py --data data/synthetic --model runs/tiny_qwen3_vl --out runs/seeing_qwen3_vl
 """
 # Share of a patch, or of the object, that must lie in the other for the patch to show the object.
 _LEAST_SHARE = 0.3
@@ -31,12 +34,13 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that build_synthetic.py wrote, clips as folders of frames")
     add("--out", type=Path, required=True, help="directory for the tower")
+    add("--model", type=Path, help="train the tower and projector of this model; --out is the whole model")
     flag("--max_steps", 1000, "optimizer steps")
     flag("--batch_size", 64, "frames a step")
     flag("--learning_rate", 1.5e-3, "peak of the cosine schedule")
-    flag("--patch_size", 8, "side of a patch in pixels")
-    flag("--hidden_size", 128, "width, a multiple of 32")
-    flag("--layers", 3, "layers")
+    flag("--patch_size", 8, "side of a patch of a new tower, in pixels")
+    flag("--hidden_size", 128, "width of a new tower, a multiple of 32")
+    flag("--layers", 3, "layers of a new tower")
     flag("--turns", False, "learn lane lines, painted arrows and turn signals too, on which BDD-OIA's turns depend")
     flag("--seed", 0, "of weights and order")
     flag("--device", "cpu", "cpu, cuda, cuda:1 ...")
@@ -77,14 +81,13 @@ def labels_of(truth: dict[str, Any], turns: bool) -> Iterator[tuple[str, tuple[f
             yield f"{thing['name']} signals {thing['signal']}", tuple(thing["box"])
 
 
-def patch_labels(truths: list[dict[str, Any]], names: list[str], side: int, args: Any) -> np.ndarray:
-    """bool[N, side * side, labels]: what each patch of each frame shows."""
+def patch_labels(truths: list[dict[str, Any]], names: list[str], side: int, patch: float, turns: bool) -> np.ndarray:
+    """bool[N, side * side, labels]: what each patch of each frame shows; `patch` is its side in pixels."""
     found = np.zeros((len(truths), side, side, len(names)), dtype=bool)
     number = {name: i for i, name in enumerate(names)}
-    patch = args.patch_size
     starts = np.arange(side) * patch
     for n, truth in enumerate(truths):
-        for name, box in labels_of(truth, args.turns):
+        for name, box in labels_of(truth, turns):
             if name not in number:
                 continue
             if box is None:
@@ -112,43 +115,108 @@ def load(data: Path) -> dict[str, tuple[np.ndarray, list[dict[str, Any]]]]:
     return {split: (np.stack(found), truths[split]) for split, found in pictures.items()}
 
 
+class NewTower:
+    """A SigLIP tower with random weights."""
+
+    def __init__(self, size: int, args: Any) -> None:
+        from transformers import SiglipVisionConfig, SiglipVisionModel
+
+        if size % args.patch_size or args.hidden_size % 32:
+            raise ValueError(
+                f"--patch_size must divide the frames' {size} pixels, and --hidden_size be a multiple of 32"
+            )
+        config = SiglipVisionConfig(
+            hidden_size=args.hidden_size,
+            intermediate_size=4 * args.hidden_size,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.hidden_size // 32,
+            image_size=size,
+            patch_size=args.patch_size,
+            vision_use_head=False,
+        )
+        self.size, self.trained = size, SiglipVisionModel(config).to(args.device)
+
+    def __call__(self, frames: "torch.Tensor") -> "torch.Tensor":
+        """float[N, L, D] of uint8[N, H, W, 3], in the order of rows of patches."""
+        # In -1..1, as SigLIP's image processor makes it.
+        pixels = frames.to(self.trained.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.trained(pixels.contiguous()).last_hidden_state
+
+    def save(self, out: Path) -> None:
+        from transformers import SiglipImageProcessor
+
+        self.trained.save_pretrained(out)
+        sizes = {"height": self.size, "width": self.size}
+        SiglipImageProcessor(size=sizes, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(out)
+
+
+class OwnTower:
+    """The tower and projector of a model, read as its language model reads them: one feature for each image token."""
+
+    def __init__(self, path: Path, args: Any) -> None:
+        import torch
+
+        for name in ("patch_size", "hidden_size", "layers"):
+            if getattr(args, name) != make_parser().get_default(name):
+                raise ValueError(f"--{name} is of a new tower; that of --model {path} has its own")
+
+        from drive_vlm.config import ModelConfig
+        from drive_vlm.models import load_family
+
+        family = load_family(ModelConfig(model=str(path)), torch.float32)
+        self.processor, self.model = family.processor, family.model.to(args.device).train()
+        if family.vision is None:
+            raise ValueError(f"--model {path}: the model has no vision tower")
+        names = [name for part in ("vision_tower", "projector") for name in family.spec.parts[part]]
+        self.trained = torch.nn.ModuleList([self.model.get_submodule(name) for name in names])
+
+    def __call__(self, frames: "torch.Tensor") -> "torch.Tensor":
+        """float[N, L, D] of uint8[N, H, W, 3], in the order of rows of tokens."""
+        import torch
+
+        taken = self.processor.image_processor(images=list(frames.permute(0, 3, 1, 2)), return_tensors="pt")
+        found = self.model.get_image_features(**taken.to(self.model.device)).pooler_output
+        return torch.stack(list(found)) if isinstance(found, tuple | list) else found
+
+    def save(self, out: Path) -> None:
+        self.model.save_pretrained(out)
+        self.processor.save_pretrained(out)
+
+
 def train(args: Any) -> dict[str, Any]:
     import torch
     from rich.progress import track
-    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
     torch.manual_seed(args.seed)
     splits = load(args.data)
     if not {"train", "test"} <= splits.keys():
         raise ValueError(f"--data {args.data}: needs the splits train and test, has {', '.join(sorted(splits))}")
     pictures, truths = splits["train"]
-    size = pictures.shape[1]
-    if size % args.patch_size or args.hidden_size % 32:
-        raise ValueError(f"--patch_size must divide the frames' {size} pixels, and --hidden_size be a multiple of 32")
-    side = size // args.patch_size
-    names = sorted({name for truth in truths for name, _ in labels_of(truth, args.turns)})
-    config = SiglipVisionConfig(
-        hidden_size=args.hidden_size,
-        intermediate_size=4 * args.hidden_size,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden_size // 32,
-        image_size=size,
-        patch_size=args.patch_size,
-        vision_use_head=False,
-    )
-    tower = SiglipVisionModel(config).to(args.device)
-    # One head reads single patches, the other their mean: a projector that pools whole frames must find the objects too.
-    head, pooled_head = (torch.nn.Linear(args.hidden_size, len(names)).to(args.device) for _ in range(2))
-    weights = [*tower.parameters(), *head.parameters(), *pooled_head.parameters()]
-    optimizer = torch.optim.AdamW(weights, args.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_steps, pct_start=0.1)
-    targets = torch.from_numpy(patch_labels(truths, names, side, args))
     frames = torch.from_numpy(pictures)
+    tower = OwnTower(args.model, args) if args.model else NewTower(pictures.shape[1], args)
+    with torch.no_grad():
+        found = tower(frames[:2])
+    if found.shape[0] != 2 or found.ndim != 3:
+        raise ValueError(f"--model {args.model}: makes more than one picture of a frame of {pictures.shape[1]} pixels")
+    _, tokens, width = found.shape
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"--model {args.model}: {tokens} features of a frame are no square of patches")
+    names = sorted({name for truth in truths for name, _ in labels_of(truth, args.turns)})
+    # One head reads single patches, the other their mean: a projector that pools whole frames must find the objects too.
+    head, pooled_head = (torch.nn.Linear(width, len(names)).to(args.device) for _ in range(2))
+    weights = [*tower.trained.parameters(), *head.parameters(), *pooled_head.parameters()]
+    optimizer = torch.optim.AdamW(weights, args.learning_rate, weight_decay=0.01)
+    # OneCycleLR divides by the steps of its first part less one.
+    warmup = 0.2 if args.max_steps == 10 else 0.1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_steps, pct_start=warmup)
+    patch = pictures.shape[1] / side
+    targets = torch.from_numpy(patch_labels(truths, names, side, patch, args.turns))
     order = torch.Generator().manual_seed(args.seed)
     bce, losses = torch.nn.functional.binary_cross_entropy_with_logits, []
     for _ in track(range(args.max_steps), "training"):
         pick = torch.randint(len(frames), (args.batch_size,), generator=order)
-        features = tower(pixels(frames[pick], args.device)).last_hidden_state
+        features = tower(frames[pick])
         shown = targets[pick].to(args.device).float()
         loss = bce(head(features), shown) + bce(pooled_head(features.mean(1)), shown.amax(1))
         optimizer.zero_grad()
@@ -157,32 +225,22 @@ def train(args: Any) -> dict[str, Any]:
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    precision = average_precision(tower, pooled_head, splits["test"], names, side, args)
-    tower.save_pretrained(args.out)
-    SiglipImageProcessor(
-        size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(args.out)
+    held_out, shown_there = splits["test"][0][:1000], splits["test"][1][:1000]
+    labels = patch_labels(shown_there, names, side, patch, args.turns).any(1)
+    precision = average_precision(tower, pooled_head, torch.from_numpy(held_out), labels, names, args.batch_size)
+    tower.save(args.out)
     return {"loss": losses[-1], "average_precision": precision, "frames": len(frames), "steps": args.max_steps}
 
 
-def pixels(frames: "torch.Tensor", device: str) -> "torch.Tensor":
-    """uint8[N, H, W, 3] -> float[N, 3, H, W] in -1..1, as SigLIP's image processor makes it."""
-    return (frames.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
-
-
 def average_precision(
-    tower: Any, head: Any, held_out: tuple[np.ndarray, list[dict[str, Any]]], names: list[str], side: int, args: Any
+    tower: NewTower | OwnTower, head: Any, frames: "torch.Tensor", shown: np.ndarray, names: list[str], batch_size: int
 ) -> dict[str, float]:
-    """Of each label on held-out frames (at most 1,000), read from the mean of a frame's patches."""
+    """Of each label that held-out frames show, `shown` bool[N, labels], read from the mean of a frame's patches."""
     import torch
     from sklearn.metrics import average_precision_score
 
-    pictures, truths = held_out[0][:1000], held_out[1][:1000]
-    scores = []
     with torch.inference_mode():
-        for part in torch.from_numpy(pictures).split(args.batch_size):
-            scores.append(head(tower(pixels(part, args.device)).last_hidden_state.mean(1)).cpu().numpy())
-    shown = np.any(patch_labels(truths, names, side, args), axis=1)
+        scores = [head(tower(part).mean(1)).cpu().numpy() for part in frames.split(batch_size)]
     found = np.concatenate(scores)
     return {
         name: float(average_precision_score(shown[:, i], found[:, i]))

@@ -355,6 +355,10 @@ def _pairs(replies: Sequence[Reply], ends: np.ndarray) -> Pairs:
     pairs["factual"] = _told(facts)
     pairs["cannot_tell"] = (np.array([fact == CANNOT_TELL for fact in facts]), rows)
     pairs["strategy"] = (np.array([float(item.reading.strategy) for item in replies]), rows)
+    pairs["reward"] = (
+        np.array([published_reward(item.reading.strategy, item.reading.factual) for item in replies]),
+        rows,
+    )
     pairs["words"] = (np.array([float(len(item.reading.text.split())) for item in replies]), rows)
     back = asked & ambiguous & flag(lambda item: item.row.candidates)
     pairs["valid"] = (back & flag(lambda item: item.reading.parts and not item.reading.absent), back)

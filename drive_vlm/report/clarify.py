@@ -21,6 +21,7 @@ ASKING = {
 WORTH = {
     "strategic_accuracy": "right strategy", **{f"strategic_accuracy level {level}": f"level {level}" for level in LEVELS},
     "clear_accuracy": "clear rows right", "factual": "factual", "cannot_tell": "cannot tell", "strategy": "strategy 1-4",
+    "reward": "reward",
 }  # fmt: skip
 ENDS = {"final_accuracy": "right in the end", "questions": "questions", "final_utility": "utility"}
 BACK = {

@@ -129,7 +129,14 @@ PLANNED = [
     ("spin_rounds", ("MODEL=internvl3_1b", "DATA=rows.jsonl")),
 ]
 # Demonstrations make their models on the way; `generate` is not planned.
-NOT_PLANNED = {"quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "generate"}
+NOT_PLANNED = {
+    "quickstart",
+    "drive_vlm_synthetic",
+    "spin_synthetic",
+    "bddoia_synthetic",
+    "clarify_synthetic",
+    "generate",
+}
 
 
 @pytest.mark.slow

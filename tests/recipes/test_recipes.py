@@ -17,7 +17,7 @@ ROUNDS = {
     "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
 }
-DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic")
+DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "clarify_synthetic")
 # Two processes, or one, on one machine, always.
 OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090", "clarify_4090"}
 STEP = {
