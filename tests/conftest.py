@@ -178,7 +178,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
-    """`chat_server` with SmolLM2-135M behind it: greedy, or sampled with the request's temperature and seed."""
+    """`chat_server` with SmolLM2-135M behind it: greedy, or sampled with the request's temperature and seed. It sees no pictures."""
     import drive_vlm  # noqa: F401, I001 - first: it lets torchvision's wheel live beside a CPU torch
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -190,9 +190,8 @@ def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
     def answer(body: dict[str, Any]) -> str:
         heat = body.get("temperature") or 0
         sampling = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
-        inputs = tokenizer.apply_chat_template(
-            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        turns = [turn | {"content": chat_server.text_of(turn)} for turn in body["messages"]]
+        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with lock, torch.inference_mode():
             torch.manual_seed(body.get("seed", 0))
             tokens = model.generate(**inputs, max_new_tokens=body.get("max_tokens", 32), **sampling)
