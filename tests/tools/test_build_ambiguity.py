@@ -177,6 +177,44 @@ def test_missing_and_deictic_questions(build, world, tmp_path):
     assert missing["ambiguous"] == 0 and missing["messages"][1]["content"].startswith("There is no ")
 
 
+def test_misspelt_words_and_the_first(build, world, tmp_path):
+    """The same words are ambiguous about one picture and clear about another; without the flag the other rows are the same."""
+    flags = (*synthetic(world), "--limit", 600, "--splits", "train:0.7", "val:0.3")
+    assert build(*flags, "--types", "spelling", "intent").returncode == 0
+    assert build(*flags, out="plain").returncode == 0
+    truth, kinds = checker.synthetic_truth(world / "scenes.jsonl"), Counter()
+    for split in ("train", "val"):
+        rows = rows_of(tmp_path / "out" / f"{split}.jsonl")
+        own = [row for row in rows if row["type"] in ("spelling", "intent")]
+        assert problems_of(own, truth, min_side=12) == []
+        check_readings(own)
+        check_dialogues(rows_of(tmp_path / "out" / f"dialogues_{split}.jsonl"), rows, truth)
+        texts = defaultdict(Counter)
+        for row in own:
+            texts[row["question"]][row["ambiguous"]] += 1
+            kinds[row["type"], row["ambiguous"]] += 1
+        assert all(count[0] == count[1] for count in texts.values()) and own, split
+        ids = {row["id"] for row in rows} - {row["id"] for row in own}
+        assert ids == {row["id"] for row in rows_of(tmp_path / "plain" / f"{split}.jsonl")}
+    assert min(kinds.values()) > 5 and len(kinds) == 4, kinds
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert audit["leak"]["balanced_accuracy"] <= 0.55
+    assert audit["questions"]["left_out"].keys() >= {"reading_unclear", "nearest_unclear", "doubtful"}
+    assert audit["questions"]["found"]["spelling ambiguous"] > 5
+    # The second reader sees what is wrong with such rows.
+    by_label = {(row["type"], row["ambiguous"]): row for row in own}
+    for kind in ("spelling", "intent"):
+        asks, answers = by_label[kind, 1], by_label[kind, 0]
+        for wrong in (
+            {**asks, "image": answers["image"]},
+            {**answers, "image": asks["image"]},
+            {**asks, "messages": [asks["messages"][0], answers["messages"][1]]},
+            {**answers, "messages": [answers["messages"][0], {"content": "It is nowhere."}]},
+            {**asks, "candidates": asks["candidates"][:1]},
+        ):
+            assert problems_of([wrong], truth, min_side=12)
+
+
 def test_a_text_that_leaks_is_refused(build, refused, world, tmp_path):
     flags = ("--source", "synthetic", "--data", world / "scenes.jsonl", "--min_side", 12, "--balance", "none")
     refused(*flags, says=("the text alone shows what is ambiguous", "telling words", "--on_leak warn"))
@@ -317,7 +355,7 @@ def test_missing_attributes_are_named(refused, tmp_path):
     ("flags", "says"),
     [
         (("--attributes", "colour"), ("--attributes colour", "color, state, side")),
-        (("--types", "intent"), ("--types intent", "missing_referent")),
+        (("--types", "mood"), ("--types mood", "missing_referent, deictic, spelling, intent")),
         (("--splits", "train:0.5"), ("sum to 1",)),
     ],
     ids=["attribute", "type", "split"],
