@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -237,6 +238,33 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
             cwd=cwd,
             env=os.environ | env,
         )
+
+    return start
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code."""
+
+    def start(tool: str, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(ROOT / "tools")
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            runpy.run_path(tool, run_name="__main__")
+        except SystemExit as stopped:
+            status = stopped.code
+        said = capsys.readouterr()
+        if isinstance(status, str):
+            # As Python ends a process: the text to stderr, and 1.
+            return subprocess.CompletedProcess(words, 1, said.out, f"{said.err}{status}\n")
+        return subprocess.CompletedProcess(words, status or 0, said.out, said.err)
 
     return start
 
