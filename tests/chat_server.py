@@ -41,13 +41,13 @@ class ChatServer:
 
     def last_texts(self) -> list[str]:
         """The text of the last turn of every request."""
-        return [text_of(body["messages"][-1]) for body in self.requests]
+        return [self.text_of(body["messages"][-1]) for body in self.requests]
 
-
-def text_of(message: dict[str, Any]) -> str:
-    """The words of a chat message, pictures left out."""
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    @staticmethod
+    def text_of(message: dict[str, Any]) -> str:
+        """The words of a chat message, pictures left out."""
+        content = message["content"]
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
@@ -93,7 +93,7 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
 
 
 def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
-    words = sum(len(text_of(message).split()) for message in body["messages"])
+    words = sum(len(ChatServer.text_of(message).split()) for message in body["messages"])
     return {
         "id": "1",
         "object": "chat.completion",

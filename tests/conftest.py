@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -178,7 +179,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
-    """`chat_server` with SmolLM2-135M behind it: greedy, or sampled with the request's temperature and seed."""
+    """`chat_server` with SmolLM2-135M behind it: greedy, or sampled with the request's temperature and seed. It sees no pictures."""
     import drive_vlm  # noqa: F401, I001 - first: it lets torchvision's wheel live beside a CPU torch
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -190,9 +191,8 @@ def smollm2_server(chat_server: Any, smollm2: Path) -> Any:
     def answer(body: dict[str, Any]) -> str:
         heat = body.get("temperature") or 0
         sampling = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
-        inputs = tokenizer.apply_chat_template(
-            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        turns = [turn | {"content": chat_server.text_of(turn)} for turn in body["messages"]]
+        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with lock, torch.inference_mode():
             torch.manual_seed(body.get("seed", 0))
             tokens = model.generate(**inputs, max_new_tokens=body.get("max_tokens", 32), **sampling)
@@ -238,6 +238,33 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
             cwd=cwd,
             env=os.environ | env,
         )
+
+    return start
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code."""
+
+    def start(tool: str, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(ROOT / "tools")
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            runpy.run_path(tool, run_name="__main__")
+        except SystemExit as stopped:
+            status = stopped.code
+        said = capsys.readouterr()
+        if isinstance(status, str):
+            # As Python ends a process: the text to stderr, and 1.
+            return subprocess.CompletedProcess(words, 1, said.out, f"{said.err}{status}\n")
+        return subprocess.CompletedProcess(words, status or 0, said.out, said.err)
 
     return start
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clarify_inputs import Rows, image_root, no_answer, one_each, read_after, read_human, read_rows
+from clarify_inputs import Rows, image_root, no_answer, one_each, read_after, read_human, read_rows, read_training
 
 from drive_vlm.config import CommandParser, add_dataclass, from_namespace, output_file, output_folder, run_tool
 from drive_vlm.judges import open_judge
@@ -68,6 +68,11 @@ def make_parser() -> CommandParser:
     flag("--no_images", False, "the judge reads the texts alone")
     add("--by", nargs="+", default=[], help="further columns of the rows to split the scores by, e.g. weather")
     flag("--bins", 10, "of the calibration")
+    add(
+        "--training",
+        nargs="+",
+        help="folders of runs with --rewards clarify: their curves, as training.png of --plots",
+    )
     add("--csv", type=output_file, help="write one line for each row and checkpoint")
     add("--plots", type=output_folder, help="write the pictures into this folder")
     add("--gallery", type=output_file, help="write an HTML page with examples of each kind of failure")
@@ -373,7 +378,13 @@ def run(args: Any) -> dict[str, Any]:
         one_each(args, name)
     names, rows, left_out = read_rows(args)
     check(args, names, rows)
-    result: dict[str, Any] = {"rows": len(rows.clarify), "missing": rows.missing, "checkpoints": {}}
+    training = read_training(args.training) if args.training else {}
+    result: dict[str, Any] = {
+        "rows": len(rows.clarify),
+        "missing": rows.missing,
+        "checkpoints": {},
+        "training": training,
+    }
     asked = [[reply.reading.asked for reply in make_replies(args, rows, items, {})] for items in rows.items]
     result["written"] = write_followups(args, rows, asked)
     verdicts, result["judge"] = judge(args, names, rows)

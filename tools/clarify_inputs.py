@@ -78,6 +78,44 @@ def no_answer(args: Any, missing: Sequence[str], words: str) -> None:
         )
 
 
+def read_training(runs: Sequence[str]) -> dict[str, Any]:
+    """{name: {run, curves {metric: [[step, value]]}, canaries [{step, earned {canary: its best reward}}]}} of runs on the reward
+    "clarify", from their metrics.jsonl and probes.jsonl. Raises ValueError for a folder that is none."""
+    from drive_vlm.data.predictions import checkpoint_names
+    from drive_vlm.launch.checkpoint import with_step
+    from drive_vlm.store.keyed_lines import read_lines
+
+    found = {}
+    for name, run in zip(checkpoint_names(list(runs)), runs, strict=True):
+
+        def lines(file: str, run: str = run) -> list[dict[str, Any]]:
+            way_out = f"Remove the line, or leave {run} out of --training"
+            return [row for _, row in read_lines(Path(run) / file, "not a line of a run", way_out, with_step)]
+
+        curves: dict[str, list[list[float]]] = {}
+        for line in lines("metrics.jsonl"):
+            for metric, value in line.items():
+                if metric.startswith(("clarify/", "alarm/", "reward")) and isinstance(value, int | float):
+                    curves.setdefault(metric, []).append([line["step"], value])
+        if not any(metric.startswith("clarify/") for metric in curves):
+            raise ValueError(
+                f"--training {run}: no metrics.jsonl with clarify/ metrics; give the folder of a run with --rewards clarify"
+            )
+        canaries = [
+            {"step": line["step"], "earned": earned}
+            for line in lines("probes.jsonl")
+            if (earned := best_of(line.get("clarify", {}).get("canaries", {})))
+        ]
+        found[name] = {"run": run, "curves": curves, "canaries": canaries}
+    return found
+
+
+def best_of(canaries: dict[str, list[float | None]]) -> dict[str, float]:
+    """The most that each canary reply earns on a row; none for one without a verdict."""
+    read = {name: [reward for reward in rewards if reward is not None] for name, rewards in canaries.items()}
+    return {name: max(rewards) for name, rewards in read.items() if rewards}
+
+
 def one_each(args: Any, flag: str) -> list[Any]:
     """The values of a flag that has one for each checkpoint; None where it is not given, or is "none"."""
     given, wanted = getattr(args, flag), len(args.predictions)

@@ -15,14 +15,33 @@ from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 KIND_COLOURS = (*COLOURS, "#332288", "#88ccee", "#44aa99", "#999933", "#882255", "#117733", "#dddddd")
 GREY = "#bbbbbb"
 MARKERS = {ALWAYS: "^", NEVER: "v", BLIND: "x"}
+# Panels of a run on the reward "clarify": title -> metric of its log -> (words, the alarm that watches it).
+TRAINING: dict[str, dict[str, tuple[str, str]]] = {
+    "what the replies earn": {
+        "reward": ("reward", ""),
+        "clarify/train_judge": ("training's judge", "judges_part"),
+        "clarify/held_out_judge": ("held-out judge, same replies", ""),
+    },
+    "when the policy asks back": {
+        "clarify/asked_when_ambiguous": ("of ambiguous rows", ""),
+        "clarify/asked_when_clear": ("of clear rows: over-asking", "over_asking"),
+    },
+    "what a judge may be fooled by": {
+        "clarify/question_marks": ("question marks a reply", "question_marks"),
+        "clarify/markdown": ("replies with markup", "markdown"),
+        "clarify/unread": ("verdicts that cannot be read", "unread"),
+    },
+}
+# Up to so many points a curve shows each.
+_SPARSE = 40
 
 
 def plot_all(folder: Path, result: dict[str, Any]) -> list[str]:
     """Write the pictures that `result` has numbers for; returns their paths.
 
     confusion, failures, asking (over- against under-asking), parts (recall by what the rows are), lengths (score by
-    length of the reply) always; calibration, choices
-    and agreement where there are samples, four options, and several raters.
+    length of the reply) always; calibration, choices, agreement and training where there are samples, four options, several
+    raters, and runs of the reward.
     """
     made: dict[str, tuple[Callable[[Path, dict[str, Any]], None], bool]] = {
         "confusion": (plot_confusion, True),
@@ -33,6 +52,7 @@ def plot_all(folder: Path, result: dict[str, Any]) -> list[str]:
         "calibration": (plot_calibration, any(entry["calibration"] for entry in result["checkpoints"].values())),
         "choices": (plot_choices, bool(choice_entries(result))),
         "agreement": (plot_agreement, bool(result["agreement"])),
+        "training": (plot_training, bool(result["training"])),
     }
     paths = []
     for name, (plot, there) in made.items():
@@ -318,3 +338,34 @@ def plot_agreement(path: Path, result: dict[str, Any]) -> None:
 def _both(names: Sequence[str], entry: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
     first, second = names.index(entry["first"]), names.index(entry["second"])
     return (first, second), (second, first)
+
+
+def plot_training(path: Path, result: dict[str, Any]) -> None:
+    """The curves of each run on the reward, a line of panels a run; rings are batches at which an alarm sounds, crosses are canaries."""
+    runs = result["training"]
+    figure = new_figure(4.2 * len(TRAINING), 3.3 * len(runs) + 0.2)
+    for panels, (name, run) in zip(figure.subplots(len(runs), len(TRAINING), squeeze=False), runs.items(), strict=True):
+        for axes, (title, metrics) in zip(panels, TRAINING.items(), strict=True):
+            for colour, (metric, (words, alarm)) in zip(COLOURS, metrics.items(), strict=False):
+                points = run["curves"].get(metric, [])
+                if not points:
+                    continue
+                style = "o-" if len(points) <= _SPARSE else "-"
+                axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3, linewidth=1, label=words)
+                loud = {step for step, on in run["curves"].get(f"alarm/{alarm}", []) if on}
+                if rung := [point for point in points if point[0] in loud]:
+                    axes.plot(
+                        *zip(*rung, strict=True), "o", color="black", fillstyle="none", markersize=8, label="alarm"
+                    )
+            if title == next(iter(TRAINING)) and run["canaries"]:
+                best = [(probe["step"], max(probe["earned"].values())) for probe in run["canaries"]]
+                axes.plot(*zip(*best, strict=True), "x", color="black", label="best canary reply")
+            axes.set_title(f"{name}: {title}" if axes is panels[0] else title, fontsize=9, loc="left")
+            axes.set_xlabel("step")
+            low, high = axes.get_ylim()
+            # Room for the legend above the curves.
+            axes.set_ylim(min(0.0, low), max(0.1, high + 0.4 * (high - min(0.0, low))))
+            bare(axes, "y")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
+    save(figure, path)

@@ -11,10 +11,14 @@ COLORS = {"black", "white", "red", "blue", "green", "yellow", "orange", "brown",
 STATES = {"moving", "braking", "stationary", "parked"}
 KINDS = {"car", "truck", "bus", "van", "motorcycle", "bicycle"}
 ASKED = (
-    (r"(?:What color is|Which color does|What is the color of) (?P<d>.+?)(?: have)?\?", "color"),
+    (
+        r"(?:What color is|Which color does|What is the color of(?: what)?) (?P<d>.+?)(?: have| wear|(?: is)? wearing)?\?",
+        "color",
+    ),
     (r"(?:What is|In what state of motion is) (?P<d>.+?)(?: doing| doing right now)?\?", "state"),
     (r"(?:Where|In which part|Whereabouts)(?: in| of) the picture is (?P<d>.+?)\?", "side"),
 )
+NOUNS = KINDS | {"train", "vehicle", "pedestrian", "cyclist", "cone", "traffic light", "traffic sign"}
 ORDER = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -149,6 +153,55 @@ def stands_out(found):
     return None
 
 
+def letters_apart(a, b):
+    """Edit distance: letters that are put in, left out or changed."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a):
+        row, above = [i + 1], row
+        for j, other in enumerate(b):
+            row.append(min(above[j] + (letter != other), above[j + 1] + 1, row[j] + 1))
+    return row[-1]
+
+
+def readings_of(kind, asked, good, poor, height):
+    """What each of the two readings of 'the bruk' or 'the first car' means; and whether something that does not count may be meant."""
+    noun = asked.removeprefix("the ")
+    if kind == "spelling":
+        assert noun not in NOUNS
+        far = sorted((letters_apart(noun, other), other) for other in NOUNS)
+        assert far[0][0] == far[1][0] < far[2][0], far
+        nouns = [other for _, other in far[:2]]
+    else:
+        nouns = [noun.removeprefix("first ")] * 2
+        assert nouns[0] != noun
+    wants = [read(f"the {other}") for other in nouns]
+    found = [[thing for thing in good if matches(want, thing) is not False] for want in wants]
+    if kind == "intent" and found[0]:
+        found = [[min(found[0], key=lambda thing: thing["middle"])], resolve(f"the nearest {nouns[0]}", good, height)]
+    return found, any(matches(want, thing) is not False for want in wants for thing in poor)
+
+
+def _check_two_readings(row, attribute, asked, good, poor, height):
+    """One thing a reading, two with two answers where the row is ambiguous, else one answer; the picture must not leave more open."""
+    found, doubtful = readings_of(row["type"], asked, good, poor, height)
+    things = list({id(thing): thing for part in found for thing in part}.values())
+    values = {thing.get(attribute) for thing in things}
+    if not things or any(len(part) > 1 for part in found) or None in values:
+        yield f"{row['question']}: a reading fits several, or none fits: {found}"
+    elif row["ambiguous"]:
+        yield from _check_ambiguous(row, attribute, asked, things, values, good, height)
+    else:
+        target = row["candidates"][row["target"]]["box"] if row["target"] is not None else None
+        meant = list(map(float, things[0]["box"])) if len(things) == 1 else None
+        if (
+            doubtful
+            or len(values) != 1
+            or row["messages"][1]["content"] != said(attribute, things[0])
+            or target != meant
+        ):
+            yield f"{row['question']}: {len(things)} things with {values}, target {target}"
+
+
 def said(attribute, thing):
     words = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
     return f"It is {words[thing['side']] if attribute == 'side' else thing[attribute]}."
@@ -168,6 +221,10 @@ def check(row, truth, min_side=24):
     attribute, asked = next(
         (kind, found["d"]) for pattern, kind in ASKED if (found := re.fullmatch(pattern, question)) is not None
     )
+    if row["type"] in ("spelling", "intent"):
+        yield from _check_two_readings(row, attribute, asked, good, poor, size[0])
+        yield from _check_choices(row, good, poor)
+        return
     want = read(asked)
     fit, may_fit = [t for t in good if matches(want, t)], [t for t in good if matches(want, t) is None]
     doubtful = [t for t in poor if matches(want, t) is not False]

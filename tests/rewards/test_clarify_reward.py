@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow
+from drive_vlm.evaluation.clarify_replies import CANNOT_TELL, FAIL, PASS, ClarifyRow, published_reward
 from drive_vlm.judges.chat_client import ChatError
 from drive_vlm.judges.clarify_verdicts import facts
 from drive_vlm.rewards import build_reward
@@ -148,8 +148,8 @@ def test_flags_that_do_not_go_together(flags, words):
 
 
 def test_a_judge_sees_picture_facts_and_the_plain_reply(judged, chat_server, picture):
-    """After the gate: nothing is asked about a wrong strategy or an empty reply, and equal requests are made once."""
-    scored, logged = judged(), {}
+    """After the gate: nothing is asked about a wrong strategy or an empty reply, and equal requests are made once and paid once."""
+    scored, logged = judged(price_in=1e6, price_out=0.0), {}
     said = ["**Which** one [[4]] do you `mean`?", "**Which** one do you mean?", "It is red.", "It is red.", ""]
     rows = columns(*[AMBIGUOUS] * 3, *[CLEAR] * 2, files=[picture] * 5, log_metric=logged.__setitem__)
     chat_server.answer = lambda body: f"<think>{{}}</think> So: {verdict(*_of(body))}"
@@ -161,9 +161,10 @@ def test_a_judge_sees_picture_facts_and_the_plain_reply(judged, chat_server, pic
     assert asking[0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert "\n-----\nWhich one do you mean?\n-----\n" in asking[1]["text"]
     assert "1. the car on the left (vehicle, kind car, color red, side left; box 0 50 40 90); the answer for it: It is red." in asking[1]["text"]  # fmt: skip
+    assert logged["clarify/judge_cost"] == sum(len(text.split()) for text in chat_server.last_texts())
     # Again from the cache, which is counted apart.
     assert scored([""] * 5, said, **rows) == [0.8, 0.8, 0, 0.5, 0]
-    assert (logged["clarify/judge_requests"], logged["clarify/judge_cached"]) == (0, 2)
+    assert (logged["clarify/judge_requests"], logged["clarify/judge_cached"], logged["clarify/judge_cost"]) == (0, 2, 0)
 
 
 def _of(body):
@@ -203,6 +204,63 @@ def test_what_is_no_verdict_is_unknown_and_never_the_worst(judged, chat_server, 
     assert logged["clarify/unread"] == 1 and len(chat_server.requests) == 2
     scorer = Scorer("clarify", scored)
     assert scorer.must_score and scorer.whole_group and scorer.terms(2)[0]["reward"] is None
+
+
+# A model of this size follows examples, not instructions.
+EXAMPLES = [
+    ("What color is the car?", "The question is clear. Right answer: It is red.", "It is red.", verdict(4, "pass", False)),
+    ("What color is the car?", "The question is ambiguous: it fits two things.", "Which one do you mean?", verdict(2, "pass", True)),
+    ("What color is the bus?", "The question is clear. Right answer: It is blue.", "It is green.", verdict(3, "fail", False)),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_smollm2_judges_over_http(smollm2_server, picture, tmp_path):
+    """SmolLM2-135M, which sees no picture, is a poor judge. What is proved is the protocol: its verdicts are read or counted as unread,
+    each reply is paid for once, and no reply gets the worst score because its verdict could not be read."""
+    form, turns = "Q: {question}\nFacts: {facts}\nReply: {reply}\nVerdict:", []
+    for question, known, reply, said in EXAMPLES:
+        text = form.replace("{question}", question).replace("{facts}", known).replace("{reply}", reply)
+        turns += [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
+    (tmp_path / "prompt.json").write_text(json.dumps([*turns, {"role": "user", "content": form}]))
+    said = [ASKS_ALL, "It is white.", "It is red.", "It is red."]
+    rows = columns(AMBIGUOUS, CLEAR, CLEAR, AMBIGUOUS, files=[picture] * 4)
+    server = {
+        "judge_model": "smollm2",
+        "judge_url": smollm2_server.url,
+        "cache": str(tmp_path / "cache"),
+        "judge_workers": 1,
+    }
+    flags = server | {
+        "clarify_prompt": [str(tmp_path / "prompt.json")],
+        "judge_attempts": 1,
+        "price_in": 2e6,
+        "price_out": 3e6,
+    }
+
+    def judged(tokens):
+        scored, logged = reward(clarify_mode="judge", judge_max_tokens=tokens, **flags), {}
+        return scored([""] * 4, said, **rows, log_metric=logged.__setitem__), scored.last_terms, logged
+
+    rewards, terms, logged = judged(40)
+    # The silent pick is gated, and nobody is asked about it.
+    assert rewards[3] == 0 and terms[3].gated and len(smollm2_server.requests) == 3 == logged["clarify/judge_requests"]
+    read = [one for one in terms[:3] if one.strategy is not None]
+    assert read and all(one.reward == published_reward(one.strategy, one.factual) for one in read)
+    assert all(one.reward is None for one in terms[:3] if one.strategy is None)
+    assert logged["clarify/unread"] == pytest.approx(1 - len(read) / 3)
+    turns = [turn for body in smollm2_server.requests for turn in body["messages"]]
+    prompted = sum(len(smollm2_server.text_of(turn).split()) for turn in turns)
+    replied = sum(len(one.replies[0].split()) for one in terms[:3])
+    assert logged["clarify/judge_cost"] == pytest.approx(2 * prompted + 3 * replied)
+
+    again, _, logged = judged(40)
+    assert again == rewards and len(smollm2_server.requests) == 3
+    assert [logged[f"clarify/judge_{name}"] for name in ("requests", "cached", "cost")] == [0, 3, 0]
+
+    # Three tokens hold no verdict: what passes the gate is unknown, and what does not is 0 as before.
+    cut, terms, logged = judged(3)
+    assert cut == [None] * 3 + [0] and logged["clarify/unread"] == 1 and all(one.replies[0] for one in terms[:3])
 
 
 def test_a_judge_that_dies_is_one_line(judged, chat_server, picture):
@@ -342,6 +400,45 @@ def test_a_policy_that_asks_everywhere_is_noticed():
     assert resumed.observe(**rest, logged={"clarify/asked_when_clear": 0.11})["alarm/over_asking"] == 1
     with pytest.raises(ValueError, match="two alarms have one name"):
         Alarms(AlarmConfig(), speaks=False, watched=[dataclasses.replace(ALARMS[0], name="kl")])
+
+
+@pytest.mark.parametrize(
+    ("name", "silent", "sounds"),
+    [
+        # One question mark a reply is enough to ask back; three of ten replies with markup are the most, and so is one verdict of five.
+        ("question_marks", [ASKS_ALL] * 10, [ASKS_ALL] * 9 + ["Which? The car or the truck?"]),
+        ("markdown", ["It is white."] * 7 + ["**White.**"] * 3, ["It is white."] * 6 + ["**White.**"] * 4),
+        (
+            "unread",
+            [*["It is white."] * 8, "Mumbling: white.", "It mumbles: white."],
+            [*["White."] * 3, "Mumbling: white."],
+        ),
+    ],
+)
+def test_alarms_of_what_may_fool_a_judge(judged, chat_server, picture, capsys, name, silent, sounds):
+    """At the limit they are silent; above it they sound after --alarm_after batches, and say what to do."""
+    chat_server.answer = lambda body: "A fine reply." if "umbl" in _reply(body) else verdict()
+    scored = judged(price_in=0.0, price_out=0.0)
+
+    def alarms(said):
+        watched, found = Alarms(AlarmConfig(alarm_after=2), speaks=True, watched=scored.alarms), []
+        row = AMBIGUOUS if ASKS_ALL in said else CLEAR
+        for _ in range(2):
+            logged: dict[str, float] = {}
+            scored([""] * len(said), said, **columns(*[row] * len(said), files=[picture] * len(said), log_metric=logged.__setitem__))  # fmt: skip
+            observed = watched.observe(0.0, False, 9.0, 0.0, None, logged)
+            found.append([alarm for alarm, on in observed.items() if on])
+        return found
+
+    assert alarms(silent) == [[], []] and "warning: " not in capsys.readouterr().err
+    assert alarms(sounds) == [[], [f"alarm/{name}"]]
+    [words] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    way_out = {
+        "question_marks": "Read samples.jsonl",
+        "markdown": "look in samples.jsonl",
+        "unread": "--judge_attempts",
+    }
+    assert words.startswith(f"warning: alarm {name} (2 generation batches in a row): ") and way_out[name] in words
 
 
 def test_a_resumed_run_may_ask_the_judges_elsewhere():

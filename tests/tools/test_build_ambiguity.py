@@ -55,13 +55,8 @@ def synthetic(world):
 
 
 @pytest.fixture
-def build(run, tmp_path):
-    def call(*flags, out="out"):
-        done = run([sys.executable, TOOL, "--out", tmp_path / out, *flags], timeout=400)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    return call
+def build(run_here, tmp_path):
+    return lambda *flags, out="out": run_here(TOOL, "--out", tmp_path / out, *flags)
 
 
 @pytest.fixture
@@ -75,9 +70,9 @@ def refused(build, tmp_path):
     return check
 
 
-def test_a_thousand_rows_hold_for_a_second_reader(build, world, tmp_path):
-    source = (*synthetic(world), "--splits", "train:0.7", "val:0.3")
-    done = build(*source, "--json", tmp_path / "counts.json")
+def test_a_thousand_rows_hold_for_a_second_reader(run, world, tmp_path):
+    source = (*synthetic(world), "--splits", "train:0.7", "val:0.3", "--out", tmp_path / "out")
+    done = run([sys.executable, TOOL, *source, "--json", tmp_path / "counts.json"], timeout=400)
     assert done.returncode == 0, done.stderr
     parts = {split: rows_of(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "val")}
     rows = [row for part in parts.values() for row in part]
@@ -177,8 +172,46 @@ def test_missing_and_deictic_questions(build, world, tmp_path):
     assert missing["ambiguous"] == 0 and missing["messages"][1]["content"].startswith("There is no ")
 
 
+def test_misspelt_words_and_the_first(build, world, tmp_path):
+    """The same words are ambiguous about one picture and clear about another; without the flag the other rows are the same."""
+    flags = (*synthetic(world), "--limit", 600, "--splits", "train:0.7", "val:0.3")
+    assert build(*flags, "--types", "spelling", "intent").returncode == 0
+    assert build(*flags, out="plain").returncode == 0
+    truth, kinds = checker.synthetic_truth(world / "scenes.jsonl"), Counter()
+    for split in ("train", "val"):
+        rows = rows_of(tmp_path / "out" / f"{split}.jsonl")
+        own = [row for row in rows if row["type"] in ("spelling", "intent")]
+        assert problems_of(own, truth, min_side=12) == []
+        check_readings(own)
+        check_dialogues(rows_of(tmp_path / "out" / f"dialogues_{split}.jsonl"), rows, truth)
+        texts = defaultdict(Counter)
+        for row in own:
+            texts[row["question"]][row["ambiguous"]] += 1
+            kinds[row["type"], row["ambiguous"]] += 1
+        assert all(count[0] == count[1] for count in texts.values()) and own, split
+        ids = {row["id"] for row in rows} - {row["id"] for row in own}
+        assert ids == {row["id"] for row in rows_of(tmp_path / "plain" / f"{split}.jsonl")}
+    assert min(kinds.values()) > 5 and len(kinds) == 4, kinds
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert audit["leak"]["balanced_accuracy"] <= 0.55
+    assert audit["questions"]["left_out"].keys() >= {"reading_unclear", "nearest_unclear", "doubtful"}
+    assert audit["questions"]["found"]["spelling ambiguous"] > 5
+    # The second reader sees what is wrong with such rows.
+    by_label = {(row["type"], row["ambiguous"]): row for row in own}
+    for kind in ("spelling", "intent"):
+        asks, answers = by_label[kind, 1], by_label[kind, 0]
+        for wrong in (
+            {**asks, "image": answers["image"]},
+            {**answers, "image": asks["image"]},
+            {**asks, "messages": [asks["messages"][0], answers["messages"][1]]},
+            {**answers, "messages": [answers["messages"][0], {"content": "It is nowhere."}]},
+            {**asks, "candidates": asks["candidates"][:1]},
+        ):
+            assert problems_of([wrong], truth, min_side=12)
+
+
 def test_a_text_that_leaks_is_refused(build, refused, world, tmp_path):
-    flags = ("--source", "synthetic", "--data", world / "scenes.jsonl", "--min_side", 12, "--balance", "none")
+    flags = (*synthetic(world), "--limit", 600, "--balance", "none")
     refused(*flags, says=("the text alone shows what is ambiguous", "telling words", "--on_leak warn"))
     done = build(*flags, "--on_leak", "warn", out="warned")
     assert done.returncode == 0 and "warning: the text alone" in done.stdout
@@ -317,7 +350,7 @@ def test_missing_attributes_are_named(refused, tmp_path):
     ("flags", "says"),
     [
         (("--attributes", "colour"), ("--attributes colour", "color, state, side")),
-        (("--types", "intent"), ("--types intent", "missing_referent")),
+        (("--types", "mood"), ("--types mood", "missing_referent, deictic, spelling, intent")),
         (("--splits", "train:0.5"), ("sum to 1",)),
     ],
     ids=["attribute", "type", "split"],

@@ -100,13 +100,11 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def evaluate(run, tmp_path):
-    def call(*flags, expect=0, **env):
+def evaluate(run_here, tmp_path):
+    def call(*flags, expect=0):
         out = tmp_path / "scores.json"
-        done = run(
-            [sys.executable, TOOL, "--json", out, *flags], timeout=300, DRIVE_VLM_CACHE=str(tmp_path / "cache"), **env
-        )
-        assert done.returncode == expect and "Traceback" not in done.stderr, done.stderr[-2000:]
+        done = run_here(TOOL, "--json", out, *flags, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == expect, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
 
     return call
@@ -246,7 +244,7 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         "--human",
         human,
     )
-    more = (*more, "--by", "weather", "--blind_predictions", files[0])
+    more = (*more, "--by", "weather", "--blind_predictions", files[0], "--training", trained(tmp_path / "grpo"))
     result, done = evaluate("--predictions", *files, *flags, *more)
     scores = {
         name: {key: rate["value"] for key, rate in entry["scores"].items()}
@@ -299,7 +297,15 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 72 and sum(row["asked"] == "1" for row in rows) == len(asked)
     assert next(row for row in rows if row["id"] == "1-two" and row["checkpoint"] == "tuned")["failure"] == "absent"
-    for name in ("confusion", "failures", "asking", "parts", "lengths", "calibration", "agreement"):
+    curves = result["training"]["grpo"]["curves"]
+    assert curves["clarify/held_out_judge"] == [[1, 0.5], [4, 0.5]] and curves["reward"][-1] == [6, 0.8]
+    assert [step for step, on in curves["alarm/judges_part"] if on] == [5, 6] and "loss" not in curves
+    canaries = result["training"]["grpo"]["canaries"]
+    assert [(probe["step"], probe["earned"]) for probe in canaries] == [
+        (0, {"echo": 0.0}),
+        (6, {"echo": 0.7, "injection": 0.3}),
+    ]
+    for name in ("confusion", "failures", "asking", "parts", "lengths", "calibration", "agreement", "training"):
         with Image.open(tmp_path / "plots" / f"{name}.png") as picture:
             assert picture.width > 500 and len(picture.convert("L").resize((80, 80)).getcolors()) > 5, name
     check_page((tmp_path / "page" / "gallery.html").read_text(), result)
@@ -312,6 +318,29 @@ def test_checkpoints_baselines_pictures_and_gallery(evaluate, world, tmp_path):
         "recall by what the rows are",
     ):
         assert words in done.stdout, words
+
+
+def trained(run):
+    """A run of six steps whose training judge rises and whose held-out judge, asked every third step, does not."""
+    run.mkdir()
+    steps = []
+    for step in range(1, 7):
+        judge = 0.5 + 0.05 * step
+        line = {
+            "step": step,
+            "loss": 0.1,
+            "reward": judge,
+            "clarify/train_judge": judge,
+            "clarify/asked_when_clear": 0.1 * step,
+        }
+        held = {"clarify/held_out_judge": 0.5} if step % 3 == 1 else {}
+        steps.append(
+            line | held | {"clarify/unread": None, "clarify/markdown": 0.0, "alarm/judges_part": float(step > 4)}
+        )
+    write(run / "metrics.jsonl", [*steps, {"step": 6, "train_loss": 0.1}])
+    said = [{"echo": [0.0, 0.0], "injection": [None, None]}, {"echo": [0.0, 0.7], "injection": [None, 0.3]}]
+    write(run / "probes.jsonl", [{"step": 6 * i, "clarify": {"canaries": canaries}} for i, canaries in enumerate(said)])
+    return run
 
 
 def check_page(text, result):
@@ -435,6 +464,12 @@ def broken(world, tmp_path, what):
         return ("--predictions", good, "--samples", predictions(tmp_path / "s.jsonl", rows, tuned)), [
             "36 rows are not in all of --samples"
         ]
+    if what == "a run on another reward":
+        write(tmp_path / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
+        return ("--predictions", good, "--training", tmp_path), [
+            "no metrics.jsonl with clarify/ metrics",
+            "--rewards clarify",
+        ]
     assert what == "a picture that is not there"
     return ("--predictions", good, "--gallery", tmp_path / "g.html", "--image_root", tmp_path), [
         "p.jsonl:1",
@@ -447,7 +482,7 @@ WRONG = (
     "a row without a prediction", "a prediction of another split", "rows of another builder", "an id twice in the rows", "one file for two checkpoints",
     "questions back without an answer", "answers to another question back", "dialogues without the rows", "rows without options",
     "a label that cannot be", "a label of nobody", "a judge without a file", "a column of nobody", "answers that are no choices",
-    "samples of other rows", "a picture that is not there",
+    "samples of other rows", "a run on another reward", "a picture that is not there",
 )  # fmt: skip
 
 

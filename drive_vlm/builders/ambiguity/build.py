@@ -23,9 +23,10 @@ from drive_vlm.builders.ambiguity.questions import (
 )
 from drive_vlm.builders.ambiguity.replies import Asker, TeacherFlags
 from drive_vlm.builders.ambiguity.rows import NoNames, RowMaker, all_values, clarify, facts, names_of, row_id
-from drive_vlm.builders.ambiguity.select import Circle, Selection, Single, unbalanced
+from drive_vlm.builders.ambiguity.select import Circle, Selection, Single, in_turn, matched, unbalanced
 from drive_vlm.builders.ambiguity.sources import SOURCES as TRUTHS
 from drive_vlm.builders.ambiguity.teacher import Rephraser, rephrase_all
+from drive_vlm.builders.ambiguity.two_readings import INTENT, SPELLING, two_readings
 from drive_vlm.builders.row_writer import Row, RowWriter, meta_entry
 from drive_vlm.builders.splits import assign_split, parse_fractions, split_position
 from drive_vlm.config import field, plain
@@ -37,7 +38,7 @@ Reader = Callable[[Path, Path], Iterator[Picture | BadRow]]
 DETECTIONS, PUBLISHED = "detections", "clarifyvlm_rows"
 # --source -> its reader.
 SOURCES: dict[str, Reader] = {**TRUTHS, "clarifyvlm_boxes": read_annotations}
-OTHER_TYPES = (MISSING, "deictic")
+OTHER_TYPES = (MISSING, "deictic", SPELLING, INTENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class AmbiguityBuild(KeepRules, SalienceRules, TeacherFlags):
     attributes: list[str] = field(list(ATTRIBUTES), help=f"what is asked, of {', '.join(ATTRIBUTES)}")
     types: list[str] = field(
         [],
-        help='further types of questions: missing_referent (nothing fits; the right answer says so), deictic ("that one")',
+        help='further types of questions: missing_referent (nothing fits; the right answer says so), deictic ("that one"), spelling (a '
+        'misspelt word that may be either of two kinds), intent ("the first": from the left, or from us)',
     )
     system_prompt: str = field(
         "none",
@@ -261,7 +263,8 @@ def read_pictures(config: AmbiguityBuild, reader: Reader, writer: RowWriter, lef
 def ask(config: AmbiguityBuild, picture: Picture, left_out: Counter[str]) -> list[Question]:
     """All questions about a picture that can become rows; an ambiguous one whose candidates cannot be named is left out."""
     found = []
-    for question in questions(picture, config.attributes, config, "deictic" in config.types, left_out):
+    asked = questions(picture, config.attributes, config, "deictic" in config.types, left_out)
+    for question in (*asked, *two_readings(picture, config.attributes, config.types, config, left_out)):
         if question.kind == AMBIGUOUS:
             try:
                 clarify(picture, question, names_of(picture, question))
@@ -309,13 +312,14 @@ def rows_of(
     share: float,
 ) -> list[Row]:
     """The rows of one split, made of the pictures with these `numbers`."""
-    all_pairs = [pair for number in numbers for pair in pairs(number, found[number])]
+    plain_ones = {number: [question for question in found[number] if not question.type] for number in numbers}
+    all_pairs = [pair for number in numbers for pair in pairs(number, plain_ones[number])]
     ambiguous = {pair.asked.key: (pair.asked.attribute, pair.asked.asked) for pair in all_pairs}
     singles = [
         Single(number, question)
         for number in numbers
         for question in [
-            *(question for question in found[number] if question.kind != AMBIGUOUS),
+            *(question for question in plain_ones[number] if question.kind != AMBIGUOUS),
             *(missing(pictures[number], ambiguous.values()) if MISSING in config.types else ()),
         ]
     ]
@@ -324,7 +328,9 @@ def rows_of(
         circles = Selection(all_pairs, singles, config.pairs_per_picture).circles(most)
     else:
         circles = unbalanced(all_pairs, singles, most)
-    return [row for number, circle in enumerate(circles) for row in rows_of_circle(maker, pictures, circle, number)]
+    others = matched(Single(number, question) for number in numbers for question in found[number] if question.type)
+    chosen = in_turn(circles, others, most)
+    return [row for number, circle in enumerate(chosen) for row in rows_of_circle(maker, pictures, circle, number)]
 
 
 def rows_of_circle(maker: RowMaker, pictures: Sequence[Picture], circle: Circle, number: int) -> Iterator[Row]:
@@ -340,7 +346,8 @@ def rows_of_circle(maker: RowMaker, pictures: Sequence[Picture], circle: Circle,
     for question, of in circle.extras:
         yield ambiguous(circle.pairs[of], question)
     for single in circle.singles:
-        yield maker.row(pictures[single.picture], single.question, number, single.question.kind)
+        question = single.question
+        yield maker.row(pictures[single.picture], question, number, question.type or question.kind)
 
 
 def check_rows(config: AmbiguityBuild, rows: Mapping[str, Sequence[Row]], found: Sequence[Sequence[Question]]) -> None:
@@ -371,7 +378,7 @@ def audit_of(
 ) -> dict[str, Any]:
     """What was read, found and left out."""
     asked = {
-        "found": dict(Counter(question.kind for part in found for question in part)),
+        "found": dict(Counter(f"{question.type} {question.kind}".strip() for part in found for question in part)),
         "left_out": dict(left_out["questions"]),
         "written": sum(map(len, rows.values())),
     }

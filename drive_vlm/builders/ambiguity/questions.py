@@ -25,6 +25,7 @@ class Question:
         candidates: the instances that `asked` fits.
         target: the one that a clear question is about; None for the others.
         answer: the value of a clear question; "" for AMBIGUOUS and MISSING.
+        type: what makes it open, of those of two_readings.py; "" where that is how many things there are.
     """
 
     attribute: str
@@ -34,6 +35,7 @@ class Question:
     candidates: tuple[Instance, ...]
     target: Instance | None = None
     answer: str = ""
+    type: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -58,12 +60,12 @@ def questions(
                 left_out["attribute_missing"] += 1
                 continue
             for asked in descriptions(things, attribute):
-                yield from _judged(picture, things, attribute, asked, rules, left_out)
+                yield from judged(picture, things, attribute, asked, rules, left_out)
         if deictic and picture.instances:
-            yield from _judged(picture, picture.instances, attribute, Description(ANYTHING), rules, left_out)
+            yield from judged(picture, picture.instances, attribute, Description(ANYTHING), rules, left_out)
 
 
-def _judged(
+def judged(
     picture: Picture,
     things: Sequence[Instance],
     attribute: str,
@@ -71,6 +73,7 @@ def _judged(
     rules: SalienceRules,
     left_out: Counter[str],
 ) -> Iterator[Question]:
+    """The question whether, among the `things`, what `asked` fits is one; none, with the reason in `left_out`, where that is not known."""
     fits = [asked.fits(thing) for thing in things]
     if None in fits:
         left_out["modifier_unknown"] += 1

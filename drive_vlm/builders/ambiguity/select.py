@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from drive_vlm.builders.ambiguity.questions import Pair, Question
+from drive_vlm.builders.ambiguity.questions import AMBIGUOUS, Pair, Question
 
 Key = tuple[str, str]
 # Pairs in a circle, at most.
@@ -24,7 +24,7 @@ _LONGEST = 4
 
 @dataclass(frozen=True)
 class Single:
-    """A clear question that is not the twin of an ambiguous one."""
+    """A question without a twin: a clear one, or of the types of two_readings.py."""
 
     picture: int
     question: Question
@@ -37,7 +37,7 @@ class Circle:
     Attributes:
         pairs: each an ambiguous question and its twin.
         extras: (further ambiguous question, number of its pair in `pairs`).
-        singles: clear questions, one for each text of `extras`.
+        singles: clear questions, one for each text of `extras`; of `matched` an ambiguous and a clear one.
     """
 
     pairs: list[Pair]
@@ -161,6 +161,26 @@ class Selection:
                     self._asked |= {(pair.picture, question.key), (single.picture, question.key)}
                     return (question, number), single
         return None
+
+
+def matched(singles: Iterable[Single]) -> Iterator[Circle]:
+    """Two questions of one text, ambiguous about one picture and clear about another, as long as there are both."""
+    waiting: dict[Key, tuple[deque[Single], deque[Single]]] = defaultdict(lambda: (deque(), deque()))
+    for single in _spread_singles(singles):
+        waiting[single.question.key][single.question.kind != AMBIGUOUS].append(single)
+    # A picture has one question of a text, so that the two are never about the same.
+    found = [[Circle([], [], [*both]) for both in zip(*waiting[key], strict=False)] for key in sorted(waiting)]
+    yield from (circle for turn in itertools.zip_longest(*found) for circle in turn if circle is not None)
+
+
+def in_turn(first: Iterable[Circle], second: Iterable[Circle], rows: int | None) -> Iterator[Circle]:
+    """Circles of both in turn, at most `rows` rows."""
+    taken = 0
+    for circle in (circle for turn in itertools.zip_longest(first, second) for circle in turn if circle is not None):
+        taken += circle.rows
+        if rows is not None and taken > rows:
+            return
+        yield circle
 
 
 def unbalanced(pairs: Iterable[Pair], singles: Iterable[Single], rows: int | None) -> Iterator[Circle]:

@@ -16,6 +16,7 @@ from drive_vlm.builders.ambiguity.descriptions import MODIFIERS, asks_for
 from drive_vlm.builders.ambiguity.questions import INVARIANT, MISSING
 from drive_vlm.builders.ambiguity.replies import Asker
 from drive_vlm.builders.ambiguity.rows import Values
+from drive_vlm.builders.ambiguity.two_readings import INTENT, SPELLING
 from drive_vlm.builders.row_writer import Row
 from drive_vlm.judges.chat_client import ChatError, Message, in_threads
 from drive_vlm.judges.verdicts import fill, read_prompt
@@ -70,6 +71,9 @@ class Rephraser:
 
     def row(self, row: Row) -> Row:
         """The row in other words, or as it was; `template_question` keeps the words it had."""
+        if row["type"] in (SPELLING, INTENT):
+            # The misspelt word and "the first" are what makes these rows: in other words they are other questions.
+            return row
         names = names_to_keep(row)
         values = {
             "question": row["question"],
