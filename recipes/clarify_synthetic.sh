@@ -6,8 +6,10 @@
 # Paper       Ahn-Jeongmin/DL_Final_Project_ABL at small size; recipes/clarify_sft.sh and recipes/clarify_grpo.sh have its hyper-parameters
 # Hardware    two CPU cores; no GPU, no hub
 # Memory      4 GB
-# Time        TIME
-# Result      RESULT
+# Time        27 min 25 s on two CPU cores at load 5 to 8
+# Result      SFT on 784 held-out rows: J 0.316 [0.246, 0.386]. GRPO against SFT, sampled replies: reward +0.087 [+0.054, +0.120], J +0.117
+#             [+0.044, +0.189], over-asking 50 -> 30 %; utility does not rise (docs/clarify.md). The recipe ends with its claims and
+#             fails when one does not hold
 # Command     bash recipes/clarify_synthetic.sh      results in runs/clarify_synthetic/ (summary.json, scores.json, plots/, failures.html)
 #             SIZE=smoke: two steps of everything, which teach nothing
 #             OUT: another folder for the results
@@ -72,7 +74,8 @@ done
 
 step "7/7  scores"
 run python tools/clarify_eval.py --predictions "$out/base.jsonl" "$out/sft.jsonl" "$out/grpo.jsonl" --data "$rows/test.jsonl" \
-  --after none "$out/sft_after.jsonl" "$out/grpo_after.jsonl" --image_root "$world" --json "$out/scores.json" --plots "$out/plots" --gallery "$out/failures.html"
+  --after none "$out/sft_after.jsonl" "$out/grpo_after.jsonl" --training "$out/grpo" --image_root "$world" \
+  --json "$out/scores.json" --plots "$out/plots" --gallery "$out/failures.html"
 run python tools/clarify_eval.py --predictions "$out/sampled/sft.jsonl" "$out/sampled/grpo.jsonl" --data "$rows/test.jsonl" \
   --after "$out/sampled/sft_after.jsonl" "$out/sampled/grpo_after.jsonl" --json "$out/sampled_scores.json"
 run python tools/clarify_summary.py --run "$out" --seconds $((SECONDS - started))

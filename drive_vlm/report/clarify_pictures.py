@@ -12,7 +12,7 @@ from drive_vlm.report.clarify import CELLS, FEW, choice_entries, systems
 from drive_vlm.report.figures import COLOURS, bare, errors_of, new_figure, save
 
 # Thirteen kinds need as many colours: Tol's bright scheme, its muted one, and grey for what is right.
-KIND_COLOURS = (*COLOURS, "#332288", "#88ccee", "#44aa99", "#999933", "#882255", "#117733", "#dddddd")
+KIND_COLOURS = (*COLOURS, "#332288", "#88ccee", "#44aa99", "#999933", "#882255", "#661100", "#dddddd")
 GREY = "#bbbbbb"
 MARKERS = {ALWAYS: "^", NEVER: "v", BLIND: "x"}
 # Panels of a run on the reward "clarify": title -> metric of its log -> (words, the alarm that watches it).
