@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -21,11 +22,7 @@ RENAMINGS = (
     (r"^vpm\.", "model.vision_tower."),
     (r"^resampler\.", "model.resampler."),
 )
-_VISION = ("pixel_values", "tgt_sizes", "vision_features")
-
-
-def renamings() -> list[WeightRenaming]:
-    return [WeightRenaming(source, target) for source, target in RENAMINGS]
+_VISION = ("pixel_values", "tgt_sizes")
 
 
 class MiniCPMVPreTrainedModel(PreTrainedModel):
@@ -68,34 +65,21 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.embed_tokens = value
 
-    def tower_features(self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor | None = None) -> torch.Tensor:
-        """float[P, L, Dv] of `pixel_values float[P, 3, p, p * L]`. A frozen tower keeps nothing for a backward pass: gradient
-        checkpointing turns on gradients of its embeddings."""
-        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return self.vision_tower(pixel_values=pixel_values, tgt_sizes=tgt_sizes).last_hidden_state
-
     @can_return_tuple
     def get_image_features(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        tgt_sizes: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
-        **kwargs: Any,
+        self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """`last_hidden_state float[P, L, Dv]` of the tower and `pooler_output float[P, Q, D]` of the resampler.
+        """`last_hidden_state float[P, L, Dv]` of the tower and `pooler_output float[P, Q, D]` of the resampler, for
+        `pixel_values float[P, 3, p, p * L]`; `tgt_sizes int64[P, 2]` are rows and columns of each slice's patches.
 
-        `tgt_sizes int64[P, 2]` are rows and columns of each slice's patches (default: all are one row).
-        Raises ValueError without exactly one of pixel_values and vision_features.
+        A frozen tower keeps nothing for a backward pass: gradient checkpointing turns on gradients of its embeddings.
         """
-        if (pixel_values is None) == (vision_features is None):
-            raise ValueError("Give exactly one of pixel_values and vision_features.")
-        features = vision_features if pixel_values is None else self.tower_features(pixel_values, tgt_sizes)
-        assert features is not None
-        features = features.to(self.resampler.query.dtype)
-        longest = features.shape[1]
-        sizes = [(1, longest)] * len(features) if tgt_sizes is None else tgt_sizes.tolist()
-        tokens = self.resampler(features, places_of(sizes, longest, features.device))
+        # The host waits for the device here and where the image tokens are counted, once a batch each.
+        places = places_of(tgt_sizes.tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device)
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            features = self.vision_tower(pixel_values=pixel_values, places=places).last_hidden_state
+        tokens = self.resampler(features, places)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=tokens)
 
     @can_return_tuple
@@ -104,7 +88,6 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tgt_sizes: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
@@ -115,8 +98,7 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
 
         Args:
             input_ids: int64[B, T] with `query_num` image tokens for each slice.
-            pixel_values: float[P, 3, p, p * L], the slices of all rows in reading order, padded to the longest; or
-            vision_features: float[P, L, Dv], what `tower_features` gives for them; no tower runs then.
+            pixel_values: float[P, 3, p, p * L], the slices of all rows in reading order, padded to the longest.
             tgt_sizes: int64[P, 2], rows and columns of each slice's patches.
             attention_mask: int64[B, T], 0 for padding.
             position_ids: int64[B, T]; packed rows restart at 0.
@@ -127,10 +109,10 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None or vision_features is not None:
-            if input_ids is None:
-                raise ValueError("Pictures need input_ids: their places are read from the image tokens.")
-            tokens = self.get_image_features(pixel_values, tgt_sizes, vision_features, return_dict=True).pooler_output
+        if pixel_values is not None:
+            if input_ids is None or tgt_sizes is None:
+                raise ValueError("Pictures need input_ids, which say where they stand, and tgt_sizes.")
+            tokens = self.get_image_features(pixel_values, tgt_sizes, return_dict=True).pooler_output
             inputs_embeds = self._lay_in(inputs_embeds, input_ids, tokens)
         return self.language_model(
             attention_mask=attention_mask,
@@ -175,7 +157,6 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tgt_sizes: torch.Tensor | None = None,
-        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
@@ -189,7 +170,6 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
             input_ids=input_ids,
             pixel_values=pixel_values,
             tgt_sizes=tgt_sizes,
-            vision_features=vision_features,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -234,3 +214,8 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
                 slices[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
         input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | slices
+
+
+register_checkpoint_conversion_mapping(
+    MiniCPMVForConditionalGeneration.__name__, [WeightRenaming(*names) for names in RENAMINGS], overwrite=True
+)

@@ -36,7 +36,8 @@ class CrossAttention(nn.Module):
         """queries float[Q, D], keys and values float[P, L, D], valid bool[P, L] or None -> float[P, Q, D]."""
         made = zip((queries[None], keys, values), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
         q, k, v = (
-            F.linear(tensor, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2) for tensor, weight, bias in made
+            F.linear(tensor, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for tensor, weight, bias in made
         )
         mask = None if valid is None else valid[:, None, None]
         found = F.scaled_dot_product_attention(q.expand(len(keys), -1, -1, -1), k, v, attn_mask=mask)

@@ -20,10 +20,17 @@ class MiniCPMVTiling(Tiling[Grid]):
     """
 
     def __init__(
-        self, version: Version, side: int, patch: int, queries: int, most: int, image_token_id: int | None = None
+        self,
+        version: Version,
+        side: int,
+        patch: int,
+        queries: int,
+        most: int,
+        special_ids: Mapping[str, Any] | None = None,
     ) -> None:
+        """`most`: slices next to the whole; `special_ids`: numbers of tokens, as the processor has them."""
         self.version, self.side, self.patch, self.queries = version, side, patch, queries
-        self.most, self.image_token_id = most, image_token_id
+        self.most, self.special_ids = most, special_ids
         self.max_tiles: int | None = None
         self.tile = (side, side)
 
@@ -31,8 +38,10 @@ class MiniCPMVTiling(Tiling[Grid]):
     def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "MiniCPMVTiling":
         pixels = numbers["image_processor"]
         version = VERSIONS[str(pixels["version"])]
-        sizes = (int(pixels[name]) for name in ("scale_resolution", "patch_size", "image_feature_size", "max_slice_nums"))
-        tiling = cls(version, *sizes, image_token_id=numbers.get("image_token_id"))
+        sizes = (
+            int(pixels[name]) for name in ("scale_resolution", "patch_size", "image_feature_size", "max_slice_nums")
+        )
+        tiling = cls(version, *sizes, special_ids=numbers.get("special_ids"))
         tiling.max_tiles = max_tiles
         return tiling
 
@@ -49,13 +58,19 @@ class MiniCPMVTiling(Tiling[Grid]):
         return WHOLE
 
     def largest(self) -> Grid:
-        return self.layout(3 * self.side, 3 * self.side) if self.slices(1, None) > 1 else WHOLE
+        """Of equals the one nearest to a square."""
+        most = self.slices(1, None)
+        rows = max(rows for rows in range(1, math.isqrt(max(most, 1)) + 1) if most % rows == 0)
+        return (most + 1, rows, most // rows) if most > 1 else WHOLE
 
     def tokens(self, layout: Grid) -> int:
-        """Each slice stands between two tags. 2.5 has two more around all slices of a picture, 2.6 a number before it."""
+        """Each slice stands between two tags. 2.5 has two more around all slices of a picture.
+
+        The number before a picture in 2.6 is the chat template's, as words are.
+        """
         tiles, rows, _ = layout
         newlines = max(0, rows - 1)
-        around = 2 * (rows > 0) if self.version.name == "2.5" else 3
+        around = 2 if rows and self.version.name == "2.5" else 0
         return tiles * (self.queries + 2) + newlines + around
 
 
@@ -92,6 +107,9 @@ def sizes_of(width: int, height: int, side: int, patch: int, grid: tuple[int, in
     columns, rows = grid
     if not rows:
         return (scaled(width, height, side, patch, up=True),)
-    refined_width, refined_height = max(round(width / columns) * columns, columns), max(round(height / rows) * rows, rows)
+    refined_width, refined_height = (
+        max(round(width / columns) * columns, columns),
+        max(round(height / rows) * rows, rows),
+    )
     cell = scaled(refined_width / columns, refined_height / rows, side, patch, up=True)
     return scaled(width, height, side, patch, up=False), cell

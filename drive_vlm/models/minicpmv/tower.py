@@ -27,9 +27,15 @@ def buckets(count: int, side: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the patches of P slices are, each slice padded to the longest: `valid bool[P, L]`, None where no slice is padded;
-    `rows`, `columns` int64[P, L] in its grid."""
+    """Where the patches of P slices are, each slice padded to the longest.
 
+    Attributes:
+        sizes: (rows, columns) of patches of each slice.
+        valid: bool[P, L], False for padding; None where no slice is padded.
+        rows, columns: int64[P, L], each patch's place in its grid.
+    """
+
+    sizes: Sequence[Sequence[int]]
     valid: torch.Tensor | None
     rows: torch.Tensor
     columns: torch.Tensor
@@ -42,7 +48,7 @@ def places_of(sizes: Sequence[Sequence[int]], longest: int, device: torch.device
     valid = index < counts
     rows, columns = np.where(valid, index // widths, 0), np.where(valid, index % widths, 0)
     on_device = [torch.from_numpy(array).to(device) for array in (valid, rows, columns)]
-    return Places(None if valid.all() else on_device[0], *on_device[1:])
+    return Places(sizes, None if valid.all() else on_device[0], *on_device[1:])
 
 
 def position_ids(sizes: Sequence[Sequence[int]], longest: int, side: int, two_axes: bool) -> torch.Tensor:
@@ -71,18 +77,15 @@ class MiniCPMVTower(Idefics2VisionTransformer):
         super().__init__(config)
         self.two_axes = two_axes
 
-    def forward(self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor | None = None, **_: Any) -> BaseModelOutput:
-        """`pixel_values float[P, 3, p, p * L]` (patches of p pixels next to each other, row after row), `tgt_sizes int64[P, 2]`
-        rows and columns of patches -> last_hidden_state float[P, L, Dv]. Places beyond a slice's patches mean nothing."""
+    def forward(self, pixel_values: torch.Tensor, places: Places, **_: Any) -> BaseModelOutput:
+        """`pixel_values float[P, 3, p, p * L]` (patches of p pixels next to each other, row after row) -> last_hidden_state
+        float[P, L, Dv]. What stands behind a slice's patches means nothing."""
         patch = self.embeddings.patch_embedding
         embeds = patch(pixel_values.to(patch.weight.dtype)).flatten(2).transpose(1, 2)
-        longest = embeds.shape[1]
-        sizes = [(1, longest)] * len(embeds) if tgt_sizes is None else tgt_sizes.tolist()
-        ids = position_ids(sizes, longest, self.embeddings.num_patches_per_side, self.two_axes)
+        ids = position_ids(places.sizes, embeds.shape[1], self.embeddings.num_patches_per_side, self.two_axes)
         embeds = embeds + self.embeddings.position_embedding(ids.to(embeds.device))
-        valid = places_of(sizes, longest, embeds.device).valid
         mask: Any = None
-        if valid is not None:
-            mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=valid)
+        if places.valid is not None:
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=places.valid)
         hidden = self.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         return BaseModelOutput(last_hidden_state=self.post_layernorm(hidden))

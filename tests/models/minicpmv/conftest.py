@@ -1,5 +1,6 @@
 """The golden data of MiniCPM-Llama3-V-2_5 and its tiny model."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,27 @@ def golden_model(golden: Path) -> Any:
     register()
     model = AutoModelForImageTextToText.from_pretrained(golden, dtype=torch.float32, image_token_id=3)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_2_6(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from drive_vlm.models.tiny.minicpmv import build_tiny_minicpmv
+
+    return build_tiny_minicpmv(tmp_path_factory.mktemp("tiny") / "minicpmv_2_6", ["the car stops"] * 3, version="2.6")
+
+
+@pytest.fixture(scope="session")
+def published_names() -> Callable[[Any], dict[str, str]]:
+    """{name on disk: name in the module} of a model's parameters."""
+    from drive_vlm.models.minicpmv.modeling import RENAMINGS
+
+    back = [("^" + re.escape(ours), source.strip("^").replace("\\", "")) for source, ours in RENAMINGS]
+
+    def names_of(model: Any) -> dict[str, str]:
+        names = {}
+        for name, _ in model.named_parameters():
+            pattern, theirs = next(pair for pair in back if re.match(pair[0], name))
+            names[re.sub(pattern, theirs, name)] = name
+        return names
+
+    return names_of

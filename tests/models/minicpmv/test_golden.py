@@ -57,7 +57,9 @@ def test_tower_and_resampler(golden_model: Any, inputs: dict[str, Any], outputs:
             close(found.pooler_output[place], outputs["alone.resampler_output"][i])
 
 
-def test_logits_loss_and_gradients(golden_model: Any, golden: Path, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+def test_logits_loss_and_gradients(
+    golden_model: Any, golden: Path, inputs: dict[str, Any], outputs: dict[str, Any], published_names: Callable
+) -> None:
     """Logits of every token that is not padding, the loss, and the norm of every gradient under its published name."""
     names = ("input_ids", "position_ids", "attention_mask", "labels")
     batch = {name: inputs[name].long() for name in names} | padded(inputs)
@@ -98,7 +100,9 @@ def test_saved_under_the_published_names(golden_model: Any, golden: Path, tmp_pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     stored, published = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, golden))
     odd = {"torch_dtype", "transformers_version"}
-    assert {name: stored.get(name) for name in published if name not in odd and stored.get(name) != published[name]} == {
+    assert {
+        name: stored.get(name) for name in published if name not in odd and stored.get(name) != published[name]
+    } == {
         # It is told apart by more numbers here, none of which are other ones.
         "vision_config": stored["vision_config"],
         "architectures": ["MiniCPMVForConditionalGeneration"],
@@ -106,17 +110,3 @@ def test_saved_under_the_published_names(golden_model: Any, golden: Path, tmp_pa
     assert published["vision_config"].items() <= stored["vision_config"].items()
     again = type(golden_model).from_pretrained(tmp_path)
     assert again.config.text_config.to_dict() == golden_model.config.text_config.to_dict()
-
-
-def published_names(model: Any) -> dict[str, str]:
-    """{name on disk: name of the module}."""
-    import re
-
-    from drive_vlm.models.minicpmv.modeling import RENAMINGS
-
-    back = [("^" + re.escape(ours), source.strip("^").replace("\\", "")) for source, ours in RENAMINGS]
-    names = {}
-    for name, _ in model.named_parameters():
-        pattern, theirs = next(pair for pair in back if re.match(pair[0], name))
-        names[re.sub(pattern, theirs, name)] = name
-    return names
