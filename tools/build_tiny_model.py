@@ -26,6 +26,8 @@ _MEANING = {
     "max_tiles": "tiles a row may use for its pictures",
     "splits": "tiles along a picture's longer edge, at most",
     "pool_size": "side of a pooling window in patches",
+    "num_queries": "tokens of a frame or slice that a resampler makes",
+    "version": "of MiniCPM-V: 2.5 or 2.6",
     "max_frames": "frames of a row, at most",
     "text_width": "width of the language model; 0: hidden_size",
     "heads": "attention heads of the vision tower; 0: one for each 32 of its width",
@@ -81,7 +83,8 @@ def run(args: Any) -> dict[str, Any]:
 
 
 def show(config: dict[str, Any], args: Any) -> None:
-    words = config["text_config"]["vocab_size"]
+    # MiniCPM-V has the numbers of its language model at the top.
+    words = config.get("text_config", config)["vocab_size"]
     print(f"{args.out}: {config['architectures'][0]}, vocabulary {words}, random weights (seed {args.seed or 0})")
 
 

@@ -35,6 +35,7 @@ MODELS = {
     "qwen2": "drive_vlm.models.language:FAMILY",
     "qwen3": "drive_vlm.models.language:FAMILY",
     "llava_next": "drive_vlm.models.llava_next:FAMILY",
+    "minicpmv": "drive_vlm.models.minicpmv.family:FAMILY",
     "idefics3": "drive_vlm.models.smolvlm:FAMILY",
     "smolvlm": "drive_vlm.models.smolvlm:FAMILY",
     "siglip_qwen": "drive_vlm.models.siglip_qwen.family:FAMILY",

@@ -33,6 +33,7 @@ class FamilySpec:
         tiling, adapter: the family's two classes of vision.py; None for a plain language model.
         own_head: whether the language model's head is untied where the checkpoint stores an lm_head of its own.
         register: makes the family's own classes known to transformers; called before a config is read.
+        refuse: (config.json): raises ValueError for another model of the same model_type, before anything of it is read.
         configure: (config, its config.json, tiling or None): what from_pretrained would get wrong.
         settle: what a model needs once it exists, e.g. to freeze weights that no gradient reaches.
         tiny: "module:function" that builds the family's tiny random twin (models/tiny); None without one.
@@ -46,6 +47,7 @@ class FamilySpec:
     adapter: type[VisionAdapter] | None = None
     own_head: bool = True
     register: Callable[[], None] = nothing
+    refuse: Callable[[Mapping[str, Any]], object] = nothing
     configure: Callable[["PreTrainedConfig", Mapping[str, Any], Tiling | None], None] = nothing
     settle: Callable[["PreTrainedModel"], None] = nothing
     tiny: str | None = None

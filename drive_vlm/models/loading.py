@@ -99,9 +99,10 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
 def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.dtype | str") -> Family:
     """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
     stored = stored_config(path)
+    spec.refuse(stored)
     if spec.adapter:
-        # The published Qwen2.5-VL have their text's numbers at the top.
-        flat = spec.name == "qwen2_5_vl" and "hidden_size" in stored and "text_config" not in stored
+        # The published Qwen2.5-VL and MiniCPM-V have their text's numbers at the top.
+        flat = spec.name in ("qwen2_5_vl", "minicpmv") and "hidden_size" in stored and "text_config" not in stored
         for name in ("vision_config",) if flat else ("text_config", "vision_config"):
             # transformers would take a part that is missing for the default one, of billions of weights.
             if not part(stored, name, dict, Path(path) / "config.json", _COPY):
@@ -118,12 +119,20 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
         _untie(hf_config, own_head)
     outside = [path for name, paths in spec.parts.items() if name != "language_model" for path in paths]
     with usable(path, "config.json"):
-        model = _auto_class(spec).from_pretrained(
+        loaded: Any = _auto_class(spec).from_pretrained(
             path,
             config=hf_config,
             dtype=dtype,
             attn_implementation=ATTENTION[config.attn_implementation],
+            output_loading_info=True,
             **quantization_arguments(config, outside),
+        )
+    model, info = loaded
+    # A tied head is no tensor of its own.
+    if missing := sorted(info["missing_keys"] - model.all_tied_weights_keys.keys()):
+        # transformers would begin with random numbers in their place.
+        raise ValueError(
+            f"{path}: the checkpoint lacks {len(missing)} tensors of the model, such as {missing[0]}. {_COPY}"
         )
     spec.settle(model)
     tower_tokens, tokens = spec.tile_tokens(hf_config.to_dict())
@@ -177,6 +186,7 @@ def build_on_meta(spec: FamilySpec, stored: Mapping[str, Any], config: ModelConf
     """The real classes for the config.json `stored`, on torch's meta device: names and shapes without a byte of weights."""
     import torch
 
+    spec.refuse(stored)
     hf_config = _config(spec, dict(stored), None)
     _untie(hf_config, own_head)
     with torch.device("meta"):

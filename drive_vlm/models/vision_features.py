@@ -51,6 +51,12 @@ def _tower_path(family: Family) -> str:
         raise ValueError(
             f"{family.name}: a feature cache needs a model with one vision tower, this one has {len(paths)}."
         )
+    adapter = family.spec.adapter
+    if adapter is not None and adapter.keys != ("pixel_values",):
+        raise ValueError(
+            f"{family.name}: a feature cache needs pictures of one shape, these come with {', '.join(adapter.keys[1:])}. Leave "
+            "--feature_cache out."
+        )
     return paths[0]
 
 

@@ -115,6 +115,8 @@ PLANNED = [
     ("llava_next_8b_sft", ()),
     ("llava_next_8b_sft", ("--freeze", "vision_tower")),
     ("llava_next_8b_sft", ("--lora_rank", "64")),
+    ("minicpm_v_8b_sft", ()),
+    ("minicpm_v_8b_sft", ("--lora_rank", "64")),
     ("drive_vlm_stage1", STAGE3[:2]),
     ("drive_vlm_stage2", STAGE3[:2]),
     ("drive_vlm_stage3", STAGE3),
@@ -126,6 +128,7 @@ PLANNED = [
     ("clarify_grpo", ("--model", "qwen3_vl_2b", "--lora_rank", "8")),
     ("clarify_4090", ()),
     ("spin_llava_next_8b", ("DATA=rows.jsonl",)),
+    ("spin_minicpm_v_8b", ("DATA=rows.jsonl",)),
     ("spin_rounds", ("MODEL=internvl3_1b", "DATA=rows.jsonl")),
 ]
 # Demonstrations make their models on the way; `generate` is not planned.

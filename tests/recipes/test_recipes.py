@@ -16,6 +16,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.sh"))
 ROUNDS = {
     "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
+    "spin_minicpm_v_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LAYOUT": "zero3"},
 }
 DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "clarify_synthetic")
 # Two processes, or one, on one machine, always.
@@ -98,9 +99,11 @@ PLANNED = {
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
     "internvl3_1b_sft": [],
     "llava_next_8b_sft": [],
+    "minicpm_v_8b_sft": [],
     "qwen2_5_vl_sft": [],
     "qwen3_vl_sft": [],
     "spin_llava_next_8b": ["DATA=rows.jsonl"],
+    "spin_minicpm_v_8b": ["DATA=rows.jsonl"],
     "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],
 }
 

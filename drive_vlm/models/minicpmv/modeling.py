@@ -1,0 +1,221 @@
+"""The model in transformers' two levels: MiniCPMVModel gives hidden states, MiniCPMVForConditionalGeneration logits."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from drive_vlm.models.minicpmv.configuration import MiniCPMVConfig
+from drive_vlm.models.minicpmv.resampler import CrossAttention, Resampler
+from drive_vlm.models.minicpmv.tower import MiniCPMVTower, places_of
+
+# Published names -> names of the modules here; transformers undoes it when it saves.
+RENAMINGS = (
+    (r"^llm\.lm_head", "lm_head"),
+    (r"^llm\.model\.", "model.language_model."),
+    (r"^vpm\.", "model.vision_tower."),
+    (r"^resampler\.", "model.resampler."),
+)
+_VISION = ("pixel_values", "tgt_sizes")
+
+
+class MiniCPMVPreTrainedModel(PreTrainedModel):
+    config_class = MiniCPMVConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Idefics2EncoderLayer", "LlamaDecoderLayer", "Qwen2DecoderLayer"]  # noqa: RUF012 - typed by the base class
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - typed by the base class
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, Resampler):
+            init.normal_(module.query, std=std)
+            init.normal_(module.proj, std=std)
+        elif isinstance(module, CrossAttention):
+            init.normal_(module.in_proj_weight, std=std)
+            init.zeros_(module.in_proj_bias)
+
+
+class MiniCPMVModel(MiniCPMVPreTrainedModel):
+    """Tower, resampler and the body of the language model."""
+
+    def __init__(self, config: MiniCPMVConfig) -> None:
+        super().__init__(config)
+        vision, width = config.vision_config, config.text_config.hidden_size
+        self.vision_tower = MiniCPMVTower(vision, two_axes=config.version == "2.6")
+        self.resampler = Resampler(config.query_num, vision.hidden_size, width)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """`last_hidden_state float[P, L, Dv]` of the tower and `pooler_output float[P, Q, D]` of the resampler, for
+        `pixel_values float[P, 3, p, p * L]`; `tgt_sizes int64[P, 2]` are rows and columns of each slice's patches.
+
+        A frozen tower keeps nothing for a backward pass: gradient checkpointing turns on gradients of its embeddings.
+        """
+        # The host waits for the device here and where the image tokens are counted, once a batch each.
+        places = places_of(tgt_sizes.tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device)
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            features = self.vision_tower(pixel_values=pixel_values, places=places).last_hidden_state
+        tokens = self.resampler(features, places)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=tokens)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        tgt_sizes: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`last_hidden_state float[B, T, D]` of the language model.
+
+        Args:
+            input_ids: int64[B, T] with `query_num` image tokens for each slice.
+            pixel_values: float[P, 3, p, p * L], the slices of all rows in reading order, padded to the longest.
+            tgt_sizes: int64[P, 2], rows and columns of each slice's patches.
+            attention_mask: int64[B, T], 0 for padding.
+            position_ids: int64[B, T]; packed rows restart at 0.
+
+        Raises ValueError for slices without input_ids, and for counts that differ.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            if input_ids is None or tgt_sizes is None:
+                raise ValueError("Pictures need input_ids, which say where they stand, and tgt_sizes.")
+            tokens = self.get_image_features(pixel_values, tgt_sizes, return_dict=True).pooler_output
+            inputs_embeds = self._lay_in(inputs_embeds, input_ids, tokens)
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+    def _lay_in(self, embeds: torch.Tensor, input_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`embeds float[B, T, D]` with `tokens float[P, Q, D]` in the places of the image tokens."""
+        image, queries = self.config.image_token_id, self.config.query_num
+        if image is None:
+            raise ValueError("config.image_token_id is not set: its number is in the tokenizer (<unk>). Set it first.")
+        places = input_ids == image
+        written, made = int(places.sum()), tokens.shape[0] * tokens.shape[1]
+        if written != made:
+            raise ValueError(
+                f"input_ids hold {written} image tokens, but {len(tokens)} slices are given, which need {made} ({queries} each). Was "
+                "a row cut off, or written by the processor of another model?"
+            )
+        return embeds.masked_scatter(places[..., None].expand_as(embeds), tokens.to(embeds))
+
+
+class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin):
+    """MiniCPMVModel with a language modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012 - typed by the base class
+
+    def __init__(self, config: MiniCPMVConfig) -> None:
+        super().__init__(config)
+        self.model = MiniCPMVModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        tgt_sizes: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """`logits float[B, T, V]` (of the last `logits_to_keep` positions), and `loss` when `labels int64[B, T]` are given."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            tgt_sizes=tgt_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it, with slices for the prompt only: it knows pixel_values by name, not the others."""
+        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            for name in _VISION:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat rows with all their slices: transformers would repeat each slice, and mix the slices of a row's copies."""
+        if expand_size == 1:
+            return input_ids, kwargs
+        expand = GenerationMixin._expand_inputs_for_generation
+        slices = {key: kwargs.pop(key) for key in _VISION if kwargs.get(key) is not None}
+        if slices:
+            counts = ((input_ids == self.config.image_token_id).sum(1) // self.config.query_num).tolist()
+            for key, value in slices.items():
+                slices[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
+        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | slices
+
+
+register_checkpoint_conversion_mapping(
+    MiniCPMVForConditionalGeneration.__name__, [WeightRenaming(*names) for names in RENAMINGS], overwrite=True
+)
