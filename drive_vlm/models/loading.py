@@ -26,6 +26,8 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
+# Published configs that name no model_type, by the class that they name.
+_UNNAMED = {"CogVLMForCausalLM": "cogvlm2"}
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
 
@@ -37,7 +39,7 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
         for other in _SMALL_FILES:
             if (Path(path) / other).is_file():
                 read_object(Path(path) / other, _COPY)
-        return part(read_object(config, _COPY), "model_type", str, config, _COPY)
+        return part(with_model_type(read_object(config, _COPY)), "model_type", str, config, _COPY)
     if Path(path).is_dir():
         raise ValueError(
             f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
@@ -45,6 +47,8 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
     from transformers import AutoConfig
 
     try:
+        if kind := stored_config(path).get("model_type"):
+            return kind
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     except OSError as error:
         raise ValueError(
@@ -85,7 +89,7 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
             tokenizer.pad_token = tokenizer.eos_token
         return ProcessorParts(tokenizer, tokenizer, tokenizer.chat_template, None)
     with usable(path, "tokenizer.json, tokenizer_config.json or processor_config.json"):
-        processor = AutoProcessor.from_pretrained(path)
+        processor: Any = (spec.processor or AutoProcessor.from_pretrained)(path)
         tiling = spec.tiling.read(processor.to_dict(), config.max_tiles)
         if config.min_pixels or config.max_pixels:
             tiling.limit_pixels(config.min_pixels, config.max_pixels)
@@ -100,8 +104,9 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
     """Processor and model with its weights. The head stays untied where the checkpoint has a head of its own."""
     stored = stored_config(path)
     if spec.adapter:
-        # The published Qwen2.5-VL have their text's numbers at the top.
-        flat = spec.name == "qwen2_5_vl" and "hidden_size" in stored and "text_config" not in stored
+        # The published Qwen2.5-VL and CogVLM2 have their text's numbers at the top.
+        own = spec.name in ("qwen2_5_vl", "cogvlm2")
+        flat = own and "hidden_size" in stored and "text_config" not in stored
         for name in ("vision_config",) if flat else ("text_config", "vision_config"):
             # transformers would take a part that is missing for the default one, of billions of weights.
             if not part(stored, name, dict, Path(path) / "config.json", _COPY):
@@ -118,13 +123,17 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
         _untie(hf_config, own_head)
     outside = [path for name, paths in spec.parts.items() if name != "language_model" for path in paths]
     with usable(path, "config.json"):
-        model = _auto_class(spec).from_pretrained(
+        model, info = _auto_class(spec).from_pretrained(
             path,
             config=hf_config,
             dtype=dtype,
             attn_implementation=ATTENTION[config.attn_implementation],
+            output_loading_info=True,
             **quantization_arguments(config, outside),
         )
+    if missing := sorted(info["missing_keys"]):
+        # transformers would draw them at random, with a warning among others.
+        raise ValueError(f"{path}: {len(missing)} tensors are missing, such as {missing[0]}. {_COPY}")
     spec.settle(model)
     tower_tokens, tokens = spec.tile_tokens(hf_config.to_dict())
     return Family(spec=spec, model=model, tokens_per_tile=tower_tokens, projector_tokens=tokens, **vars(parts))
@@ -197,7 +206,13 @@ def stored_config(path: str) -> dict[str, Any]:
     """The config.json of a directory or hub id."""
     from transformers import PreTrainedConfig
 
-    return PreTrainedConfig.get_config_dict(path)[0]
+    return with_model_type(PreTrainedConfig.get_config_dict(path)[0])
+
+
+def with_model_type(stored: dict[str, Any]) -> dict[str, Any]:
+    """`stored` with the model_type that its class says, where it names none."""
+    found = next((_UNNAMED[name] for name in stored.get("architectures") or () if name in _UNNAMED), None)
+    return stored if "model_type" in stored or found is None else {**stored, "model_type": found}
 
 
 def _config(spec: FamilySpec, stored: dict[str, Any], tiling: Tiling | None) -> "PreTrainedConfig":

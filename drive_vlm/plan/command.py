@@ -51,7 +51,7 @@ SYSTEMS = {
     "SigLIP2+Qwen3-4B, LoRA r32, NF4": "--model siglip2_qwen3_4b --freeze vision_tower --lora_rank 32 --num_frames 16 --max_length 2048 --quantize nf4",
     "LLaVA-Next-8B, all weights": "--model llava_next_8b --max_length 4096",
     "MiniCPM-V-8B, all weights (estimate)": "--model minicpm_v_8b --max_length 2048",
-    "CogVLM2-19B, LoRA r8 (estimate)": "--model cogvlm2_19b --freeze vision_tower projector --lora_rank 8 --max_length 4096 "
+    "CogVLM2-19B, LoRA r8": "--model cogvlm2_19b --freeze vision_tower projector --lora_rank 8 --max_length 4096 "
     "--lora_targets .*vision_expert_query_key_value",
     "SmolVLM, all weights": "--model smolvlm --max_length 2048",
 }

@@ -14,6 +14,7 @@ from typing import Any
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import family_spec
 from drive_vlm.models.flops import TrainFlops
+from drive_vlm.models.loading import with_model_type
 from drive_vlm.models.lora import base_of
 from drive_vlm.models.vision import tiles_in
 from drive_vlm.plan.model_sizes import (
@@ -42,7 +43,7 @@ def load_sizes(model: ModelConfig) -> ModelSizes:
         return load_sizes(dataclasses.replace(model, model=base_of(path)))
     if (path / "config.json").is_file():
         content: dict[str, Any] = {
-            "config": _json(path / "config.json"),
+            "config": with_model_type(_json(path / "config.json")),
             "processor": _processor_numbers(path),
             "note": "counted by its class",
         }

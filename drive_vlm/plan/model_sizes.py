@@ -65,7 +65,7 @@ class VisionSizes(LayerSizes):
     Attributes:
         scaled: each layer's output is multiplied by a learned scale, which keeps two more widths for the backward pass.
         projector: "patches" takes every patch; "mlp" and "pooled" are siglip_qwen's two layers, without and with pooling;
-            "resampler" is cross attention from learned queries. UNKNOWN, of a family outside the package, is counted as
+            "resampler" is cross attention from learned queries; "glu" is CogVLM2's, as wide within as the language model's MLP. UNKNOWN, of a family outside the package, is counted as
             "patches", and the plan says so.
         projector_layers: layers of a resampler.
     """

@@ -21,6 +21,8 @@ TOTALS = {
     "internvl3_1b": 938_193_024,
     "llava_next_8b": 8_355_276_800,
     "smolvlm": 2_246_272_880,
+    # Half the bytes of the published index, without the frequencies of 32 layers
+    "cogvlm2_19b": 19_503_105_280,
     # Parameters that the hub shows for the published weights
     "qwen2_5_vl_3b": 3_754_622_976,
     "qwen2_5_vl_7b": 8_292_166_656,
@@ -113,10 +115,7 @@ def test_frames_of_a_video_model_are_those_of_the_run() -> None:
 
 
 def test_estimates_of_models_without_a_native_port_say_so() -> None:
-    for name in ("minicpm_v_8b", "cogvlm2_19b"):
-        assert sizes_of(name).estimate
-    cogvlm = sizes_of("cogvlm2_19b")
-    assert round((total(cogvlm) - total(cogvlm, "projector")) / 1e9, 2) == 19.31
+    assert sizes_of("minicpm_v_8b").estimate
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("[!_]*.sh"))
 ROUNDS = {
     "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
+    "spin_cogvlm2_19b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower projector"},
 }
 DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic")
 # Two processes, or one, on one machine, always.
@@ -93,6 +94,7 @@ PLANNED = {
     "bddoia_a2c": ["--model", "smolvlm", "--lora_rank", "16"],
     "clarify_grpo": ["--model", "qwen3_vl_2b", "--lora_rank", "8"],
     "clarify_sft": ["--model", "qwen3_vl_2b"],
+    "cogvlm2_19b_sft": [],
     "drive_vlm_stage1": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage2": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
@@ -100,6 +102,7 @@ PLANNED = {
     "llava_next_8b_sft": [],
     "qwen2_5_vl_sft": [],
     "qwen3_vl_sft": [],
+    "spin_cogvlm2_19b": ["DATA=rows.jsonl"],
     "spin_llava_next_8b": ["DATA=rows.jsonl"],
     "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],
 }
