@@ -83,7 +83,7 @@ def run(args: Any) -> dict[str, Any]:
 
 
 def show(config: dict[str, Any], args: Any) -> None:
-    # MiniCPM-V has the numbers of its language model at the top.
+    # Some families write their text's numbers at the top.
     words = config.get("text_config", config)["vocab_size"]
     print(f"{args.out}: {config['architectures'][0]}, vocabulary {words}, random weights (seed {args.seed or 0})")
 

@@ -112,6 +112,8 @@ class Encoder:
 
     def _rendered(self, sample: Sample, layouts: Sequence[Layout], prompt: bool) -> Rendered:
         turns = turns_of(sample, prompt)
+        if self.vision is not None and self.vision.last_answer_only:
+            turns = (*(dataclasses.replace(turn, learned=False) for turn in turns[:-1]), *turns[-1:])
         # A row whose own answer thinks is asked with the header that lets the model think.
         thinking = prompt and has_thought(sample.reference)
         if not sample.video or self.vision is None:

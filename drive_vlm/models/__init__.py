@@ -39,6 +39,7 @@ MODELS = {
     "idefics3": "drive_vlm.models.smolvlm:FAMILY",
     "smolvlm": "drive_vlm.models.smolvlm:FAMILY",
     "siglip_qwen": "drive_vlm.models.siglip_qwen.family:FAMILY",
+    "cogvlm2": "drive_vlm.models.cogvlm2.family:FAMILY",
     "qwen2_5_vl": "drive_vlm.models.qwen_vl.family:QWEN2_5",
     "qwen3_vl": "drive_vlm.models.qwen_vl.family:QWEN3",
 }

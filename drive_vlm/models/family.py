@@ -36,6 +36,8 @@ class FamilySpec:
         refuse: (config.json): raises ValueError for another model of the same model_type, before anything of it is read.
         configure: (config, its config.json, tiling or None): what from_pretrained would get wrong.
         settle: what a model needs once it exists, e.g. to freeze weights that no gradient reaches.
+        processor: opens the processor of a path, where AutoProcessor cannot.
+        idle: regular expression of the language model's weights that a token does not pass (the other experts), for the FLOPs.
         tiny: "module:function" that builds the family's tiny random twin (models/tiny); None without one.
     """
 
@@ -50,6 +52,8 @@ class FamilySpec:
     refuse: Callable[[Mapping[str, Any]], object] = nothing
     configure: Callable[["PreTrainedConfig", Mapping[str, Any], Tiling | None], None] = nothing
     settle: Callable[["PreTrainedModel"], None] = nothing
+    processor: Callable[[str], "ProcessorMixin"] | None = None
+    idle: str | None = None
     tiny: str | None = None
 
 

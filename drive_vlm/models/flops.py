@@ -2,6 +2,7 @@
 on, 2 for the weight's own gradient. Attention scores are left out; recomputed activations are not counted."""
 
 import dataclasses
+import re
 from typing import Any
 
 from drive_vlm.models.family import FamilyModel
@@ -38,7 +39,7 @@ def train_flops(family: FamilyModel) -> TrainFlops:
 
 
 def _part_weights(base: Any, family: FamilyModel, part: str, skip: tuple[Any, ...] = ()) -> tuple[int, bool]:
-    """(weights of the part's matrices, whether any of its own weights trains)."""
+    """(weights of the part's matrices that a token passes, whether any of its own weights trains)."""
     left_out = {id(parameter) for module in skip for parameter in module.parameters()}
     total, trains = 0, False
     for prefix in family.parts.get(part, ()):
@@ -46,6 +47,8 @@ def _part_weights(base: Any, family: FamilyModel, part: str, skip: tuple[Any, ..
             # Next to the part that peft trains in full (modules_to_save) lies the original, which no token passes.
             if id(parameter) in left_out or "lora_" in name or "original_module." in name:
                 continue
-            total += parameter_size(parameter)
             trains |= parameter.requires_grad
+            # A token passes one of a layer's experts, whichever of them trains.
+            if family.spec.idle is None or not re.search(family.spec.idle, f"{prefix}.{name}"):
+                total += parameter_size(parameter)
     return total, trains

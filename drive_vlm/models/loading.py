@@ -26,6 +26,8 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "video_preprocessor_config.json",
 )
+# Published configs that name no model_type, by the class that they name.
+_UNNAMED = {"CogVLMForCausalLM": "cogvlm2"}
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
 
@@ -37,7 +39,7 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
         for other in _SMALL_FILES:
             if (Path(path) / other).is_file():
                 read_object(Path(path) / other, _COPY)
-        return part(read_object(config, _COPY), "model_type", str, config, _COPY)
+        return part(with_model_type(read_object(config, _COPY)), "model_type", str, config, _COPY)
     if Path(path).is_dir():
         raise ValueError(
             f"{path}: no config.json and no adapter_config.json. Give a directory written by save_pretrained, or a hub id."
@@ -45,6 +47,8 @@ def model_type(path: str, trust_remote_code: bool = False) -> str:
     from transformers import AutoConfig
 
     try:
+        if kind := stored_config(path).get("model_type"):
+            return kind
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
     except OSError as error:
         raise ValueError(
@@ -85,7 +89,7 @@ def read_processor(spec: FamilySpec, path: str, config: ModelConfig) -> Processo
             tokenizer.pad_token = tokenizer.eos_token
         return ProcessorParts(tokenizer, tokenizer, tokenizer.chat_template, None)
     with usable(path, "tokenizer.json, tokenizer_config.json or processor_config.json"):
-        processor = AutoProcessor.from_pretrained(path)
+        processor: Any = (spec.processor or AutoProcessor.from_pretrained)(path)
         tiling = spec.tiling.read(processor.to_dict(), config.max_tiles)
         if config.min_pixels or config.max_pixels:
             tiling.limit_pixels(config.min_pixels, config.max_pixels)
@@ -101,8 +105,12 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
     stored = stored_config(path)
     spec.refuse(stored)
     if spec.adapter:
-        # The published Qwen2.5-VL and MiniCPM-V have their text's numbers at the top.
-        flat = spec.name in ("qwen2_5_vl", "minicpmv") and "hidden_size" in stored and "text_config" not in stored
+        # The published Qwen2.5-VL, MiniCPM-V and CogVLM2 have their text's numbers at the top.
+        flat = (
+            spec.name in ("qwen2_5_vl", "minicpmv", "cogvlm2")
+            and "hidden_size" in stored
+            and "text_config" not in stored
+        )
         for name in ("vision_config",) if flat else ("text_config", "vision_config"):
             # transformers would take a part that is missing for the default one, of billions of weights.
             if not part(stored, name, dict, Path(path) / "config.json", _COPY):
@@ -207,7 +215,13 @@ def stored_config(path: str) -> dict[str, Any]:
     """The config.json of a directory or hub id."""
     from transformers import PreTrainedConfig
 
-    return PreTrainedConfig.get_config_dict(path)[0]
+    return with_model_type(PreTrainedConfig.get_config_dict(path)[0])
+
+
+def with_model_type(stored: dict[str, Any]) -> dict[str, Any]:
+    """`stored` with the model_type that its class says, where it names none."""
+    found = next((_UNNAMED[name] for name in stored.get("architectures") or () if name in _UNNAMED), None)
+    return stored if "model_type" in stored or found is None else {**stored, "model_type": found}
 
 
 def _config(spec: FamilySpec, stored: dict[str, Any], tiling: Tiling | None) -> "PreTrainedConfig":

@@ -80,11 +80,13 @@ class VisionAdapter(abc.ABC, Generic[L]):
         tiling: how it cuts pictures.
         image_token: the token that the chat template writes for one picture.
         keys: names of the vision tensors, each float[P, ...] or int64[P, ...] with the tiles or pictures of a row first.
+        last_answer_only: whether the model learns the last answer of a row only: its layout writes earlier ones without an end.
         apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
 
     keys: tuple[str, ...] = ("pixel_values",)
     apart = True
+    last_answer_only = False
 
     def __init__(self, processor: "ProcessorMixin", tiling: Tiling[L]) -> None:
         # Any: each family's processor has attributes of its own, which ProcessorMixin does not name.

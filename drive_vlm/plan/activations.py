@@ -159,6 +159,9 @@ def _projector(vision: VisionSizes, text: TextSizes, tower_tokens: int, tokens: 
     norm, keys and values, and of the queries five widths, two of the MLP's norm and two inner ones.
     """
     width, layers = vision.width, vision.projector_layers
+    if vision.projector == "glu":
+        # The features and what the convolution takes; its output, two widths around the activation, three inner ones.
+        return 2 * tower_tokens * width + tokens * (width + 3 * text.width + 3 * text.inner)
     if vision.projector in ("patches", UNKNOWN):
         return 2 * tower_tokens * width + 3 * tokens * text.width
     if vision.projector == "resampler":

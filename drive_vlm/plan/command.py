@@ -51,7 +51,7 @@ SYSTEMS = {
     "SigLIP2+Qwen3-4B, LoRA r32, NF4": "--model siglip2_qwen3_4b --freeze vision_tower --lora_rank 32 --num_frames 16 --max_length 2048 --quantize nf4",
     "LLaVA-Next-8B, all weights": "--model llava_next_8b --max_length 4096",
     "MiniCPM-V-8B, all weights": "--model minicpm_v_8b --max_length 2048",
-    "CogVLM2-19B, LoRA r8 (estimate)": "--model cogvlm2_19b --freeze vision_tower projector --lora_rank 8 --max_length 4096 "
+    "CogVLM2-19B, LoRA r8": "--model cogvlm2_19b --freeze vision_tower projector --lora_rank 8 --max_length 4096 "
     "--lora_targets .*vision_expert_query_key_value",
     "SmolVLM, all weights": "--model smolvlm --max_length 2048",
 }
@@ -121,7 +121,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     return {
         "as_json": flags.plan.json,
         "stage": stage,
-        "model": {"name": model.name, "estimate": model.estimate, "note": model.note},
+        "model": {"name": model.name, "note": model.note},
         "configuration": {name: {"value": value, "origin": origin} for name, (value, origin) in flags.resolved.items()},
         "shown_defaults": list(_SHOWN),
         "batch": {

@@ -14,6 +14,7 @@ from typing import Any
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import family_spec
 from drive_vlm.models.flops import TrainFlops
+from drive_vlm.models.loading import with_model_type
 from drive_vlm.models.lora import base_of
 from drive_vlm.models.vision import tiles_in
 from drive_vlm.plan.model_sizes import (
@@ -42,7 +43,7 @@ def load_sizes(model: ModelConfig) -> ModelSizes:
         return load_sizes(dataclasses.replace(model, model=base_of(path)))
     if (path / "config.json").is_file():
         content: dict[str, Any] = {
-            "config": _json(path / "config.json"),
+            "config": with_model_type(_json(path / "config.json")),
             "processor": _processor_numbers(path),
             "note": "counted by its class",
         }
@@ -83,7 +84,7 @@ def _cached(model: ModelConfig, identity: Any) -> dict[str, Any]:
 
 
 def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], model: ModelConfig) -> ModelSizes:
-    spec = family_spec(content["tiling"] if content.get("estimate") else content["config"]["model_type"])
+    spec = family_spec(content["config"]["model_type"])
     # Variants of a published model have the same processor but for this number.
     numbers = {"image_seq_length": found["tokens"]} | content["processor"]
     try:
@@ -106,7 +107,6 @@ def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], model: Mod
     vision = VisionSizes(**found["vision"]) if found["vision"] else None
     return ModelSizes(
         name=name,
-        estimate=content.get("estimate", False),
         note=content["note"] + (_UNKNOWN_PROJECTOR if vision and vision.projector == UNKNOWN else ""),
         text=TextSizes(**found["text"]),
         vision=vision,

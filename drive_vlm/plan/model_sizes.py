@@ -65,7 +65,7 @@ class VisionSizes(LayerSizes):
     Attributes:
         scaled: each layer's output is multiplied by a learned scale, which keeps two more widths for the backward pass.
         projector: "patches" takes every patch; "mlp" and "pooled" are siglip_qwen's two layers, without and with pooling;
-            "resampler" is cross attention from learned queries. UNKNOWN, of a family outside the package, is counted as
+            "resampler" is cross attention from learned queries; "glu" is CogVLM2's, as wide within as the language model's MLP. UNKNOWN, of a family outside the package, is counted as
             "patches", and the plan says so.
         projector_layers: layers of a resampler.
     """
@@ -91,14 +91,13 @@ class PictureSizes:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSizes:
-    """A model as it is frozen and adapted. `estimate` says that no class of transformers was there to record.
+    """A model as it is frozen and adapted.
 
     `tiling` is how the family cuts pictures (None for a plain language model). `train` are the FLOPs of a training step, `forward` those of a forward pass alone, and `tower` the tower's share of a
     tile in both, where the tower is frozen.
     """
 
     name: str
-    estimate: bool
     note: str
     text: TextSizes
     vision: VisionSizes | None

@@ -1,25 +1,22 @@
 """What model_sizes.py keeps of a model, from its real class on the meta device: no weights, but torch.
 
-`python -m drive_vlm plan record` writes the shipped numbers again, each for the flags that stand next to it. The two
-published models without a class (`estimate`) are modules made of the names and shapes in their files; `freeze`, `apply_lora`
-and `train_flops` are the real ones for them as well.
+`python -m drive_vlm plan record` writes the shipped numbers again, each for the flags that stand next to it.
 """
 
 import dataclasses
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import MODELS, model_on_meta
-from drive_vlm.models.family import FamilyModel, FamilySpec
+from drive_vlm.models.family import FamilyModel
 from drive_vlm.models.flops import TrainFlops, train_flops
 from drive_vlm.models.freezing import freeze, part_of
 from drive_vlm.models.lora import apply_lora
@@ -35,10 +32,7 @@ def record(model: ModelConfig) -> dict[str, Any]:
     """
     if Path(model.model).is_dir():
         return record_family(model_on_meta(model), model)
-    content = all_shipped()[model.model]
-    if content["estimate"]:
-        return _record_estimate(model, content)
-    return record_family(model_on_meta(model, content["config"]), model)
+    return record_family(model_on_meta(model, all_shipped()[model.model]["config"]), model)
 
 
 def record_family(family: FamilyModel, model: ModelConfig) -> dict[str, Any]:
@@ -117,74 +111,6 @@ def _vision(config: Any) -> VisionSizes:
         projector=kind,
         projector_layers=layers,
     )
-
-
-# Estimates: published models without a class in transformers.
-
-
-def _record_estimate(model: ModelConfig, content: dict[str, Any]) -> dict[str, Any]:
-    """The record of a module with the names and shapes of an architecture file."""
-    spec = FamilySpec(
-        model.model, {part: tuple(paths) for part, paths in content["parts"].items()}, content["lora_targets"]
-    )
-    module = EstimatedModel(model.model, content)
-    family = FamilyModel(spec, module, content["tower_tokens"], content["tokens"])
-    found = _count(family, model)
-    # A token passes one of two experts: the other one's weights cost memory and no FLOPs.
-    body = sum(elements * count for part, elements, _, _, count in found["weights"] if part == "language_model")
-    for flops in (found["train"], found["forward"]):
-        flops["token"] *= 1 - module.idle / body
-    return {"text": content["text"], "vision": content["vision"], "max_frames": None, **found}
-
-
-class EstimatedModel(torch.nn.Module):
-    """A module on the meta device with the names and shapes of an architecture file. It has no forward pass.
-
-    `{N}` in a name stands for the numbers from 0 to N - 1. Matrices become linear layers, which LoRA can adapt, and
-    embeddings where their name says so; everything else is a plain parameter.
-    """
-
-    # As transformers' models have it.
-    all_tied_weights_keys: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, name: str, content: dict[str, Any]) -> None:
-        super().__init__()
-        # peft notes it as the base of its adapters.
-        self.name_or_path = name
-        # Weights that a token does not pass.
-        self.idle = 0
-        for pattern, shape in content["shapes"].items():
-            repeats = re.search(r"\{(\d+)\}", pattern)
-            for i in range(int(repeats[1]) if repeats else 1):
-                self._add(re.sub(r"\{\d+\}", str(i), pattern), shape)
-                self.idle += math.prod(shape) if re.search(content["idle"], pattern) else 0
-
-    def _add(self, name: str, shape: list[int]) -> None:
-        path, _, leaf = name.rpartition(".")
-        *parents, last = path.split(".")
-        place: torch.nn.Module = self
-        for word in parents:
-            if word not in place._modules:
-                place.add_module(word, torch.nn.Module())
-            place = place.get_submodule(word)
-        if leaf == "weight" and len(shape) == 2:
-            outputs, inputs = shape
-            matrix = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
-            table = torch.nn.Embedding(outputs, inputs, device="meta")
-            place.add_module(last, table if "embed" in last else matrix)
-            return
-        if last not in place._modules:
-            place.add_module(last, torch.nn.Module())
-        place.get_submodule(last).register_parameter(leaf, torch.nn.Parameter(torch.empty(shape, device="meta")))
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.get_submodule("model.language_model.embed_tokens")
-
-    def get_output_embeddings(self) -> torch.nn.Module:
-        return self.get_submodule("lm_head")
-
-
-# The shipped numbers.
 
 
 def record_everything() -> list[Path]:

@@ -34,8 +34,7 @@ def show(plan: dict[str, Any]) -> None:
     """Print everything."""
     console = Console(width=132, highlight=False, markup=False, emoji=False, soft_wrap=True)
     model = plan["model"]
-    label = "estimate, no native port yet" if model["estimate"] else "exact"
-    console.print(Text.assemble((model["name"], "bold"), f" ({label}): {model['note']}"))
+    console.print(Text.assemble((model["name"], "bold"), f" (exact): {model['note']}"))
     for table in (_configuration(plan), _parameters(plan), _memory(plan)):
         console.print(table)
     console.print(_batch(plan))

@@ -21,7 +21,16 @@ from drive_vlm.models.lora import apply_lora
 KINDS = [kind for kind in MODELS if family_spec(kind).adapter]
 ARCHITECTURES = Path(drive_vlm.models.__file__).parent / "architectures"
 QWEN = ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_2b", "qwen3_vl_4b", "qwen3_vl_8b"]
-NATIVE = ["internvl3_1b", "llava_next_8b", "smolvlm", "siglip2_qwen3_4b", "minicpm_v_8b", "minicpm_v_2_6", *QWEN]
+NATIVE = [
+    "internvl3_1b",
+    "llava_next_8b",
+    "smolvlm",
+    "siglip2_qwen3_4b",
+    "minicpm_v_8b",
+    "minicpm_v_2_6",
+    "cogvlm2_19b",
+    *QWEN,
+]
 
 
 @pytest.fixture
@@ -102,6 +111,7 @@ def test_families_and_tilings_are_read_without_torch() -> None:
         # 336 x 336 stays whole; ten slices of 98 tokens with the tags around all and two newlines, and without the tags.
         "[(1, 0, 0), (7, 2, 3)] 984",
         "[(1, 0, 0), (7, 2, 3)] 662",
+        "[1, 1] 2306",
         # 14 pixels a patch: 336 x 336 is 12 x 12 tokens, 720 x 1280 becomes 728 x 1288, 26 x 46.
         *["[(144, 1, 24, 24, -1), (1196, 1, 52, 92, -1)] 16384"] * 2,
         # 16 pixels a patch: 336 becomes 320 (10.5 tiles are rounded to the even 10), 720 becomes 704 (22.5 to 22).

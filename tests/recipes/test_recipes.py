@@ -17,6 +17,7 @@ ROUNDS = {
     "spin_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "JUDGE": "--judge_model judge"},
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
     "spin_minicpm_v_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LAYOUT": "zero3"},
+    "spin_cogvlm2_19b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower projector"},
 }
 DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "clarify_synthetic")
 # Two processes, or one, on one machine, always.
@@ -94,6 +95,7 @@ PLANNED = {
     "bddoia_a2c": ["--model", "smolvlm", "--lora_rank", "16"],
     "clarify_grpo": ["--model", "qwen3_vl_2b", "--lora_rank", "8"],
     "clarify_sft": ["--model", "qwen3_vl_2b"],
+    "cogvlm2_19b_sft": [],
     "drive_vlm_stage1": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage2": ["--model", "siglip2_qwen3_4b"],
     "drive_vlm_stage3": ["--model", "siglip2_qwen3_4b", "--lora_rank", "32"],
@@ -102,6 +104,7 @@ PLANNED = {
     "minicpm_v_8b_sft": [],
     "qwen2_5_vl_sft": [],
     "qwen3_vl_sft": [],
+    "spin_cogvlm2_19b": ["DATA=rows.jsonl"],
     "spin_llava_next_8b": ["DATA=rows.jsonl"],
     "spin_minicpm_v_8b": ["DATA=rows.jsonl"],
     "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],

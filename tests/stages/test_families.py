@@ -12,8 +12,9 @@ import torch
 from drive_vlm.config import ModelConfig
 from drive_vlm.models import MODELS, family_spec
 
-# InternVL and SigLIP + Qwen train in most other tests; SmolVLM is Idefics3 with another tower; others have files of their own.
-OTHERS = ("internvl", "siglip_qwen", "smolvlm", "qwen2_5_vl", "qwen3_vl", "minicpmv")
+# InternVL and SigLIP + Qwen train in most other tests; SmolVLM is Idefics3 with another tower; Qwen-VL, MiniCPM-V and CogVLM2 have files of
+# their own.
+OTHERS = ("internvl", "siglip_qwen", "smolvlm", "qwen2_5_vl", "qwen3_vl", "minicpmv", "cogvlm2")
 FAMILIES = [kind for kind in MODELS if family_spec(kind).adapter and kind not in OTHERS]
 
 
