@@ -1,7 +1,7 @@
 """Run the frozen vision tower once over every picture and video of the rows, for training with --feature_cache.
 
-What is written is the tower's output, before temporal embeddings and projector: both may train from it. Videos that
-several rows name are done once. Finished ones are kept when the command is run again, changed files are done again, and
+What is written is the tower's output, before temporal embeddings and projector: both may train from it. Of Qwen-VL it is what
+the projector (its mergers) makes of it: train with --freeze vision_tower projector. Videos that several rows name are done once. Finished ones are kept when the command is run again, changed files are done again, and
 ranks (torchrun) and job arrays (--shard) write into the same folder at the same time.
 """
 
@@ -54,6 +54,12 @@ class FeatureConfig:
     )
     num_frames: int = field(8, help="frames taken from a video, evenly spread; the same as in training")
     max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training", least=1)
+    min_pixels: int | None = field(
+        None, help="pixels that a smaller picture is scaled up to (Qwen-VL); the same as in training", least=1
+    )
+    max_pixels: int | None = field(
+        None, help="pixels that a larger picture or frame is scaled down to (Qwen-VL); the same as in training", least=1
+    )
     stored: str = field(
         "float16", help="number type on disk (float32 equals training from pixels exactly)", choices=("float16", "bfloat16", "float32")
     )  # fmt: skip
@@ -74,7 +80,7 @@ class FeatureConfig:
     def command(self) -> str:
         """The command again, with all that decides what is in the cache."""
         words = ["--model", self.model, "--data", *self.data, "--num_frames", str(self.num_frames), "--out", self.out]
-        for name in ("image_root", "links", "max_tiles", "stored", "dtype"):
+        for name in ("image_root", "links", "max_tiles", "min_pixels", "max_pixels", "stored", "dtype"):
             if getattr(self, name) != getattr(FeatureConfig, name):
                 words += [f"--{name}", str(getattr(self, name))]
         return shlex.join(["python", "tools/cache_features.py", *words])
@@ -127,7 +133,7 @@ def note_bad(error: Any, config: FeatureConfig, counts: Counts) -> None:
 
 @dataclasses.dataclass
 class Tower:
-    """The vision tower on its device; `run(pixel_values float[P, 3, H, W]) -> float[P, L, Dv]`."""
+    """The vision tower on its device; `run(vision tensors of P tiles) -> float[P, L, Dv]`."""
 
     encoder: Any
     settings: dict[str, Any]
@@ -148,28 +154,20 @@ def load_tower(config: FeatureConfig) -> Tower:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", read_topology().local_rank) if cuda else torch.device("cpu")
     kind = config.dtype if config.dtype != "auto" else "bfloat16" if cuda else "float32"
-    model = ModelConfig(
-        config.model, config.attn_implementation, max_tiles=config.max_tiles, trust_remote_code=config.trust_remote_code
-    )
+    names = ("attn_implementation", "max_tiles", "min_pixels", "max_pixels", "trust_remote_code")
+    model = ModelConfig(config.model, **{name: getattr(config, name) for name in names})
     family = load_family(model, getattr(torch, kind))
     tower = vision_tower(family).to(device).eval()
     assert family.vision is not None, "a family with a tower has a picture side"
     dtype = next(tower.parameters()).dtype
 
-    def run(pixel_values: Any) -> Any:
+    def run(vision: dict[str, Any]) -> Any:
+        moved = {name: one.to(device, dtype if one.is_floating_point() else None) for name, one in vision.items()}
         with torch.inference_mode():
-            return tower_features(family, pixel_values.to(device, dtype))
+            return tower_features(family, moved)
 
-    # vision_tower() above has refused a model without pictures.
-    assert family.vision is not None
-    dummy = family.vision.dummy_inputs()
-    if set(dummy) != {"pixel_values"} or dummy["pixel_values"].ndim != 4:
-        shapes = ", ".join(f"{name} of shape {list(value.shape)}" for name, value in sorted(dummy.items()))
-        raise ValueError(
-            f"{config.model}: its tower takes {shapes}; a feature cache knows pixel_values float[P, 3, H, W] only."
-        )
     settings = cache_settings(tower_identity(family), family.vision.fingerprint(), config.num_frames)
-    shape = run(dummy["pixel_values"]).shape
+    shape = run(family.vision.dummy_inputs()).shape
     encoder = Encoder(family.tokenizer, family.template, family.vision, config.num_frames)
     return Tower(encoder, settings | {"stored": config.stored, "computed": kind}, run, (shape[1], shape[2]))
 
@@ -205,19 +203,21 @@ def check_space(todo: list["Work"], tower: Tower, config: FeatureConfig) -> str:
     import torch
 
     from drive_vlm.data.caches.feature_writer import folder_of
+    from drive_vlm.models.vision import tiles_in
 
     width = 4 if config.stored == "float32" else 2
     each = tower.shape[0] * tower.shape[1] * width
-    totals = torch.tensor([len(todo), sum(sum(item.tiles) for item in todo)], dtype=torch.int64)
+    totals = torch.tensor([len(todo), sum(tiles_in(one) for item in todo for one in item.tiles)], dtype=torch.int64)
     if read_topology().world_size > 1:
         torch.distributed.all_reduce(totals)
-    entries, pictures = totals.tolist()
+    entries, tiles = totals.tolist()
+    what = "pictures or frames" if tower.encoder.vision.apart else "tokens of pictures or frames"
     free = shutil.disk_usage(folder_of(config.out)).free
     text = (
-        f"{entries:,} entries with {pictures:,} pictures or frames to do, {each / 2**20:.2f} MiB each as {config.stored} "
-        f"{list(tower.shape)}: {pictures * each / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free in {config.out}"
+        f"{entries:,} entries with {tiles:,} {what} to do, {each / 2**20:.2f} MiB each as {config.stored} "
+        f"{list(tower.shape)}: {tiles * each / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free in {config.out}"
     )
-    if pictures * each > free:
+    if tiles * each > free:
         raise ValueError(f"{text}. Free some space, give another --out, or fewer --num_frames.")
     return text
 
@@ -236,35 +236,40 @@ def build(
     from drive_vlm.data.caches.feature_work import decoded
     from drive_vlm.data.caches.feature_writer import FeatureWriter, start_cache
     from drive_vlm.data.samples import BadRow
+    from drive_vlm.models.vision import tiles_in
+
+    def pictures(item: "Work") -> int:
+        """What a pass of the tower holds --batch_size of."""
+        return sum(map(tiles_in, item.tiles)) if adapter.apart else len(item.tiles)
 
     def flush() -> None:
         if not batch:
             return
-        pixels = torch.cat([tensor for _, tensor in batch])
-        features = torch.cat([tower.run(part).cpu() for part in pixels.split(config.batch_size)])
-        parts = features.split([len(tensor) for _, tensor in batch])
-        for (item, tensor), part in zip(batch, parts, strict=True):
+        tensors = adapter.collate_vision([vision for _, vision in batch])
+        features = torch.cat([tower.run(part).cpu() for part in adapter.passes(tensors, config.batch_size)])
+        parts = features.split([len(vision["pixel_values"]) for _, vision in batch])
+        for (item, _), part in zip(batch, parts, strict=True):
             counts.bytes += writer.write(item.sample, item.max_tiles, part, item.tiles, item.identity, item.frames)
             counts.written += 1
-            counts.pictures += len(tensor)
+            counts.pictures += pictures(item)
         batch.clear()
 
-    out = Path(config.out)
+    out, adapter = Path(config.out), tower.encoder.vision
     start_cache(out, tower.settings, tower.shape, config.command())
-    batch: list[tuple[Work, Any]] = []
+    batch: list[tuple[Work, dict[str, Any]]] = []
     bar = track(
         decoded(todo, tower.encoder, config.workers), "features", len(todo), disable=not read_topology().is_main
     )
     with FeatureWriter(out, config.stored) as writer:
         for item, error in unreadable:
             record_bad(writer, item, error)
-        for item, pixels in until_stopped(bar):
-            if isinstance(pixels, BadRow):
-                note_bad(pixels, config, counts)
-                record_bad(writer, item, pixels)
+        for item, vision in until_stopped(bar):
+            if isinstance(vision, BadRow):
+                note_bad(vision, config, counts)
+                record_bad(writer, item, vision)
                 continue
-            batch.append((item, pixels))
-            if sum(len(tensor) for _, tensor in batch) >= config.batch_size:
+            batch.append((item, vision))
+            if sum(pictures(item) for item, _ in batch) >= config.batch_size:
                 flush()
         flush()
 

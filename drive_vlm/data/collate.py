@@ -75,7 +75,7 @@ class Collator:
         batch: dict[str, Any] = {key: torch.from_numpy(value) for key, value in arrays.items()}
         pictures = [row["vision"] for sequence in rows for row in sequence if row["vision"]]
         if pictures and "vision_features" in pictures[0]:
-            batch["vision_features"] = torch.cat([row["vision_features"] for row in pictures])
+            batch |= {name: torch.cat([row[name] for row in pictures]) for name in pictures[0]}
         elif self.vision is not None:
             batch |= self.vision.collate_vision(pictures)
         batch["num_tokens"] = sum(len(row["input_ids"]) for sequence in rows for row in sequence)

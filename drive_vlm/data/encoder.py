@@ -73,6 +73,11 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.vision, self.num_frames, self.max_length = tokenizer, vision, num_frames, max_length
         self.blank_images, self.features, self.shuffle_frames = blank_images, features, shuffle_frames
+        if features is not None and shuffle_frames and vision is not None and not vision.apart:
+            raise ValueError(
+                "--shuffle_frames with --feature_cache: this model's features are of several frames at once, in their order. "
+                "Leave one of the two out."
+            )
         self.chat = ChatRenderer(tokenizer, template, reserved_tokens(tokenizer, template, vision))
         self.template = template
         self.image_id = tokenizer.convert_tokens_to_ids(vision.image_token) if vision else None
@@ -93,7 +98,7 @@ class Encoder:
             problem = "the row has pictures but the model is a plain language model"
             raise BadRow("no_vision", sample.where, problem, "Use a vision-language model")
         if self.features is not None:
-            return self.features.tile_counts(sample, max_tiles)
+            return self.features.layouts(sample, max_tiles)
         if sample.video:
             return video_layouts(self.vision.tiling, sample.video, self.num_frames, sample.where)
         sizes = [checked_image_size(path, sample.where) for path in sample.images]
@@ -181,7 +186,7 @@ class Encoder:
 
     @_of_one_row
     def load_vision(self, sample: Sample, max_tiles: int | None) -> tuple[dict[str, Any], Sequence[Layout]]:
-        """The family's vision tensors of a row, or its cached `vision_features float[P, L, Dv]`; how each picture is cut."""
+        """The family's vision tensors of a row, or cached `vision_features float[P, L, Dv]` for its pixels; how each picture is cut."""
         expected = self.layouts_of(sample, max_tiles)
         if not expected or self.vision is None:
             return {}, []
@@ -189,7 +194,7 @@ class Encoder:
             features = self.features.load(sample, max_tiles)
             if self.shuffle_frames and sample.video:
                 features = features[shuffled_order(sample.id, len(features))]
-            return {"vision_features": features}, expected
+            return {"vision_features": features, **self.vision.beside_pixels(expected)}, expected
         if sample.video:
             pictures = load_video(sample.video, self.num_frames, sample.where)
             if self.shuffle_frames:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from drive_vlm.models.vision import Tiling, VisionAdapter
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
@@ -18,6 +19,23 @@ def llm_linears(body: str) -> str:
 
 def nothing(*_: Any) -> None:
     """The default of a family's hooks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedModule:
+    """What a feature cache holds the output of, where that is more than the last layer of the vision tower.
+
+    Attributes:
+        path: the module. Every part that lies in it is frozen, and leaves the model with it.
+        features: (the model's body, vision tensors) -> `float[P, L, Dv]` of their P tiles.
+        stand_in: the module -> what takes its place, and is given the features as `pixel_values`.
+        vectors: config (the whole config.json as a dict) -> features of a tile, in widths of the language model.
+    """
+
+    path: str
+    features: Callable[[Any, Mapping[str, "torch.Tensor"]], "torch.Tensor"]
+    stand_in: Callable[[Any], Any]
+    vectors: Callable[[Mapping[str, Any]], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +56,7 @@ class FamilySpec:
         settle: what a model needs once it exists, e.g. to freeze weights that no gradient reaches.
         processor: opens the processor of a path, where AutoProcessor cannot.
         idle: regular expression of the language model's weights that a token does not pass (the other experts), for the FLOPs.
+        cached: what a feature cache holds; None for the last layer of the vision tower.
         tiny: "module:function" that builds the family's tiny random twin (models/tiny); None without one.
     """
 
@@ -54,7 +73,16 @@ class FamilySpec:
     settle: Callable[["PreTrainedModel"], None] = nothing
     processor: Callable[[str], "ProcessorMixin"] | None = None
     idle: str | None = None
+    cached: CachedModule | None = None
     tiny: str | None = None
+
+    @property
+    def cached_parts(self) -> tuple[str, ...]:
+        """The parts that a feature cache stands for."""
+        if self.cached is None:
+            return ("vision_tower",)
+        inside = f"{self.cached.path}."
+        return tuple(part for part, paths in self.parts.items() if all(path.startswith(inside) for path in paths))
 
 
 @dataclasses.dataclass

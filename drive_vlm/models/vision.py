@@ -5,7 +5,7 @@ plan asks it. Its `VisionAdapter` holds the real processor, asks the same tiling
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -129,6 +129,15 @@ class VisionAdapter(abc.ABC, Generic[L]):
     ) -> tuple[dict[str, "torch.Tensor"], Sequence[L]]:
         """`load_pixels` of a video's frames; `expected` is how they should be cut, times included."""
         return self.load_pixels(frames, max_tiles, is_video=True)
+
+    def beside_pixels(self, layouts: Sequence[L]) -> dict[str, "torch.Tensor"]:
+        """The vision tensors of a row that its layouts alone decide: a row from a feature cache has them too."""
+        return {}
+
+    def passes(self, vision: Mapping[str, "torch.Tensor"], count: int) -> Iterator[dict[str, "torch.Tensor"]]:
+        """Vision tensors in parts of at most `count` tiles (pictures, where the tiles of one see each other)."""
+        for part in vision["pixel_values"].split(count):
+            yield {"pixel_values": part}
 
     def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         """The vision tensors of the rows of a batch, joined along their first axis; {} without rows."""

@@ -2,13 +2,14 @@
 
 A family takes part when its only vision tensor is `pixel_values` and its tower is one module whose features of the last
 layer go on to the rest; a body with a method `tower_features(pixel_values) -> float[P, L, Dv]` says itself what those are.
+Or its FamilySpec says by `cached` which module leaves the model, and what the cache holds of it.
 """
 
 import contextlib
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from drive_vlm.models.family import Family
 # Config fields that change the tower's output but cannot be seen in its weights.
 _SEMANTIC = (
     "model_type", "hidden_act", "layer_norm_eps", "num_attention_heads", "norm_type", "use_qk_norm", "image_size",
+    "num_heads", "window_size", "fullatt_block_indexes", "deepstack_visual_indexes",
 )  # fmt: skip
 
 
@@ -46,15 +48,18 @@ class CachedTower(torch.nn.Module):
 
 
 def _tower_path(family: Family) -> str:
+    if family.spec.cached is not None:
+        return family.spec.cached.path
     paths = family.parts.get("vision_tower", ())
     if len(paths) != 1:
         raise ValueError(
             f"{family.name}: a feature cache needs a model with one vision tower, this one has {len(paths)}."
         )
-    adapter = family.spec.adapter
-    if adapter is not None and adapter.keys != ("pixel_values",):
+    dummy = family.vision.dummy_inputs() if family.vision is not None else {}
+    if set(dummy) != {"pixel_values"} or dummy["pixel_values"].ndim != 4:
+        shapes = ", ".join(f"{name} of shape {list(value.shape)}" for name, value in sorted(dummy.items()))
         raise ValueError(
-            f"{family.name}: a feature cache needs pictures of one shape, these come with {', '.join(adapter.keys[1:])}. Leave "
+            f"{family.name}: its tower takes {shapes}; a feature cache knows pixel_values float[P, 3, H, W] only. Leave "
             "--feature_cache out."
         )
     return paths[0]
@@ -65,9 +70,12 @@ def vision_tower(family: Family) -> Any:
     return family.base.get_submodule(_tower_path(family))
 
 
-def tower_features(family: Family, pixel_values: torch.Tensor) -> torch.Tensor:
-    """`float[P, L, Dv]` of `pixel_values float[P, 3, H, W]`: the tower's output before whatever follows it."""
+def tower_features(family: Family, vision: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """`float[P, L, Dv]` of the P tiles of vision tensors: the tower's output before whatever follows it, or what `cached` says."""
     body = family.base.model
+    if family.spec.cached is not None:
+        return family.spec.cached.features(body, vision)
+    pixel_values = vision["pixel_values"]
     if hasattr(body, "tower_features"):
         return body.tower_features(pixel_values)
     layer = getattr(body.config, "vision_feature_layer", -1)
@@ -110,9 +118,11 @@ def require_frozen_tower(family: Family) -> None:
     """Raises ValueError when a weight of the tower, or an adapter in it, trains."""
     trains = [name for name, parameter in vision_tower(family).named_parameters() if parameter.requires_grad]
     if trains:
+        parts = family.spec.cached_parts
+        what = " or ".join(["the vision tower", *(f"the {part} behind it" for part in parts if part != "vision_tower")])
         raise ValueError(
-            f"--feature_cache: the vision tower trains ({len(trains)} tensors, such as {trains[0]}), so its features change with every "
-            "step. Add --freeze vision_tower, or leave --feature_cache out."
+            f"--feature_cache: {what} trains ({len(trains)} tensors, such as {trains[0]}), so its features change with every "
+            f"step. Add --freeze {' '.join(parts)}, or leave --feature_cache out."
         )
 
 
@@ -129,12 +139,15 @@ def detach_tower(family: Family, feature_shape: tuple[int, int], keep: bool) -> 
         if keep:
             weights = {f"{path}.{name}": tensor.to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
     # Patch 1: the tower's place in the module tree. No rank enters the tower again, so ZeRO-3 sees one order of modules.
-    base.set_submodule(path, CachedTower(hasattr(base.model, "tower_features")))
+    cached = family.spec.cached
+    base.set_submodule(path, cached.stand_in(tower) if cached else CachedTower(hasattr(base.model, "tower_features")))
     native = "vision_features" in inspect.signature(base.model.forward).parameters
     if not native:
         _take_features_as_pixels(base.model)
     # The same modules in the same order as a batch with pictures enters: ZeRO-3 counts even those without weights.
-    base.model.tower_pass_inputs = {"vision_features" if native else "pixel_values": torch.zeros(1, *feature_shape)}
+    given = {"vision_features" if native else "pixel_values": torch.zeros(1, *feature_shape)}
+    dummy = family.vision.dummy_inputs() if family.vision is not None else {}
+    base.model.tower_pass_inputs = {name: one for name, one in dummy.items() if name != "pixel_values"} | given
     return weights
 
 

@@ -92,6 +92,8 @@ def inference(
     _, tower = _tower(model, set(), passing, b, False)
     features, width = batch.tiles * model.pictures.tower_tokens, model.vision.width
     projector = b * _projector(model.vision, text, features, batch.tiles * model.pictures.tokens)
+    if model.pictures.features:
+        return b * batch.tiles * model.pictures.features + layer
     given = batch.tiles * model.pictures.pixels if model.has("vision_tower") else features * width
     return b * given + max(tower, features * width * b + projector, layer)
 
@@ -136,6 +138,8 @@ def _tower(model: ModelSizes, trains: set[str], batch: Batch, b: int, checkpoint
     vision, pictures = model.vision, model.pictures
     if vision is None or not batch.tiles:
         return 0, 0
+    if pictures.features:
+        return batch.tiles * pictures.features * b, 0
     width, inner = vision.width, vision.inner
     tower_tokens = batch.tiles * pictures.tower_tokens
     layer = tower_tokens * b * (8 * width + 2 * inner + (2 * width if vision.scaled else 0))

@@ -113,7 +113,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         rows = dataclasses.replace(rows, tokens=rows.tokens + groups.length, labels=groups.length)
     if groups and groups.value_head:
         model = model.with_value_head(groups.value_head, "value_head" not in flags.model.freeze)
-    loaded = model.without_tower() if flags.data.feature_cache else model
+    loaded = model.with_features() if flags.data.feature_cache else model
     case = PlanCase(flags, loaded, rows, accumulation)
     all_layouts, chosen = layouts(flags)
     own = next(layout for layout in all_layouts if layout.name == chosen)

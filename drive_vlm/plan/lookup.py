@@ -105,10 +105,11 @@ def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], model: Mod
         (Weight(part, elements, trains, matrix), count) for part, elements, trains, matrix, count in found["weights"]
     )
     vision = VisionSizes(**found["vision"]) if found["vision"] else None
+    text = TextSizes(**found["text"])
     return ModelSizes(
         name=name,
         note=content["note"] + (_UNKNOWN_PROJECTOR if vision and vision.projector == UNKNOWN else ""),
-        text=TextSizes(**found["text"]),
+        text=text,
         vision=vision,
         pictures=pictures,
         tiling=tiling,
@@ -116,4 +117,6 @@ def _sizes(name: str, content: dict[str, Any], found: dict[str, Any], model: Mod
         train=TrainFlops(**found["train"]),
         forward=TrainFlops(**found["forward"]),
         tower=found["tower"],
+        cached_parts=spec.cached_parts,
+        cached=spec.cached.vectors(content["config"]) * text.width if spec.cached else 0,
     )

@@ -80,6 +80,7 @@ class PictureSizes:
     """`tokens` of the language model and `tower_tokens` for one tile (frame, crop, slice); `tiles` of a picture at most.
 
     A model of `video` takes every picture whole: its `tiles` are the frames of a row. `pixels` are the numbers of a tile.
+    `features` are those of a tile in a feature cache that holds more than the tower's last layer, where the run reads one.
     """
 
     tokens: int = 0
@@ -87,13 +88,15 @@ class PictureSizes:
     tiles: int = 0
     pixels: int = 0
     video: bool = False
+    features: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSizes:
     """A model as it is frozen and adapted.
 
-    `tiling` is how the family cuts pictures (None for a plain language model). `train` are the FLOPs of a training step, `forward` those of a forward pass alone, and `tower` the tower's share of a
+    `tiling` is how the family cuts pictures (None for a plain language model). A feature cache stands for `cached_parts`, and holds
+    `cached` numbers of a tile where these are more than the tower. `train` are the FLOPs of a training step, `forward` those of a forward pass alone, and `tower` the tower's share of a
     tile in both, where the tower is frozen.
     """
 
@@ -107,6 +110,8 @@ class ModelSizes:
     train: TrainFlops
     forward: TrainFlops
     tower: float
+    cached_parts: tuple[str, ...] = ("vision_tower",)
+    cached: int = 0
 
     def with_frames(self, num_frames: int) -> "ModelSizes":
         """A video model with rows of `num_frames` frames; any other as it is. Raises ValueError above its max_frames."""
@@ -126,8 +131,17 @@ class ModelSizes:
         head = (Weight("value_head", matrices, trains, matrix=True), Weight("value_head", biases, trains))
         return dataclasses.replace(self, weights=(*self.weights, *head))
 
+    def with_features(self) -> "ModelSizes":
+        """As it lies in memory with a feature cache."""
+        if not self.cached:
+            return self.without_tower()
+        left = tuple(weight for weight in self.weights if weight.part not in self.cached_parts)
+        train, forward = (dataclasses.replace(flops, tile=0.0) for flops in (self.train, self.forward))
+        pictures = dataclasses.replace(self.pictures, features=self.cached)
+        return dataclasses.replace(self, weights=left, train=train, forward=forward, tower=0.0, pictures=pictures)
+
     def without_tower(self) -> "ModelSizes":
-        """As it lies in memory with a feature cache. The tower is frozen then, so that its FLOPs are those of `tower`."""
+        """As it computes where the tower's last layer is given. The tower is frozen then, so that its FLOPs are those of `tower`."""
         left = tuple(weight for weight in self.weights if weight.part != "vision_tower")
         train, forward = (
             dataclasses.replace(flops, tile=flops.tile - self.tower) for flops in (self.train, self.forward)

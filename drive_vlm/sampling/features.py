@@ -12,7 +12,8 @@ def build_command(model: ModelConfig, data: DataConfig) -> str:
     """The command that makes, or completes, the cache that this run asks for."""
     words = ["--model", model.model, "--data", *data.data, *data.eval_data, "--num_frames", str(data.num_frames)]
     words += ["--image_root", data.image_root] if data.image_root else []
-    words += ["--max_tiles", str(model.max_tiles)] if model.max_tiles else []
+    for name in ("max_tiles", "min_pixels", "max_pixels"):
+        words += [f"--{name}", str(getattr(model, name))] if getattr(model, name) else []
     return shlex.join(["python", "tools/cache_features.py", *words, "--out", str(data.feature_cache)])
 
 

@@ -58,8 +58,8 @@ def vision_taker(
         if not given:
             return {}
         if data.feature_cache:
-            features = torch.cat([torch.as_tensor(row["vision_features"]) for row in given])
-            return {"vision_features" if native else "pixel_values": features}
+            joined = {name: torch.cat([torch.as_tensor(row[name]) for row in given]) for name in given[0]}
+            return joined if native else joined | {"pixel_values": joined.pop("vision_features")}
         return vision.collate_vision(given)
 
     return take, {"tower_pass": True}

@@ -341,3 +341,19 @@ def test_disk_is_what_a_run_writes(
     at = words.index("--save_strategy")
     unsaved = [*words[:at], "--save_strategy", "no", *words[at + 4 :]]
     assert plan(*unsaved, "--json")["disk"]["total_bytes"] == found["final_model_bytes"]
+
+
+def test_features_of_qwen_vl_stand_for_its_tower_and_projector() -> None:
+    """100 tiles a picture: four patches of each pass the tower, one vector the mergers; 2,048 numbers a tile and layer are given."""
+    from drive_vlm.plan.command import make_plan
+
+    words = ["--model", "qwen3_vl_2b", "--lora_rank", "8", "--freeze", "vision_tower", "projector", "--bf16"]
+    words += ["--max_pixels", "102400", "--row_tokens", "500", "--rows", "10", "--global_batch_size", "8"]
+    pixels, cached = make_plan("sft", words), make_plan("sft", [*words, "--feature_cache", "features"])
+    tower, projector = (pixels["parameters"][part]["total"] for part in ("vision_tower", "projector"))
+    layouts = [found["memory"]["layouts"]["zero2"] for found in (pixels, cached)]
+    assert layouts[0]["weights"] - layouts[1]["weights"] == 2 * (tower + projector)
+    tiles = pixels["batch"]["micro"] * 100
+    assert layouts[1]["activations"] - layouts[0]["activations"] == 2 * tiles * (4 * 2048 - 3 * 2 * 32 * 32)
+    flops = [found["cost"]["flops_a_step"] for found in (pixels, cached)]
+    assert flops[0] - flops[1] == pytest.approx(8 * 100 * 2 * (4 * tower + projector))

@@ -206,5 +206,7 @@ def test_a_feature_cache_is_refused(narrow: Callable) -> None:
     from drive_vlm.models.vision_features import vision_tower
 
     family = load_family(ModelConfig(model=str(narrow("2.5"))), torch.float32)
-    with pytest.raises(ValueError, match=r"minicpmv: a feature cache needs pictures of one shape, .* tgt_sizes"):
+    with pytest.raises(
+        ValueError, match=r"minicpmv: its tower takes pixel_values .*tgt_sizes .* Leave --feature_cache out"
+    ):
         vision_tower(family)

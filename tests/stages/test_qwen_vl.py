@@ -1,7 +1,10 @@
 """Qwen2.5-VL and Qwen3-VL through the real command line: rows of words, pictures and videos, on ranks that see different ones."""
 
 import dataclasses
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,18 +188,157 @@ def test_two_steps_of_the_other_stages(
     assert [row["sampling/log_prob_gap"] < 1e-4 for row in steps("a2c")] == [True, True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.supports("qwen2_5_vl sft features refused", "qwen3_vl sft features refused")
-def test_a_feature_cache_is_refused(
-    kind: str, mixed: Path, tiny_families: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    import subprocess
-    import sys
+@pytest.fixture(scope="module")
+def cache(mixed: Path, tiny_families: Callable[[str], Path]) -> Callable[[str], Path]:
+    """`cache(kind)`: features of `mixed` as tools/cache_features.py writes them, few pictures in a pass."""
 
-    tool = Path(__file__).resolve().parents[2] / "tools" / "cache_features.py"
-    words = ("--model", tiny_families(kind), "--data", mixed, "--out", tmp_path / "cache")
-    done = subprocess.run([sys.executable, *map(str, (tool, *words))], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "a feature cache" in done.stderr, done.stderr
+    @functools.cache
+    def build(kind: str) -> Path:
+        out = mixed.with_name(f"features-{kind}")
+        words = (
+            "--model",
+            tiny_families(kind),
+            "--data",
+            mixed,
+            "--out",
+            out,
+            "--stored",
+            "float32",
+            "--batch_size",
+            5,
+        )
+        tool = Path(__file__).resolve().parents[2] / "tools" / "cache_features.py"
+        subprocess.run([sys.executable, *map(str, (tool, *words))], check=True, capture_output=True)
+        return out
+
+    return build
+
+
+FROZEN = ("--freeze", "vision_tower", "projector")
+
+
+def cached_media(rows: Path) -> list[str]:
+    found = (json.loads(line) for line in rows.read_text().splitlines())
+    return [json.dumps(media) for row in found if (media := row.get("video") or row.get("image"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.supports(
+    "qwen2_5_vl sft features", "qwen3_vl sft features", "qwen2_5_vl sft packing features", "qwen3_vl sft packing features",
+    "qwen2_5_vl generate features", "qwen3_vl generate features",
+)  # fmt: skip
+def test_features_train_and_answer_as_pixels_do(
+    kind: str, inside: Callable, mixed: Path, cache: Callable[[str], Path], tiny_families: Callable[[str], Path], tmp_path: Path
+) -> None:  # fmt: skip
+    """Losses, gradients, weights and answers of words, pictures, two pictures and videos; packed and not. The model is whole."""
+    from safetensors.torch import load_file
+
+    model = tiny_families(kind)
+    features = ("--feature_cache", cache(kind))
+    common = ("--model", model, "--data", mixed, *FROZEN, "--max_steps", 2, "--learning_rate", 1e-2, *PLAIN)
+    for way, flags in (
+        ("rows", ("--per_device_train_batch_size", 12)),
+        ("packs", ("--packing", "true", "--max_length", 400, "--per_device_train_batch_size", 3)),
+    ):
+        runs = []
+        for name, more in (("pixels", ()), ("features", features)):
+            out = tmp_path / f"{way}-{name}"
+            inside("sft", *common, *flags, *more, "--save_strategy", "no", "--output_dir", out)
+            runs.append((steps_of(out), load_file(out / "model.safetensors")))
+        entries = json.loads((out / "run.json").read_text())["features"]["entries"]
+        assert entries == len(set(cached_media(mixed)))
+        (pixels, weights), (cached, same) = runs
+        for number in ("loss", "grad_norm"):
+            assert [step[number] for step in cached] == pytest.approx([step[number] for step in pixels], abs=1e-5)
+        torch.testing.assert_close(same, weights, atol=1e-5, rtol=1e-4)
+        before = load_file(model / "model.safetensors")
+        frozen = [name for name in before if "visual." in name]
+        assert frozen and all(torch.equal(same[name], before[name]) for name in frozen)
+    said = []
+    for more in ((), features):
+        out = tmp_path / f"answers{len(said)}.jsonl"
+        words = ("--limit", 12, "--batch_size", 4, "--max_new_tokens", 6, "--out", out, *more)
+        inside("generate", "--model", model, "--data", mixed, *words)
+        said.append([json.loads(line)["prediction"] for line in out.read_text().splitlines()])
+    assert said[0] == said[1] and len(set(said[0])) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.supports("qwen3_vl sft zero2 lora features")
+def test_two_ranks_train_from_features_as_one_does_from_pixels(
+    sft: Callable, inside: Callable, mixed: Path, cache: Callable[[str], Path], tiny_families: Callable[[str], Path], tmp_path: Path
+) -> None:  # fmt: skip
+    """A row a rank and step: one rank has words alone where the other has a picture."""
+    model = ("--model", tiny_families("qwen3_vl"), "--data", mixed, *FROZEN)
+    flags = (*model, "--lora_rank", 4, "--global_batch_size", 2, "--max_steps", 6, "--learning_rate", 1e-2)
+    inside("sft", *flags, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "one", *PLAIN)
+    rest = ("--per_device_train_batch_size", 1, "--deepspeed", "zero2", "--feature_cache", cache("qwen3_vl"))
+    two = sft(tmp_path / "two", *flags, *rest, launcher="torchrun", timeout=400)
+    one = dataclasses.replace(two, out=tmp_path / "one")
+    assert two.curve() == pytest.approx(one.curve(), abs=1e-4)
+    assert two.curve("grad_norm") == pytest.approx(one.curve("grad_norm"), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.supports("qwen3_vl grpo features", "qwen3_vl a2c features", "qwen3_vl dpo features")
+def test_the_other_stages_from_features_do_the_same(
+    inside: Callable, mixed: Path, cache: Callable[[str], Path], tiny_families: Callable[[str], Path],
+    grpo_words: Callable, a2c_words: Callable, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Completions and losses of two steps. References of grpo and dpo are second models, which have no tower either."""
+    flags = ("--model", tiny_families("qwen3_vl"), "--data", mixed, *FROZEN, "--max_steps", 2)
+
+    def dpo_words(out: Path, *words: object) -> list[object]:
+        plain = (*PLAIN, "--save_strategy", "no", "--per_device_train_batch_size", 4, "--learning_rate", 1e-3)
+        return [*words, *plain, "--output_dir", out]
+
+    kinds = (("grpo", grpo_words, ("--beta", 0.1)), ("a2c", a2c_words, ()), ("dpo", dpo_words, ("--reference", "live")))
+    for stage, words, more in kinds:
+        runs = []
+        for name, given in (("pixels", ()), ("features", ("--feature_cache", cache("qwen3_vl")))):
+            out = tmp_path / f"{stage}-{name}"
+            inside(stage, *words(out, *flags, *more, *given))
+            samples = out / "samples.jsonl"
+            said = [json.loads(line) for line in samples.read_text().splitlines()] if samples.exists() else []
+            runs.append(([(row["id"], row["completion"]) for row in said], [step["loss"] for step in steps_of(out)]))
+        assert runs[0][0] == runs[1][0] and (stage == "dpo" or len(set(runs[0][0])) > 2)
+        assert len(runs[1][1]) == 2 and runs[1][1] == pytest.approx(runs[0][1], abs=1e-5)
+
+
+def test_features_of_something_else_are_refused(
+    mixed: Path, cache: Callable[[str], Path], tiny_families: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Other limits of pixels, another tower, a projector that trains, frames in another order."""
+    from types import SimpleNamespace
+
+    from drive_vlm.config import DataConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.models import load_family
+    from drive_vlm.models.freezing import freeze
+    from drive_vlm.models.tiny.qwen_vl import build_tiny_qwen3_vl
+    from drive_vlm.sampling.features import open_features
+
+    def start(model: Path, frozen: tuple[str, ...] = FROZEN[1:], **pixels: int) -> tuple[Any, Any]:
+        config = ModelConfig(model=str(model), **pixels)
+        family = load_family(config, torch.float32, for_training=True)
+        freeze(family.model, family.parts, frozen)
+        data = DataConfig(data=[str(mixed)], feature_cache=str(cache("qwen3_vl")))
+        return family, open_features(family, config, data, SimpleNamespace(should_save=True))[0]
+
+    model = tiny_families("qwen3_vl")
+    with pytest.raises(ValueError, match=r"pixels\.limits: \[196, 3136, .* now\).*--max_pixels 1568 --out"):
+        start(model, max_pixels=1568)
+    with pytest.raises(ValueError, match=r"pixels\.limits: .*--min_pixels 784 --out"):
+        start(model, min_pixels=784)
+    other = build_tiny_qwen3_vl(tmp_path / "other", mixed.read_text().splitlines(), seed=1)
+    with pytest.raises(ValueError, match=r"tower\.weights"):
+        start(other)
+    with pytest.raises(ValueError, match=r"projector .*trains .*such as merger\..*--freeze vision_tower projector"):
+        start(model, ("vision_tower",))
+    family, features = start(model)
+    with pytest.raises(ValueError, match=r"--shuffle_frames with --feature_cache"):
+        Encoder(family.tokenizer, family.template, family.vision, features=features, shuffle_frames=True)
 
 
 def test_a_flat_config_is_read(tiny_families: Callable[[str], Path], tmp_path: Path) -> None:

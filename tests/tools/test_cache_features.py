@@ -119,7 +119,7 @@ def test_features_are_the_towers_and_are_made_once(build: Callable, data: Path, 
         with torch.no_grad():
             expected = family.model.model.tower_features(tensors["pixel_values"])
         assert torch.allclose(cache.load(sample), expected, atol=1e-5)
-        assert cache.tile_counts(sample) == tiles
+        assert cache.layouts(sample) == tiles
 
     before = entries(data / "out")
     again, text = build()

@@ -24,6 +24,7 @@ import numpy as np
 from drive_vlm.data.samples import BadRow, Sample
 from drive_vlm.data.turns import RunError
 from drive_vlm.data.vision import CHECK_ROOT, frame_files, frame_indices
+from drive_vlm.models.vision import Layout
 from drive_vlm.store.cache import cache_key
 from drive_vlm.store.fingerprint import content_hash
 from drive_vlm.store.forms import read_object
@@ -87,7 +88,7 @@ class FileIdentity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of the index: where `shape` (P, L, Dv) lies in which .bin, tiles of each picture, frame numbers of a video.
+    """A line of the index: where `shape` (P, L, Dv) lies in which .bin, `tiles` (the layout) of each picture, frame numbers of a video.
 
     `bad` holds (reason, problem, way out) of pictures that could not be read when the cache was built.
     """
@@ -97,7 +98,7 @@ class Entry:
     shard: str = ""
     offset: int = 0
     shape: tuple[int, int, int] = (0, 0, 0)
-    tiles: tuple[int, ...] = ()
+    tiles: tuple[Layout, ...] = ()
     frames: tuple[int, ...] | None = None
     bad: tuple[str, str, str] | None = None
 
@@ -174,8 +175,8 @@ class FeatureCache:
         assert entry.identity is not None
         return entry.identity.difference(sample, self.num_frames)
 
-    def tile_counts(self, sample: Sample, max_tiles: int | None = None) -> list[int]:
-        """Tiles of each picture, 1 for each frame of a video; no picture is opened. Raises as `find`."""
+    def layouts(self, sample: Sample, max_tiles: int | None = None) -> list[Layout]:
+        """How each picture or frame of a row is cut; none is opened. Raises as `find`."""
         return list(self.find(sample, max_tiles).tiles)
 
     def load(self, sample: Sample, max_tiles: int | None = None) -> Any:
@@ -254,9 +255,13 @@ def _read_index(path: Path) -> Iterator[tuple[str, Entry]]:
 
     def parse(row: dict[str, Any]) -> tuple[str, int, Entry]:
         key, end, identity = row.pop("key"), row.pop("end"), row.pop("identity")
-        lists = {name: tuple(value) for name, value in row.items() if isinstance(value, list)}
+        lists = {name: _tuples(value) for name, value in row.items() if isinstance(value, list)}
         return key, end, Entry(**row | lists, shard=path.stem, identity=identity and FileIdentity(**identity))
 
     for _, (key, end, entry) in read_lines(path, "damaged", f"Remove {path.stem}.* and build again.", parse):
         if end <= available:
             yield key, entry
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

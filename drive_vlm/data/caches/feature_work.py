@@ -14,6 +14,7 @@ from drive_vlm.data.table import read_sample
 from drive_vlm.data.turns import one_row
 from drive_vlm.data.videos import find_videos, is_media
 from drive_vlm.data.vision import video_frames
+from drive_vlm.models.vision import Layout, tiles_in
 
 
 @dataclasses.dataclass
@@ -26,7 +27,7 @@ class Work:
 
     sample: Sample
     max_tiles: int | None
-    tiles: list[int] = dataclasses.field(default_factory=list)
+    tiles: list[Layout] = dataclasses.field(default_factory=list)
     frames: list[int] | None = None
     recorded: tuple[str, str, str] | None = None
     identity: FileIdentity | None = None
@@ -77,7 +78,7 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
         if entry and state == "kept":
             item.tiles = list(entry.tiles)
         else:
-            item.tiles = encoder.layouts_of(item.sample, item.max_tiles)
+            item.tiles = list(encoder.layouts_of(item.sample, item.max_tiles))
     except BadRow as error:
         return error
     if item.sample.video:
@@ -86,7 +87,7 @@ def look_up(item: Work, encoder: Any, cache: FeatureCache | None, directory: Pat
 
 
 def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[Work, Any]]:
-    """(work, pixel_values float[P, 3, H, W] or the BadRow) by an Encoder, decoded ahead by threads, in order."""
+    """(work, the family's vision tensors or the BadRow) by an Encoder, decoded ahead by threads, in order."""
 
     def load(item: Work) -> Any:
         sample = item.sample
@@ -95,11 +96,11 @@ def decoded(todo: Sequence[Work], encoder: Any, workers: int) -> Iterator[tuple[
                 if sample.video:
                     item.frames = video_frames(sample.video, encoder.num_frames, sample.where)
                 item.identity = FileIdentity.of(sample, encoder.num_frames, content=True)
-            tensors, counts = encoder.load_vision(sample, item.max_tiles)
+            tensors, layouts = encoder.load_vision(sample, item.max_tiles)
         except BadRow as error:
             return error
-        assert sum(counts) == len(tensors["pixel_values"])
-        return tensors["pixel_values"]
+        assert sum(map(tiles_in, layouts)) == len(tensors["pixel_values"])
+        return tensors
 
     waiting: deque[tuple[Work, Future]] = deque()
     with ThreadPoolExecutor(workers) as threads:

@@ -5,11 +5,13 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from drive_vlm.data.caches.feature_cache import SETTINGS, FileIdentity, check_settings, media_key, read_settings
 from drive_vlm.data.samples import BadRow, Sample
+from drive_vlm.models.vision import Layout
 from drive_vlm.store.cache import write_json
 
 _SHARD_BYTES = 4 << 30
@@ -40,11 +42,11 @@ class FeatureWriter:
         sample: Sample,
         max_tiles: int | None,
         features: Any,
-        tiles: list[int],
+        tiles: Sequence[Layout],
         identity: FileIdentity | None,
         frames: list[int] | None,
     ) -> int:
-        """Add `features float[P, L, Dv]` of a row's pictures; returns the bytes written.
+        """Add `features float[P, L, Dv]` of a row's pictures, cut like `tiles`; returns the bytes written.
 
         `identity` with content is that of the files before they were decoded; `frames` numbers those that were taken of a video.
         Raises ValueError for numbers that are not finite in the cache's type, and when the disk is full.
@@ -65,7 +67,7 @@ class FeatureWriter:
             # Bytes before the line: an entry that the index names is whole, whenever the process dies.
             data.write(content)
             data.flush()
-            row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": tiles}
+            row = {"offset": offset, "end": offset + len(content), "shape": list(stored.shape), "tiles": list(tiles)}
             self._line(index, sample, max_tiles, row | {"frames": frames, "identity": dataclasses.asdict(identity)})
         except OSError as error:
             raise ValueError(

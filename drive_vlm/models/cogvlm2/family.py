@@ -41,21 +41,17 @@ class CogVLM2Vision(VisionAdapter[int]):
 
 
 def register() -> None:
-    """Let the Auto classes know ours, and transformers the published names of tensors; calling it again does nothing."""
+    """Let the Auto classes know ours; calling it again does nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
 
     from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
-    from drive_vlm.models.cogvlm2.modeling import RENAMINGS, CogVLM2Model, CogVLMForCausalLM
+    from drive_vlm.models.cogvlm2.modeling import CogVLM2Model, CogVLMForCausalLM
     from drive_vlm.models.cogvlm2.processing import CogVLM2Processor
 
     AutoConfig.register(CogVLM2Config.model_type, CogVLM2Config, exist_ok=True)
     AutoModel.register(CogVLM2Config, CogVLM2Model, exist_ok=True)
     AutoModelForImageTextToText.register(CogVLM2Config, CogVLMForCausalLM, exist_ok=True)
     AutoProcessor.register(CogVLM2Config, CogVLM2Processor, exist_ok=True)
-    renamings = [WeightRenaming(published, own) for published, own in RENAMINGS.items()]
-    register_checkpoint_conversion_mapping(CogVLM2Config.model_type, renamings, overwrite=True)
 
 
 def _open_processor(path: str) -> Any:

@@ -7,6 +7,8 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -16,7 +18,7 @@ from drive_vlm.models.cogvlm2.language import ExpertLlama, RotaryEmbedding
 from drive_vlm.models.cogvlm2.positions import Routes, lay_out, picture_places, row_starts, vision_experts
 from drive_vlm.models.cogvlm2.vision import PatchEmbedding, Projector, Tower
 
-# Names in the published files -> names here, which are those of the parts; both ways (family.py).
+# Names in the published files -> names here, which are those of the parts; transformers undoes it when it saves.
 RENAMINGS = {
     r"^model\.vision\.patch_embedding\.": "model.vision_tower.patch_embedding.",
     r"^model\.vision\.transformer\.layers\.": "model.vision_tower.layers.",
@@ -28,6 +30,9 @@ RENAMINGS = {
     r"^model\.layers\.": "model.language_model.layers.",
     r"^model\.norm\.": "model.language_model.norm.",
 }
+register_checkpoint_conversion_mapping(
+    CogVLM2Config.model_type, [WeightRenaming(published, own) for published, own in RENAMINGS.items()], overwrite=True
+)
 
 
 class CogVLM2PreTrainedModel(PreTrainedModel):

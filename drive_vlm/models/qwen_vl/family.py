@@ -1,9 +1,9 @@
 """The families `qwen2_5_vl` and `qwen3_vl`: one picture side, two ways to say when a video's frames are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.models.family import FamilySpec, llm_linears
+from drive_vlm.models.family import CachedModule, FamilySpec, llm_linears
 from drive_vlm.models.qwen_vl.tiling import STILL, Grid, Qwen2_5Tiling, Qwen3Tiling, QwenTiling
 from drive_vlm.models.vision import VisionAdapter
 
@@ -46,7 +46,7 @@ class QwenVision(VisionAdapter[Grid]):
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
         out = self.processor.image_processor(images=list(images), return_tensors="pt")
-        return self._tensors(out["pixel_values"], out["image_grid_thw"], [STILL] * len(images))
+        return self._tensors(out["pixel_values"], out["image_grid_thw"].tolist(), [STILL] * len(images))
 
     def load_video(
         self, frames: Sequence["Image"], max_tiles: int | None, expected: Sequence[Grid]
@@ -60,7 +60,7 @@ class QwenVision(VisionAdapter[Grid]):
         resized = [self._resized(frames, height, width)]
         out = self.processor.video_processor(videos=resized, **settings)
         (times, rows, columns), pieces = out["video_grid_thw"][0].tolist(), len(expected)
-        grids = out["video_grid_thw"].new_tensor([[times // pieces, rows, columns]] * pieces)
+        grids = [(times // pieces, rows, columns)] * pieces
         return self._tensors(out["pixel_values_videos"], grids, [layout[-1] for layout in expected])
 
     def _resized(self, frames: Sequence["Image"], height: int, width: int) -> "torch.Tensor":
@@ -74,15 +74,25 @@ class QwenVision(VisionAdapter[Grid]):
         return resize(stacked, [height, width], InterpolationMode.BICUBIC, antialias=True)
 
     def _tensors(
-        self, patches: "torch.Tensor", grids: "torch.Tensor", when: Sequence[int]
+        self, patches: "torch.Tensor", grids: Sequence[Sequence[int]], when: Sequence[int]
     ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
-        tiles = patches.reshape(-1, self.tiling.merge**2, patches.shape[-1])
         tiling = self.tiling
+        tiles = patches.reshape(-1, tiling.merge**2, patches.shape[-1])
         layouts = [
-            tiling.grid(t, h * tiling.patch, w * tiling.patch, at)
-            for (t, h, w), at in zip(grids.tolist(), when, strict=True)
+            tiling.grid(t, h * tiling.patch, w * tiling.patch, at) for (t, h, w), at in zip(grids, when, strict=True)
         ]
-        return {"pixel_values": tiles, "image_grid_thw": grids}, layouts
+        return {"pixel_values": tiles, **self.beside_pixels(layouts)}, layouts
+
+    def beside_pixels(self, layouts: Sequence[Grid]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        return {"image_grid_thw": torch.tensor([layout[1:4] for layout in layouts])}
+
+    def passes(self, vision: Mapping[str, "torch.Tensor"], count: int) -> Iterator[dict[str, "torch.Tensor"]]:
+        grids = vision["image_grid_thw"].split(count)
+        tiles = [int(part.prod(1).sum()) // self.tiling.merge**2 for part in grids]
+        for pixels, part in zip(vision["pixel_values"].split(tiles), grids, strict=True):
+            yield {"pixel_values": pixels, "image_grid_thw": part}
 
     def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
         """One black tile."""
@@ -104,11 +114,11 @@ class Qwen2_5Vision(QwenVision):
     def expand_video(self, text: str, layouts: Sequence[Grid]) -> str:
         return text.replace(self.processor.video_token, self.image_token)
 
-    def _tensors(
-        self, patches: "torch.Tensor", grids: "torch.Tensor", when: Sequence[int]
-    ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
-        tensors, layouts = super()._tensors(patches, grids, when)
-        return {**tensors, "second_per_grid_ts": grids.new_tensor([max(at, 0) for at in when])}, layouts
+    def beside_pixels(self, layouts: Sequence[Grid]) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        between = torch.tensor([max(layout[-1], 0) for layout in layouts])
+        return {**super().beside_pixels(layouts), "second_per_grid_ts": between}
 
 
 class Qwen3Vision(QwenVision):
@@ -136,6 +146,27 @@ def _settle(model: Any) -> None:
     model.generation_config.suppress_tokens = [model.config.image_token_id, model.config.video_token_id]
 
 
+def _features(body: Any, vision: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    from drive_vlm.models.qwen_vl.features import features_of
+
+    return features_of(body, vision)
+
+
+def _stand_in(visual: Any) -> Any:
+    from drive_vlm.models.qwen_vl.features import CachedVisual
+
+    return CachedVisual(visual)
+
+
+def _merged(config: Mapping[str, Any]) -> int:
+    return 1
+
+
+def _with_deepstack(config: Mapping[str, Any]) -> int:
+    # A configuration that is saved again leaves out what is the class's default: three layers.
+    return 1 + len(config["vision_config"].get("deepstack_visual_indexes", range(3)))
+
+
 QWEN2_5 = FamilySpec(
     name="qwen2_5_vl",
     parts={
@@ -149,6 +180,7 @@ QWEN2_5 = FamilySpec(
     tiling=Qwen2_5Tiling,
     adapter=Qwen2_5Vision,
     settle=_settle,
+    cached=CachedModule("model.visual", _features, _stand_in, _merged),
     tiny="drive_vlm.models.tiny.qwen_vl:build_tiny_qwen2_5_vl",
 )
 QWEN3 = FamilySpec(
@@ -163,5 +195,6 @@ QWEN3 = FamilySpec(
     tiling=Qwen3Tiling,
     adapter=Qwen3Vision,
     settle=_settle,
+    cached=CachedModule("model.visual", _features, _stand_in, _with_deepstack),
     tiny="drive_vlm.models.tiny.qwen_vl:build_tiny_qwen3_vl",
 )

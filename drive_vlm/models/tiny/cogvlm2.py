@@ -22,7 +22,6 @@ def build_tiny_cogvlm2(
     import torch
 
     from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
-    from drive_vlm.models.cogvlm2.family import register
     from drive_vlm.models.cogvlm2.modeling import CogVLMForCausalLM
     from drive_vlm.models.cogvlm2.processing import (
         BOS,
@@ -35,8 +34,6 @@ def build_tiny_cogvlm2(
 
     if image_size % (2 * patch_size):
         raise ValueError(f"image_size {image_size} must be an even multiple of patch_size {patch_size}.")
-    # The names of tensors are changed while the model is saved.
-    register()
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(corpus, vocab_size, (BOS, EOS, IMAGE_TOKEN, "<|eot_id|>"), {})
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = BOS, EOS, IMAGE_TOKEN

@@ -68,8 +68,11 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     for name in extra:
         if name in _NOT_OFFERED:
             raise ValueError(f"--{name} is not taken. {_NOT_OFFERED[name]}")
-    if data.feature_cache is not None:
-        raise ValueError("--feature_cache: preference training takes pictures. Leave it out.")
+    if data.feature_cache is not None and reference.reference_cache is not None:
+        raise ValueError(
+            "--reference_cache with --feature_cache: its log-probabilities were computed from the pictures. Leave --reference_cache "
+            "out, and they are computed from the features at the start."
+        )
     if reference.reference == "live" and reference.reference_cache is not None:
         raise ValueError("--reference_cache with --reference live: the cache would not be used. Leave one of them out.")
     known = ("sigmoid", "sft") if flags.stage == "spin" else ("sigmoid", "hinge", "ipo", "bco_pair", "sft")
@@ -92,6 +95,7 @@ def prepare(flags: StageFlags) -> tuple["PreferenceTrainer", dict[str, Any]]:
 
     from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator, PairEncoder
     from drive_vlm.models import load_family
+    from drive_vlm.models.vision_features import detach_tower
     from drive_vlm.stages.engine.build import build_parts, show_parts
     from drive_vlm.stages.engine.training_arguments import model_dtype, training_arguments
     from drive_vlm.stages.preference.trainer import PreferenceTrainer
@@ -107,7 +111,10 @@ def prepare(flags: StageFlags) -> tuple["PreferenceTrainer", dict[str, Any]]:
     second = None
     if compared.reference == "live" and not hasattr(family.model, "peft_config"):
         dtype = model_dtype(model, args)
-        second = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens).model.requires_grad_(False)
+        again = load_family(model, dtype, for_training=True, chunk_tokens=run.chunk_tokens)
+        if parts.features is not None:
+            detach_tower(again, parts.features.feature_shape, keep=False)
+        second = again.model.requires_grad_(False)
 
     # Training
     trainer = PreferenceTrainer(

@@ -52,7 +52,7 @@ def test_what_is_written_is_read(pictures: Path, tmp_path: Path, stored: str, er
     cache = read(tmp_path / "out")
     for sample, values in zip(samples, written, strict=True):
         found = cache.load(sample)
-        assert str(found.dtype) == f"torch.{stored}" and cache.tile_counts(sample) == [2]
+        assert str(found.dtype) == f"torch.{stored}" and cache.layouts(sample) == [2]
         assert (found.float() - values).abs().max() <= error
     assert cache.feature_shape == (3, 5)
     assert cache.find(samples[1]).frames == (0, 2, 3, 5), "frame numbers of 4 of 6 frames"
