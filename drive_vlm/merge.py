@@ -67,8 +67,8 @@ def merge(checkpoint: Path, out: Path, dtype: str = "float32", trusted: bool = F
         )
     refuse_code(shards_of(checkpoint), trusted)
     family = load_family(ModelConfig(model=str(checkpoint)), torch.float32)
-    probe = _probe(family)
-    expected = _logits(family.model, probe)
+    probe = probe_of(family)
+    expected = logits_of(family.model, probe)
     if (checkpoint / "adapter_config.json").is_file():
         model = _merge_adapter(checkpoint, family.model)
     else:
@@ -103,7 +103,7 @@ def _compare(
     from drive_vlm.models import load_family
 
     merged = load_family(ModelConfig(model=str(written)), torch.float32)
-    difference = ((_logits(merged.model, probe) - expected).abs().max() / expected.std()).item()
+    difference = ((logits_of(merged.model, probe) - expected).abs().max() / expected.std()).item()
     allowed = _TOLERANCE["bfloat16" if "bfloat16" in (dtype, _saved_dtype(checkpoint)) else "float32"]
     if not difference <= allowed:
         raise ValueError(
@@ -153,7 +153,7 @@ def _saved_dtype(checkpoint: Path) -> str:
     return read_object(config).get("dtype", "float32") if config.is_file() else "float32"
 
 
-def _probe(family: Any) -> dict[str, Any]:
+def probe_of(family: Any) -> dict[str, Any]:
     """One question with a picture, as the model sees it."""
     from PIL import Image
 
@@ -174,7 +174,7 @@ def _probe(family: Any) -> dict[str, Any]:
     return {name: batch[name] for name in batch if name not in ("labels", "sample_ids", "bad_rows", "num_tokens")}
 
 
-def _logits(model: Any, probe: dict[str, Any]) -> Any:
+def logits_of(model: Any, probe: dict[str, Any]) -> Any:
     """float32[1, T, V]."""
     import torch
 

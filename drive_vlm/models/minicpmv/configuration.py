@@ -77,6 +77,8 @@ class MiniCPMVConfig(PreTrainedConfig):
         # Both ways to say it: readers of before transformers 5 know this one.
         out["rope_theta"] = text["rope_parameters"]["rope_theta"]
         out["vision_config"]["model_type"] = VERSIONS[self.version].tower
+        # Servers choose their class by the published name.
+        out["architectures"] = ["MiniCPMV"]
         return out
 
     def to_diff_dict(self) -> dict[str, Any]:
