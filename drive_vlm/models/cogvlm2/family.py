@@ -44,7 +44,7 @@ def register() -> None:
     """Let the Auto classes know ours, and transformers the published names of tensors; calling it again does nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
     from drive_vlm.models.cogvlm2.modeling import RENAMINGS, CogVLM2Model, CogVLMForCausalLM
@@ -54,7 +54,7 @@ def register() -> None:
     AutoModel.register(CogVLM2Config, CogVLM2Model, exist_ok=True)
     AutoModelForImageTextToText.register(CogVLM2Config, CogVLMForCausalLM, exist_ok=True)
     AutoProcessor.register(CogVLM2Config, CogVLM2Processor, exist_ok=True)
-    renamings = [WeightRenaming(published, own) for published, own in RENAMINGS.items()]
+    renamings: list[WeightConverter | WeightRenaming] = [WeightRenaming(*names) for names in RENAMINGS.items()]
     register_checkpoint_conversion_mapping(CogVLM2Config.model_type, renamings, overwrite=True)
 
 
