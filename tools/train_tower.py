@@ -226,7 +226,7 @@ def train(args: Any) -> dict[str, Any]:
         schedule.step()
         losses.append(loss.item())
     held_out, shown_there = splits["test"][0][:1000], splits["test"][1][:1000]
-    labels: np.ndarray = patch_labels(shown_there, names, side, patch, args.turns).any(1)
+    labels = np.asarray(patch_labels(shown_there, names, side, patch, args.turns).any(1))
     precision = average_precision(tower, pooled_head, torch.from_numpy(held_out), labels, names, args.batch_size)
     tower.save(args.out)
     return {"loss": losses[-1], "average_precision": precision, "frames": len(frames), "steps": args.max_steps}

@@ -55,6 +55,7 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
         super().__init__(config)
         vision, width = config.vision_config, config.text_config.hidden_size
         self.vision_tower = MiniCPMVTower(vision, two_axes=config.version == "2.6")
+        assert config.query_num is not None, "the configuration fills it in"
         self.resampler = Resampler(config.query_num, vision.hidden_size, width)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()

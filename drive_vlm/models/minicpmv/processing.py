@@ -103,7 +103,8 @@ class MiniCPMVImageProcessor(ImageProcessingMixin):
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:
         """`pixel_values float32[P, 3, p, p * L]` of the slices of all pictures, `tgt_sizes int64[P, 2]`."""
-        cells = [cell for image in make_flat_list_of_images(images) for cell in self.cells(image.convert("RGB"))[0]]
+        pictures: list[Any] = list(make_flat_list_of_images(images))  # type: ignore[arg-type]
+        cells = [cell for image in pictures for cell in self.cells(image.convert("RGB"))[0]]
         return BatchFeature(join_slices([self.patches(cell) for cell in cells]))
 
 
@@ -175,12 +176,16 @@ class MiniCPMVProcessor(ProcessorMixin):
         }
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, path: Any, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """By the classes of this file: a published directory names classes of the hub's own code."""
+        path = pretrained_model_name_or_path
         kwargs.pop("trust_remote_code", None)
         kept = (processor_dict or {}).get("image_processor")
         images = MiniCPMVImageProcessor(**kept) if kept else MiniCPMVImageProcessor.from_pretrained(path, **kwargs)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **_NAMED[images.version], **kwargs)
+        named: dict[str, Any] = {**_NAMED[images.version], **kwargs}
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **named)
         return [images, tokenizer]
 
     def text_of(self, layout: Grid) -> str:

@@ -38,10 +38,10 @@ class MiniCPMVTiling(Tiling[Grid]):
     def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "MiniCPMVTiling":
         pixels = numbers["image_processor"]
         version = VERSIONS[str(pixels["version"])]
-        sizes = (
+        side, patch, queries, most = (
             int(pixels[name]) for name in ("scale_resolution", "patch_size", "image_feature_size", "max_slice_nums")
         )
-        tiling = cls(version, *sizes, special_ids=numbers.get("special_ids"))
+        tiling = cls(version, side, patch, queries, most, numbers.get("special_ids"))
         tiling.max_tiles = max_tiles
         return tiling
 

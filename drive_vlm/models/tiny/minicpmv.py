@@ -52,6 +52,8 @@ def build_tiny_minicpmv(
     processor = MiniCPMVProcessor(pixels, tokenizer)
     text: dict[str, Any] = language_numbers(tokenizer, hidden_size, text_layers)
     vision = _tower(hidden_size, vision_layers, _POSITIONS * patch_size, patch_size)
+    # What is no field of the configuration is kept as it is.
+    more: dict[str, Any] = {"image_size": image_size}
     config = MiniCPMVConfig(
         vision_config=Idefics2VisionConfig(**vision, initializer_range=text["initializer_range"]),
         text_config=AutoConfig.for_model(VERSIONS[version].text, **text, bos_token_id=None, tie_word_embeddings=False),
@@ -59,6 +61,6 @@ def build_tiny_minicpmv(
         query_num=num_queries,
         image_token_id=processor.image_token_id,
         initializer_range=text["initializer_range"],
-        image_size=image_size,
+        **more,
     )
     return save_model(out, MiniCPMVForConditionalGeneration(config), processor)
