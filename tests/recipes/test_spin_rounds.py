@@ -123,6 +123,40 @@ def test_a_server_answers_and_an_adapter_goes_on_from_round_to_round(chain, chat
     assert set(rounds["2"]["train"]["pairs"]) == {"round-1/pairs.jsonl", "round-2/pairs.jsonl"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("spin_minicpm_v_8b", "minicpmv"), ("spin_cogvlm2_19b", "cogvlm2")],
+    ids=["minicpmv", "cogvlm2"],
+)
+def test_a_round_of_a_family_through_its_own_recipe(recipe, kind, tiny_families, synthetic_data, tmp_path, run):
+    """Answers, pairs and two steps on two ranks, with what the recipe sets but for the card: no bfloat16 on these cores."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join((synthetic_data / "train.jsonl").read_text().splitlines(keepends=True)[:36]))
+    out = tmp_path / "out"
+    data = (f"MODEL={tiny_families(kind)}", "DIRECT=", f"DATA={rows}", f"IMAGE_ROOT={synthetic_data}", f"OUT={out}")
+    env = ENV | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NPROC_PER_NODE": "2"}
+    flags = (*FLAGS[2:], "--max_steps", 2, "--per_device_train_batch_size", 4)
+    for step in ("generate", "pairs", "train"):
+        words = (
+            "bash",
+            RECIPE.with_name(f"{recipe}.sh"),
+            *data,
+            *SETTINGS,
+            "LAYOUT=zero2",
+            "ROUND=1",
+            f"STEP={step}",
+            *flags,
+        )
+        done = run(words, timeout=400, **env)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    said = json.loads((out / "round-1/model/run.json").read_text())
+    assert (said["state"], said["world_size"], said["zero_stage"]) == ("finished", 2, 2)
+    assert said["config"]["training"]["beta"] == 0.5 and said["config"]["training"]["adam_beta2"] == 0.95
+    losses = [json.loads(line) for line in (out / "round-1/model/metrics.jsonl").read_text().splitlines()]
+    assert next(row["loss"] for row in losses if "loss" in row) == pytest.approx(0.693147, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
