@@ -200,13 +200,37 @@ def test_a_pack_is_the_sum_of_its_rows(mixed: Path, narrow: Callable) -> None:
         torch.testing.assert_close(gradient, apart[1][name], atol=2e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.supports("minicpmv sft features refused")
-def test_a_feature_cache_is_refused(narrow: Callable) -> None:
-    from drive_vlm.models import load_family
-    from drive_vlm.models.vision_features import vision_tower
+@pytest.mark.slow
+@pytest.mark.supports("minicpmv sft features", "minicpmv sft packing features", "minicpmv generate features")
+def test_features_train_and_answer_as_pixels_do(
+    inside: Callable, run_here: Callable, mixed: Path, narrow: Callable, tmp_path: Path
+) -> None:
+    """What the resampler made of each slice is kept: losses, gradients, weights and answers of words, one picture and two."""
+    from safetensors.torch import load_file
 
-    family = load_family(ModelConfig(model=str(narrow("2.5"))), torch.float32)
-    with pytest.raises(
-        ValueError, match=r"minicpmv: its tower takes pixel_values .*tgt_sizes .* Leave --feature_cache out"
+    model, cache = narrow("2.5"), tmp_path / "cache"
+    words = ("--model", model, "--data", mixed, "--out", cache, "--stored", "float32", "--batch_size", 5)
+    done = run_here("tools/cache_features.py", *words)
+    assert done.returncode == 0, done.stderr
+    frozen = ("--freeze", "vision_tower", "projector", "--max_steps", 2, "--learning_rate", 1e-2)
+    common = ("--model", model, "--data", mixed, *frozen, *PLAIN, "--save_strategy", "no", "--output_dir")
+    for way, own in (
+        ("rows", ("--per_device_train_batch_size", 12)),
+        ("packs", ("--packing", "true", "--max_length", 400, "--per_device_train_batch_size", 3)),
     ):
-        vision_tower(family)
+        found = []
+        for name, more in (("pixels", ()), ("features", ("--feature_cache", cache))):
+            out = tmp_path / f"{way}-{name}"
+            inside("sft", *common, out, *own, *more)
+            found.append((steps_of(out), load_file(out / "model.safetensors")))
+        (pixels, weights), (cached, same) = found
+        for number in ("loss", "grad_norm"):
+            assert [step[number] for step in cached] == pytest.approx([step[number] for step in pixels], abs=1e-5)
+        assert same.keys() == weights.keys()
+        torch.testing.assert_close(same, weights, atol=1e-5, rtol=1e-4)
+    said = []
+    for more in ((), ("--feature_cache", cache)):
+        out = tmp_path / f"answers{len(said)}.jsonl"
+        inside("generate", "--model", model, "--data", mixed, "--limit", 12, "--max_new_tokens", 6, "--out", out, *more)
+        said.append([json.loads(line)["prediction"] for line in out.read_text().splitlines()])
+    assert said[0] == said[1] and len(set(said[0])) > 2

@@ -1,9 +1,9 @@
 """The family `minicpmv`: registered with transformers' Auto classes when first asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.models.family import FamilySpec
+from drive_vlm.models.family import CachedModule, FamilySpec
 from drive_vlm.models.minicpmv.tiling import Grid, MiniCPMVTiling
 from drive_vlm.models.minicpmv.versions import version_of
 from drive_vlm.models.vision import Tiling, VisionAdapter
@@ -55,6 +55,10 @@ class MiniCPMVVision(VisionAdapter[Grid]):
         pixels = pad_slices([row["pixel_values"] for row in rows])
         return {"pixel_values": pixels, "tgt_sizes": torch.cat([row["tgt_sizes"] for row in rows])}
 
+    def passes(self, vision: Mapping[str, "torch.Tensor"], count: int) -> Iterator[dict[str, "torch.Tensor"]]:
+        for pixels, sizes in zip(vision["pixel_values"].split(count), vision["tgt_sizes"].split(count), strict=True):
+            yield {"pixel_values": pixels, "tgt_sizes": sizes}
+
     def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
         """One slice of four grey patches."""
         import torch
@@ -99,11 +103,25 @@ def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
     return (side // patch) ** 2, config.get("query_num") or version_of(config).queries
 
 
+def _queries(config: Mapping[str, Any]) -> int:
+    return _tile_tokens(config)[1]
+
+
+def _features(body: Any, vision: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+    return body.get_image_features(**vision, return_dict=True).pooler_output
+
+
+def _stand_in(encoder: Any) -> Any:
+    from drive_vlm.models.minicpmv.modeling import NoSliceEncoder
+
+    return NoSliceEncoder(encoder)
+
+
 FAMILY = FamilySpec(
     name="minicpmv",
     parts={
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.resampler",),
+        "vision_tower": ("model.vision.tower",),
+        "projector": ("model.vision.resampler",),
         "language_model": ("model.language_model", "lm_head"),
     },
     # The published script adapts attention alone.
@@ -115,5 +133,6 @@ FAMILY = FamilySpec(
     configure=_configure,
     settle=_settle,
     refuse=version_of,
+    cached=CachedModule("model.vision", _features, _stand_in, _queries),
     tiny="drive_vlm.models.tiny.minicpmv:build_tiny_minicpmv",
 )

@@ -19,10 +19,10 @@ from drive_vlm.models.minicpmv.tower import MiniCPMVTower, places_of
 RENAMINGS = (
     (r"^llm\.lm_head", "lm_head"),
     (r"^llm\.model\.", "model.language_model."),
-    (r"^vpm\.", "model.vision_tower."),
-    (r"^resampler\.", "model.resampler."),
+    (r"^vpm\.", "model.vision.tower."),
+    (r"^resampler\.", "model.vision.resampler."),
 )
-_VISION = ("pixel_values", "tgt_sizes")
+_VISION = ("pixel_values", "tgt_sizes", "vision_features")
 
 
 class MiniCPMVPreTrainedModel(PreTrainedModel):
@@ -48,15 +48,46 @@ class MiniCPMVPreTrainedModel(PreTrainedModel):
             init.zeros_(module.in_proj_bias)
 
 
+class SliceEncoder(nn.Module):
+    """Tower and resampler: slices of pictures -> tokens of the language model."""
+
+    def __init__(self, config: MiniCPMVConfig) -> None:
+        super().__init__()
+        vision, width = config.vision_config, config.text_config.hidden_size
+        assert config.query_num is not None, "the configuration fills it in"
+        self.tower = MiniCPMVTower(vision, two_axes=config.version == "2.6")
+        self.resampler = Resampler(config.query_num, vision.hidden_size, width)
+
+    def forward(self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor) -> BaseModelOutputWithPooling:
+        """As `MiniCPMVModel.get_image_features`. A frozen tower keeps nothing for a backward pass: gradient checkpointing turns on
+        gradients of its embeddings."""
+        # The one place where the host waits for the device.
+        places = places_of(tgt_sizes.tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device)
+        trains = any(parameter.requires_grad for parameter in self.tower.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            features = self.tower(pixel_values=pixel_values, places=places).last_hidden_state
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.resampler(features, places))
+
+
+class NoSliceEncoder(nn.Module):
+    """What stands in the place of SliceEncoder where a feature cache holds its tokens."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        # Parts are looked up by their paths (FLOPs); without weights they count nothing.
+        for name, _ in encoder.named_children():
+            self.add_module(name, nn.Module())
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("pixel_values are given: this model was loaded for --feature_cache, without its vision tower.")
+
+
 class MiniCPMVModel(MiniCPMVPreTrainedModel):
     """Tower, resampler and the body of the language model."""
 
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__(config)
-        vision, width = config.vision_config, config.text_config.hidden_size
-        self.vision_tower = MiniCPMVTower(vision, two_axes=config.version == "2.6")
-        assert config.query_num is not None, "the configuration fills it in"
-        self.resampler = Resampler(config.query_num, vision.hidden_size, width)
+        self.vision = SliceEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -68,20 +99,18 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        tgt_sizes: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """`last_hidden_state float[P, L, Dv]` of the tower and `pooler_output float[P, Q, D]` of the resampler, for
-        `pixel_values float[P, 3, p, p * L]`; `tgt_sizes int64[P, 2]` are rows and columns of each slice's patches.
-
-        A frozen tower keeps nothing for a backward pass: gradient checkpointing turns on gradients of its embeddings.
-        """
-        # The host waits for the device here and where the image tokens are counted, once a batch each.
-        places = places_of(tgt_sizes.tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device)
-        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            features = self.vision_tower(pixel_values=pixel_values, places=places).last_hidden_state
-        tokens = self.resampler(features, places)
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=tokens)
+        `pixel_values float[P, 3, p, p * L]`; `tgt_sizes int64[P, 2]` are rows and columns of each slice's patches. Or
+        `vision_features float[P, Q, D]`, what the resampler made of them: a feature cache holds these."""
+        if vision_features is not None:
+            return BaseModelOutputWithPooling(pooler_output=vision_features)
+        return self.vision(pixel_values, tgt_sizes)
 
     @can_return_tuple
     def forward(
@@ -89,6 +118,7 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tgt_sizes: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
@@ -101,6 +131,7 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
             input_ids: int64[B, T] with `query_num` image tokens for each slice.
             pixel_values: float[P, 3, p, p * L], the slices of all rows in reading order, padded to the longest.
             tgt_sizes: int64[P, 2], rows and columns of each slice's patches.
+            vision_features: float[P, Q, D] in the place of both, from a feature cache.
             attention_mask: int64[B, T], 0 for padding.
             position_ids: int64[B, T]; packed rows restart at 0.
 
@@ -110,10 +141,10 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            if input_ids is None or tgt_sizes is None:
+        if pixel_values is not None or vision_features is not None:
+            if input_ids is None or (tgt_sizes is None and vision_features is None):
                 raise ValueError("Pictures need input_ids, which say where they stand, and tgt_sizes.")
-            tokens = self.get_image_features(pixel_values, tgt_sizes, return_dict=True).pooler_output
+            tokens = self.get_image_features(pixel_values, tgt_sizes, vision_features, return_dict=True).pooler_output
             inputs_embeds = self._lay_in(inputs_embeds, input_ids, tokens)
         return self.language_model(
             attention_mask=attention_mask,
@@ -158,6 +189,7 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         tgt_sizes: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
@@ -171,6 +203,7 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
             input_ids=input_ids,
             pixel_values=pixel_values,
             tgt_sizes=tgt_sizes,
+            vision_features=vision_features,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

@@ -42,7 +42,7 @@ def test_sizes_are_the_published_ones(name: str, published_names: Callable) -> N
     assert part("llm.model.embed_tokens.") == part("llm.lm_head.") == words
     assert (part("vpm."), part("resampler.")) == (tower, resampler)
     queries = {"minicpm_v_8b": (96, 4096), "minicpm_v_2_6": (64, 3584)}[name]
-    assert tuple(model.model.resampler.query.shape) == queries
+    assert tuple(model.model.vision.resampler.query.shape) == queries
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,9 @@ def test_a_checkpoint_with_a_missing_tensor_is_refused(tiny_families: Callable, 
     weights = load_file(path / "model.safetensors")
     del weights["resampler.ln_kv.bias"]
     save_file(weights, path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 tensors of the model, such as model\.resampler\.ln_kv\.bias"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors of the model, such as model\.vision\.resampler\.ln_kv\.bias"
+    ):
         load_family(ModelConfig(model=str(path)), torch.float32)
 
 
