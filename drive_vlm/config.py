@@ -367,6 +367,9 @@ class ModelConfig:
     lora_targets: str | None = field(
         None, help="regular expression of the linear layers to adapt (default: all of the language model)"
     )
+    lora_embeddings: bool = field(
+        False, help="train the word embeddings in full next to the adapters (MiniCPM-V's own scripts do)"
+    )
     quantize: str = field(
         "none",
         help="nf4: the language model's linear layers in 4 bits (bitsandbytes, CUDA), trained through --lora_rank",
@@ -392,6 +395,10 @@ class ModelConfig:
             re.compile(self.lora_targets or "")
         except re.error as error:
             raise ValueError(f"--lora_targets {self.lora_targets} is no regular expression ({error}).") from error
+        if self.lora_embeddings and not self.lora_rank:
+            raise ValueError(
+                "--lora_embeddings is for runs with --lora_rank: without adapters all weights train anyway."
+            )
 
 
 @dataclasses.dataclass

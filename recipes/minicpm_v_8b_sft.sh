@@ -11,7 +11,7 @@
 # Result      not measured; the tests run the same stage on a CPU with a tiny model of the same classes
 # Command     bash recipes/minicpm_v_8b_sft.sh --data train.jsonl [--eval_data eval.jsonl] [--freeze language_model] [any flag]
 #             LORA=64 bash recipes/minicpm_v_8b_sft.sh --learning_rate 1e-5 ...   (adapters on attention, as OpenBMB's script has them;
-#             it also trains the word embeddings in full, which is not done here)
+#             which also trains the word embeddings in full: --lora_embeddings)
 set -euo pipefail
 # shellcheck source=_launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"

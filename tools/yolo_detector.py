@@ -31,12 +31,18 @@ def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch
     settings = Path(os.environ.get("YOLO_CONFIG_DIR") or cache_dir() / "ultralytics")
     settings.mkdir(parents=True, exist_ok=True)
     os.environ |= {"YOLO_CONFIG_DIR": str(settings), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    from PIL import Image
+
+    own_open = Image.open
     try:
         import ultralytics
     except ImportError as error:
         raise ValueError(
             f"no ultralytics ({error}). Install the optional extra (AGPL-3.0): pip install drive-vlm[yolo]"
         ) from error
+    finally:
+        # Importing it wraps Image.open for the whole process: a file that is no picture then asks for pi_heif, in place of our words.
+        Image.open = own_open
     try:
         model = ultralytics.YOLO(str(path), task="detect")
     except (TypeError, AttributeError, KeyError) as error:

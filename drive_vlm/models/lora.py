@@ -42,6 +42,8 @@ def apply_lora(family: FamilyModel, config: ModelConfig, frozen: Sequence[str]) 
         for path in (own for path in outside for own in _saved_apart(family.model, path))
         if any(parameter.requires_grad for parameter in family.model.get_submodule(path).parameters())
     ]
+    if config.lora_embeddings:
+        full.append(_own_embeddings(family.model))
     # peft finds modules by the ends of their names.
     trained = [re.sub(r"^.*?([^.]+(\.\d+)?)$", r"\1", path) for path in full]
     check_targets(family.model, config.lora_targets or family.lora_targets, full)
@@ -94,13 +96,29 @@ def check_targets(model: Any, targets: str, full: Sequence[str] = ()) -> None:
                 f"--lora_targets {targets} matches {inside[0]}, but {path} trains in full, without adapters. Freeze it (--freeze), "
                 "or leave it out of the expression."
             )
-    tied = model.all_tied_weights_keys
-    embeddings = next((name for name, layer in model.named_modules() if layer is model.get_input_embeddings()), "")
-    if embeddings in names and {f"{embeddings}.weight"} & {*tied, *tied.values()}:
+    embeddings, tied = _embeddings(model)
+    if embeddings in names and tied:
         raise ValueError(
             f"--lora_targets {targets} matches {embeddings}, whose weight is also the head's: merged, the adapter would change both. "
             "Leave it out of the expression."
         )
+
+
+def _embeddings(model: Any) -> tuple[str, bool]:
+    """(path of the word embeddings, whether their weight is also the head's)."""
+    tied = model.all_tied_weights_keys
+    path = next((name for name, layer in model.named_modules() if layer is model.get_input_embeddings()), "")
+    return path, f"{path}.weight" in {*tied, *tied.values()}
+
+
+def _own_embeddings(model: Any) -> str:
+    """Path of the word embeddings. Raises ValueError where their weight is also the head's: a copy of it would train apart."""
+    path, tied = _embeddings(model)
+    if tied:
+        raise ValueError(
+            f"--lora_embeddings: the weight of {path} is also the head's, so that a copy that trains would part the two. Leave the flag out."
+        )
+    return path
 
 
 def check_head(model: Any, head: Any, what: str) -> None:

@@ -112,6 +112,7 @@ def trained_adapter(model: ModelConfig) -> ModelConfig:
         lora_rank=part(made, "r", int, path),
         lora_alpha=part(made, "lora_alpha", int, path),
         lora_targets=targets,
+        lora_embeddings="embed_tokens" in copies,
     )
 
 

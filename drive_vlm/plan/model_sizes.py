@@ -158,7 +158,9 @@ class ModelSizes:
 def recorded_flags(model: ModelConfig) -> dict[str, Any]:
     """The flags that a record depends on; the order of --freeze does not matter, nor do LoRA's targets without LoRA."""
     targets = model.lora_targets if model.lora_rank else None
-    return {"freeze": sorted(set(model.freeze)), "lora_rank": model.lora_rank, "lora_targets": targets}
+    found = {"freeze": sorted(set(model.freeze)), "lora_rank": model.lora_rank, "lora_targets": targets}
+    # Said only where it is so: what ships was recorded without.
+    return found | ({"lora_embeddings": True} if model.lora_embeddings else {})
 
 
 def shipped(model: str) -> tuple[str, dict[str, Any]]:

@@ -213,6 +213,51 @@ def test_tied_embeddings_take_no_adapter(tiny_model: Path) -> None:
         check_targets(model, ".*embed_tokens")
 
 
+def test_embeddings_train_in_full_next_to_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    """A copy of them trains and is saved, the plan counts it; read back and merged, the logits are those of the run."""
+    from drive_vlm.plan.flags import trained_adapter
+    from drive_vlm.plan.record import record
+
+    flags: dict[str, Any] = {"lora_rank": 4, "freeze": ["vision_tower", "projector"], "lora_embeddings": True}
+    family = lora_family(tiny_model, flags["freeze"], True, lora_embeddings=True)
+    names = trainable(family.model)
+    copy = "model.language_model.embed_tokens.modules_to_save.default.weight"
+    assert {name for name in names if ".lora_" not in name} == {copy}
+    before = load_file(tiny_model / "model.safetensors")
+    trained = step(family)
+    moved = family.model.get_base_model().get_input_embeddings().weight
+    stored = next(value for name, value in before.items() if name.endswith("embed_tokens.weight"))
+    assert moved.shape == stored.shape and not torch.equal(moved, stored)
+    family.model.save_pretrained(tmp_path / "run", save_embedding_layers=False)
+    record_base(family.model, tmp_path / "run")
+    torch.manual_seed(0)
+    pixels = torch.randn(1, 3, 56, 56)
+    ids = [family.tokenizer.convert_tokens_to_ids("<|im_start|>"), *family.vision.image_ids(1), 300, 301]
+    again = load_family(ModelConfig(model=str(tmp_path / "run")), torch.float32).model.eval()
+    for model in (again, again.merge_and_unload()):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits
+        torch.testing.assert_close(logits, trained, atol=1e-5, rtol=1e-5)
+    found = record(ModelConfig(model=str(tiny_model), **flags))
+    counted = sum(elements * count for _, elements, trains, _, count in found["weights"] if trains)
+    assert counted == sum(p.numel() for name, p in family.model.named_parameters() if p.requires_grad)
+    assert trained_adapter(ModelConfig(model=str(tmp_path / "run"))).lora_embeddings
+
+
+def test_embeddings_that_cannot_train_in_full_are_refused(tiny_model: Path) -> None:
+    from drive_vlm.models import model_on_meta
+
+    with pytest.raises(ValueError, match="--lora_embeddings is for runs with --lora_rank"):
+        ModelConfig(model="m", lora_embeddings=True)
+    config = ModelConfig(model=str(tiny_model), lora_rank=4, lora_embeddings=True)
+    family = model_on_meta(config)
+    family.model.all_tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    with pytest.raises(
+        ValueError, match=r"--lora_embeddings: the weight of model\.language_model\.embed_tokens is also the head's"
+    ):
+        apply_lora(family, config, [])
+
+
 @pytest.mark.parametrize("kind", ["target_modules", "modules_to_save"])
 def test_an_adapter_from_elsewhere_around_the_head(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     """It answers, and is refused before it trains."""

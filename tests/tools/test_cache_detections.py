@@ -1,10 +1,12 @@
 """tools/cache_detections.py with the real YOLO class: random weights built offline, and the kit's YOLOv8n on real pictures."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from drive_vlm.data.caches.feature_cache import TRANSFORM
 from drive_vlm.data.vision import frame_indices, load_image, load_video
@@ -35,13 +38,23 @@ def tool() -> Iterator[ModuleType]:
     yield module
 
 
+@contextlib.contextmanager
+def pictures_as_they_are() -> Iterator[None]:
+    """Importing ultralytics wraps PIL's open for all tests of this process; not here."""
+    own_open = Image.open
+    yield
+    Image.open = own_open
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """YOLOv8n with random weights, as ultralytics saves it."""
     folder = tmp_path_factory.mktemp("yolo")
     os.environ |= {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     import torch
-    from ultralytics import YOLO
+
+    with pictures_as_they_are():
+        from ultralytics import YOLO
 
     torch.manual_seed(0)
     YOLO("yolov8n.yaml").save(folder / "random.pt")
@@ -392,9 +405,20 @@ def yolov8n(kit: Path) -> tuple[Path, str]:
     return path, expected
 
 
+def test_pictures_are_opened_by_pillow_all_the_same(weights: Path) -> None:
+    """A process of its own, where nothing was imported before."""
+    code = (
+        "import sys; from PIL import Image; own = Image.open; sys.path.insert(0, 'tools')\n"
+        "from pathlib import Path; from yolo_detector import open_detector\n"
+        f"open_detector(Path({str(weights)!r}), None, 64, 0.25, 1); assert 'ultralytics' in sys.modules and Image.open is own"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=TOOL.parents[1], timeout=300)
+
+
 @pytest.mark.kit
 def test_the_bus_and_its_persons_are_found(detect: Callable, yolov8n: tuple[Path, str], tmp_path: Path) -> None:
-    from ultralytics.utils import ASSETS
+    with pictures_as_they_are():
+        from ultralytics.utils import ASSETS
 
     shutil.copy(ASSETS / "bus.jpg", tmp_path)
     write_rows(tmp_path / "rows.jsonl", [{"id": "bus", "image": "bus.jpg", "conversations": PICTURE}])
