@@ -253,8 +253,9 @@ class Server:
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            known = [0, self.listener.fileno(), *self.children, *self.clients, connection.fileno()]
-            self.become(request, known)
+            # Detached: a socket that is collected later would close its number again, which by then may be a file of the request.
+            sockets = [self.listener, connection, *(one for one, _, _ in self.children.values())]
+            self.become(request, [0, *self.children, *(one.detach() for one in sockets)])
             return request
         handle = os.pidfd_open(pid)
         note = self.folder / "children" / f"{request.client}-{pid}"

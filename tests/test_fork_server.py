@@ -149,6 +149,15 @@ def test_files_that_are_handed_down_arrive_and_are_closed_with_the_child(tmp_pat
     assert process.wait(10) == 0
 
 
+def test_files_of_any_number_stay_open(tmp_path: Path) -> None:
+    """Among them are those that the server's own sockets had: one that was collected in the child closed a file of the request."""
+    numbers = range(3, 41)
+    opened = "".join(f"exec {number}>{tmp_path}/{number}; " for number in numbers)
+    code = "import gc, os; gc.collect(); [os.write(number, b'here') for number in range(3, 41)]"
+    subprocess.run(["bash", "-c", f'{opened} exec "{sys.executable}" -c "{code}"'], check=True, timeout=60)
+    assert all((tmp_path / str(number)).read_text() == "here" for number in numbers)
+
+
 def test_workers_that_are_spawned(run: Callable, tmp_path: Path) -> None:
     (tmp_path / "pool.py").write_text(
         "import multiprocessing, os\n"
