@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -17,6 +17,7 @@ from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
 from drive_vlm.models.cogvlm2.language import ExpertLlama, RotaryEmbedding
 from drive_vlm.models.cogvlm2.positions import Routes, lay_out, picture_places, row_starts, vision_experts
 from drive_vlm.models.cogvlm2.vision import PatchEmbedding, Projector, Tower
+from drive_vlm.models.generation import PictureGenerationMixin
 
 # Names in the published files -> names here, which are those of the parts; transformers undoes it when it saves.
 RENAMINGS = {
@@ -194,7 +195,7 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
         return embeds.masked_scatter(places[..., None].expand_as(embeds), made.to(embeds))
 
 
-class CogVLMForCausalLM(CogVLM2PreTrainedModel, GenerationMixin):
+class CogVLMForCausalLM(CogVLM2PreTrainedModel, PictureGenerationMixin):
     """CogVLM2Model with a language modelling head. The name is that in the published config.json."""
 
     def __init__(self, config: CogVLM2Config) -> None:
@@ -242,36 +243,17 @@ class CogVLMForCausalLM(CogVLM2PreTrainedModel, GenerationMixin):
             return_dict=True,
             **body,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return self.with_head(outputs, labels, logits_to_keep, **kwargs)
+
+    def pictures_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+        places = picture_places(input_ids, self.config.pad_token_id, attention_mask, row_starts(None, input_ids))
+        return (places.sum(1) // self.config.picture_tokens).tolist()
 
     def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it, with positions for the tokens behind the cache, and cached features for the prompt only."""
-        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
+        """With positions for the tokens behind the cache."""
+        inputs = PictureGenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
         if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
-            inputs.pop("vision_features", None)
             mask, starts = kwargs.get("attention_mask"), row_starts(None, input_ids)
             places = picture_places(input_ids, self.config.pad_token_id, mask, starts)
             inputs["rotary_positions"] = lay_out(places, mask, starts)[:, -inputs["input_ids"].shape[1] :]
         return inputs
-
-    def _expand_inputs_for_generation(
-        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows with all their pictures: transformers would repeat each picture, and mix those of a row's copies."""
-        if expand_size == 1:
-            return input_ids, kwargs
-        expand = GenerationMixin._expand_inputs_for_generation
-        pictures = {key: kwargs.pop(key) for key in ("pixel_values", "vision_features") if kwargs.get(key) is not None}
-        if pictures:
-            starts = row_starts(None, input_ids)
-            places = picture_places(input_ids, self.config.pad_token_id, kwargs.get("attention_mask"), starts)
-            counts = (places.sum(1) // self.config.picture_tokens).tolist()
-            for key, value in pictures.items():
-                pictures[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
-        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | pictures

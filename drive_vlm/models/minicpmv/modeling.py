@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from drive_vlm.models.generation import PictureGenerationMixin
 from drive_vlm.models.minicpmv.configuration import MiniCPMVConfig
 from drive_vlm.models.minicpmv.resampler import CrossAttention, Resampler
 from drive_vlm.models.minicpmv.tower import MiniCPMVTower, places_of
@@ -22,7 +23,6 @@ RENAMINGS = (
     (r"^vpm\.", "model.vision.tower."),
     (r"^resampler\.", "model.vision.resampler."),
 )
-_VISION = ("pixel_values", "tgt_sizes", "vision_features")
 
 
 class MiniCPMVPreTrainedModel(PreTrainedModel):
@@ -169,9 +169,10 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
         return embeds.masked_scatter(places[..., None].expand_as(embeds), tokens.to(embeds))
 
 
-class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin):
+class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, PictureGenerationMixin):
     """MiniCPMVModel with a language modelling head."""
 
+    picture_inputs = ("pixel_values", "tgt_sizes", "vision_features")
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012 - typed by the base class
 
     def __init__(self, config: MiniCPMVConfig) -> None:
@@ -211,43 +212,10 @@ class MiniCPMVForConditionalGeneration(MiniCPMVPreTrainedModel, GenerationMixin)
             return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return self.with_head(outputs, labels, logits_to_keep, **kwargs)
 
-    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it, with slices for the prompt only: it knows pixel_values by name, not the others."""
-        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
-        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
-            for name in _VISION:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows with all their slices: transformers would repeat each slice, and mix the slices of a row's copies."""
-        if expand_size == 1:
-            return input_ids, kwargs
-        expand = GenerationMixin._expand_inputs_for_generation
-        slices = {key: kwargs.pop(key) for key in _VISION if kwargs.get(key) is not None}
-        if slices:
-            counts = ((input_ids == self.config.image_token_id).sum(1) // self.config.query_num).tolist()
-            for key, value in slices.items():
-                slices[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
-        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | slices
+    def pictures_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+        return ((input_ids == self.config.image_token_id).sum(1) // self.config.query_num).tolist()
 
 
 register_checkpoint_conversion_mapping(

@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from drive_vlm.models.generation import PictureGenerationMixin
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 from drive_vlm.models.siglip_qwen.projector import Resampler, build_projector
 from drive_vlm.models.siglip_qwen.tiling import too_many_frames
@@ -158,7 +159,7 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
         )
 
 
-class SiglipQwenForConditionalGeneration(SiglipQwenPreTrainedModel, GenerationMixin):
+class SiglipQwenForConditionalGeneration(SiglipQwenPreTrainedModel, PictureGenerationMixin):
     """SiglipQwenModel with a language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012 - typed by the base class
@@ -198,40 +199,7 @@ class SiglipQwenForConditionalGeneration(SiglipQwenPreTrainedModel, GenerationMi
             return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return self.with_head(outputs, labels, logits_to_keep, **kwargs)
 
-    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As transformers does it, with cached features for the prompt only: it knows pixel_values by name, not ours."""
-        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)
-        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
-            inputs.pop("vision_features", None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows with all their frames: transformers would repeat each frame, and mix the frames of a row's copies."""
-        if expand_size == 1:
-            return input_ids, kwargs
-        expand = GenerationMixin._expand_inputs_for_generation
-        pictures = {key: kwargs.pop(key) for key in ("pixel_values", "vision_features") if kwargs.get(key) is not None}
-        if pictures:
-            tokens = (input_ids == self.config.image_token_id).sum(1)
-            counts = (tokens // self.config.image_seq_length).tolist()
-            for key, value in pictures.items():
-                pictures[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
-        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | pictures
+    def pictures_of_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+        return ((input_ids == self.config.image_token_id).sum(1) // self.config.image_seq_length).tolist()
