@@ -11,7 +11,8 @@
 #             F1_all of the likeliest actions 0.820, +0.010 [-0.001, +0.023]; of the reasons it falls (docs/bddoia.md). The recipe
 #             ends with its claims and fails when one does not hold
 # Command     bash recipes/bddoia_synthetic.sh      results in runs/bddoia_synthetic/ (summary.json, scores.json, f1.png)
-#             SIZE=small: fewer scenes, shorter stages, claims that so few can decide; SIZE=smoke: two steps of everything, which teach nothing
+#             SIZE=small: fewer scenes, shorter stages, of GRPO four steps, claims that so few can decide; SIZE=smoke: two steps of everything,
+#             which teach nothing
 #             OUT: another folder for the results
 set -euo pipefail
 # shellcheck source=_launch.sh
@@ -22,9 +23,9 @@ started=$SECONDS
 ensure_environment eval,trl
 out="${OUT:-runs/bddoia_synthetic}"
 case "${SIZE:-full}" in
-  full) scenes=4000 tower_steps=800 clip_steps=60 sft_steps=250 rl_steps=120 answers=64 ;;
-  small) scenes=1200 tower_steps=300 clip_steps=40 sft_steps=100 rl_steps=40 answers=64 ;;
-  smoke) scenes=60 tower_steps=2 clip_steps=2 sft_steps=2 rl_steps=2 answers=16 ;;
+  full) scenes=4000 tower_steps=800 clip_steps=60 sft_steps=250 rl_steps=120 grpo_steps=120 answers=64 ;;
+  small) scenes=1200 tower_steps=300 clip_steps=40 sft_steps=100 rl_steps=40 grpo_steps=4 answers=64 ;;
+  smoke) scenes=60 tower_steps=2 clip_steps=2 sft_steps=2 rl_steps=2 grpo_steps=2 answers=16 ;;
   *) _fail "bddoia_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
 start_over "$out"
@@ -33,7 +34,7 @@ data="$out/data"
 shared=(--freeze vision_tower --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --save_strategy no)
 rl=(--data "$data/oia_json_train.jsonl" --rewards clip action_reason structure --reward_weights 1 1 0.5 --action_reason_mode labels
   --clip_model "$out/clip" --max_completion_length 84 --per_device_train_batch_size "$((answers / 2))" --global_batch_size "$answers"
-  --learning_rate 3e-4 --max_steps "$rl_steps" --logging_steps 1)
+  --learning_rate 3e-4 --logging_steps 1)
 
 step "1/7  synthetic driving scenes with actions and reasons"
 run python tools/build_synthetic.py --out "$data" --scenes "$scenes" --oia --size 64 --image_format png --splits train:0.8 test:0.2 --questions_per_scene 0
@@ -50,10 +51,10 @@ launch sft --model "$out/model" --data "$data/oia_train.jsonl" "$data/oia_json_t
   --global_batch_size 32 --learning_rate 2e-3 --max_steps "$sft_steps" --logging_steps "$((sft_steps / 4 + 1))" --output_dir "$out/sft"
 
 step "4/7  A2C with a value head"
-launch a2c --model "$out/sft" "${shared[@]}" "${rl[@]}" --value_learning_rate 1e-3 --kl_coef 0.02 --output_dir "$out/a2c"
+launch a2c --model "$out/sft" "${shared[@]}" "${rl[@]}" --value_learning_rate 1e-3 --kl_coef 0.02 --max_steps "$rl_steps" --output_dir "$out/a2c"
 
 step "5/7  GRPO from the same start, with the same rewards and number of answers"
-launch grpo --model "$out/sft" "${shared[@]}" "${rl[@]}" --num_generations 8 --beta 0.02 --temperature 1 --output_dir "$out/grpo"
+launch grpo --model "$out/sft" "${shared[@]}" "${rl[@]}" --num_generations 8 --beta 0.02 --temperature 1 --max_steps "$grpo_steps" --output_dir "$out/grpo"
 
 step "6/7  held-out scenes: the likeliest answers, and answers as they were sampled in training"
 for name in sft a2c grpo; do

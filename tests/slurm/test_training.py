@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ HERE = Path(__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/internvl3_1b_sft.sh"
 STEPS = 32
+# Of the CPUs of both nodes, so that two jobs run at a time.
+HALF = ("--cpus-per-task", 4)
 
 
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
@@ -90,19 +93,64 @@ def status_of(tmp_path, job):
     return json.loads((tmp_path / f"runs/slurm/control/{job}/status.json").read_text())
 
 
+@pytest.fixture
+def launchers_train_alike(train, cluster, log, tmp_path, synthetic_data, tiny_model):
+    """`launchers_train_alike()`: two ranks one a node under the deepspeed launcher, and two as tasks of one srun step on one node."""
+
+    def check():
+        short = ("--max_steps", 6, "--save_strategy", "no")
+        deepspeed = train("deepspeed", "--launcher", "deepspeed", *HALF, more=short)
+        end = cluster.wait(deepspeed, 450)
+        assert (end["JobState"], end["NumNodes"]) == ("COMPLETED", "2"), log(deepspeed)
+
+        flags = " ".join(map(str, flags_of(synthetic_data, tiny_model, tmp_path / "tasks", short)))
+        script = tmp_path / "tasks.sbatch"
+        script.write_text(f"#!/usr/bin/env bash\nsrun --kill-on-bad-exit=1 bash {RECIPE} {flags}\n")
+        options = (
+            "--parsable",
+            "--nodes=1",
+            "--ntasks-per-node=2",
+            "--cpus-per-task=2",
+            "--time=10",
+            f"--output={tmp_path}/tasks-%j.out",
+        )
+        env = cluster.env | ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{cluster.env['PATH']}"}
+        done = subprocess.run(
+            ["sbatch", *options, script], check=True, capture_output=True, text=True, env=env, cwd=tmp_path
+        )
+        tasks = int(done.stdout)
+        end = cluster.wait(tasks, 450)
+        assert end["JobState"] == "COMPLETED", (tmp_path / f"tasks-{tasks}.out").read_text()
+        assert json.loads((tmp_path / "tasks/run.json").read_text())["world_size"] == 2
+        losses = curve(tmp_path / "tasks")
+        assert sorted(losses) == list(range(1, 7))
+        assert losses == pytest.approx(curve(tmp_path / "deepspeed"), rel=1e-4)
+
+    return check
+
+
 def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
-    train, submit, cluster, log, tmp_path, uninterrupted
+    train, submit, cluster, log, tmp_path, uninterrupted, launchers_train_alike
 ):
     # Slurm looks at time limits every 30 s and warns up to 30 s early: of these 3 minutes, 90 to 120 s pass before it asks to save,
     # which is also what a start has to come further than the one before.
-    job = train("stopped", "--time", 3, "--requeue-margin", 60)
+    job = train("stopped", "--time", 3, "--requeue-margin", 60, *HALF)
     wait_for_step(tmp_path / "stopped", 6)
     rank = a_rank_of(tmp_path / "stopped")
-    os.kill(rank, signal.SIGSTOP)  # the training would be over before its time is
-    try:
-        wait_for(lambda: "USR1: asking the ranks to save" in log(job), 160)
-    finally:
-        os.kill(rank, signal.SIGCONT)
+    # The training would be over before its time is.
+    os.kill(rank, signal.SIGSTOP)
+
+    def go_on_when_asked():
+        try:
+            wait_for(lambda: "USR1: asking the ranks to save" in log(job), 160)
+        finally:
+            os.kill(rank, signal.SIGCONT)
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(go_on_when_asked)
+        # Meanwhile the other half of the nodes is free.
+        launchers_train_alike()
+        waiting.result()
     end = cluster.wait(job, 450)
     assert end["JobState"] == "COMPLETED" and int(end["Restarts"]) >= 1 and "time limit: requeued" in log(job), log(job)
     assert curve(tmp_path / "stopped") == pytest.approx(uninterrupted, rel=1e-4)
@@ -121,36 +169,3 @@ def test_time_limit_killed_rank_and_preemption_leave_the_loss_curve_as_it_is(
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(job)
     assert "preempted: requeued" in log(job)
     assert curve(tmp_path / "killed") == pytest.approx(uninterrupted, rel=1e-4)
-
-
-def test_the_deepspeed_launcher_over_nodes_and_a_task_a_rank_train_alike(
-    train, cluster, log, tmp_path, synthetic_data, tiny_model
-):
-    """Two ranks each: one a node under the deepspeed launcher, and two tasks of one srun step on one node."""
-    short = ("--max_steps", 6, "--save_strategy", "no")
-    deepspeed = train("deepspeed", "--launcher", "deepspeed", more=short)
-    end = cluster.wait(deepspeed, 450)
-    assert (end["JobState"], end["NumNodes"]) == ("COMPLETED", "2"), log(deepspeed)
-
-    flags = " ".join(map(str, flags_of(synthetic_data, tiny_model, tmp_path / "tasks", short)))
-    script = tmp_path / "tasks.sbatch"
-    script.write_text(f"#!/usr/bin/env bash\nsrun --kill-on-bad-exit=1 bash {RECIPE} {flags}\n")
-    options = (
-        "--parsable",
-        "--nodes=1",
-        "--ntasks-per-node=2",
-        "--cpus-per-task=4",
-        "--time=10",
-        f"--output={tmp_path}/tasks-%j.out",
-    )
-    env = cluster.env | ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{cluster.env['PATH']}"}
-    done = subprocess.run(
-        ["sbatch", *options, script], check=True, capture_output=True, text=True, env=env, cwd=tmp_path
-    )
-    tasks = int(done.stdout)
-    end = cluster.wait(tasks, 450)
-    assert end["JobState"] == "COMPLETED", (tmp_path / f"tasks-{tasks}.out").read_text()
-    assert json.loads((tmp_path / "tasks/run.json").read_text())["world_size"] == 2
-    losses = curve(tmp_path / "tasks")
-    assert sorted(losses) == list(range(1, 7))
-    assert losses == pytest.approx(curve(tmp_path / "deepspeed"), rel=1e-4)
