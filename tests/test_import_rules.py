@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "drive_vlm"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TOOLS = sorted(
-    path for path in (ROOT / "tools").rglob("*.py") if "__main__" in path.read_text()
+    path for path in (ROOT / "tools").rglob("*.py") if 'if __name__ == "__main__"' in path.read_text()
 )  # the rest are parts of one
 HEAVY = {
     "torch",

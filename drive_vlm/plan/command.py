@@ -30,7 +30,8 @@ ASSUMPTIONS = [
     "memory is that of rows as long as --max_length allows;",
     "'needed' adds 5 % fragmentation and 1 GiB of CUDA context to the peak;",
     "FLOPs as in drive_vlm/models/flops.py (attention scores left out, recomputation not counted);",
-    "checkpoints: --keep, the best where evaluation rows are given, and the one being written.",
+    "checkpoints: --keep, the best where evaluation rows are given, and the one being written;",
+    "wire: rings over one link, 450 GB/s within a node (NVLink 4), 50 GB/s between nodes (400 Gb/s a GPU); drive_vlm/plan/wire.py.",
 ]
 OF_PAIRS = [
     "a pair is two rows, each as long as --max_length allows;",

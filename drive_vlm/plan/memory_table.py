@@ -16,6 +16,7 @@ from drive_vlm.plan.bytes import Layout, Peak, StaticMemory, TrainingSetup, Weig
 from drive_vlm.plan.flags import PlanFlags
 from drive_vlm.plan.model_sizes import ModelSizes
 from drive_vlm.plan.rows import RowStatistics
+from drive_vlm.plan.wire import sent_bytes, wire
 from drive_vlm.sampling import may_memoise
 from drive_vlm.stages.engine.training_arguments import weight_dtype
 
@@ -192,8 +193,20 @@ def memory(case: PlanCase, limit: int, local_world: int) -> dict[str, Any]:
             "cpu_a_node": now.cpu * local_world,
             "fits": now.needed <= limit,
             "largest_micro_batch": largest_micro(case, layout, limit),
+            **wire_of(case, layout, local_world),
         }
     return {"chosen": chosen, "limit": limit, "micro_batch": micro, "layouts": table, "advice": advice(table, chosen)}
+
+
+def wire_of(case: PlanCase, layout: Layout, local_world: int) -> dict[str, Any]:
+    """What a process sends in an optimizer step."""
+    world, micros = case.flags.plan.world_size, case.accumulation
+    own = case.model.weights
+    four_bit = case.flags.model.quantize == "nf4"
+    # A live reference, which ZeRO-3 gathers in each forward pass too, is not counted.
+    sizes = [WeightSize(w.elements, w.trains, NF4_BYTES if four_bit and w.four_bit else None) for w in own]
+    sent = sent_bytes(sizes, layout, world, weight_bytes(case, layout), micros, case.checkpointing())
+    return wire(sent, world, local_world)
 
 
 def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:

@@ -40,6 +40,8 @@ def show(plan: dict[str, Any]) -> None:
     console.print(_batch(plan))
     console.print(_memory_words(plan))
     console.print(_cost(plan))
+    if plan["batch"]["world_size"] > 1:
+        console.print(_wire(plan))
     console.print(_disk(plan))
     console.print(_data(plan["data"]))
     console.print("Assumed: " + " ".join(plan["assumptions"]))
@@ -117,6 +119,19 @@ def _cost(plan: dict[str, Any]) -> str:
     if cost["hours"] is None:
         return line + "; hours unknown: give --data or --rows"
     return f"{line}; {cost['steps']:,} steps = {cost['hours']:.1f} h, {cost['gpu_hours']:,.1f} GPU-hours"
+
+
+def _wire(plan: dict[str, Any]) -> str:
+    """What one GPU sends in a step under every layout, next to the time of computing."""
+    layouts = plan["memory"]["layouts"]
+    sent = ", ".join(
+        f"{name} {gib(row['sent_a_step'])} GiB ({row['link_seconds']:.3g} s)" for name, row in layouts.items()
+    )
+    row = layouts[plan["memory"]["chosen"]]
+    return (
+        f"Wire: one GPU sends in a step: {sent}, over {row['link']} with nothing hidden; computing takes "
+        f"{plan['cost']['seconds_a_step']:.3g} s"
+    )
 
 
 def _disk(plan: dict[str, Any]) -> str:

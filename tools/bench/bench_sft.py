@@ -96,7 +96,7 @@ def plan_and_check(work: Path, max_length: int, batch_size: int) -> None:
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(work / "data" / "mixed.jsonl")]), encoder, max_length=max_length)
     (work / "plan.json").write_text(json.dumps(make_plan(table.length, max_length, batch_size)))
-    check_same_tokens(table, encoder, peer_dataset(work), parts.processor)
+    check_same_tokens(table, encoder, peer_dataset(work / "data" / "mixed.jsonl"), parts.processor)
 
 
 def make_plan(length: Any, max_length: int, batch_size: int) -> dict[str, Any]:
@@ -241,16 +241,16 @@ def train_ours(out: Path, words: list[str]) -> None:
 # ---- TRL's side, in processes of their own
 
 
-def peer_dataset(work: Path) -> Any:
-    """The rows as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]}."""
+def peer_dataset(file: Path) -> Any:
+    """The rows of `file` as a TRL user writes them: {"images": [Image], "prompt": [...], "completion": [...]}."""
     from datasets import Dataset, Features, Image, List, Value
 
     rows = []
-    for row in measure.json_lines(work / "data" / "mixed.jsonl"):
+    for row in measure.json_lines(file):
         asked, answer = (turn["value"] for turn in row["conversations"])
         rows.append(
             {
-                "images": [str(work / "data" / name) for name in row.get("image", [])],
+                "images": [str(file.parent / name) for name in row.get("image", [])],
                 "prompt": [{"role": "user", "content": asked.replace("<image>\n", "").replace("<image>", "")}],
                 "completion": [{"role": "assistant", "content": answer}],
             }
@@ -314,7 +314,7 @@ def train_peer(work: Path, out: Path, workers: int) -> None:
         max_length=None,
         **plan["shared"],
     )
-    dataset = peer_dataset(work)
+    dataset = peer_dataset(work / "data" / "mixed.jsonl")
     rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
     trainer = SFTTrainer(family.model, config, **rest)
     parts = PartClock(trainer)
