@@ -53,6 +53,8 @@ _CLAUSE = re.compile(r"[.;!?\n,]")
 _LEAD = re.compile(
     rf"^(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*{_NOUN}\s*(?:is\b|[:=])\s*(?:that\s+)?", re.IGNORECASE
 )
+# Characters around a claim that can change it.
+_NEAR = 500
 _SENTENCE = re.compile(r"[.!;\n]+")
 
 
@@ -146,17 +148,21 @@ def _claims(text: str, options: Mapping[str, str]) -> Iterator[str]:
         places += marks
     for letter, end in places:
         yield letter
-        rest = text[end:]
+        rest = text[end : end + _NEAR]
         while also := _ALSO.match(rest):
             yield also[1].upper()
             rest = rest[also.end() :]
-        yield from _contradiction(letter, text[end:], options)
+    # The text after the first claim of a letter holds what is behind its later ones.
+    for letter in {letter for letter, _ in places}:
+        first = min(end for said, end in places if said == letter)
+        yield from _contradiction(letter, text[first:], options)
 
 
 def _marks(text: str) -> Iterator[re.Match[str]]:
     """Marks "B. ", "(C) " at the beginning of a sentence or a line, as of an option."""
     for match in _MARKER.finditer(text):
-        if not (before := text[: match.start()].rstrip(" \t([-*•")) or before[-1] in ".!?:;\n":
+        before = text[max(0, match.start() - _NEAR) : match.start()].rstrip(" \t([-*•")
+        if not before or before[-1] in ".!?:;\n":
             yield match
 
 
@@ -166,12 +172,13 @@ def _letter(match: re.Match[str]) -> str:
 
 def _stands(match: re.Match[str], text: str) -> bool:
     """Whether a claim is one: its clause does not deny it, it is no question, and the letter is no article or pronoun."""
-    letter = next(group for group in match.groups() if group)
-    clause = _CLAUSE.split(text[: match.end()])[-1]
+    group = next(number for number, said in enumerate(match.groups(), start=1) if said)
+    clause = _CLAUSE.split(text[max(0, match.start() - _NEAR) : match.end()])[-1]
     if _DENIES.search(clause) or re.match(r"\W*\?", text[match.end() :]):
         return False
-    after = text[match.end() :]
-    return _ENDS.match(after) is not None if letter in "AaI" or letter.islower() else True
+    if match[group].isupper() and match[group] not in "AI":
+        return True
+    return _ENDS.match(text, match.end(group)) is not None
 
 
 def _contradiction(letter: str, after: str, options: Mapping[str, str]) -> Iterator[str]:
