@@ -101,6 +101,7 @@ def setting_rows(
             "id": f"{setting}_{name}",
             "question_id": name,
             "group": item["scene"],
+            "frame": item["frame"],
             "benchmark": benchmark,
             "setting": setting,
             "question_type": item["task"],
