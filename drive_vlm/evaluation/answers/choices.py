@@ -1,0 +1,203 @@
+"""The letter that an answer to a multiple-choice question names.
+
+Strict: the answer is the letter and nothing else, as official scripts compare it. Lenient (`read_choice`), in this order:
+
+1. JSON: its field "answer", "choice" or "option", which is read as a text.
+2. Claims: the whole answer is a letter ("(a)", "Option B."), it begins with one ("A. Going ahead", "B: ..."), it says so ("the
+   answer is C", "I choose D", "B is correct", "therefore (C)"), or its last line is a letter. A claim in a clause that denies it
+   ("not", "neither"), or that ends with a question mark, is none.
+3. The words of exactly one option, alone or after "the answer is".
+
+Claims of two letters are unread, and so is a letter next to another option's words. A list of the options before one claim is no
+claim of its own. Letters that the question does not offer are unread.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from drive_vlm.evaluation.answer_accuracy import normalize_answer
+from drive_vlm.evaluation.answers.said import Said, answer_parts, json_object, of_fields, plain, unread
+
+LETTERS = "ABCDEFGHIJ"
+# "A. ", "(B) ", "C: " before an option in a question.
+_MARKER = re.compile(r"(?<![\w.])\(?([A-J])[.):]\s+")
+_QUOTES = "\"'“”‘’«»"
+_OPEN, _CLOSE = r"[(\[<{\"']*", r"[)\]>}\"']*"
+_NOUN = r"(?:answer|option|choice|letter|response|selection)"
+_SURE = r"(?:most likely|likely|probably|clearly|definitely|certainly|simply|just|thus|therefore|the)"
+_WHOLE = re.compile(rf"\W*(?:{_NOUN}\s*(?:is\b)?[:=]?\s*)?{_OPEN}([A-Ja-j]){_CLOSE}\W*", re.IGNORECASE)
+# "A.", "A)", "A:", "A -", "A" before a new line; a small letter only with a point or a bracket, since "a" is an article.
+_BEGINS = re.compile(
+    rf"\W*(?:{_NOUN}\s*[:=]?\s*)?(?:{_OPEN}([A-J])(?=[)\]>}}\"'.:,;/&|]|\s*[-–—=]|\s*\n|\s+(?:or|and|because|since|as)\b|\s*$)|\(?([a-j])(?=[.)]))",
+)
+_SAYS = re.compile(
+    rf"\b{_NOUN}(?:\s+(?:is|would be|should be|must be|has to be|will be)\b(?:\s*:)?|\s*[:=])(?:\s+{_SURE}\b)*(?:\s+{_NOUN})?\s*:?\s*{_OPEN}([A-Ja-j])(?![\w'])"
+    rf"|\b(?:I|we)(?:'d| would|'ll| will)?\s+(?:choose|chose|select|pick|go with|answer with|answer)\s+(?:{_NOUN}\s+)?{_OPEN}([A-Ja-j])(?![\w'])"
+    rf"|(?<![\w.]){_OPEN}([A-J]){_CLOSE}\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|true|likely|appropriate|accurate)\b"
+    rf"|\b(?:it|this|that)(?:'s| is)\s+(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])"
+    rf"|\b(?:so|thus|hence|therefore|conclusion)\s*[,:]?\s*(?:it is\s+)?(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])",
+    re.IGNORECASE,
+)
+_LAST = re.compile(rf"(?:^|\n)\s*(?:{_NOUN}\s*[:=]?\s*)?{_OPEN}([A-J]){_CLOSE}[.!]?\s*$")
+# What may follow a letter that is also a word ("A car", "I think"), or a small one.
+_ENDS = re.compile(r"\s*(?:$|[)\]>}\"'.:,;!?/&|=\n–—-]|(?:because|since|as|which|with|for|due|or|and|is|for)\b)")
+_ALSO = re.compile(
+    rf"^{_CLOSE}\s*(?:,|/|&|\||\bor\b|\band\b|\band/or\b)+\s*(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])", re.IGNORECASE
+)
+_DENIES = re.compile(
+    r"\b(?:not|cannot|never|neither|nor|hardly|unlikely|unsure|uncertain|whether|either|wrong|incorrect|rather than|instead of)\b|n't\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.;!?\n,]")
+_LEAD = re.compile(
+    rf"^(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*{_NOUN}\s*(?:is\b|[:=])\s*(?:that\s+)?", re.IGNORECASE
+)
+# Characters around a claim that can change it.
+_NEAR = 500
+_SENTENCE = re.compile(r"[.!;\n]+")
+
+
+def options_of(question: str) -> dict[str, str]:
+    """The options that a question lists, {letter: words}, from its last "A." on; {} where it lists fewer than two.
+
+    >>> options_of("What is it? A. Going ahead. B. Turn left.")
+    {'A': 'Going ahead', 'B': 'Turn left'}
+    """
+    marks = list(_MARKER.finditer(question))
+    starts = [index for index, mark in enumerate(marks) if mark[1] == "A"]
+    if not starts:
+        return {}
+    chosen: list[re.Match[str]] = []
+    for mark in marks[starts[-1] :]:
+        if mark[1] == LETTERS[len(chosen)]:
+            chosen.append(mark)
+        if len(chosen) == len(LETTERS):
+            break
+    ends = [mark.start() for mark in chosen[1:]] + [len(question)]
+    found = {
+        mark[1]: question[mark.end() : end].strip().rstrip(".;,").strip()
+        for mark, end in zip(chosen, ends, strict=True)
+    }
+    return found if len(found) > 1 else {}
+
+
+def strict_choice(text: str, options: Mapping[str, str]) -> Said[str]:
+    """The letter, where the answer is that letter and nothing else: not even a blank or a point."""
+    return Said(text) if text in options else unread("not exactly one letter")
+
+
+def read_choice(text: str, options: Mapping[str, str]) -> Said[str]:
+    """The letter of `options` {letter: words} that the answer names. Words may be "" where they are not known.
+
+    >>> read_choice("The correct answer is B.", {"A": "", "B": ""}).value
+    'B'
+    """
+    if not text.strip():
+        return unread("empty")
+    parts = answer_parts(text)
+    readings = [_of_part(part, options) for part in parts]
+    letters = {reading.value for reading in readings}
+    if len(letters) > 1:
+        return next((reading for reading in readings if not reading.read), unread("two different choices"))
+    return readings[0]
+
+
+def _of_part(part: str, options: Mapping[str, str]) -> Said[str]:
+    fields, _ = json_object(part)
+    if fields is not None:
+        return of_fields(fields, lambda value: _of_value(value, options), (), "choices")
+    if part.startswith("{"):
+        return unread("broken JSON")
+    return _of_text(plain(part), options)
+
+
+def _of_value(value: Any, options: Mapping[str, str]) -> Said[str]:
+    """A JSON field's value: a text, or a list of one."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return _of_text(plain(value), options) if isinstance(value, str) else unread("the JSON field is no text")
+
+
+def _of_text(text: str, options: Mapping[str, str]) -> Said[str]:
+    if not text:
+        return unread("empty")
+    said = {*_claims(text, options)}
+    if not said:
+        return _by_words(text, options)
+    if len(said) > 1:
+        return unread(f"two different choices: {', '.join(sorted(said))}")
+    letter = said.pop()
+    return Said(letter) if letter in options else unread(f"{letter} is none of the options {', '.join(options)}")
+
+
+def _claims(text: str, options: Mapping[str, str]) -> Iterator[str]:
+    """Every letter that the text claims; another option's words next to a claim are a claim of that option."""
+    if whole := _WHOLE.fullmatch(text):
+        if not text.rstrip().endswith("?"):
+            yield whole[1].upper()
+        return
+    places = [(_letter(match), match.end()) for match in _SAYS.finditer(text) if _stands(match, text)]
+    if last := _LAST.search(text):
+        places.append((last[1], last.end()))
+    # Options that are only listed, two or more of them, say nothing next to a claim.
+    marks = [(match[1], match.end()) for match in _marks(text)]
+    if begins := _BEGINS.match(text):
+        marks.append((_letter(begins), begins.end()))
+    if not places or len({letter for letter, _ in marks}) == 1:
+        places += marks
+    for letter, end in places:
+        yield letter
+        rest = text[end : end + _NEAR]
+        while also := _ALSO.match(rest):
+            yield also[1].upper()
+            rest = rest[also.end() :]
+    # The text after the first claim of a letter holds what is behind its later ones.
+    for letter in {letter for letter, _ in places}:
+        first = min(end for said, end in places if said == letter)
+        yield from _contradiction(letter, text[first:], options)
+
+
+def _marks(text: str) -> Iterator[re.Match[str]]:
+    """Marks "B. ", "(C) " at the beginning of a sentence or a line, as of an option."""
+    for match in _MARKER.finditer(text):
+        before = text[max(0, match.start() - _NEAR) : match.start()].rstrip(" \t([-*•")
+        if not before or before[-1] in ".!?:;\n":
+            yield match
+
+
+def _letter(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group).upper()
+
+
+def _stands(match: re.Match[str], text: str) -> bool:
+    """Whether a claim is one: its clause does not deny it, it is no question, and the letter is no article or pronoun."""
+    group = next(number for number, said in enumerate(match.groups(), start=1) if said)
+    clause = _CLAUSE.split(text[max(0, match.start() - _NEAR) : match.end()])[-1]
+    if _DENIES.search(clause) or re.match(r"\W*\?", text[match.end() :]):
+        return False
+    if match[group].isupper() and match[group] not in "AI":
+        return True
+    return _ENDS.match(text, match.end(group)) is not None
+
+
+def _contradiction(letter: str, after: str, options: Mapping[str, str]) -> Iterator[str]:
+    """Options other than `letter` whose words stand as the sentence behind it, or as any sentence of the text after it."""
+    own = normalize_answer(options.get(letter, ""))
+    sentences = {normalize_answer(sentence) for sentence in _SENTENCE.split(after)} - {"", own}
+    for other, words in options.items():
+        if other != letter and normalize_answer(words) in sentences:
+            yield other
+
+
+def _by_words(text: str, options: Mapping[str, str]) -> Said[str]:
+    """The one option whose words the text is, alone or after "the answer is"."""
+    words = {normalize_answer(text), normalize_answer(_LEAD.sub("", text.strip(_QUOTES + " ")))}
+    equal: Sequence[str] = [letter for letter, known in options.items() if normalize_answer(known) in words - {""}]
+    if len(equal) == 1:
+        return Said(equal[0])
+    # "B Turn left": the letter counts where its own words follow it.
+    beside = [letter for letter, known in options.items() if known and normalize_answer(f"{letter}: {known}") in words]
+    if len(beside) == 1 and not equal:
+        return Said(beside[0])
+    return unread("the words of two options" if equal else "no choice")
