@@ -61,18 +61,10 @@ def true_action(row: dict[str, Any], where: str) -> "tuple[MetaAction, str]":
 
 
 def read_actions(path: str) -> "dict[str, tuple[MetaAction, str]]":
-    """The classes of all rows of a data file by id. Raises ValueError for an id that comes twice, and without rows."""
-    from drive_vlm.data.jsonl import JsonlFile
+    """The classes of all rows of a data file by id."""
+    from drive_vlm.data.predictions import rows_by_id
 
-    found: dict[str, tuple[MetaAction, str]] = {}
-    for where, row in JsonlFile(path).places():
-        name = str(row.get("id", where)) if isinstance(row, dict) else where
-        if name in found:
-            raise ValueError(f"{where}: id {name!r} came before; predictions are found by id, so make ids unique")
-        found[name] = true_action(row if isinstance(row, dict) else {}, f"{where}: id {name!r}")
-    if not found:
-        raise ValueError(f"{path}: no rows")
-    return found
+    return {name: true_action(row, f"{where}: id {name!r}") for name, (where, row) in rows_by_id(path).items()}
 
 
 def one_set(actions: "list[tuple[MetaAction, str]]", what: str) -> str:
@@ -84,20 +76,16 @@ def one_set(actions: "list[tuple[MetaAction, str]]", what: str) -> str:
 
 def truth_of(items: "list[Prediction]", args: Any) -> "tuple[list[MetaAction], str, list[str]]":
     """(true classes of the files' rows, the set that they are of, ids of --data that have no prediction)."""
-    known = read_actions(args.data) if args.data else None
-    chosen, missing = [], []
-    for item in items:
-        if known is not None and item.id not in known:
-            raise ValueError(f"{item.where}: id {item.id!r} is not in --data {args.data}; is it the same split?")
-        chosen.append(true_action(item.row, f"{item.where}: id {item.id!r}") if known is None else known[item.id])
-    if known is not None:
-        missing = sorted(known.keys() - {item.id for item in items})
-    if missing and args.on_missing == "error":
-        raise ValueError(
-            f"{len(missing):,} of {len(known or ()):,} rows of {args.data} have no prediction, e.g. {missing[0]}; answer them, or "
-            "leave them out with --on_missing skip, which marks the scores as partial"
-        )
-    return [action for action, _ in chosen], one_set(chosen, "the rows"), missing
+    from drive_vlm.data.predictions import rows_by_id
+    from drive_vlm.evaluation.score_table import match_predictions
+
+    rows = {item.id: (item.where, item.row) for item in items}
+    if args.data:
+        rows = rows_by_id(args.data)
+        match_predictions({name: row for name, (_, row) in rows.items()}, items, args.data, args.on_missing)
+    chosen = [true_action(rows[item.id][1], f"{rows[item.id][0]}: id {item.id!r}") for item in items]
+    said = {item.id for item in items}
+    return [action for action, _ in chosen], one_set(chosen, "the rows"), [name for name in rows if name not in said]
 
 
 def entry_of(true: "Labels", said: "Labels", groups: list[str], seed: int) -> dict[str, Any]:
@@ -105,6 +93,35 @@ def entry_of(true: "Labels", said: "Labels", groups: list[str], seed: int) -> di
 
     found = {name: asdict(value) for name, value in scores(true, said, groups, seed).items()}
     return {"scores": found, "confusion": {kind: confusion(true, said, kind) for kind in KINDS}}
+
+
+def headline(
+    items: "list[Prediction]",
+    actions: "list[MetaAction]",
+    true: "Labels",
+    said: "dict[str, Labels]",
+    name: str,
+    bases: list[str],
+    missing: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The last checkpoint in the form that all evaluators share: its accuracies, official and as read, next to the baselines'."""
+    from drive_vlm.evaluation.meta_actions import KINDS, VERSION, official_right
+    from drive_vlm.evaluation.score_table import BASELINES, ScoreTable
+
+    rows, groups = len(actions), [item.group for item in items]
+    found = ScoreTable("meta-actions", VERSION, rows + missing, rows, seed=seed)
+    right = {system: labels.right(true) for system, labels in said.items()}
+    official = official_right(actions, [item.prediction for item in items])
+    found.unread = int((~said[name].read).sum())
+    found.differ = int((official != right[name]).sum())
+    found.add("accuracy, strict", official.astype(float), groups)
+    found.add("accuracy, lenient", right[name].astype(float), groups, unread=found.unread)
+    for kind in KINDS:
+        found.add(f"{kind}, lenient", (said[name].of(kind) == true.of(kind)).astype(float), groups)
+    for base in bases:
+        found.add(f"accuracy, {base}", right[base].astype(float), groups, section=BASELINES)
+    return found.to_dict()
 
 
 def run(args: Any) -> dict[str, Any]:
@@ -126,17 +143,22 @@ def run(args: Any) -> dict[str, Any]:
         return meta.labels([meta.read_meta_action(item.prediction) for item in items], classes)
 
     said = {name: read(items) for name, items in zip(names, files, strict=True)}
-    result: dict[str, Any] = {
-        "version": meta.VERSION,
+    common = meta.majority(known, len(actions))
+    said["commonest"] = common
+    if args.blind_predictions:
+        said[BLIND] = read(read_blind(args.blind_predictions, files[-1], False))
+    bases = list(said)[len(names) :]
+    result: dict[str, Any] = headline(files[-1], actions, true, said, names[-1], bases, len(missing), args.seed)
+    if any(left_out):
+        result["partial"].append(f"{sum(left_out):,} ids are not in every file")
+    result |= {
         "classes": classes,
         "rows": len(actions),
-        "rows_there": len(actions) + len(missing),
-        "partial": bool(missing) or any(left_out),
         "missing": missing,
         "scenes": len(set(groups)),
         "baselines_know": args.train,
         "checkpoints": {},
-        "baselines": {},
+        "references": {},
         "comparisons": [],
     }
     paths = meta.CLASSES[classes]
@@ -145,13 +167,9 @@ def run(args: Any) -> dict[str, Any]:
         cut = sum(item.row.get("finish_reason") == "length" for item in items)
         entry = {"file": path, "ids_left_out": out, "cut": cut, "official": official}
         result["checkpoints"][name] = entry | entry_of(true, said[name], groups, args.seed)
-    common = meta.majority(known, len(actions))
-    said["commonest"] = common
-    if args.blind_predictions:
-        said[BLIND] = read(read_blind(args.blind_predictions, files[-1], False))
-    for name in list(said)[len(names) :]:
-        result["baselines"][name] = entry_of(true, said[name], groups, args.seed)
-    pairs = [(names[0], name) for name in names[1:]] + [(base, name) for name in names for base in result["baselines"]]
+    for name in bases:
+        result["references"][name] = entry_of(true, said[name], groups, args.seed)
+    pairs = [(names[0], name) for name in names[1:]] + [(base, name) for name in names for base in bases]
     for first, second in pairs:
         moved = meta.changes(true, said[first], said[second], groups, args.seed)
         scores = {name: asdict(value) for name, value in moved.items()}

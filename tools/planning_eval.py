@@ -28,6 +28,9 @@ python tools/planning_eval.py --predictions p.jsonl --blind_predictions blank.js
 """
 
 
+BENCHMARK = "nuScenes open-loop planning"
+
+
 def make_parser() -> CommandParser:
     from drive_vlm.evaluation.collision_grid import VAD_RANGE
 
@@ -60,7 +63,7 @@ def make_parser() -> CommandParser:
 def run(args: Any) -> dict[str, Any]:
     """Read, score, compare, write the CSV; returns what --json holds."""
     from drive_vlm.data.predictions import BLIND, read_blind, read_checkpoints
-    from drive_vlm.evaluation.planning import VERSION, read_plans
+    from drive_vlm.evaluation.planning import read_plans
 
     if len(args.box_range) != 4 or args.box_range[0] >= args.box_range[2] or args.box_range[1] >= args.box_range[3]:
         raise ValueError(f"--box_range {' '.join(map(str, args.box_range))}: four numbers, x from, y from, x to, y to")
@@ -74,27 +77,26 @@ def run(args: Any) -> dict[str, Any]:
         answers = [item.prediction for item in read_blind(args.blind_predictions, files[-1], False)]
         baselines[BLIND] = read_plans(answers, truth)
     collisions = collisions_of(systems | baselines, truth, files[0], args) if args.boxes else None
-    partial = bool(missing) or any(left_out)
-    result: dict[str, Any] = {
-        "version": VERSION,
+    scored = {name: scores_of(name, plans, truth, collisions) for name, plans in (systems | baselines).items()}
+    result: dict[str, Any] = headline(names[-1], systems[names[-1]], baselines, scored, truth, missing, args.seed)
+    if any(left_out):
+        result["partial"].append(f"{sum(left_out):,} ids are not in every file")
+    result |= {
         "rows": len(truth),
-        "rows_there": len(truth) + len(missing),
-        "partial": partial,
         "missing": missing,
         "scenes": len(set(truth.groups)),
         "baselines_know": args.train,
         "boxes": None if collisions is None else {"file": args.boxes, "range": args.box_range, **collisions.about},
         "checkpoints": {},
-        "baselines": {},
+        "references": {},
         "comparisons": [],
     }
-    scored = {name: scores_of(name, plans, truth, collisions) for name, plans in (systems | baselines).items()}
     for name, path, items, out in zip(names, args.predictions, files, left_out, strict=True):
         cut = sum(item.row.get("finish_reason") == "length" for item in items)
         entry = {"file": path, "ids_left_out": out, "cut": cut}
         result["checkpoints"][name] = entry | entry_of(systems[name], scored[name], truth, args.seed)
     for name, plans in baselines.items():
-        result["baselines"][name] = entry_of(plans, scored[name], truth, args.seed)
+        result["references"][name] = entry_of(plans, scored[name], truth, args.seed)
     pairs = [(names[0], name) for name in names[1:]]
     pairs += [(base, name) for name in names for base in baselines if base != "standing still"]
     result["comparisons"] = [
@@ -107,41 +109,25 @@ def run(args: Any) -> dict[str, Any]:
 
 def true_plans(files: list[list["Prediction"]], args: Any) -> "tuple[PlanTruth, list[str]]":
     """The futures of the files' rows, and the ids of --data that have no prediction."""
-    from drive_vlm.data.jsonl import JsonlFile
+    from drive_vlm.data.predictions import rows_by_id
     from drive_vlm.evaluation.planning import plan_truth
+    from drive_vlm.evaluation.score_table import match_predictions
 
-    places: dict[str, tuple[str, dict[str, Any]]] = {}
-    for where, row in JsonlFile(args.data).places() if args.data else ():
-        name = str(row.get("id", where)) if isinstance(row, dict) else where
-        if name in places:
-            raise ValueError(f"{where}: id {name!r} came before; predictions are found by id, so make ids unique")
-        places[name] = (where, row if isinstance(row, dict) else {})
-    if args.data and not places:
-        raise ValueError(f"{args.data}: no rows")
-    chosen = []
-    for item in files[0]:
-        if args.data and item.id not in places:
-            raise ValueError(f"{item.where}: id {item.id!r} is not in --data {args.data}; is it the same split?")
-        where, row = places[item.id] if args.data else (item.where, item.row)
-        chosen.append((f"{where}: id {item.id!r}", row, item.group))
-    said = {item.id for item in files[0]}
-    missing = [name for name in places if name not in said]
-    if missing and args.on_missing == "error":
-        raise ValueError(
-            f"{len(missing):,} of {len(places):,} rows of {args.data} have no prediction, e.g. {missing[0]}; answer them, or "
-            "leave them out with --on_missing skip, which marks the scores as partial"
-        )
-    return plan_truth(chosen), missing
+    items = files[0]
+    if not args.data:
+        return plan_truth([(f"{item.where}: id {item.id!r}", item.row, item.group) for item in items]), []
+    rows = rows_by_id(args.data)
+    match_predictions({name: row for name, (_, row) in rows.items()}, items, args.data, args.on_missing)
+    said = {item.id for item in items}
+    chosen = [(f"{rows[item.id][0]}: id {item.id!r}", rows[item.id][1], item.group) for item in items]
+    return plan_truth(chosen), [name for name in rows if name not in said]
 
 
 def known_plans(path: str) -> "PlanTruth":
-    from drive_vlm.data.jsonl import JsonlFile
+    from drive_vlm.data.predictions import rows_by_id
     from drive_vlm.evaluation.planning import plan_truth
 
-    rows = [(where, row if isinstance(row, dict) else {}, "") for where, row in JsonlFile(path).places()]
-    if not rows:
-        raise ValueError(f"--train {path}: no rows")
-    return plan_truth(rows)
+    return plan_truth([(where, row, "") for where, row in rows_by_id(path).values()])
 
 
 def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]":
@@ -157,6 +143,30 @@ def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]"
         known = known_plans(args.train)
         yield "mean of the command", whole(planning.mean_trajectory(known.state, known.future, state))
         yield "ego-only", whole(planning.ego_only(known.state, known.future, state))
+
+
+def headline(
+    name: str,
+    plans: "Plans",
+    baselines: "dict[str, Plans]",
+    scored: "dict[str, dict[str, np.ndarray]]",
+    truth: "PlanTruth",
+    missing: list[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The last checkpoint in the form that all evaluators share: its scores, and the ADE of the baselines."""
+    from drive_vlm.evaluation.planning import VERSION
+    from drive_vlm.evaluation.score_table import BASELINES, ScoreTable
+
+    found = ScoreTable(BENCHMARK, VERSION, len(truth) + len(missing), len(truth), scale=1, seed=seed)
+    found.unread = int((~plans.read).sum())
+    groups = [group for group, read in zip(truth.groups, plans.read, strict=True) if read]
+    for score, values in scored[name].items():
+        found.add(score, values, groups, len(truth), found.unread)
+    for base, other in baselines.items():
+        groups = [group for group, read in zip(truth.groups, other.read, strict=True) if read]
+        found.add(f"ADE, {base}", scored[base]["ADE"], groups, len(truth), int((~other.read).sum()), BASELINES)
+    return found.to_dict()
 
 
 class Collisions:

@@ -134,6 +134,15 @@ class Labels:
     def of(self, kind: str) -> np.ndarray:
         return self.speed if kind == "speed" else self.path
 
+    @property
+    def read(self) -> np.ndarray:
+        """bool[N]: both were read."""
+        return (self.speed >= 0) & (self.path >= 0)
+
+    def right(self, true: "Labels") -> np.ndarray:
+        """bool[N]: both are the true ones."""
+        return (self.speed == true.speed) & (self.path == true.path)
+
 
 def labels(actions: Sequence[MetaAction], classes: str) -> Labels:
     folded = [fold(action, classes) for action in actions]
@@ -174,7 +183,7 @@ def _columns(true: Labels, said: Labels) -> np.ndarray:
     """float[N, K]: 1, right in both, right and read of each kind; then of each class TP and the rows true plus said."""
     right = {kind: true.of(kind) == said.of(kind) for kind in KINDS}
     read = {kind: said.of(kind) >= 0 for kind in KINDS}
-    columns = [np.ones(len(true.speed)), right["speed"] & right["path"], read["speed"] & read["path"]]
+    columns = [np.ones(len(true.speed)), said.right(true), said.read]
     for kind in KINDS:
         columns += [right[kind], read[kind]]
         for place in range(len(true.names(kind))):
@@ -202,12 +211,18 @@ def _f1(both: np.ndarray, either: np.ndarray) -> np.ndarray:
     return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)
 
 
+def official_right(true: Sequence[MetaAction], answers: Sequence[str]) -> np.ndarray:
+    """bool[N]: the answer holds the true speed and the true path somewhere."""
+    return np.array(
+        [action.speed in text and action.path in text for action, text in _pairs(true, answers)], dtype=bool
+    )
+
+
 def official_scores(
     true: Sequence[MetaAction], answers: Sequence[str], paths: Sequence[str] = SENNA_PATHS
 ) -> dict[str, float]:
     """Senna's script over answers as they stand: "accuracy", and "F1 CLASS" of SPEEDS and those of `paths` that it has an F1 of."""
-    both = sum(action.speed in text and action.path in text for action, text in _pairs(true, answers))
-    found = {"accuracy": both / len(true)}
+    found = {"accuracy": float(official_right(true, answers).mean())}
     names = [name for name in (*SPEEDS, *paths) if name in SPEEDS or name in paths]
     for name in names:
         tp = fp = fn = 0

@@ -18,10 +18,8 @@ OVERALL = {
 def print_tables(result: dict[str, Any]) -> None:
     """Print `result`, which is what tools/meta_action_eval.py writes with --json."""
     shown = console(130)
-    if result["partial"]:
-        shown.print(
-            f"PARTIAL: {result['rows']:,} of {result['rows_there']:,} rows are scored; these are not the split's numbers"
-        )
+    for reason in result["partial"]:
+        shown.print(f"partial score: {reason}", style="red")
     of = f"{result['rows']:,} of {result['rows_there']:,} rows, {result['scenes']:,} scenes, classes of {result['classes']}"
     paths = CLASSES[result["classes"]]
     tables = {
@@ -51,7 +49,7 @@ def print_tables(result: dict[str, Any]) -> None:
 def _systems(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
     yield from result["checkpoints"].items()
     yield "", None
-    yield from result["baselines"].items()
+    yield from result["references"].items()
 
 
 def _cell(entry: dict[str, Any]) -> str:
@@ -78,7 +76,7 @@ def _confusion_table(name: str, kind: str, confusion: dict[str, dict[str, int]])
 
 def _notes(result: dict[str, Any]) -> Iterator[str]:
     yield f"version {result['version']}"
-    best = max((entry["scores"]["accuracy"]["value"], name) for name, entry in result["baselines"].items())
+    best = max((entry["scores"]["accuracy"]["value"], name) for name, entry in result["references"].items())
     for name, entry in result["checkpoints"].items():
         scores = entry["scores"]
         if lost := round((1 - scores["read"]["value"]) * result["rows"]):

@@ -25,13 +25,11 @@ COMPARED = ("L2 mean avg", "L2 at avg", "ADE", "FDE", "miss_final")
 def print_tables(result: dict[str, Any]) -> None:
     """Print `result`, which is what tools/planning_eval.py writes with --json."""
     shown = console(130)
-    if result["partial"]:
-        shown.print(
-            f"PARTIAL: {result['rows']:,} of {result['rows_there']:,} rows are scored; these are not the split's numbers"
-        )
+    for reason in result["partial"]:
+        shown.print(f"partial score: {reason}", style="red")
     of = f"{result['rows']:,} of {result['rows_there']:,} rows, {result['scenes']:,} scenes"
     for title, columns in TABLES.items():
-        if not set(columns.values()) <= set(next(iter(result["baselines"].values()))["scores"]):
+        if not set(columns.values()) <= set(next(iter(result["references"].values()))["scores"]):
             continue
         rows: list[Sequence[str | Text] | None] = [
             [name, f"{entry['scored']:,}", *(_cell(score, entry["scores"][score]) for score in columns.values())]
@@ -59,7 +57,7 @@ def print_tables(result: dict[str, Any]) -> None:
 def _systems(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
     yield from result["checkpoints"].items()
     yield "", None
-    yield from result["baselines"].items()
+    yield from result["references"].items()
 
 
 def _cell(name: str, entry: dict[str, Any]) -> str:
@@ -71,7 +69,7 @@ def _cell(name: str, entry: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> Iterator[str]:
     yield f"protocol {result['version']}: six steps of 0.5 s; 1 s is the second step"
-    for name, entry in (result["checkpoints"] | result["baselines"]).items():
+    for name, entry in (result["checkpoints"] | result["references"]).items():
         if count := result["rows"] - entry["scored"]:
             # As JSON: a reason may quote the answer.
             reasons = ", ".join(f"{json.dumps(text)} {n:,}" for text, n in list(entry["unread_by_reason"].items())[:5])
@@ -82,7 +80,7 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {entry['cut']:,} answers were cut at the limit of new tokens"
         if entry["ids_left_out"]:
             yield f"{name}: {entry['ids_left_out']:,} ids left out, missing in another file"
-        yield from _verdict(name, entry, result["baselines"])
+        yield from _verdict(name, entry, result["references"])
     if result["missing"]:
         yield f"{len(result['missing']):,} rows of --data have no prediction and are left out"
     if not result["baselines_know"]:
