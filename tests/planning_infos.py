@@ -16,7 +16,9 @@ LIDAR_TO_EGO = [math.cos(-math.pi / 4), 0.0, 0.0, math.sin(-math.pi / 4)]
 Pose = tuple[float, float, float]
 
 
-def drive(frames: int, speed: float, turn: float = 0.0, gain: float = 0.0, start: Pose = (100.0, 50.0, 0.3)) -> list[Pose]:
+def drive(
+    frames: int, speed: float, turn: float = 0.0, gain: float = 0.0, start: Pose = (100.0, 50.0, 0.3)
+) -> list[Pose]:
     """`frames` poses at `speed` m/s that grows by `gain` each frame, the heading by `turn` rad (positive: left)."""
     x, y, heading = start
     poses = []
@@ -52,7 +54,10 @@ def _tokens(scene: str, poses: list[Pose], i: int) -> dict[str, Any]:
         "scene_token": scene,
         "frame_idx": i,
         "timestamp": 1_500_000_000_000_000 + 500_000 * i,
-        "cams": {name: {"data_path": f"./data/nuscenes/samples/{name}/{scene}-{i:02d}.jpg"} for name in ("CAM_FRONT", "CAM_BACK")},
+        "cams": {
+            name: {"data_path": f"./data/nuscenes/samples/{name}/{scene}-{i:02d}.jpg"}
+            for name in ("CAM_FRONT", "CAM_BACK")
+        },
     }
 
 

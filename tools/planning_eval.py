@@ -245,11 +245,11 @@ def compared(
     from drive_vlm.evaluation.planning import change
 
     both = systems[first].read & systems[second].read
-    columns = [
+    old, new = (
         {score: values[both[systems[name].read]] for score, values in scored[name].items()} for name in (first, second)
-    ]
+    )
     groups = [group for group, read in zip(truth.groups, both, strict=True) if read]
-    moved = {name: asdict(value) for name, value in change(*columns, groups, seed).items()}
+    moved = {name: asdict(value) for name, value in change(old, new, groups, seed).items()}
     return {"first": first, "second": second, "rows": len(groups), "scores": moved}
 
 

@@ -148,17 +148,16 @@ def _command(aside: float) -> str:
 
 
 def _driven(info: Mapping[str, Any], frames: Mapping[str, Mapping[str, Any]]) -> int:
-    """Steps of the history for which there is a frame; all of them where the file does not say."""
+    """Steps of the history for which there is a frame. VAD's file may be a part of the scenes: a frame that is named and not in it was
+    there when the file was made, and what was before it is taken to have been as well."""
+    if "prev" not in info:
+        return PAST
     count, now = 0, info
-    while count < PAST and "prev" in now:
-        earlier = now["prev"]
-        if not earlier:
-            return count
-        count += 1
-        if earlier not in frames:
-            break
-        now = frames[earlier]
-    return count if "prev" in info else PAST
+    while count < PAST and now["prev"]:
+        if now["prev"] not in frames:
+            return PAST if "gt_ego_his_trajs" in info else count
+        count, now = count + 1, frames[now["prev"]]
+    return count
 
 
 # --- poses, as UniAD's files have them
@@ -176,16 +175,16 @@ def _ways_of_poses(
             raise BadRow("future_incomplete", where, f"the frame {now['next']} is not in this file", SKIP)
         now = frames[now["next"]]
         future.append(_lidar_place(now))
-    places, now = [_lidar_place(info)], info
+    places = [_lidar_place(info)]
+    earlier = frames.get(info["prev"])
     for _ in range(PAST):
-        if now is not None and now["prev"] and now["prev"] in frames:
-            now = frames[now["prev"]]
-            places.insert(0, _lidar_place(now))
+        if earlier is not None:
+            places.insert(0, _lidar_place(earlier))
+            earlier = frames.get(earlier["prev"])
         else:
             # As VAD's converter goes on where a scene begins: by the step that comes next.
             after = places[1] if len(places) > 1 else future[0]
             places.insert(0, 2 * places[0] - after)
-            now = None
     return _into_lidar(np.array(future), info), _into_lidar(np.array(places[:PAST]), info)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from drive_vlm.builders.nuscenes_infos import SKIP, PlanningFrame, read_frames
 from drive_vlm.builders.row_writer import Row, RowWriter, meta_entry
 from drive_vlm.config import field
+from drive_vlm.data.predictions import rows_by_id
 from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.answers import FORMS, points_text
 from drive_vlm.evaluation.collision_grid import AgentBox
@@ -175,29 +176,27 @@ def _box(box: AgentBox) -> dict[str, Any]:
 
 def read_boxes(path: Path) -> dict[str, list[AgentBox]]:
     """The agents of each frame by its token, from SPLIT.boxes.jsonl. Raises ValueError, naming file and line."""
-    from drive_vlm.data.jsonl import JsonlFile
-
     found: dict[str, list[AgentBox]] = {}
-    for where, row in JsonlFile(path).places():
-        if not isinstance(row, dict) or row.get("axes") != RIGHT_FORWARD or not isinstance(row.get("boxes"), list):
+    for name, (where, row) in rows_by_id(path).items():
+        if row.get("axes") != RIGHT_FORWARD or not isinstance(row.get("boxes"), list):
             raise ValueError(
                 f"{where}: not a line of boxes; expected what tools/build_nuscenes_planning.py writes as SPLIT.boxes.jsonl"
             )
-        if row["id"] in found:
-            raise ValueError(f"{where}: id {row['id']!r} comes twice")
         try:
-            found[row["id"]] = [
-                AgentBox(
-                    box["name"],
-                    *box["size"],
-                    tuple(box["now"]),
-                    tuple(place and tuple(place) for place in box["future"]),
-                )
-                for box in row["boxes"]
-            ]
-        except (KeyError, TypeError) as error:
+            found[name] = [_agent(box) for box in row["boxes"]]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: a box lacks name, size, now or future ({error})") from error
     return found
+
+
+def _agent(box: dict[str, Any]) -> AgentBox:
+    def place(values: list[float]) -> tuple[float, float, float]:
+        x, y, yaw = values
+        return float(x), float(y), float(yaw)
+
+    length, width = box["size"]
+    future = tuple(None if values is None else place(values) for values in box["future"])
+    return AgentBox(str(box["name"]), float(length), float(width), place(box["now"]), future)
 
 
 def build(args: PlanningBuild) -> dict[str, Any]:

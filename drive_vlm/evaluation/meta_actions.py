@@ -175,8 +175,8 @@ def scores(true: Labels, said: Labels, groups: Sequence[str], seed: int = 0) -> 
 
 def changes(true: Labels, first: Labels, second: Labels, groups: Sequence[str], seed: int = 0) -> Estimates:
     """`second - first` of the same rows."""
-    sums = [group_sums(_columns(true, said), groups) for said in (first, second)]
-    return pooled_change(*sums, _scores_of(true), seed)
+    old, new = (group_sums(_columns(true, said), groups) for said in (first, second))
+    return pooled_change(old, new, _scores_of(true), seed)
 
 
 def _columns(true: Labels, said: Labels) -> np.ndarray:

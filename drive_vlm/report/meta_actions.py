@@ -39,7 +39,7 @@ def print_tables(result: dict[str, Any]) -> None:
             shown.print(_confusion_table(name, kind, entry["confusion"][kind]))
     for line in _notes(result):
         shown.print(line)
-    changes = [
+    changes: list[Sequence[str | Text] | None] = [
         [f"{entry['second']} - {entry['first']}", *(change(entry["scores"][score]) for score in OVERALL.values())]
         for entry in result["comparisons"]
     ]

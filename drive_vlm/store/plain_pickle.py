@@ -16,9 +16,10 @@ import numpy as np
 # What NumPy's own pickles name: as 1.x spells it, and as 2.x does.
 _ARRAY_MODULES = ("numpy.core", "numpy._core")
 _ARRAY_NAMES = {
-    "multiarray._reconstruct": np._core.multiarray._reconstruct,
-    "multiarray.scalar": np._core.multiarray.scalar,
-    "numeric._frombuffer": np._core.numeric._frombuffer,
+    # The functions themselves have no public name; these are what an array and a number are pickled by.
+    "multiarray._reconstruct": np.zeros(1).__reduce__()[0],
+    "multiarray.scalar": np.float64(0).__reduce__()[0],
+    "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
 }
 _PLAIN = {
     **{f"{module}.{name}": made for module in _ARRAY_MODULES for name, made in _ARRAY_NAMES.items()},
