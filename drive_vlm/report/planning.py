@@ -96,4 +96,4 @@ def _verdict(name: str, entry: dict[str, Any], baselines: dict[str, Any]) -> Ite
     )
     own = entry["scores"]["ADE"]["value"]
     if best is not None and own is not None and best[0] <= own:
-        yield f"{name}: the baseline {best[1]!r} is better, with an ADE of {best[0]:.3f} m against {own:.3f} m"
+        yield f"{name}: the baseline {best[1]!r} is no worse, with an ADE of {best[0]:.3f} m against {own:.3f} m"
