@@ -3,7 +3,7 @@
 Reads nuscenes_infos_temporal_{train,val}.pkl, or the same as JSON. The pickle is read without running anything of it: arrays and plain
 values only, anything else is refused by name. Frames whose future is not whole are left out and counted, as all protocols do.
 Writes to OUT
-  SPLIT.jsonl         rows; columns `history`, `future`, `speed`, `command` and their axes, unit and step
+  SPLIT.jsonl         rows; columns `past`, `future`, `speed`, `command` and their axes, unit and step
   SPLIT.boxes.jsonl   road users and their ways, for the collision rate of tools/planning_eval.py (VAD's files only)
   SPLIT.meta.json     the rows as a source for --data
   audit.json          frames read, rows, what was left out, frames whose history VAD made up, leaks between the splits

@@ -1,10 +1,10 @@
 """nuScenes open-loop planning as rows of text: past positions, speed and command in, six future positions out.
 
-    {"id": TOKEN, "group": SCENE, "image": ["samples/CAM_FRONT/..."], "conversations": [...], "history": [[x, y], [x, y]],
+    {"id": TOKEN, "group": SCENE, "image": ["samples/CAM_FRONT/..."], "conversations": [...], "past": [[x, y], [x, y]],
      "future": [[x, y] six times], "speed": 8.3, "command": "straight", "driven": 2, "axes": "x right, y forward", "unit": "m",
      "step_s": 0.5, "protocol": "nuscenes-open-loop-planning/1"}
 
-The columns `history` and `future` hold what is scored, in full; the answer's text rounds it. `axes` is of the columns and of the text.
+The columns `past` (1.0 and 0.5 s ago) and `future` hold what is scored, in full; the answer's text rounds it. `axes` is of the columns and of the text.
 Boxes for the collision rate are a file of their own, SPLIT.boxes.jsonl, since predictions keep the columns of rows.
 """
 
@@ -135,7 +135,7 @@ def planning_row(frame: PlanningFrame, args: PlanningBuild) -> Row:
         "group": frame.scene,
         **({"image": images} if images else {}),
         "conversations": turns,
-        "history": _rounded(from_right_forward(frame.history, axes)),
+        "past": _rounded(from_right_forward(frame.history, axes)),
         "future": _rounded(future),
         "speed": round(frame.speed, _DIGITS),
         "command": frame.command,

@@ -212,7 +212,7 @@ def _row_truth(where: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarr
     if row.get("step_s") != STEP_S or row.get("unit") != "m":
         raise ValueError(f"{where}: step_s {row.get('step_s')} and unit {row.get('unit')!r}; expected {STEP_S} and 'm'")
     ways = []
-    for name, count in (("history", 2), ("future", STEPS)):
+    for name, count in (("past", 2), ("future", STEPS)):
         try:
             points = np.array(row[name], dtype=np.float64)
         except (KeyError, TypeError, ValueError) as error:

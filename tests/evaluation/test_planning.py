@@ -17,7 +17,7 @@ def ways(rng, rows):
 
 def row(future, axes=RIGHT_FORWARD, **more):
     return {
-        "protocol": planning.VERSION, "step_s": 0.5, "unit": "m", "axes": axes, "history": [[0, -4], [0, -2]], "future": future,
+        "protocol": planning.VERSION, "step_s": 0.5, "unit": "m", "axes": axes, "past": [[0, -4], [0, -2]], "future": future,
         "speed": 4.0, "command": "straight", **more,
     }  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_unread_is_never_the_origin():
 
 
 def test_an_answer_is_read_in_the_axes_of_its_row():
-    truth = planning.plan_truth([("a:1", row([[1, 2]] * 6, FORWARD_LEFT, history=[[-2, 0], [-1, 0]]), "s")])
+    truth = planning.plan_truth([("a:1", row([[1, 2]] * 6, FORWARD_LEFT, past=[[-2, 0], [-1, 0]]), "s")])
     assert truth.future[0, 0].tolist() == [-2, 1] and truth.state.history[0].tolist() == [[0, -2], [0, -1]]
     assert planning.read_plans([str([(1, 2)] * 6)], truth).points[0].tolist() == truth.future[0].tolist()
 
@@ -147,7 +147,7 @@ def test_an_answer_is_read_in_the_axes_of_its_row():
         ({"unit": "px"}, "unit 'px'"),
         ({"future": [[0, 1]] * 5}, r'"future" has the shape \(5, 2\), expected 6 positions'),
         ({"future": [[0, float("nan")]] * 6}, '"future" has the shape'),
-        ({"history": "far"}, 'no "history" of numbers'),
+        ({"past": "far"}, 'no "past" of numbers'),
         ({"axes": "y down"}, "axes 'y down' are not known"),
         ({"command": "reverse"}, "\"command\" 'reverse'"),
     ],

@@ -58,7 +58,7 @@ def test_rows_are_the_drives(build, world, planning_infos, tmp_path):
         np.testing.assert_allclose(row["future"], planning_infos.future_of(poses, i), atol=1e-4)
         if i >= 2:
             past = [planning_infos.seen(planning_infos.lidar(pose), poses[i]) for pose in poses[i - 2 : i]]
-            np.testing.assert_allclose(row["history"], past, atol=1e-4)
+            np.testing.assert_allclose(row["past"], past, atol=1e-4)
         assert (row["group"], row["driven"], row["axes"], row["unit"], row["step_s"]) == (
             scene,
             min(i, 2),
@@ -83,13 +83,31 @@ def test_poses_and_json_give_the_same_rows(build, world, tmp_path):
     )
     assert vad == plain
     for ours, theirs in zip(vad, uniad, strict=True):
-        for name in ("history", "future"):
+        for name in ("past", "future"):
             np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4)
         assert ours["speed"] == pytest.approx(theirs["speed"], abs=1e-3)
         assert {key: ours[key] for key in ("id", "group", "command", "driven", "axes")} == {
             key: theirs[key] for key in ("id", "group", "command", "driven", "axes")
         }
     assert not (tmp_path / "of_uniad.pkl" / "val.boxes.jsonl").exists()
+
+
+def test_rows_are_rows_of_the_project(build, world, tmp_path):
+    """Training reads them, and what generate writes of them is what the evaluator reads."""
+    from drive_vlm.data.predictions import prediction_row
+    from drive_vlm.data.samples import parse_row
+    from drive_vlm.evaluation.planning import plan_truth
+
+    rows = build("--val", tmp_path / "vad.pkl", "--cameras", "none") / "val.jsonl"
+    meta = build("--data", rows, out="meta", tool=META) / "val.jsonl"
+    for path in (rows, meta):
+        for row in read(path):
+            sample = parse_row({**row, "dataset": "val"}, f"{path}:1", "")
+            assert sample.reference == row["conversations"][1]["value"] and sample.group == row["group"]
+            written = prediction_row(sample, "x")
+            assert written["future"] == row["future"] and written["protocol"] == row["protocol"]
+            if path == rows:
+                assert len(plan_truth([("p", written, "")])) == 1
 
 
 def test_the_other_axes_are_the_same_way(build, world, tmp_path):

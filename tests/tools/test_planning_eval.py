@@ -18,7 +18,7 @@ def row(i, axes=planning.RIGHT_FORWARD, speed=4.0, **more):
     way = [[2.0 * k, 0.0] if flip else [0.0, 2.0 * k] for k in STEPS]
     past = [[-4.0, 0.0], [-2.0, 0.0]] if flip else [[0.0, -4.0], [0.0, -2.0]]
     return {
-        "id": f"r{i}", "group": f"scene-{i // 2}", "dataset": "val", "history": past, "future": way, "speed": speed, "command": "straight",
+        "id": f"r{i}", "group": f"scene-{i // 2}", "dataset": "val", "past": past, "future": way, "speed": speed, "command": "straight",
         "driven": 2, "axes": axes, "unit": "m", "step_s": 0.5, "protocol": planning.VERSION, **more,
     }  # fmt: skip
 
@@ -70,7 +70,9 @@ def test_numbers_by_hand(evaluate, tmp_path):
     # The car keeps its speed: nothing is to be won over constant velocity.
     assert result["references"]["constant velocity"]["scores"]["ADE"]["value"] == 0
     assert result["references"]["standing still"]["scores"]["L2 at 1s"]["value"] == 4
-    assert "2 of 8 answers unread, 25.0%" in done.stdout and "the baseline 'constant velocity' is no worse" in done.stdout
+    assert (
+        "2 of 8 answers unread, 25.0%" in done.stdout and "the baseline 'constant velocity' is no worse" in done.stdout
+    )
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [line["ADE"] for line in rows] == ["1.000000"] * 4 + ["3.000000"] * 2 + ["", ""]
