@@ -90,7 +90,9 @@ def vad_info(scene: str, poses: list[Pose], i: int, agents: list[dict[str, Any]]
         "gt_ego_lcf_feat": features.astype(np.float32),
         "gt_boxes": np.array(boxes, dtype=np.float64).reshape(-1, 7),
         "gt_names": np.array([agent["name"] for agent in agents], dtype="<U20"),
-        "valid_flag": np.array([agent.get("hit", True) for agent in agents], dtype=bool),
+        # A radar's hit makes a box valid; the LiDAR's is what VAD's evaluation asks for.
+        "valid_flag": np.array([True for _ in agents], dtype=bool),
+        "num_lidar_pts": np.array([agent.get("points", 5) for agent in agents]),
         "gt_agent_fut_trajs": np.array([[step[:2] for step in way] for way in ways], dtype=np.float32).reshape(-1, 12),
         "gt_agent_fut_masks": np.array([[step is not None for step in agent["steps"]] for agent in agents], dtype=np.float32).reshape(-1, 6),
         "gt_agent_fut_yaw": np.array([[step[2] for step in way] for way in ways], dtype=np.float32).reshape(-1, 6),

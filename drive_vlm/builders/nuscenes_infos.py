@@ -6,7 +6,7 @@ too. Everything is in the frame of the LiDAR now, x right and y forward, metres,
 VAD's file has the ego's way as steps, which are summed here:
     gt_ego_his_trajs float[2, 2], gt_ego_fut_trajs float[6, 2], gt_ego_fut_masks float[6], gt_ego_fut_cmd float[3] one-hot
     right, left, straight, gt_ego_lcf_feat float[9] with the speed at 7
-and the agents': gt_boxes float[B, 7] (x, y, z, w, l, h, yaw as SECOND counts it), gt_names, valid_flag or num_lidar_pts,
+and the agents': gt_boxes float[B, 7] (x, y, z, w, l, h, yaw as SECOND counts it), gt_names, num_lidar_pts (else valid_flag),
     gt_agent_fut_trajs float[B, 12] steps, gt_agent_fut_masks float[B, 6], gt_agent_fut_yaw float[B, 6] changes.
 UniAD's has poses (lidar2ego_*, ego2global_*) and tokens (prev, next); the same numbers follow from those of neighbouring frames, by the
 rules of VAD's converter (tools/data_converter/vad_nuscenes_converter.py), and agents have no futures there.
@@ -222,9 +222,14 @@ def rotation(quaternion: Sequence[float]) -> np.ndarray:
 
 
 def _boxes(info: Mapping[str, Any]) -> Iterator[AgentBox]:
-    """Vehicles and pedestrians that sensors hit, as VAD's data set keeps them, with their ways."""
+    """Vehicles and pedestrians that the LiDAR hit, with their ways.
+
+    VAD's data set keeps those with num_lidar_pts above 0 in its evaluation; valid_flag, which counts radar too, is for training.
+    """
     boxes = np.asarray(info["gt_boxes"], dtype=np.float64).reshape(-1, 7)
-    kept = np.asarray(info["valid_flag"], dtype=bool) if "valid_flag" in info else np.asarray(info["num_lidar_pts"]) > 0
+    kept = (
+        np.asarray(info["num_lidar_pts"]) > 0 if "num_lidar_pts" in info else np.asarray(info["valid_flag"], dtype=bool)
+    )
     steps = np.asarray(info["gt_agent_fut_trajs"], dtype=np.float64).reshape(-1, STEPS, 2)
     masks = np.asarray(info["gt_agent_fut_masks"], dtype=np.float64).reshape(-1, STEPS)
     turns = np.asarray(info["gt_agent_fut_yaw"], dtype=np.float64).reshape(-1, STEPS)

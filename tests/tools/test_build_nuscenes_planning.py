@@ -26,7 +26,7 @@ def world(planning_infos, tmp_path):
     agents = [
         {"name": "car", "size": (1.9, 4.6), "now": (2.0, 10.0, 1.2), "steps": [(0.5, 1.0, 0.1)] * 4 + [None] * 2},
         {"name": "barrier", "size": (0.5, 2.0), "now": (1.0, 5.0, 0.0), "steps": [(0, 0, 0)] * 6},
-        {"name": "pedestrian", "size": (0.7, 0.7), "now": (1.0, 5.0, 0.0), "steps": [(0, 0, 0)] * 6, "hit": False},
+        {"name": "pedestrian", "size": (0.7, 0.7), "now": (1.0, 5.0, 0.0), "steps": [(0, 0, 0)] * 6, "points": 0},
     ]
     frames = [(scene, poses, i) for scene, poses in drives.items() for i in range(len(poses))]
     vad = [planning_infos.vad_info(*frame, agents) for frame in frames]
@@ -148,7 +148,7 @@ def test_boxes_go_their_ways_in_the_lidar_s_frame(build, world, tmp_path):
 
     out = build("--val", tmp_path / "vad.pkl", "--cameras", "none")
     boxes = read_boxes(Path(out / "val.boxes.jsonl"))
-    # A barrier is none, and neither is a pedestrian that no sensor hit.
+    # A barrier is none, and neither is a pedestrian that the LiDAR did not hit.
     [car] = boxes["left-00"]
     assert (car.name, car.length, car.width) == ("car", 4.6, 1.9) and car.now == pytest.approx(
         (2.0, 10.0, 1.2), abs=1e-5
@@ -221,7 +221,7 @@ def broken(infos, key, value):
             lambda infos: broken(infos, "gt_ego_fut_cmd", np.array([1, 1, 0])),
             r"gt_ego_fut_cmd \[1.0, 1.0, 0.0\] is no command",
         ),
-        (lambda infos: broken(infos, "valid_flag", np.array([True])), "the columns of the boxes differ in length"),
+        (lambda infos: broken(infos, "num_lidar_pts", np.array([1])), "the columns of the boxes differ in length"),
         (lambda infos: [{k: v for k, v in infos[0].items() if k != "gt_ego_his_trajs"}], "lacks 'gt_ego_his_trajs'"),
     ],
 )
