@@ -61,7 +61,6 @@ def check_samples(out: Path, data: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.supports("internvl grpo", "internvl a2c")
 @pytest.mark.parametrize("stage", ["grpo", "a2c"])
 def test_a_step_with_trajectory_and_format(
     stage: str, request: pytest.FixtureRequest, fresh: Callable, plan_rows: Path
@@ -77,7 +76,6 @@ def test_a_step_with_trajectory_and_format(
 
 
 @pytest.mark.slow
-@pytest.mark.supports("internvl grpo", "internvl a2c")
 @pytest.mark.parametrize("stage", ["grpo", "a2c"])
 def test_a_step_with_choice(stage: str, request: pytest.FixtureRequest, fresh: Callable, choice_rows: Path) -> None:
     out = fresh(f"choice_{stage}")
