@@ -18,6 +18,7 @@ from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import JudgeConfig, Request, judge_all, spent_line
 from drive_vlm.judges.verdicts import Turns, fill, read_prompt
 from drive_vlm.launch.stop import listening
+from drive_vlm.report.drivebench import print_settings
 from drive_vlm.report.scores import print_scores
 
 if TYPE_CHECKING:
@@ -184,11 +185,12 @@ def run(args: Any) -> dict[str, Any]:
     rated = rate(items, args, spent)
     items = rated or items
     short = {name: sum(row["setting"] == name for row in rows.values()) for name in {i.setting for i in items}}
-    table.partial += [
-        f"{name}: the file has {count:,} of the {PUBLISHED[benchmark]:,} published questions"
-        for name, count in sorted(short.items())
-        if name != CORRUPTED and count < PUBLISHED.get(benchmark, 0)
-    ]
+    fewer = [name for name, n in sorted(short.items()) if name != CORRUPTED and n < PUBLISHED.get(benchmark, 0)]
+    if fewer:
+        more = f" (and {len(fewer) - 1} more settings)" if fewer[1:] else ""
+        table.partial.append(
+            f"{fewer[0]}{more}: the file has {short[fewer[0]]:,} of the {PUBLISHED[benchmark]:,} published questions"
+        )
     if reason := constant_column([item.task for item in items], "question_type"):
         table.partial.append(reason)
     add_accuracy(table, items)
@@ -206,7 +208,11 @@ def run(args: Any) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], args: Any) -> None:
-    print_scores(result, "points of 100")
+    print_settings(result)
+    first = next(iter(result["scores"])).partition(":")[0]
+    types = {name: found for name, found in result["scores"].items() if name.startswith(f"{first}: ")}
+    phases = {name: found for name, found in result["scores"].items() if name.startswith("track 1")}
+    print_scores(result | {"scores": types | phases, "changes": {}}, "points of 100")
     if result["final"] is not None:
         print(f"track 1: 0.2 clean + 0.8 corrupted = {result['final']:.2f}")
     print(f"the majority knows {result['majority_knows'] if args.train else 'the evaluated rows themselves'}")
