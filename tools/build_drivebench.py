@@ -34,7 +34,7 @@ def make_parser() -> CommandParser:
         help="settings to build (default: clean, noimage and the corruptions whose folders are there)",
     )
     flag("--benchmark", tuple(PUBLISHED), "whose questions these are, for the rows and their published number")
-    add("--prompt", help="text file that stands before each question, such as the benchmark's prompt.txt")
+    add("--preamble", help="text file that stands before each question, such as the benchmark's prompt.txt")
     flag(
         "--on_bad_row",
         ("error", "skip"),
@@ -51,11 +51,11 @@ def run(args: Any) -> dict[str, Any]:
     questions = read_questions(Path(args.annotations))
     settings = list(dict.fromkeys(args.settings or default_settings(root)))
     prompt = ""
-    if args.prompt:
+    if args.preamble:
         try:
-            prompt = Path(args.prompt).read_text(encoding="utf-8")
+            prompt = Path(args.preamble).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompt {args.prompt}: cannot be read ({error})") from error
+            raise ValueError(f"--preamble {args.preamble}: cannot be read ({error})") from error
     return build(
         questions, settings, root, Path(args.out), prompt, args.benchmark, args.on_bad_row, args.on_missing
     ) | {"questions": len(questions)}

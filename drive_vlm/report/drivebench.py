@@ -1,9 +1,13 @@
 """DriveBench's scores by setting on the screen: one line a setting, each with its drop from clean pictures."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.evaluation.drivebench import CORRUPTED, SETTINGS
 from drive_vlm.report.tables import change, console, interval, table
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 # Column -> the score "SETTING: NAME" that it shows.
 _COLUMNS = {
@@ -21,7 +25,7 @@ def print_settings(result: dict[str, Any]) -> None:
     scores, changes = result["scores"], result.get("changes", {})
     settings = [name for name in (*SETTINGS, CORRUPTED) if any(key.startswith(f"{name}: ") for key in scores)]
     shown = {head: name for head, name in _COLUMNS.items() if any(f"{s}: {name}" in scores for s in settings)}
-    rows = []
+    rows: list["Sequence[str | Text] | None"] = []
     for setting in settings:
         cells = [_cell(scores.get(f"{setting}: {name}")) for name in shown.values()]
         rows.append([setting, *cells, change(changes.get(f"{setting} - clean, mcq lenient"), form="+.1f")])
