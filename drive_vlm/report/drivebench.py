@@ -25,7 +25,7 @@ def print_settings(result: dict[str, Any]) -> None:
     scores, changes = result["scores"], result.get("changes", {})
     settings = [name for name in (*SETTINGS, CORRUPTED) if any(key.startswith(f"{name}: ") for key in scores)]
     shown = {head: name for head, name in _COLUMNS.items() if any(f"{s}: {name}" in scores for s in settings)}
-    rows: list["Sequence[str | Text] | None"] = []
+    rows: list[Sequence[str | Text] | None] = []
     for setting in settings:
         cells = [_cell(scores.get(f"{setting}: {name}")) for name in shown.values()]
         rows.append([setting, *cells, change(changes.get(f"{setting} - clean, mcq lenient"), form="+.1f")])
