@@ -222,7 +222,8 @@ def run(args: Any) -> dict[str, Any]:
     judges = make_judges(args, spent)
     result = score(questions, answers, judges[0] if judges else None)
     record = {"predictions": args.predictions, "reference": args.annotations, "judge_model": args.judge_model}
-    table = accuracy_table(questions, answers, args.seed)
+    blind = load_answers(args.blind_predictions, questions, args.stitched) if args.blind_predictions else None
+    table = accuracy_table(questions, answers, args.seed, blind)
     return (
         record
         | plain(result)

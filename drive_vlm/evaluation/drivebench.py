@@ -244,7 +244,8 @@ def add_baselines(
     groups = [item.group for item in choices]
     counts = count_right(known)
     guessed = [most_often(item, counts) == item.gold.value for item in choices]
-    table.add("majority", np.array(guessed, dtype=float), groups, section=BASELINES)
+    name = "majority of these rows" if known is items else "majority"
+    table.add(name, np.array(guessed, dtype=float), groups, section=BASELINES)
     table.add("chance", [1 / (len(item.options) or 2) for item in choices], groups, section=BASELINES)
     if blind is not None:
         seen = [item for item in choices if item.question_id in blind]

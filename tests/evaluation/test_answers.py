@@ -39,6 +39,7 @@ SAYS = (
     '{{"reason": "B or C?", "final_answer": "{L}"}}', '{{"Answer": ["{L}"]}}', '{{"option": "{W}"}}', 'Here it is: {{"answer": "{L}"}}', '["{L}"]',
     "<think>Is it A? Or B, or C?</think>{L}", "<think>The answer is A. No: B.</think>\nThe answer is {L}.", "<answer>{L}</answer>", "<answer>({l})</answer> since it moves",
     "It moves. <answer>{L}. {W}</answer>", "So \\boxed{{{L}}}", "$\\boxed{{\\text{{{L}}}}}$", "{L}<|im_end|>", "Final Answer: {L}", "# Answer\n{L}",
+    'The moving status of object <c1,CAM_BACK,1088.3,497.5> is "{W}."', "The status of the car is {w}.", "The car in front is “{W}”.",
     "A. Going ahead. B. Turn left. C. Stopped. D. Reverse parking. The answer is {L}.",
 )  # fmt: skip
 # What names no letter, two, or one and another option's words. {M}, {V}: another option.
@@ -48,7 +49,7 @@ UNCLEAR = (
     "The answer is not {L}.", "I don't think the answer is {L}.", "Neither {L} nor {M} is correct.", "Is the answer {L}?", "Is it {L}?", "{L}?", "E", "The answer is E.", "(F)",
     "I cannot tell.", "A car turns left there.", "The answer is a car.", "It is a truck on the left.", "I think it moves.", "None of them.", "unknown",
     '{{"answer": "{L} or {M}"}}', '{{"answer": ["{L}", "{M}"]}}', '{{"answer": "{L}", "choice": "{M}"}}', '{{"answer": 1}}', '{{"answer": null}}', '{{"speed": "3", "lane": "{L}"}}', '{{"answer": "{L}"',
-    "<answer>{L}</answer><answer>{M}</answer>", "<think>It is {L}", "<think>{L}</think>", "{W}. {V}.", "ABCD", "{L}{M}", "Option {L} is wrong.", "The options are A, B, C and D.",
+    "<answer>{L}</answer><answer>{M}</answer>", "<think>It is {L}", "<think>{L}</think>", "{W}. {V}.", "ABCD", "{L}{M}", "The car is not {w}.", 'The status is not "{W}".', "Whether it is {w}.", "It was {w} and now is {v}.", '"{W}" or "{V}"', "Is the car {w}?", "Option {L} is wrong.", "The options are A, B, C and D.",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def spelled(rng: Rng, forms: tuple[str, ...], form: int) -> tuple[str, str]:
         "w": OPTIONS[letter].lower(),
         "M": other,
         "V": OPTIONS[other],
+        "v": OPTIONS[other].lower(),
     }
     text = forms[form % len(forms)].format(**words)
     disguise = rng.choice((str, str, str, lambda t: f" {t}\n", lambda t: f"```\n{t}\n```", fence))
@@ -92,6 +94,18 @@ def test_whatever_is_strict_is_lenient_the_same() -> None:
     assert all(read_choice(letter, OPTIONS) == strict_choice(letter, OPTIONS) for letter in OPTIONS)
     # Words that the question does not give change nothing.
     assert read_choice("The answer is B.", dict.fromkeys("ABCD", "")).value == "B"
+
+
+def test_options_of_several_sentences() -> None:
+    straight, slow, fast = "The ego vehicle is going straight.", "It is driving slowly.", "It is driving fast."
+    options = options_of(f"Select: A. {straight} {fast} B. {straight} {slow} C. {straight}")
+    assert options == {"A": f"{straight} {fast}"[:-1], "B": f"{straight} {slow}"[:-1], "C": straight[:-1]}
+    assert read_choice(f"{straight} {slow}", options).value == "B"
+    assert read_choice(f"B. {straight} {slow}", options).value == "B"
+    assert read_choice(f"A. {straight} {fast}", options).value == "A"
+    # The letter of one option before the words of another.
+    assert read_choice(f"A. {straight} {slow}", options).value is None
+    assert read_choice(f"The answer is A: {straight} {slow}", options).value is None
 
 
 def test_options_of_a_question() -> None:

@@ -196,7 +196,7 @@ def test_baselines_know_words_not_letters(data: Path, rows: Any, score: Any) -> 
     predict(data / "p.jsonl", rows["clean"])
     blind = predict(data / "blind.jsonl", rows["noimage"], mcq="B")
     result, _ = score(data / "p.jsonl", words=("--blind_predictions", blind))
-    assert result["baselines"]["majority"]["value"] == 100
+    assert result["baselines"]["majority of these rows"]["value"] == 100
     assert result["baselines"]["chance"]["value"] == pytest.approx(100 * (3 / 4 + 3 / 2) / 6, abs=1e-6)
     assert (result["baselines"]["blind, lenient"]["value"], result["baselines"]["blind, lenient"]["unread"]) == (50, 3)
     # Training knows "Turn left" as C elsewhere: here it is C too, and never right.

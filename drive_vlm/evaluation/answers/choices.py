@@ -6,7 +6,8 @@ Strict: the answer is the letter and nothing else, as official scripts compare i
 2. Claims: the whole answer is a letter ("(a)", "Option B."), it begins with one ("A. Going ahead", "B: ..."), it says so ("the
    answer is C", "I choose D", "B is correct", "therefore (C)"), or its last line is a letter. A claim in a clause that denies it
    ("not", "neither"), or that ends with a question mark, is none.
-3. The words of exactly one option, alone or after "the answer is".
+   Words of an option in double quotes are a claim too.
+3. The words of exactly one option, alone, after "the answer is", or as the end of "... is going ahead." where no other is named.
 
 Claims of two letters are unread, and so is a letter next to another option's words. A list of the options before one claim is no
 claim of its own. Letters that the question does not offer are unread.
@@ -53,8 +54,9 @@ _CLAUSE = re.compile(r"[.;!?\n,]")
 _LEAD = re.compile(
     rf"^(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*{_NOUN}\s*(?:is\b|[:=])\s*(?:that\s+)?", re.IGNORECASE
 )
-# Characters around a claim that can change it.
-_NEAR = 500
+# Characters around a claim that can change it, and behind it that an option's words may take.
+_NEAR, _LONG = 500, 2000
+_QUOTED = re.compile(r'"([^"\n]{1,300})"|“([^”\n]{1,300})”')
 _SENTENCE = re.compile(r"[.!;\n]+")
 
 
@@ -138,6 +140,10 @@ def _claims(text: str, options: Mapping[str, str]) -> Iterator[str]:
             yield whole[1].upper()
         return
     places = [(_letter(match), match.end()) for match in _SAYS.finditer(text) if _stands(match, text)]
+    for quote in _QUOTED.finditer(text):
+        clause = _CLAUSE.split(text[max(0, quote.start() - _NEAR) : quote.start()])[-1]
+        equal = [letter for letter, words in options.items() if words and _same(words, quote[1] or quote[2])]
+        places += [(letter, quote.end()) for letter in equal if not _DENIES.search(clause)]
     if last := _LAST.search(text):
         places.append((last[1], last.end()))
     # Options that are only listed, two or more of them, say nothing next to a claim.
@@ -182,22 +188,37 @@ def _stands(match: re.Match[str], text: str) -> bool:
 
 
 def _contradiction(letter: str, after: str, options: Mapping[str, str]) -> Iterator[str]:
-    """Options other than `letter` whose words stand as the sentence behind it, or as any sentence of the text after it."""
-    own = normalize_answer(options.get(letter, ""))
+    """Options other than `letter` whose words follow it, or stand as any sentence of the text after it."""
+    own, rest = normalize_answer(options.get(letter, "")), normalize_answer(after[:_LONG])
     sentences = {normalize_answer(sentence) for sentence in _SENTENCE.split(after)} - {"", own}
-    for other, words in options.items():
-        if other != letter and normalize_answer(words) in sentences:
+    follows_own = own and f"{rest} ".startswith(f"{own} ")
+    for other, known in options.items():
+        words = normalize_answer(known)
+        # Words that the own option holds as well say nothing against it.
+        if other == letter or not words or f" {words} " in f" {own} ":
+            continue
+        if words in sentences or (not follows_own and f"{rest} ".startswith(f"{words} ")):
             yield other
 
 
+def _same(words: str, said: str) -> bool:
+    return normalize_answer(words) == normalize_answer(said)
+
+
 def _by_words(text: str, options: Mapping[str, str]) -> Said[str]:
-    """The one option whose words the text is, alone or after "the answer is"."""
-    words = {normalize_answer(text), normalize_answer(_LEAD.sub("", text.strip(_QUOTES + " ")))}
-    equal: Sequence[str] = [letter for letter, known in options.items() if normalize_answer(known) in words - {""}]
+    """The one option whose words the text is, alone, after "the answer is", or at the end of a sentence with "is" that names no other."""
+    words = {normalize_answer(text), normalize_answer(_LEAD.sub("", text.strip(_QUOTES + " ")))} - {""}
+    known = {letter: normalize_answer(said) for letter, said in options.items() if normalize_answer(said)}
+    equal: Sequence[str] = [letter for letter, said in known.items() if said in words]
     if len(equal) == 1:
         return Said(equal[0])
     # "B Turn left": the letter counts where its own words follow it.
-    beside = [letter for letter, known in options.items() if known and normalize_answer(f"{letter}: {known}") in words]
+    beside = [letter for letter in known if normalize_answer(f"{letter}: {options[letter]}") in words]
     if len(beside) == 1 and not equal:
         return Said(beside[0])
-    return unread("the words of two options" if equal else "no choice")
+    whole = f" {normalize_answer(text)} "
+    named = [letter for letter, said in known.items() if f" {said} " in whole]
+    ends = [letter for letter in named if whole.endswith((f" is {known[letter]} ", f" are {known[letter]} "))]
+    if len(named) == len(ends) == 1 and not _DENIES.search(text) and not text.rstrip(_QUOTES + " ").endswith("?"):
+        return Said(ends[0])
+    return unread("the words of two options" if len(equal) > 1 or len(named) > 1 else "no choice")
