@@ -82,6 +82,24 @@ def test_generated_choices_are_read_right_and_never_wrong() -> None:
     assert not wrong, wrong[:5]
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A person is crossing. The answer is B.", "B"), ("B is incorrect, so the answer is C.", "C"), ("The answer is B, not C.", "B"), ("The answer is B because option A is blocked.", "B"),
+        ("Between A and B, the answer is A.", "A"), ("ANSWER IS B", "B"), ("B) Turn left.", "B"), ("A)Going ahead", "A"), ("Ｂ", "B"), ("Well: {\"answer\": \"B\"} since the answer is B.", "B"),
+        ("A. Going ahead is wrong. B. Turn left is not correct. The answer is C.", "C"), ("Options: A. Going ahead B. Turn left\nAnswer: D", "D"), ("A is wrong.\nC", "C"),
+        ("Option A: Going ahead is wrong. Option B: Turn left is possible.", "B"), ("The answer is B. Option C is also correct.", None), ("Not A, B", None), ("A. Going ahead is not correct.", None),
+        ("Answer: A) Going ahead, B) Turn left", None), ("B\nC", None), ("This is B-pillar glass.", None), ("It is C-class.", None), ("The vehicle in lane D is right behind.", None),
+        ("So I turn left there.", None), ("So a car stops.", None), ('The answer is A. {"answer": "B"}', None), ("None of A, B, C", None), ("A? No. B.", None), ("Answer: None", None),
+        ("The correct answer isn't A.", None), ("The answer could be A.", None), ("The answer is B. Wait, it is red. It is A.", None), ("I do not choose A.", None), ("It is A car.", None),
+        ("B. Turn left, as option A is blocked.", None), ("The answer is either A or B.", None), ("Answer: E. None of these", None), ("A or B? I choose A.", None),
+    ],
+)  # fmt: skip
+def test_choices_that_invite_a_wrong_reading(text: str, letter: str | None) -> None:
+    """Where a reader could doubt, unread is right: a wrong letter would be scored as an answer."""
+    assert read_choice(text, OPTIONS).value == letter
+
+
 def test_strict_takes_the_bare_letter_alone() -> None:
     rng = random.Random(SEED)
     assert [strict_choice(letter, OPTIONS).value for letter in OPTIONS] == list(OPTIONS)

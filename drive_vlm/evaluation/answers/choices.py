@@ -33,18 +33,19 @@ _BEGINS = re.compile(
     rf"\W*(?:{_NOUN}\s*[:=]?\s*)?(?:{_OPEN}([A-J])(?=[)\]>}}\"'.:,;/&|]|\s*[-–—=]|\s*\n|\s+(?:or|and|because|since|as)\b|\s*$)|\(?([a-j])(?=[.)]))",
 )
 _SAYS = re.compile(
-    rf"\b{_NOUN}(?:\s+(?:is|would be|should be|must be|has to be|will be)\b(?:\s*:)?|\s*[:=])(?:\s+{_SURE}\b)*(?:\s+{_NOUN})?\s*:?\s*{_OPEN}([A-Ja-j])(?![\w'])"
-    rf"|\b(?:I|we)(?:'d| would|'ll| will)?\s+(?:choose|chose|select|pick|go with|answer with|answer)\s+(?:{_NOUN}\s+)?{_OPEN}([A-Ja-j])(?![\w'])"
-    rf"|(?<![\w.]){_OPEN}([A-J]){_CLOSE}\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|true|likely|appropriate|accurate)\b"
-    rf"|\b(?:it|this|that)(?:'s| is)\s+(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])"
-    rf"|\b(?:so|thus|hence|therefore|conclusion)\s*[,:]?\s*(?:it is\s+)?(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])",
+    rf"\b{_NOUN}(?:\s+(?:is|would be|should be|must be|has to be|will be)\b(?:\s*:)?|\s*[:=])(?:\s+{_SURE}\b)*(?:\s+{_NOUN})?\s*:?\s*{_OPEN}([A-Ja-j])(?![\w']|-\w)"
+    rf"|\b(?:I|we)(?:'d| would|'ll| will)?\s+(?:choose|chose|select|pick|go with|answer with|answer)\s+(?:{_NOUN}\s+)?{_OPEN}([A-Ja-j])(?![\w']|-\w)"
+    rf"|(?<![\w.]){_OPEN}([A-J]){_CLOSE}\s+is\s+(?:also\s+)?(?:the\s+)?(?:most\s+)?"
+    rf"(?:correct|right|best|true|likely|appropriate|accurate)(?:\s+(?:{_NOUN}|one))?\s*(?=[.,;:!)]|$|\n|(?:because|since|as|here)\b)"
+    rf"|\b(?:it|this|that)(?:'s| is)\s+(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w']|-\w)"
+    rf"|\b(?:so|thus|hence|therefore|conclusion)\s*[,:]?\s*(?:it is\s+)?(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w']|-\w)",
     re.IGNORECASE,
 )
 _LAST = re.compile(rf"(?:^|\n)\s*(?:{_NOUN}\s*[:=]?\s*)?{_OPEN}([A-J]){_CLOSE}[.!]?\s*$")
 # What may follow a letter that is also a word ("A car", "I think"), or a small one.
 _ENDS = re.compile(r"\s*(?:$|[)\]>}\"'.:,;!?/&|=\n–—-]|(?:because|since|as|which|with|for|due|or|and|is|for)\b)")
 _ALSO = re.compile(
-    rf"^{_CLOSE}\s*(?:,|/|&|\||\bor\b|\band\b|\band/or\b)+\s*(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w'])", re.IGNORECASE
+    rf"^{_CLOSE}\s*(?:,|/|&|\||\bor\b|\band\b|\band/or\b)+\s*(?:{_NOUN}\s+)?{_OPEN}([A-J])(?![\w']|-\w)", re.IGNORECASE
 )
 _DENIES = re.compile(
     r"\b(?:not|cannot|never|neither|nor|hardly|unlikely|unsure|uncertain|whether|either|wrong|incorrect|rather than|instead of)\b|n't\b",
@@ -54,6 +55,11 @@ _CLAUSE = re.compile(r"[.;!?\n,]")
 _LEAD = re.compile(
     rf"^(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best)\s+)*{_NOUN}\s*(?:is\b|[:=])\s*(?:that\s+)?", re.IGNORECASE
 )
+_WRONG = re.compile(
+    r"\b(?:wrong|incorrect|false|impossible|not (?:correct|right|true|the))\b|n't (?:correct|right|true|the)\b",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(rf"\b(?:option|choice|answer)\s+{_OPEN}([A-J])(?![\w']|-\w)")
 # Characters around a claim that can change it, and behind it that an option's words may take.
 _NEAR, _LONG = 500, 2000
 _QUOTED = re.compile(r'"([^"\n]{1,300})"|“([^”\n]{1,300})”')
@@ -106,9 +112,12 @@ def read_choice(text: str, options: Mapping[str, str]) -> Said[str]:
 
 
 def _of_part(part: str, options: Mapping[str, str]) -> Said[str]:
-    fields, _ = json_object(part)
+    fields, whole = json_object(part)
     if fields is not None:
-        return of_fields(fields, lambda value: _of_value(value, options), (), "choices")
+        found = of_fields(fields, lambda value: _of_value(value, options), (), "choices")
+        around = "" if whole else part[: part.find("{")] + "\n" + part[part.rfind("}") + 1 :]
+        others = {*_claims(plain(around), options)} - {found.value}
+        return unread("two different choices, one of them in JSON") if found.read and others else found
     if part.startswith("{"):
         return unread("broken JSON")
     return _of_text(plain(part), options)
@@ -146,12 +155,7 @@ def _claims(text: str, options: Mapping[str, str]) -> Iterator[str]:
         places += [(letter, quote.end()) for letter in equal if not _DENIES.search(clause)]
     if last := _LAST.search(text):
         places.append((last[1], last.end()))
-    # Options that are only listed, two or more of them, say nothing next to a claim.
-    marks = [(match[1], match.end()) for match in _marks(text)]
-    if begins := _BEGINS.match(text):
-        marks.append((_letter(begins), begins.end()))
-    if not places or len({letter for letter, _ in marks}) == 1:
-        places += marks
+    places += _weak(text, options, places)
     for letter, end in places:
         yield letter
         rest = text[end : end + _NEAR]
@@ -164,11 +168,36 @@ def _claims(text: str, options: Mapping[str, str]) -> Iterator[str]:
         yield from _contradiction(letter, text[first:], options)
 
 
-def _marks(text: str) -> Iterator[re.Match[str]]:
-    """Marks "B. ", "(C) " at the beginning of a sentence or a line, as of an option."""
+def _weak(text: str, options: Mapping[str, str], strong: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """(letter, end) of marks "B. ..." that are claims. Options that are listed, two or more of them, say nothing before a claim, and
+    one that the text calls wrong is none. Where marks are all there is, options that are named elsewhere count too."""
+    marks = [(match[1], match.end()) for match in _marks(text, options)]
+    if (begins := _BEGINS.match(text)) and begins.end() not in {end for _, end in marks}:
+        marks.append((_letter(begins), begins.end()))
+    marks = [
+        (letter, end) for letter, end in marks if not _called_wrong(text[end : end + _NEAR], options.get(letter, ""))
+    ]
+    if not strong:
+        return marks + [(match[1].upper(), match.end()) for match in _NAMED.finditer(text) if marks]
+    first = min(end for _, end in strong)
+    before = [mark for mark in marks if mark[1] <= first]
+    return [mark for mark in marks if mark[1] > first] + (before if len({letter for letter, _ in before}) == 1 else [])
+
+
+def _called_wrong(after: str, words: str) -> bool:
+    """Whether the sentence of a mark, its option's `words` left aside, says that the option is wrong."""
+    rest = after.lstrip(" .):,")
+    rest = rest[len(words) :] if words and rest.casefold().startswith(words.casefold()) else rest
+    return _WRONG.search(_SENTENCE.split(rest, maxsplit=1)[0]) is not None
+
+
+def _marks(text: str, options: Mapping[str, str]) -> Iterator[re.Match[str]]:
+    """Marks "B. ", "(C) " at the beginning of a sentence or a line, as of an option, or before that option's words."""
     for match in _MARKER.finditer(text):
         before = text[max(0, match.start() - _NEAR) : match.start()].rstrip(" \t([-*•")
-        if not before or before[-1] in ".!?:;\n":
+        words = options.get(match[1], "").casefold()
+        own = words and text[match.end() : match.end() + len(words)].casefold() == words
+        if own or not before or before[-1] in ".!?:;\n":
             yield match
 
 
