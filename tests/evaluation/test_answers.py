@@ -136,7 +136,7 @@ def test_options_of_a_question() -> None:
 YES_NO = {
     True: ("Yes", "yes", "Yes.", "YES!", "Yes, there is no car.", "**Yes**", "The answer is yes.", "Answer: Yes", '{"answer": "yes"}', '{"answer": true}', "<think>no?</think>Yes", "True", "```\nyes\n```"),
     False: ("No", "no.", "No, there is a car.", "No. It stops.", "The answer is no.", "Answer: no, it waits", '{"answer": false}', "<answer>No</answer>", "False", "no\nIt waits."),
-    None: ("", "Yes and no.", "Yes or no?", "Yes/No", "No, yes.", "Yes. No.", "Maybe", "Not sure", "None", "Nothing", "Yesterday", "North", '{"answer": 1}', "The answer is yes. The answer is no.", "There is no car.", "Yes?"),
+    None: ("", "Yes and no.", "Yes or no?", "Yes/No", "No, yes.", "Yes. No.", "Maybe", "Not sure", "None", "Nothing", "Yesterday", "North", '{"answer": 1}', "The answer is yes. The answer is no.", "There is no car.", "Yes?", "No doubt it will.", "True or false", "True, false"),
 }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def test_spellings_of_a_trajectory(text: str) -> None:
     "text",
     [
         "", "stop", "[]", "[(1,2),(3,4.5),(5", "[(1,2),(3,4.5),(5,]", "[(1,2),(3,4.5),(5,-6.25),(7", "[1,2,3,4.5,5,-6.25]", "[(nan,1),(3,4),(5,6)]", "[(1,2),(nan,1),(3,4)]",
-        "[(1e999,2),(3,4),(5,6)]", "[(1,2),(3,4,5),(5,6)]", "[(1,2),(three,4),(5,6)]", "[(1,2),(3,4)]", "[(9,9),(8,8),(7,7)] [(1,2),(3,4.5),(5,-6.25)]",
+        "[(1e999,2),(3,4),(5,6)]", "[(1,2),(3,4,5),(5,6)]", "[(1,2),(three,4),(5,6)]", "[(1,2),(3,4),...]", "From (0,0) to (10,5) and (3,4)", "[(9,9),(8,8),(7,7)] [(1,2),(3,4.5),(5,-6.25)]",
         '{"trajectory": [[1,2],[3,4],[5,null]]}', '{"trajectory": [1,2,3]}', '{"trajectory": [[1,2],[3,4],[5,true]]}', "<wp>1,2,3,4,5,6</wp>", "<wp></wp>", '{"speed": 3, "lane": 2}',
     ],
 )  # fmt: skip
