@@ -135,7 +135,7 @@ def test_options_of_a_question() -> None:
 
 YES_NO = {
     True: ("Yes", "yes", "Yes.", "YES!", "Yes, there is no car.", "**Yes**", "The answer is yes.", "Answer: Yes", '{"answer": "yes"}', '{"answer": true}', "<think>no?</think>Yes", "True", "```\nyes\n```"),
-    False: ("No", "no.", "No, there is a car.", "No. It stops.", "The answer is no.", "Answer: no, it waits", '{"answer": false}', "<answer>No</answer>", "False", "no\nIt waits."),
+    False: ("No", "no.", "No, there is a car.", "No. It stops.", "No, no car is there.", "The answer is no.", "Answer: no, it waits", '{"answer": false}', "<answer>No</answer>", "False", "no\nIt waits."),
     None: ("", "Yes and no.", "Yes or no?", "Yes/No", "No, yes.", "Yes. No.", "Maybe", "Not sure", "None", "Nothing", "Yesterday", "North", '{"answer": 1}', "The answer is yes. The answer is no.", "There is no car.", "Yes?", "No doubt it will.", "True or false", "True, false"),
 }  # fmt: skip
 

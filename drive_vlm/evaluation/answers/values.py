@@ -18,7 +18,7 @@ _SAYS = re.compile(
 # "Yes" is an answer wherever it stands; "no" also begins "no car", so it counts before a mark or the end alone.
 _ELSEWHERE = re.compile(r"\b(?:(yes)|(no)(?=\s*(?:[.,;:!?]|$)))", re.IGNORECASE)
 _ANY = r"(?:yes|no|true|false)"
-_HEDGE = re.compile(rf"\W*{_ANY}\s*(?:/|,|\bor\b|\band\b)\s*{_ANY}\b|\W*{_ANY}\s*\?", re.IGNORECASE)
+_HEDGE = re.compile(rf"\W*({_ANY})\s*(?:/|,|\bor\b|\band\b)\s*(?!\1\b){_ANY}\b|\W*{_ANY}\s*\?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d.]*\d)"
 )
