@@ -47,6 +47,7 @@ def make_parser() -> CommandParser:
     add("--annotations", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
+    add("--blind_predictions", help="the model's answers to blank pictures, for the accuracy part")
     flag(
         "--judge_seeds",
         1,
