@@ -248,6 +248,14 @@ def test_replies_without_a_total_are_left_out_and_counted(data: Path, rows: Any,
     assert (entry["value"], entry["n"], entry["of"], entry["unread"]) == (50, 3, 6, 3)
 
 
+def test_hidden_references_cannot_be_scored(data: Path, rows: Any, score: Any) -> None:
+    path = predict(data / "p.jsonl", rows["clean"])
+    for row in rows["clean"]:
+        del row["conversations"][1]
+    (data / "out/clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows["clean"]))
+    assert "no row has a reference; the challenge hides them" in score(path, ok=False)
+
+
 @pytest.mark.parametrize("fault", ["another version", "other rows", "twice", "fifteen", "no reference", "constant"])
 def test_bad_input_gets_one_line(data: Path, rows: Any, score: Any, fault: str) -> None:
     made = rows["clean"]
