@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from drive_vlm.evaluation.answer_accuracy import normalize_answer
+from drive_vlm.evaluation.answers.said import json_object
 from drive_vlm.evaluation.clarify_words import (
     GENERIC,
     REST,
@@ -32,7 +33,6 @@ from drive_vlm.evaluation.clarify_words import (
     part_of,
     vocabulary,
 )
-from drive_vlm.evaluation.oia_labels import json_object
 
 MISSING, DIALOGUE = "missing_referent", "dialogue"
 # Judge's scale of the strategy -> reward, and what a wrong fact takes from all but the lowest (ClarifyVLM's own numbers).

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from drive_vlm.evaluation.answers.said import json_object
+
 # A label's own text first, then its synonyms.
 _ACTIONS = (
     ("move forward", "forward", "go forward", "go straight", "drive forward", "keep going", "proceed"),
@@ -66,7 +68,6 @@ OBSTACLES_TO: dict[int, frozenset[int]] = {2: frozenset((15, 16, 17)), 3: frozen
 
 # Token F1 from which a text that names no label counts as the nearest one, where that is asked for.
 NEAR = 0.8
-_TRIES = 100
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _LEADING_ARTICLE = re.compile(r"^(?:a|an|the)\s+")
@@ -255,50 +256,6 @@ def json_answer(description: str, actions: Sequence[str], reasons: Sequence[str]
 
     fields = {"description": description, "action": one_or_list(actions), "justification": one_or_list(reasons)}
     return json.dumps(fields, ensure_ascii=False)
-
-
-def json_object(text: str) -> tuple[dict[str, Any] | None, bool]:
-    """The one JSON object of a text, and whether it is the whole text (but for blanks).
-
-    Strict JSON: an object with a key twice, NaN, Infinity or half a character ("\\ud83d") is None, and so is one that is nested
-    too deeply, stands in a list, is one of several, or comes after _TRIES braces that begin none.
-    """
-    decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)
-    text = text.strip()
-    found: dict[str, Any] | None = None
-    whole = False
-    start, tries = text.find("{") if text[:1] != "[" else -1, _TRIES
-    while start != -1:
-        try:
-            value, end = decoder.raw_decode(text, start)
-            # Half a character decodes, and then no file can hold it.
-            json.dumps(value, ensure_ascii=False).encode()
-        # Thousands of nested brackets, which a model can write.
-        except RecursionError:
-            return None, False
-        except ValueError:
-            tries -= 1
-            # Broken JSON from the first character on: what stands inside it is not an answer. And each try reads the text again.
-            if start == 0 or not tries:
-                return None, False
-            start = text.find("{", start + 1)
-            continue
-        if found is not None:
-            return None, False
-        found, whole = value, start == 0 and end == len(text)
-        start = text.find("{", end)
-    return found, whole
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key stands twice")
-    return fields
-
-
-def _refuse(word: str) -> Any:
-    raise ValueError(f"{word} is not JSON")
 
 
 def _texts(value: Any) -> tuple[str, ...]:

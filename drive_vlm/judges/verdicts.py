@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drive_vlm.evaluation.oia_labels import json_object
+from drive_vlm.evaluation.answers.said import json_object
 
 Turns = tuple[tuple[str, str], ...]
 

@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 
 from drive_vlm.evaluation import oia_labels
+from drive_vlm.evaluation.answers.said import json_object
 from drive_vlm.evaluation.oia_labels import (
     ACTION_TEXTS,
     OBSTACLES_TO,
@@ -15,7 +16,6 @@ from drive_vlm.evaluation.oia_labels import (
     Labels,
     action_labels,
     json_answer,
-    json_object,
     label_texts,
     normalize_label,
     read_answer,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import field, plain
-from drive_vlm.evaluation.oia_labels import json_object
+from drive_vlm.evaluation.answers.said import json_object
 from drive_vlm.judges.chat_client import ChatClient, Message, RefusedError
 from drive_vlm.launch import stop
 
