@@ -1,0 +1,112 @@
+"""The line at the top: the score with its interval against the start, blank pictures and the majority answer."""
+
+from dataclasses import dataclass
+
+from drive_vlm.report.run_report.score_files import ScoreFile
+from drive_vlm.report.run_report.scored import Scored
+
+GOOD, UNSURE, BAD, ALONE = "good", "unsure", "bad", "alone"
+_ORDER = (GOOD, UNSURE, BAD)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A comparison: the other's score, `last - other` with its interval (None: not known), and what follows."""
+
+    name: str
+    value: float
+    difference: float
+    low: float | None
+    high: float | None
+    tone: str
+
+    @property
+    def words(self) -> str:
+        return {GOOD: "above", UNSURE: "not decided", BAD: "not above"}[self.tone]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`tone` is the worst of `against`; ALONE where there is nothing to compare with."""
+
+    title: str
+    system: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    groups: int | None
+    against: tuple[Against, ...]
+    percent: bool
+
+    @property
+    def tone(self) -> str:
+        return max((one.tone for one in self.against), key=_ORDER.index, default=ALONE)
+
+    @property
+    def words(self) -> str:
+        if self.tone == ALONE:
+            return "no baseline is given: the score stands alone"
+        named = {tone: [one.name for one in self.against if one.tone == tone] for tone in _ORDER}
+        if self.tone == BAD:
+            return f"not above {' and '.join(named[BAD])}"
+        if self.tone == UNSURE:
+            return f"not decided against {' and '.join(named[UNSURE])}: the interval holds 0"
+        return f"above {', '.join(named[GOOD])}"
+
+
+def tone_of(difference: float, low: float | None) -> str:
+    """BAD where the other is as good or better; UNSURE where the interval of the difference holds 0 or is not known."""
+    if difference <= 0:
+        return BAD
+    return GOOD if low is not None and low > 0 else UNSURE
+
+
+def verdict_of_rows(scored: Scored) -> Verdict:
+    """From the rows: differences are paired, and their intervals draw whole groups."""
+    found = scored.summary(scored.last).to_dict()
+    against = []
+    others = [*([scored.first] if scored.first else []), *scored.baselines]
+    for other in others:
+        change = scored.difference(other).to_dict()
+        name = f"the start ({other.name})" if other is scored.first else other.name
+        against.append(
+            Against(
+                name,
+                change["mean_first"],
+                change["difference"],
+                change["low"],
+                change["high"],
+                tone_of(change["difference"], change["low"]),
+            )
+        )
+    return Verdict(
+        scored.title,
+        scored.last.name,
+        found["mean"],
+        found["low"],
+        found["high"],
+        found["n"],
+        found["groups"],
+        tuple(against),
+        scored.binary,
+    )
+
+
+def verdict_of_file(file: ScoreFile) -> Verdict | None:
+    """From an evaluator's file, which holds intervals of each score but not of every difference: a baseline below the interval is
+    beaten, one inside it is not decided. None where the file has no headline."""
+    headline = file.headline()
+    if headline is None:
+        return None
+    against = []
+    for name, value in headline.others.items():
+        low = None if headline.score.low is None else headline.score.low - value
+        high = None if headline.score.high is None else headline.score.high - value
+        difference = headline.score.value - value
+        against.append(Against(name, value, difference, low, high, tone_of(difference, low)))
+    score = headline.score
+    title = f"{headline.title} ({file.name})"
+    return Verdict(
+        title, headline.system, score.value, score.low, score.high, score.n, score.groups, tuple(against), False
+    )
