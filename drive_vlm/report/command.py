@@ -26,14 +26,28 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("runs", nargs="*", help="output directories of runs; several are compared")
     add("--out", type=output_file, default="report.html", help="the page")
-    add("--predictions", nargs="+", default=[], help="prediction files on the same rows; the last one is judged, the first of several is the start")
+    add(
+        "--predictions",
+        nargs="+",
+        default=[],
+        help="prediction files on the same rows; the last one is judged, the first of several is the start",
+    )
     add("--blind_predictions", help="answers of the last checkpoint with its pictures blanked")
     add("--scores", nargs="+", default=[], help="files that evaluators wrote with --json")
-    add("--train", nargs="+", default=[], help="training rows, for the majority answer, the prior and leaks (default: those of the runs that are still there)")
-    add("--image_root", help="folder that the rows' pictures are relative to (default: those of the runs, and the folders of the files)")
+    add(
+        "--train",
+        nargs="+",
+        default=[],
+        help="training rows, for the majority answer, the prior and leaks (default: those of the runs that are still there)",
+    )
+    add(
+        "--image_root",
+        help="folder that the rows' pictures are relative to (default: those of the runs, and the folders of the files)",
+    )
     flag("--metric", tuple(METRICS), "score of a row; of free texts give an evaluator's CSV instead")
     add("--row_scores", help="CSV of an evaluator (--out or --csv) with a line for each row and checkpoint")
     add("--row_score", help="its column, e.g. correct, action_F1, right_strategy, text_text")
+    flag("--lower_is_better", False, "the column of --row_score is an error, such as ADE")
     add("--by", nargs="+", default=[], help="further columns of the rows to split the scores by")
     flag("--rows", 30, "rows with pictures", least=0, most=300)
     add("--title", help="of the page")
@@ -57,4 +71,6 @@ def main(words: Sequence[str]) -> None:
         print("no verdict: no answers and no scores were given")
     shown = f"{found['rows_shown']} of {found['rows']:,} rows, {found['pictures']} pictures"
     lost = found["pictures_not_found"] + found["pictures_without_room"]
-    print(f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {shown}{f', {lost} not shown' if lost else ''}, {time.monotonic() - begun:.1f} s")
+    print(
+        f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {shown}{f', {lost} not shown' if lost else ''}, {time.monotonic() - begun:.1f} s"
+    )

@@ -62,7 +62,8 @@ def boxed(picture: "Image", boxes: Sequence[Box], largest: int = LARGEST, marks:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    unit = max(width, height) / 100
+    # Lines and words are as large on a small picture as on a large one.
+    unit = max(width, height) / 100 * LARGEST / largest
     shapes = []
     for item in boxes:
         x1, y1, x2, y2 = item.box

@@ -40,7 +40,9 @@ def read_track(text: str) -> Path2d | None:
     for pair in found:
         if not isinstance(pair, list) or len(pair) != 2:
             return None
-        if not all(type(number) in (int, float) and math.isfinite(number) and abs(number) < _FARTHEST for number in pair):
+        if not all(
+            type(number) in (int, float) and math.isfinite(number) and abs(number) < _FARTHEST for number in pair
+        ):
             return None
         points.append((float(pair[0]), float(pair[1])))
     return points

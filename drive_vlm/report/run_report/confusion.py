@@ -8,6 +8,8 @@ from drive_vlm.report.run_report.scored import NONE, Scored, column_of, members
 
 # Different answers of a table, and tables of a page.
 MOST_CLASSES, MOST_TABLES = 12, 9
+# Characters of an answer that names a class; a trajectory or a sentence is longer.
+_LONGEST = 40
 OTHER = "(another answer)"
 
 
@@ -30,13 +32,13 @@ class Confusion:
 
 
 def confusion(title: str, targets: Sequence[str], answers: Sequence[str]) -> Confusion | None:
-    """Counts of normalised texts; None with fewer than two or more than MOST_CLASSES different targets."""
+    """Counts of normalised texts; None with fewer than two or more than MOST_CLASSES different targets, and for free texts."""
     from drive_vlm.evaluation.answer_accuracy import normalize_answer
 
     wanted, given = ([normalize_answer(text) for text in texts] for texts in (targets, answers))
     classes = sorted(set(wanted), key=lambda name: (-wanted.count(name), name))
     # As many answers as rows are free texts.
-    if not 2 <= len(classes) <= MOST_CLASSES or len(classes) > len(wanted) / 2:
+    if not 2 <= len(classes) <= MOST_CLASSES or len(classes) > len(wanted) / 2 or len(max(classes, key=len)) > _LONGEST:
         return None
     pairs = Counter(zip(wanted, (text if text in classes else OTHER for text in given), strict=True))
     said = classes + ([OTHER] if any(name == OTHER for _, name in pairs) else [])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drive_vlm.report.figures import COLOURS, bare, new_figure
 from drive_vlm.report.run_report.run_files import RunFiles
@@ -62,10 +62,11 @@ def series(run: RunFiles, name: str) -> Series:
     """(step, value) of a metric; logs without it or with a value that is not finite are left out."""
     found = []
     for line in run.metrics:
-        step, value = line.get("step"), line.get(name)
-        # Not isinstance of bool: True is an int.
+        step: Any = line.get("step")
+        value: Any = line.get(name)
+        # Not isinstance: True is an int.
         if all(type(number) in (int, float) and math.isfinite(number) for number in (step, value)):
-            found.append((float(step or 0), float(value or 0)))
+            found.append((float(step), float(value)))
     return found
 
 
@@ -115,14 +116,23 @@ def draw_panels(runs: Sequence[RunFiles]) -> list[Drawn]:
                     colour = COLOURS[(place if len(runs) > 1 else number) % len(COLOURS)]
                     style = _STYLES[number % len(_STYLES)] if len(runs) > 1 else "-"
                     lines.append((label, points, colour, style))
-        if not lines or (panel.title == "reward" and all(y == 0 for _, points, *_ in lines for _, y in points) and not runs):
+        if not lines:
             continue
         figure = new_figure(4.4, 2.6)
         axes = figure.subplots()
         for label, points, colour, style in lines[:_MOST_LINES]:
             line = thinned(points)
             marker = "o" if len(line) < 12 else None
-            axes.plot([x for x, _ in line], [y for _, y in line], style, color=colour, label=label, marker=marker, markersize=3, linewidth=1.4)
+            axes.plot(
+                [x for x, _ in line],
+                [y for _, y in line],
+                style,
+                color=colour,
+                label=label,
+                marker=marker,
+                markersize=3,
+                linewidth=1.4,
+            )
         _dress(axes)
         last = [(label, f"{points[-1][1]:,.4g} at step {points[-1][0]:,.0f}") for label, points, *_ in lines]
         found.append(Drawn(panel.title, panel.unit, as_svg(figure, panel.title), last))
@@ -157,8 +167,8 @@ def as_svg(figure: "Figure", name: str) -> str:
         for spine in axes.spines.values():
             spine.set_color(_INK)
         if (legend := axes.get_legend()) is not None:
-            for text in legend.get_texts():
-                text.set_color(_INK)
+            for label in legend.get_texts():
+                label.set_color(_INK)
     figure.patch.set_alpha(0)
     buffer = io.BytesIO()
     # Words stay words, which can be searched and copied; equal figures are equal bytes.

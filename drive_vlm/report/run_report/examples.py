@@ -16,7 +16,19 @@ WORST, BEST, CHANGED = "worst", "best", "changed"
 # Characters of a text that a row shows.
 _LONGEST = 1_500
 # Columns that a row shows under its texts do not include these: they are shown elsewhere.
-_SHOWN = {"id", "dataset", "prediction", "reference", "question", "image", "images", "video", "group", "candidates", "boxes"}
+_SHOWN = {
+    "id",
+    "dataset",
+    "prediction",
+    "reference",
+    "question",
+    "image",
+    "images",
+    "video",
+    "group",
+    "candidates",
+    "boxes",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Example:
     kinds: list[str]
     question: str
     said: list[Said]
+    gain: float
     change: float | None
     alike: str
     pictures: list[tuple[Markup, str]] = field(default_factory=list)
@@ -50,11 +63,14 @@ def choose(scored: Scored, most: int) -> list[tuple[int, list[str]]]:
     Of equal rows those whose hash is smaller come first, kinds of question in turn: the same rows in every report, and not only
     those at the head of the file.
     """
-    values = scored.last.values
+    values = scored.gains(scored.last)
     best, worst = float(values.max()), float(values.min())
     middle = (best + worst) / 2
-    changes = values - scored.first.values if scored.first else values * 0
-    order = sorted(range(len(scored.rows)), key=lambda i: hashlib.blake2b(scored.rows[i].id.encode(errors="replace"), digest_size=8).digest())
+    changes = values - scored.gains(scored.first) if scored.first else values * 0
+    order = sorted(
+        range(len(scored.rows)),
+        key=lambda i: hashlib.blake2b(scored.rows[i].id.encode(errors="replace"), digest_size=8).digest(),
+    )
 
     def in_turn(rows: Iterable[int], by: Callable[[int], float]) -> list[int]:
         ranked = sorted(rows, key=by)
@@ -94,11 +110,12 @@ def choose(scored: Scored, most: int) -> list[tuple[int, list[str]]]:
 def make_examples(scored: Scored, most: int, pictures: Pictures) -> list[Example]:
     """The rows of `choose` with their pictures, worst first."""
     found = []
+    gains = scored.gains(scored.last)
     for i, kinds in choose(scored, most):
         item = scored.rows[i]
         systems = [*scored.systems, *scored.baselines]
         said = [Said(system.name, clipped(system.said[i]), float(system.values[i])) for system in systems]
-        change = float(scored.last.values[i] - scored.first.values[i]) if scored.first else None
+        change = float(gains[i] - scored.gains(scored.first)[i]) if scored.first else None
         facts = [
             (name, clipped(str(value), 200))
             for name, value in item.row.items()
@@ -106,7 +123,19 @@ def make_examples(scored: Scored, most: int, pictures: Pictures) -> list[Example
         ]
         question = clipped(str(item.row.get("question") or ""))
         found.append(
-            Example(i, item, kinds, question, said, change, alike(item.row), pictures.strip(item), bird_of(scored, i), facts)
+            Example(
+                i,
+                item,
+                kinds,
+                question,
+                said,
+                float(gains[i]),
+                change,
+                alike(item.row),
+                pictures.strip(item),
+                bird_of(scored, i),
+                facts,
+            )
         )
     return found
 

@@ -40,6 +40,7 @@ class ReportConfig:
     metric: str = "accuracy"
     row_scores: str | None = None
     row_score: str | None = None
+    lower_is_better: bool = False
     by: list[str] = field(default_factory=list)
     rows: int = 30
     title: str | None = None
@@ -50,6 +51,8 @@ class ReportConfig:
             raise ValueError("nothing to report: give a run directory, --predictions or --scores")
         if (self.row_scores is None) != (self.row_score is None):
             raise ValueError("--row_scores names the CSV and --row_score its column: give both or neither")
+        if self.lower_is_better and self.row_score is None:
+            raise ValueError("--lower_is_better says something of --row_score, which is not given")
         for flag in ("row_scores", "blind_predictions", "by"):
             if getattr(self, flag) and not self.predictions:
                 raise ValueError(f"--{flag} says something of --predictions, which are not given")
@@ -87,12 +90,20 @@ def read_all(config: ReportConfig) -> Read:
             config.metric,
             config.row_scores,
             config.row_score,
+            config.lower_is_better,
             config.blind_predictions,
             training.majority if training else lambda rows: None,
             config.seed,
         )
     roots = picture_roots(config, runs, train)
-    return Read(runs, [read_timeline(run) for run in runs], scored, [read_score_file(path) for path in config.scores], training, roots)
+    return Read(
+        runs,
+        [read_timeline(run) for run in runs],
+        scored,
+        [read_score_file(path) for path in config.scores],
+        training,
+        roots,
+    )
 
 
 def picture_roots(config: ReportConfig, runs: Sequence[RunFiles], train: Sequence[str]) -> list[Path]:
@@ -102,7 +113,9 @@ def picture_roots(config: ReportConfig, runs: Sequence[RunFiles], train: Sequenc
         if not root.is_dir():
             raise ValueError(f"--image_root {root}: no such folder")
         return [root]
-    roots = [run.located(str(entry["image_root"])) for run in runs for entry in run.data_files() if entry.get("image_root")]
+    roots = [
+        run.located(str(entry["image_root"])) for run in runs for entry in run.data_files() if entry.get("image_root")
+    ]
     roots += [Path(path).parent for path in [*config.predictions, *train]]
     return [root for root in dict.fromkeys(roots) if root.is_dir()]
 
@@ -113,7 +126,12 @@ def write_report(config: ReportConfig, command: str) -> dict[str, Any]:
     pictures = Pictures(read.roots, _PICTURES)
     examples = make_examples(read.scored, config.rows, pictures) if read.scored and config.rows else []
     verdicts = [verdict_of_rows(read.scored)] if read.scored else []
-    verdicts += [found for file in read.files if (found := verdict_of_file(file)) is not None]
+    # A file that says of the same rows what was just scored would say it twice.
+    verdicts += [
+        found
+        for file in read.files
+        if (found := verdict_of_file(file)) and not any(found.same_as(other) for other in verdicts)
+    ]
     context = {
         "title": config.title or f"Report: {', '.join(run.name for run in read.runs) or 'answers'}",
         "command": command,
@@ -128,7 +146,9 @@ def write_report(config: ReportConfig, command: str) -> dict[str, Any]:
     text = render(context)
     size = len(text.encode())
     if size > LARGEST:
-        raise ValueError(f"the page would have {size:,} bytes, more than {LARGEST:,}: give fewer runs, --scores or --rows")
+        raise ValueError(
+            f"the page would have {size:,} bytes, more than {LARGEST:,}: give fewer runs, --scores or --rows"
+        )
     write_atomically(config.out, lambda file: file.write(text.encode()))
     return {
         "file": str(config.out),
@@ -212,9 +232,19 @@ def render(context: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "duration": duration, "score": score_block.shown, "interval": score_block.interval, "anchor": anchor}
+    environment.filters |= {
+        "clock": clock,
+        "duration": duration,
+        "score": score_block.shown,
+        "interval": score_block.interval,
+        "anchor": anchor,
+    }
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {

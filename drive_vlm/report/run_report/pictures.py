@@ -89,7 +89,9 @@ class Pictures:
         except (BadRow, ImportError) as error:
             self.problems += 1
             return [(Markup(""), f"video not shown: {getattr(error, 'problem', error)}")]
-        return [self._embedded(frame, [], [], True, f"frame {i + 1} of {len(frames)}") for i, frame in enumerate(frames)]
+        return [
+            self._embedded(frame, [], [], True, f"frame {i + 1} of {len(frames)}") for i, frame in enumerate(frames)
+        ]
 
 
 def _camera_of(path: str) -> str:
@@ -115,7 +117,11 @@ def drawn_on(
         coordinates, label = entry
         boxes.append(Box(coordinates, PALETTE[place % len(PALETTE)], str(place + 1), label))
     marks = []
-    texts = ((QUESTION, "question", str(item.row.get("question") or "")), (ANSWER, "answer", item.reference), (SAID, "model", item.prediction))
+    texts = (
+        (QUESTION, "question", str(item.row.get("question") or "")),
+        (ANSWER, "answer", item.reference),
+        (SAID, "model", item.prediction),
+    )
     for colour, who, text in texts:
         for name, of, stitched, x, y in _TAG.findall(text):
             if of != camera and (several or not stitched):

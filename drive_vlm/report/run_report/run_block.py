@@ -95,7 +95,11 @@ def _device(machine: dict[str, Any]) -> str:
 def gpu_hours(run: RunFiles, timeline: Timeline | None) -> str:
     """Hours of the starts times the processes, each of which holds a GPU; on a machine without one, process-hours."""
     world = _part(run.manifest, "topology").get("world_size")
-    used = sum(max(0.0, (one.ended or one.started) - one.started) for one in timeline.attempts) if timeline else _runtime(run)
+    used = (
+        sum(max(0.0, (one.ended or one.started) - one.started) for one in timeline.attempts)
+        if timeline
+        else _runtime(run)
+    )
     if not isinstance(world, int) or used is None:
         return NOT_KNOWN
     hours = used * world / 3600
@@ -105,7 +109,7 @@ def gpu_hours(run: RunFiles, timeline: Timeline | None) -> str:
 
 
 def _runtime(run: RunFiles) -> float | None:
-    found = _part(run.manifest, "metrics").get("train_runtime")
+    found: Any = _part(run.manifest, "metrics").get("train_runtime")
     return float(found) if _is_float(found) else None
 
 
@@ -113,7 +117,9 @@ def _git(git: dict[str, Any]) -> str:
     if "commit" not in git:
         return NOT_KNOWN
     changed = git.get("changed_files") or []
-    return str(git["commit"])[:12] + (f" and {len(changed)} changed files (run.diff)" if changed else ", nothing changed")
+    return str(git["commit"])[:12] + (
+        f" and {len(changed)} changed files (run.diff)" if changed else ", nothing changed"
+    )
 
 
 def _parameters(counts: dict[str, Any]) -> str:
@@ -123,7 +129,9 @@ def _parameters(counts: dict[str, Any]) -> str:
 
 
 def _fingerprint(found: dict[str, Any]) -> str:
-    texts = [f"{name} {value[:12]}" for name, value in sorted(found.items()) if name != "name" and isinstance(value, str)]
+    texts = [
+        f"{name} {value[:12]}" for name, value in sorted(found.items()) if name != "name" and isinstance(value, str)
+    ]
     return ", ".join(texts[:3]) or NOT_KNOWN
 
 
@@ -141,7 +149,8 @@ def data_table(runs: Sequence[RunFiles]) -> Table:
                         run.name,
                         split,
                         _number(entry.get("rows")),
-                        _number(entry.get("used")) + (f" (repeated {repeat:g} times)" if repeat not in (1, None) else ""),
+                        _number(entry.get("used"))
+                        + (f" (repeated {repeat:g} times)" if repeat not in (1, None) else ""),
                         str(entry.get("content_hash") or NOT_KNOWN)[:12],
                     ]
                 )
@@ -156,7 +165,9 @@ def left_out_table(runs: Sequence[RunFiles]) -> Table:
             *((split, _part(_part(run.audit, split), "bad_rows")) for split in ("train", "eval")),
             ("during the run", _part(run.audit, "bad_during_run")),
         ):
-            rows += [[str(reason), run.name, name, _number(count)] for reason, count in (bad.get("by_reason") or {}).items()]
+            rows += [
+                [str(reason), run.name, name, _number(count)] for reason, count in (bad.get("by_reason") or {}).items()
+            ]
     return Table(["reason", "run", "of", "rows"], rows)
 
 
@@ -178,14 +189,19 @@ def bad_examples(runs: Sequence[RunFiles], most: int = 20) -> Details:
     for run in runs:
         parts = [_part(_part(run.audit, split), "bad_rows") for split in ("train", "eval")]
         for bad in [*parts, _part(run.audit, "bad_during_run")]:
-            lines += [f"{row.get('where')}: {row.get('problem')}" for row in bad.get("rows") or [] if isinstance(row, dict)]
+            lines += [
+                f"{row.get('where')}: {row.get('problem')}" for row in bad.get("rows") or [] if isinstance(row, dict)
+            ]
     return Details(f"the first {min(most, len(lines))} of {len(lines):,} rows", lines[:most])
 
 
 def judge_cost(runs: Sequence[RunFiles], files: Sequence[ScoreFile]) -> list[str]:
     """What judges were asked and cost, of the evaluators' files and of the runs' probes; [] where nothing says it."""
     found = [
-        f"{file.name}: {path} {text}" for file in files for path, text in file.judges if _COST.search(path) and text != "None"
+        f"{file.name}: {path} {text}"
+        for file in files
+        for path, text in file.judges
+        if _COST.search(path) and text != "None"
     ]
     for run in runs:
         if run.probes:
@@ -217,7 +233,9 @@ def commands(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
     for run in runs:
         words = run.manifest.get("command")
         if isinstance(words, list) and words:
-            found.append((f"{run.name}, as it was started in {run.manifest.get('directory')}", shlex.join(map(str, words))))
+            found.append(
+                (f"{run.name}, as it was started in {run.manifest.get('directory')}", shlex.join(map(str, words)))
+            )
         if run.manifest:
             again = ["python", "-m", "drive_vlm", "reproduce", str(run.path / "run.json")]
             found.append((f"{run.name}: what differs today; --go runs it", shlex.join(again)))
@@ -241,7 +259,8 @@ def sample_rows(run: RunFiles, most: int = 4) -> Table | None:
     rows = []
     for line in shown:
         rewards = ", ".join(
-            f"{name} {value:.3f}" if _is_float(value) else f"{name} unread" for name, value in (line.get("rewards") or {}).items()
+            f"{name} {value:.3f}" if _is_float(value) else f"{name} unread"
+            for name, value in (line.get("rewards") or {}).items()
         )
         texts = [str(line.get(name) or "") for name in ("prompt", "completion", "reference")]
         rows.append([str(line.get("id")), *texts, rewards])

@@ -45,7 +45,7 @@ def shown(value: float | None, percent: bool, sign: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, percent: bool, sign: bool = False) -> str:
-    """" [low, high]", or what is missing."""
+    """ " [low, high]", or what is missing."""
     if low is None or high is None:
         return " (one group: no interval)"
     return f" [{shown(low, percent, sign)}, {shown(high, percent, sign)}]"
@@ -104,8 +104,8 @@ def comparisons(scored: Scored) -> list[Comparison]:
         words += interval(change["low"], change["high"], scored.binary, sign=True)
         test = scored.mcnemar(other)
         p = "the scores are not right or wrong" if test is None else _p(test.p)
-        counts = (change[name] for name in ("wins", "ties", "losses", "n"))
-        found.append(Comparison(other.name, scored.last.name, words, *counts, p))
+        wins, ties, losses, n = (change[name] for name in ("wins", "ties", "losses", "n"))
+        found.append(Comparison(other.name, scored.last.name, words, wins, ties, losses, n, p))
     return found
 
 
@@ -118,7 +118,11 @@ def file_tables(file: ScoreFile) -> list[ScoreTable]:
     systems = {**file.systems, **file.baselines}
     paths = file.paths()
     rows = [
-        (path or "score", _n([found.get(path) for found in systems.values()]), [_cell(found.get(path)) for found in systems.values()])
+        (
+            path or "score",
+            _n([found.get(path) for found in systems.values()]),
+            [_cell(found.get(path)) for found in systems.values()],
+        )
         for path in paths[:MOST_ROWS]
     ]
     note = f"{len(paths) - MOST_ROWS:,} further scores are in {file.path}" if len(paths) > MOST_ROWS else ""

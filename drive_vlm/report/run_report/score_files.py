@@ -97,7 +97,11 @@ def read_score_file(path: str) -> ScoreFile:
     # A baseline that is a plain share, such as chance.
     plain = content.get("baselines")
     if isinstance(plain, dict):
-        others |= {name: {"": Score(value)} for name, value in plain.items() if _is_number(value) and 0 <= value <= 1 and isinstance(value, float)}
+        others |= {
+            name: {"": Score(value)}
+            for name, value in plain.items()
+            if _is_number(value) and 0 <= value <= 1 and isinstance(value, float)
+        }
     comparisons = []
     for entry in content.get("comparisons") or []:
         if isinstance(entry, dict):
@@ -108,7 +112,11 @@ def read_score_file(path: str) -> ScoreFile:
 
 
 def _objects(value: Any) -> dict[str, dict[str, Any]]:
-    return {str(name): entry for name, entry in value.items() if isinstance(entry, dict)} if isinstance(value, dict) else {}
+    return (
+        {str(name): entry for name, entry in value.items() if isinstance(entry, dict)}
+        if isinstance(value, dict)
+        else {}
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -119,7 +127,7 @@ def score_of(entry: Any) -> Score | None:
     """The object as a score; None where it is none, or undefined."""
     if not isinstance(entry, dict) or "low" not in entry or "high" not in entry:
         return None
-    value = next((entry[key] for key in _VALUES if key in entry), None)
+    value: Any = next((entry[key] for key in _VALUES if key in entry), None)
     if not _is_number(value):
         return None
     low, high = (entry[key] if _is_number(entry[key]) else None for key in ("low", "high"))

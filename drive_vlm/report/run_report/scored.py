@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drive_vlm.data.predictions import Prediction, checkpoint_names, common_samples, read_blind, read_predictions
 
@@ -22,6 +22,8 @@ BLIND, MAJORITY = "blind pictures", "majority answer"
 BY = ("dataset", "task", "category", "template", "question_type", "camera", "weather", "time_of_day", "time", "scenario",
       "level", "type", "corruption")  # fmt: skip
 MOST_VALUES = 40
+# Why an answer is not whole (data/predictions.py).
+_ENDS = {"length": "were cut at the limit of new tokens", "refused": "were refused by the server"}
 _CAMERA = re.compile(r"CAM_[A-Z]+(?:_[A-Z]+)*")
 
 
@@ -69,6 +71,11 @@ class Scored:
     baselines: Sequence[System]
     seed: int
     notes: Sequence[str] = ()
+    lower_is_better: bool = False
+
+    def gains(self, system: System) -> "np.ndarray":
+        """float[N]: the scores where more is better, minus the scores where less is."""
+        return -system.values if self.lower_is_better else system.values
 
     @property
     def last(self) -> System:
@@ -82,7 +89,8 @@ class Scored:
     @cached_property
     def binary(self) -> bool:
         """Whether every row is right or wrong."""
-        return all(bool(((system.values == 0) | (system.values == 1)).all()) for system in self.systems)
+        marks = (((system.values == 0) | (system.values == 1)).all() for system in self.systems)
+        return not self.lower_is_better and all(map(bool, marks))
 
     def summary(self, system: System, rows: Sequence[int] | None = None) -> "Summary":
         """Mean and interval by group, of some rows or all."""
@@ -92,10 +100,10 @@ class Scored:
         return summarize(system.values[list(chosen)], [self.groups[i] for i in chosen], self.seed)
 
     def difference(self, other: System) -> "PairedDifference":
-        """`last` - `other`, with wins and losses."""
+        """By how much `last` is better than `other`, with wins and losses; of `gains`, so that more is better."""
         from drive_vlm.evaluation.statistics import paired_difference
 
-        return paired_difference(other.values, self.last.values, self.groups, self.seed)
+        return paired_difference(self.gains(other), self.gains(self.last), self.groups, self.seed)
 
     def mcnemar(self, other: System) -> "McNemar | None":
         """Exact test of `other` against `last`; None for scores that are more than right and wrong."""
@@ -148,6 +156,7 @@ def read_scored(
     metric: str,
     row_scores: str | None,
     row_score: str | None,
+    lower_is_better: bool,
     blind: str | None,
     majority: Callable[[Sequence[Prediction]], list[str] | None],
     seed: int,
@@ -173,19 +182,27 @@ def read_scored(
         assert row_scores is not None and row_score is not None
         values = read_row_scores(row_scores, row_score, names, files)
         metric, title = row_score, f"{row_score} of {Path(row_scores).name}"
+        title += ", lower is better; differences are improvements" if lower_is_better else ""
         if blanked is not None:
             notes.append(f"{BLIND}: {row_scores} has no scores of them")
     systems = [
         System(name, [item.prediction for item in items], marks, items, out)
         for name, items, marks, out in zip(names, files, values, left_out, strict=True)
     ]
-    notes += [f"{name}: {out:,} ids left out, missing in another file" for name, out in zip(names, left_out, strict=True) if out]
+    notes += [
+        f"{name}: {out:,} ids left out, missing in another file"
+        for name, out in zip(names, left_out, strict=True)
+        if out
+    ]
     for system in systems:
         if empty := sum(not text.strip() for text in system.said):
             notes.append(f"{system.name}: {empty:,} of {len(rows):,} answers are empty")
         ends = Counter(str(item.row.get("finish_reason")) for item in system.items or [] if "finish_reason" in item.row)
-        notes += [f"{system.name}: {count:,} answers ended by {why!r}" for why, count in sorted(ends.items())]
-    return Scored(metric, title, rows, [item.group for item in rows], systems, baselines, seed, notes)
+        notes += [
+            f"{system.name}: {count:,} answers {_ENDS.get(why, f'ended by {why!r}')}"
+            for why, count in sorted(ends.items())
+        ]
+    return Scored(metric, title, rows, [item.group for item in rows], systems, baselines, seed, notes, lower_is_better)
 
 
 def read_row_scores(

@@ -1,5 +1,6 @@
 """When a run trained: its starts, what each of them kept, and the share of the time that went into steps that count (goodput)."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def read_timeline(run: RunFiles) -> Timeline | None:
         later = min((first for first in firsts[i + 1 :] if first is not None), default=None)
         attempts.append(_attempt(moment, record, files, later, run.status if i == len(starts) - 1 else {}))
     end = max(attempt.ended or attempt.started for attempt in attempts)
-    pairs = zip(attempts, attempts[1:], strict=False)
+    pairs = itertools.pairwise(attempts)
     between = sum(max(0.0, after.started - (before.ended or after.started)) for before, after in pairs)
     kept, redone = (sum(getattr(attempt, name) for attempt in attempts) for name in ("kept", "redone"))
     return Timeline(attempts, max(0.0, end - attempts[0].started), kept, redone, between)
@@ -81,7 +82,7 @@ def _attempt(
     """One start; `later` is the first step that a later start logged, None where none did."""
     kept = redone = 0.0
     for events in files:
-        for (_, before), (step, after) in zip(events, events[1:], strict=False):
+        for (_, before), (step, after) in itertools.pairwise(events):
             if later is not None and step >= later:
                 redone += after - before
             else:

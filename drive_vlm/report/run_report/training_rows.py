@@ -124,4 +124,3 @@ def _below(roots: Sequence[Path], path: str) -> Path | None:
         if found.is_file():
             return found
     return None
-

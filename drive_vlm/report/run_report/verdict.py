@@ -43,6 +43,10 @@ class Verdict:
     def tone(self) -> str:
         return max((one.tone for one in self.against), key=_ORDER.index, default=ALONE)
 
+    def same_as(self, other: "Verdict") -> bool:
+        """Whether both give the same score of as many rows to one checkpoint."""
+        return (self.system, self.n) == (other.system, other.n) and abs(self.value - other.value) < 1e-9
+
     @property
     def words(self) -> str:
         if self.tone == ALONE:
@@ -73,7 +77,7 @@ def verdict_of_rows(scored: Scored) -> Verdict:
         against.append(
             Against(
                 name,
-                change["mean_first"],
+                scored.summary(other).mean,
                 change["difference"],
                 change["low"],
                 change["high"],

@@ -19,8 +19,8 @@
   const list = by("examples");
   const articles = [...list.children];
   const orders = {
-    up: (a, b) => a.dataset.score - b.dataset.score,
-    down: (a, b) => b.dataset.score - a.dataset.score,
+    up: (a, b) => a.dataset.gain - b.dataset.gain,
+    down: (a, b) => b.dataset.gain - a.dataset.gain,
     change: (a, b) => a.dataset.change - b.dataset.change,
     id: (a, b) => a.dataset.id.localeCompare(b.dataset.id),
   };
