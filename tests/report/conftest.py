@@ -12,13 +12,16 @@ import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
-from browser import Browser
+from chromium_pipe import Browser
+from written import write_lines
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium; the test is skipped where none is installed, and fails there with DRIVE_VLM_REQUIRE_BROWSER=1."""
-    program = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    program = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
     if program is None:
         words = "no Chromium on this machine: apt-get install chromium"
         if os.environ.get("DRIVE_VLM_REQUIRE_BROWSER"):
@@ -29,24 +32,26 @@ def browser() -> Iterator[Browser]:
     opened.close()
 
 
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """`report(words...)`: exit code, stdout and stderr of `python -m drive_vlm report`, in this process; the page is tmp_path/report.html."""
 
+    def call(*words: object) -> tuple[int, str, str]:
+        from drive_vlm.report.command import main
 
-def write_events(folder: Path, begun: float, times: dict[int, float]) -> None:
-    """A TensorBoard file that begins at `begun` and logs a loss at each step, in seconds since 1970."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import RecordWriter
+        given = [str(word) for word in words]
+        if "--out" not in given:
+            given += ["--out", str(tmp_path / "report.html")]
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main(given)
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return int(str(code or 0)), said.out, said.err
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"events.out.tfevents.{begun:.0f}.host.1.0", "wb") as file:
-        writer = RecordWriter(file)
-        for step, moment in [(0, begun), *times.items()]:
-            value = Summary.Value(tag="train/loss" if moment != begun else "args/text_summary", simple_value=1.0)
-            writer.write(Event(wall_time=moment, step=step, summary=Summary(value=[value])).SerializeToString())
+    return call
 
 
 MANIFEST = {
@@ -54,7 +59,11 @@ MANIFEST = {
     "words": ["sft", "--data", "my rows.jsonl"],
     "stage": "sft",
     "topology": {"launcher": "torchrun", "world_size": 4, "nproc_per_node": 2, "nnodes": 2},
-    "machine": {"cores": 8, "memory_gib": 64.0, "gpus": ["NVIDIA H100, 81559 MiB, 570.1", "NVIDIA H100, 81559 MiB, 570.1"]},
+    "machine": {
+        "cores": 8,
+        "memory_gib": 64.0,
+        "gpus": ["NVIDIA H100, 81559 MiB, 570.1", "NVIDIA H100, 81559 MiB, 570.1"],
+    },
     "git": {"commit": "0123456789abcdef0123", "changed_files": [" M drive_vlm/x.py"]},
     "versions": {"torch": "2.9.0"},
     "config": {"model": {"model": "OpenGVLab/InternVL3-1B-hf"}},
@@ -76,7 +85,9 @@ def made_run(tmp_path: Path) -> Callable[..., Path]:
         out.mkdir(parents=True)
         manifest = {"directory": str(tmp_path), **MANIFEST, **changes}
         (out / "run.json").write_text(json.dumps(manifest))
-        steps = [{"step": step, "loss": 2 / step, "learning_rate": 1e-4, "tokens_per_second": 100.0} for step in range(1, 21)]
+        steps = [
+            {"step": step, "loss": 2 / step, "learning_rate": 1e-4, "tokens_per_second": 100.0} for step in range(1, 21)
+        ]
         write_lines(out / "metrics.jsonl", steps if metrics is None else metrics)
         return out
 

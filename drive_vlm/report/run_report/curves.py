@@ -20,8 +20,8 @@ MOST_POINTS = 600
 # A page's ground is white or dark: grey words and axes are read on both.
 _INK = "#808080"
 _STYLES = ("-", "--", ":", "-.")
-# Lines of one panel.
-_MOST_LINES = 8
+# Lines of one panel, and characters of a name in its legend.
+_MOST_LINES, _LONGEST = 8, 44
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def draw_panels(runs: Sequence[RunFiles]) -> list[Drawn]:
                 [y for _, y in line],
                 style,
                 color=colour,
-                label=label,
+                # A legend of long names would leave no room for the lines.
+                label=label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}...",
                 marker=marker,
                 markersize=3,
                 linewidth=1.4,

@@ -7,6 +7,8 @@ from drive_vlm.report.run_report.scored import Scored
 
 GOOD, UNSURE, BAD, ALONE = "good", "unsure", "bad", "alone"
 _ORDER = (GOOD, UNSURE, BAD)
+# An interval that draws fewer groups is too narrow to decide anything (scenes are not independent rows).
+FEWEST_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,19 @@ class Verdict:
         if self.tone == BAD:
             return f"not above {' and '.join(named[BAD])}"
         if self.tone == UNSURE:
-            return f"not decided against {' and '.join(named[UNSURE])}: the interval holds 0"
+            few = self.groups is not None and self.groups < FEWEST_GROUPS
+            why = f"{self.groups} groups are too few" if few else "the interval holds 0"
+            return f"not decided against {' and '.join(named[UNSURE])}: {why}"
         return f"above {', '.join(named[GOOD])}"
 
 
-def tone_of(difference: float, low: float | None) -> str:
-    """BAD where the other is as good or better; UNSURE where the interval of the difference holds 0 or is not known."""
+def tone_of(difference: float, low: float | None, groups: int | None) -> str:
+    """BAD where the other is as good or better; UNSURE where the interval of the difference holds 0, is not known, or draws fewer than
+    FEWEST_GROUPS."""
     if difference <= 0:
         return BAD
+    if groups is not None and groups < FEWEST_GROUPS:
+        return UNSURE
     return GOOD if low is not None and low > 0 else UNSURE
 
 
@@ -81,7 +88,7 @@ def verdict_of_rows(scored: Scored) -> Verdict:
                 change["difference"],
                 change["low"],
                 change["high"],
-                tone_of(change["difference"], change["low"]),
+                tone_of(change["difference"], change["low"], change["groups"]),
             )
         )
     return Verdict(
@@ -108,7 +115,7 @@ def verdict_of_file(file: ScoreFile) -> Verdict | None:
         low = None if headline.score.low is None else headline.score.low - value
         high = None if headline.score.high is None else headline.score.high - value
         difference = headline.score.value - value
-        against.append(Against(name, value, difference, low, high, tone_of(difference, low)))
+        against.append(Against(name, value, difference, low, high, tone_of(difference, low, headline.score.groups)))
     score = headline.score
     title = f"{headline.title} ({file.name})"
     return Verdict(

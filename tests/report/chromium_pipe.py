@@ -21,7 +21,9 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="drive_vlm_browser_")
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
-        flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
+        )
         words = [program, *flags.split(), f"--user-data-dir={self._profile.name}", "about:blank"]
         # 3 and 4 may be what the pipes are already: bash moves them out of the way of each other.
         script = f'exec 8<&{theirs_in} 9>&{theirs_out}; exec 3<&8 4>&9; exec "$0" "$@"'
