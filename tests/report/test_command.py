@@ -179,8 +179,12 @@ def test_scores_of_an_evaluator_take_the_place_of_exact_match(
         'id="row-0"'
     )
     table.write_text("\n".join(line for line in lines if not line.startswith("r2,set,y")) + "\n")
+    code, said, _ = report(*words)
+    # The row that one of the two lacks is left out of both, and that is said.
+    assert code == 0 and "partial: 1 of 4 rows have no score and are left out: y 3.000" in said
+    table.write_text(lines[0] + "\nr9,set,x,1\n")
     code, _, error = report(*words)
-    assert code == 2 and "no ADE for id 'r2' of checkpoint y" in error
+    assert code == 2 and "no row of --predictions has a score" in error
     table.write_text("\n".join(lines).replace("y,6", "y,six") + "\n")
     assert "'six' is no number" in report(*words)[2]
 

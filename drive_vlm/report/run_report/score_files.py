@@ -18,7 +18,7 @@ _VALUES = ("value", "mean", "accuracy", "difference")
 HEADLINES = (
     ("", "answer accuracy"),
     (r"scores\.action\.F1_all", "F1_all of the actions"),
-    (r"scores\.J", "J: asks when it should, not when it should not"),
+    (r"scores\.youden_J", "J: questions back where they are due, less those where they are not"),
     (r"modes\.[^.]+\.terms\.reward", "reward of the texts"),
     (r"datasets\.[^.]+\.text_text", "CLIP, answer and the row's own"),
     (r"(?:scores\.)?(?:strict\.)?(?:accuracy|final|score)", "score"),

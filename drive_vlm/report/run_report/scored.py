@@ -1,19 +1,20 @@
 """Prediction files scored row by row, next to what needs no picture: the same model with blank pictures, and the majority answer."""
 
 import csv
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from drive_vlm.data.predictions import Prediction, checkpoint_names, common_samples, read_blind, read_predictions
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from drive_vlm.evaluation.agreement import McNemar
     from drive_vlm.evaluation.statistics import PairedDifference, Summary
 
@@ -27,22 +28,20 @@ _ENDS = {"length": "were cut at the limit of new tokens", "refused": "were refus
 _CAMERA = re.compile(r"CAM_[A-Z]+(?:_[A-Z]+)*")
 
 
-def _accuracy(said: Sequence[str], targets: Sequence[str]) -> "np.ndarray":
+def _accuracy(said: Sequence[str], targets: Sequence[str]) -> np.ndarray:
     from drive_vlm.evaluation.answer_accuracy import correct_answers
 
     return correct_answers(said, targets)
 
 
-def _rouge_l(said: Sequence[str], targets: Sequence[str]) -> "np.ndarray":
-    import numpy as np
-
+def _rouge_l(said: Sequence[str], targets: Sequence[str]) -> np.ndarray:
     from drive_vlm.evaluation.text_overlap import rouge_l, tokenize
 
     return np.array(rouge_l([tokenize(text) for text in said], [[tokenize(text)] for text in targets]))
 
 
 # name -> (float64[N] of answers and targets; how the page calls it)
-METRICS: dict[str, tuple[Callable[[Sequence[str], Sequence[str]], "np.ndarray"], str]] = {
+METRICS: dict[str, tuple[Callable[[Sequence[str], Sequence[str]], np.ndarray], str]] = {
     "accuracy": (_accuracy, "answer accuracy (exact match after normalisation, as tools/qa_eval.py)"),
     "rouge_l": (_rouge_l, "ROUGE-L F of the answer and the row's own (coco-caption's, beta 1.2)"),
 }
@@ -54,7 +53,7 @@ class System:
 
     name: str
     said: Sequence[str]
-    values: "np.ndarray"
+    values: np.ndarray
     items: Sequence[Prediction] | None = None
     left_out: int = 0
 
@@ -73,7 +72,7 @@ class Scored:
     notes: Sequence[str] = ()
     lower_is_better: bool = False
 
-    def gains(self, system: System) -> "np.ndarray":
+    def gains(self, system: System) -> np.ndarray:
         """float[N]: the scores where more is better, minus the scores where less is."""
         return -system.values if self.lower_is_better else system.values
 
@@ -166,54 +165,57 @@ def read_scored(
     own = row_scores is None
     names = checkpoint_names(paths)
     files, left_out = common_samples([read_predictions(path, need_reference=own) for path in paths])
-    blanked = read_blind(blind, files[-1], own) if blind else None
-    rows, notes = files[-1], []
+    blanked = [read_blind(blind, files[-1], own)] if blind else []
     baselines: list[System] = []
-    if own:
+    notes = []
+    if row_scores is None or row_score is None:
         score, title = METRICS[metric]
-        targets = [item.reference for item in rows]
-        values = [score([item.prediction for item in items], targets) for items in files]
-        if blanked is not None:
-            said = [item.prediction for item in blanked]
-            baselines.append(System(BLIND, said, score(said, targets), blanked))
-        if (guesses := majority(rows)) is not None:
+        targets = [item.reference for item in files[-1]]
+        values = [score([item.prediction for item in items], targets) for items in [*files, *blanked]]
+        if (guesses := majority(files[-1])) is not None:
             baselines.append(System(MAJORITY, guesses, score(guesses, targets)))
     else:
-        assert row_scores is not None and row_score is not None
-        values = read_row_scores(row_scores, row_score, names, files)
+        # An evaluator that was given the blind answers too has scores of them under their own name.
+        every = [*names, *checkpoint_names([blind])] if blind else names
+        values = read_row_scores(row_scores, row_score, every, [*files, *blanked])
+        if blanked and bool(np.isnan(values[-1]).all()):
+            notes.append(f"{BLIND}: {row_scores} has no scores of them")
+            blanked, values = [], values[:-1]
+        several, values, unscored = without_unscored([*files, *blanked], values, f"{row_scores}: {row_score}")
+        files, blanked = several[: len(files)], several[len(files) :]
         metric, title = row_score, f"{row_score} of {Path(row_scores).name}"
         title += ", lower is better; differences are improvements" if lower_is_better else ""
-        if blanked is not None:
-            notes.append(f"{BLIND}: {row_scores} has no scores of them")
+        if unscored:
+            title += f"; partial: {unscored:,} of {len(files[-1]) + unscored:,} rows have no score and are left out"
+    rows = files[-1]
+    if blanked:
+        baselines.insert(0, System(BLIND, [item.prediction for item in blanked[0]], values[-1], blanked[0]))
     systems = [
         System(name, [item.prediction for item in items], marks, items, out)
-        for name, items, marks, out in zip(names, files, values, left_out, strict=True)
+        for name, items, marks, out in zip(names, files, values, left_out, strict=False)
     ]
-    notes += [
-        f"{name}: {out:,} ids left out, missing in another file"
-        for name, out in zip(names, left_out, strict=True)
-        if out
-    ]
-    for system in systems:
-        if empty := sum(not text.strip() for text in system.said):
-            notes.append(f"{system.name}: {empty:,} of {len(rows):,} answers are empty")
-        ends = Counter(str(item.row.get("finish_reason")) for item in system.items or [] if "finish_reason" in item.row)
-        notes += [
-            f"{system.name}: {count:,} answers {_ENDS.get(why, f'ended by {why!r}')}"
-            for why, count in sorted(ends.items())
-        ]
+    notes += [line for system in systems for line in _oddities(system)]
     return Scored(metric, title, rows, [item.group for item in rows], systems, baselines, seed, notes, lower_is_better)
+
+
+def _oddities(system: System) -> Iterator[str]:
+    """Ids and answers of a checkpoint that are special, in words."""
+    if system.left_out:
+        yield f"{system.name}: {system.left_out:,} ids left out, missing in another file"
+    if empty := sum(not text.strip() for text in system.said):
+        yield f"{system.name}: {empty:,} of {len(system.said):,} answers are empty"
+    ends = Counter(str(item.row["finish_reason"]) for item in system.items or [] if "finish_reason" in item.row)
+    for why, count in sorted(ends.items()):
+        yield f"{system.name}: {count:,} answers {_ENDS.get(why, f'ended by {why!r}')}"
 
 
 def read_row_scores(
     path: str, column: str, names: Sequence[str], files: Sequence[Sequence[Prediction]]
-) -> "list[np.ndarray]":
-    """float[N] of each file from a CSV that an evaluator wrote (id, dataset, checkpoint, scores ...). Raises ValueError, with
-    file:line, for a column or a row that is missing and for a score that is no number."""
-    import math
+) -> list[np.ndarray]:
+    """float[N] of each file from a CSV that an evaluator wrote (id, dataset, checkpoint, scores ...), NaN for a row without a score.
 
-    import numpy as np
-
+    Raises ValueError, with file:line, for a column that is missing and for a score that is no number.
+    """
     found: dict[tuple[str, str, str], float] = {}
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -228,19 +230,25 @@ def read_row_scores(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give the CSV of an evaluator (--out or --csv)") from error
     by_name: Mapping[str, str] = {name: _checkpoint(name, found) for name in names}
-    result = []
-    for name, items in zip(names, files, strict=True):
-        values = []
-        for item in items:
-            keys = ((by_name[name], dataset, item.id) for dataset in (item.dataset, ""))
-            value = next((found[key] for key in keys if key in found), math.nan)
-            if math.isnan(value):
-                raise ValueError(
-                    f"{path}: no {column} for id {item.id!r} of checkpoint {name}; score the same prediction files, by the same names"
-                )
-            values.append(value)
-        result.append(np.array(values, dtype=np.float64))
-    return result
+
+    def of(name: str, item: Prediction) -> float:
+        keys = ((by_name[name], dataset, item.id) for dataset in (item.dataset, ""))
+        return next((found[key] for key in keys if key in found), math.nan)
+
+    return [np.array([of(name, item) for item in items]) for name, items in zip(names, files, strict=True)]
+
+
+def without_unscored(
+    files: list[list[Prediction]], values: list[np.ndarray], what: str
+) -> tuple[list[list[Prediction]], list[np.ndarray], int]:
+    """The rows that have a score in every file, and how many have not. Raises ValueError where none is left; `what` names the column."""
+    whole = np.isfinite(np.stack(values)).all(axis=0)
+    if not whole.any():
+        raise ValueError(
+            f"{what}: no row of --predictions has a score; score the same prediction files, by the same names"
+        )
+    kept = [[item for item, there in zip(items, whole, strict=True) if there] for items in files]
+    return kept, [marks[whole] for marks in values], int((~whole).sum())
 
 
 def _checkpoint(name: str, found: Mapping[tuple[str, str, str], float]) -> str:
@@ -250,8 +258,6 @@ def _checkpoint(name: str, found: Mapping[tuple[str, str, str], float]) -> str:
 
 
 def _number(text: str | None, where: str) -> float:
-    import math
-
     try:
         value = float(text or "nan")
     except ValueError as error:

@@ -34,7 +34,7 @@ def page(report: Callable, made_run: Callable, made_rows: Callable, tmp_path: Pa
     scores.write_text(
         json.dumps(
             {
-                "checkpoints": {"after": {"scores": {"J": {"value": 0.4, "low": 0.3, "high": 0.5}}}},
+                "checkpoints": {"after": {"scores": {"youden_J": {"value": 0.4, "low": 0.3, "high": 0.5}}}},
                 "judge": {"cost": 1.5},
             }
         )
@@ -189,7 +189,7 @@ def hostile(report: Callable, made_run: Callable, made_rows: Callable, tmp_path:
     )
     score = {"value": 0.5, "low": 0.4, "high": 0.6}
     scores = tmp_path / "scores.json"
-    entry = {"scores": {"J": score, **dict.fromkeys(texts, score)}}
+    entry = {"scores": {"youden_J": score, **dict.fromkeys(texts, score)}}
     scores.write_text(json.dumps({"checkpoints": dict.fromkeys(texts, entry), "baselines": dict.fromkeys(texts, entry),
                                   "comparisons": [{"first": HOSTILE[0], "second": HOSTILE[1], HOSTILE[3]: score}],
                                   "judge": dict.fromkeys(texts, HOSTILE[0])}))  # fmt: skip
