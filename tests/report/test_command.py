@@ -87,6 +87,15 @@ def test_a_damaged_file_of_a_run_is_named_with_the_way_out(report: Report, made_
     assert code == 2 and "metrics.jsonl:2" in error and "Restore the file or remove it" in error
 
 
+def test_flags_that_differ_between_runs_stand_side_by_side(report: Report, made_run: Callable, tmp_path: Path) -> None:
+    configs = [{"model": {"model": "m"}, "training": {"learning_rate": rate, "seed": 42}} for rate in (1e-4, 2e-4)]
+    runs = [made_run(f"r{i}", config=config) for i, config in enumerate(configs)]
+    assert report(*runs)[0] == 0
+    words = text_of(tmp_path / "report.html")
+    assert "Flags that differ flag r0 r1 --learning_rate 0.0001 0.0002 r0: versions" in words
+    assert report(runs[0])[0] == 0 and "Flags that differ" not in text_of(tmp_path / "report.html")
+
+
 def test_the_line_of_a_killed_writer_is_passed_over(report: Report, made_run: Callable, tmp_path: Path) -> None:
     run = made_run()
     with open(run / "metrics.jsonl", "a") as file:
@@ -125,7 +134,7 @@ def test_scores_counts_and_the_verdict_of_rows(report: Report, made_rows: Callab
     assert re.search(r"majority answer 50\.0% \+25\.0 points", words)
     # Right before on rows 0 and 6, now on rows 0 to 5: five won, one lost.
     assert re.search(r"after - before \+50\.0 points \[.*?\] 5 2 1 8 p = 0\.2188", words)
-    assert "by weather" in words and "yes 66.7 %" in words
+    assert "by weather" in words and "yes 66.7 %" in words and "never ask" not in words
     assert "share no group" in words and "None found." in words
 
 

@@ -172,6 +172,7 @@ def _run_context(read: Read) -> dict[str, Any]:
     runs, timelines = read.runs, read.timelines
     return {
         "ran": run_block.ran_table(runs, timelines) if runs else None,
+        "differences": run_block.flag_differences(runs),
         "versions": run_block.version_details(runs),
         "judge_cost": run_block.judge_cost(runs, read.files),
         "panels": draw_panels(runs),
@@ -202,6 +203,7 @@ def _score_context(read: Read, config: ReportConfig) -> dict[str, Any]:
         "judges": [(file.name, file.judges) for file in read.files if file.judges],
         "priors": read.training.priors() if read.training else [],
         "shared": shared,
+        "unseen": read.training.unseen(scored.rows) if scored and read.training else 0,
         "most_hashed": MOST_HASHED,
         "row_scores": row_scores(scored) if scored else None,
     }

@@ -1,8 +1,9 @@
 """The blocks about a run itself: what ran, with which data, when, and how to run it again."""
 
+import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,24 @@ def ran_table(runs: Sequence[RunFiles], timelines: Sequence[Timeline | None]) ->
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, NOT_KNOWN) for column in columns)] for name in names]
     return Table(["", *(run.name for run in runs)], rows)
+
+
+def flag_differences(runs: Sequence[RunFiles]) -> Table:
+    """Flags whose values are not the same in all runs; a flag that a stage does not have is "-"."""
+    flat = [dict(_flags(_part(run.manifest, "config"))) for run in runs]
+    names = list(dict.fromkeys(name for flags in flat for name in flags))
+    rows = [[name, *(flags.get(name, "-") for flags in flat)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return Table(["flag", *(run.name for run in runs)], rows, "Flags that differ")
+
+
+def _flags(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, value) of every flag; those of one part after another."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flags(value)
+        else:
+            yield f"--{name}", json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _ran(run: RunFiles, timeline: Timeline | None) -> dict[str, str]:

@@ -20,7 +20,8 @@ HEADLINES = (
     (r"scores\.action\.F1_all", "F1_all of the actions"),
     (r"scores\.youden_J", "J: questions back where they are due, less those where they are not"),
     (r"modes\.[^.]+\.terms\.reward", "reward of the texts"),
-    (r"datasets\.[^.]+\.text_text", "CLIP, answer and the row's own"),
+    (r"datasets\.\(all\)\.text_text", "CLIP, answer and the row's own"),
+    (r"datasets\..+\.text_text", "CLIP, answer and the row's own"),
     (r"(?:scores\.)?(?:strict\.)?(?:accuracy|final|score)", "score"),
 )
 _JUDGES = re.compile(r"(?:^|\.)(?:judge|agreement|kappa|raters)", re.IGNORECASE)

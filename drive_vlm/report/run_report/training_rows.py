@@ -41,6 +41,10 @@ class TrainingRows:
             return None
         return self.answers.majority([alike(item.row) for item in items])
 
+    def unseen(self, items: Sequence[Prediction]) -> int:
+        """Rows of a kind of question that training never asks: their majority answer is that of all training rows."""
+        return sum(alike(item.row) not in self.answers.by_template for item in items)
+
     def priors(self, most: int = 8, kinds: int = 12) -> list[tuple[str, int, int, list[tuple[str, float]]]]:
         """(kind, answers, different ones, the commonest with their shares), the largest kinds first."""
         found = []
