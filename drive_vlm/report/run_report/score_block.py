@@ -121,14 +121,18 @@ def file_tables(file: ScoreFile) -> list[ScoreTable]:
         (
             path or "score",
             _n([found.get(path) for found in systems.values()]),
-            [_cell(found.get(path)) for found in systems.values()],
+            [_cell(found.get(path), file.scale) for found in systems.values()],
         )
         for path in paths[:MOST_ROWS]
     ]
     note = f"{len(paths) - MOST_ROWS:,} further scores are in {file.path}" if len(paths) > MOST_ROWS else ""
     found = [ScoreTable(file.name, list(systems), rows, note)] if rows else []
     changes = [
-        (f"{title}: {path or 'score'}", "" if score.n is None else f"{score.n:,}", [_cell(score, sign=True)])
+        (
+            f"{title}: {path or 'score'}",
+            "" if score.n is None else f"{score.n:,}",
+            [_cell(score, file.scale, sign=True)],
+        )
         for title, scores in file.comparisons
         for path, score in scores.items()
     ]
@@ -142,10 +146,12 @@ def _n(scores: Sequence[Score | None]) -> str:
     return ", ".join(f"{n:,}" for n in sorted(known))
 
 
-def _cell(score: Score | None, sign: bool = False) -> Cell:
+def _cell(score: Score | None, scale: float, sign: bool = False) -> Cell:
+    """A score of a file; its bar is a share of `scale`."""
     if score is None:
         return Cell("-")
     words = shown(score.value, False, sign)
     if score.low is not None and score.high is not None:
         words += interval(score.low, score.high, False, sign)
-    return Cell(words, score.value if 0 <= score.value <= 1 and not sign else None, score.low, score.high)
+    value, low, high = (None if end is None else end / scale for end in (score.value, score.low, score.high))
+    return Cell(words, value if value is not None and 0 <= value <= 1 and not sign else None, low, high)

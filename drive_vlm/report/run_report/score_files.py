@@ -1,7 +1,10 @@
 """The files that the evaluators write with --json, read without knowing each of them: scores with intervals, counts, judges.
 
-An evaluator writes {"checkpoints": {name: {...}}, "baselines": {name: {...}}, "comparisons": [...]}, or its scores at the top. A
-score is an object with "low", "high" and one of "value", "mean", "accuracy", "difference"; a plain number is a count or a share.
+An evaluator writes {"checkpoints": {name: {...}}, "baselines": {name: {...}}, "comparisons": [...]}, or its scores at the top. One of
+a benchmark writes {"benchmark", "version", "rows_scored", "rows_there", "partial": [why], "scale", "scores": {name: score}, "baselines":
+{name: score}, "changes": {name: score}} of the last checkpoint, and where it has several "checkpoints" and "references", which are
+baselines. A score is an object with "low", "high" and one of "value", "mean", "accuracy", "difference"; a plain number is a count or
+a share.
 """
 
 import math
@@ -14,9 +17,11 @@ from typing import Any
 from drive_vlm.store.forms import read_object
 
 _VALUES = ("value", "mean", "accuracy", "difference")
-# The evaluator's main score, the first that a checkpoint has.
+# The evaluator's main score, the first that a checkpoint has: pattern of its path, what it is called.
 HEADLINES = (
     ("", "answer accuracy"),
+    (r"scores\.ADE|ADE", "ADE, lower is better"),
+    (r"scores\.accuracy, lenient|accuracy, lenient", "accuracy, answers read leniently"),
     (r"scores\.action\.F1_all", "F1_all of the actions"),
     (r"scores\.youden_J", "J: questions back where they are due, less those where they are not"),
     (r"modes\.[^.]+\.terms\.reward", "reward of the texts"),
@@ -48,6 +53,7 @@ class Headline:
     system: str
     score: Score
     others: dict[str, float]
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,52 +70,84 @@ class ScoreFile:
     comparisons: list[tuple[str, dict[str, Score]]]
     facts: dict[str, str]
     judges: list[tuple[str, str]] = field(default_factory=list)
+    about: str = ""
+    partial: list[str] = field(default_factory=list)
+    scale: float = 1.0
 
     def paths(self) -> list[str]:
         """Of all scores, in the order of the file."""
         return list(dict.fromkeys(path for system in self.systems.values() for path in system))
 
     def headline(self) -> Headline | None:
+        """None where the file has no score of a known name."""
         if not self.systems:
             return None
         name, scores = list(self.systems.items())[-1]
-        for pattern, title in HEADLINES:
-            path = next((path for path in scores if re.fullmatch(pattern, path)), None)
-            if path is None:
-                continue
-            others = {
-                f"the start ({other})" if i == 0 else other: found[path].value
-                for i, (other, found) in enumerate(list(self.systems.items())[:-1])
-                if path in found
-            }
-            others |= {other: found[path].value for other, found in self.baselines.items() if path in found}
-            return Headline(title, name, scores[path], others)
-        return None
+        known = [(path, title) for pattern, title in HEADLINES for path in scores if re.fullmatch(pattern, path)]
+        if not known and self.about:
+            # A benchmark names its scores as it likes; the first is its own. A baseline of other rows is none of it.
+            path = next((path for path in scores if path.endswith("lenient")), next(iter(scores), None))
+            known = [(path, path)] if path is not None else []
+        if not known:
+            return None
+        path, title = known[0]
+        score = scores[path]
+        found = {
+            f"the start ({other})" if i == 0 else other: entry[path]
+            for i, (other, entry) in enumerate(list(self.systems.items())[:-1])
+            if path in entry
+        }
+        for other, entry in self.baselines.items():
+            own = entry.get(path) or (entry.get("") if self.about else None)
+            if own is not None and (not self.about or own.n in (None, score.n)):
+                found[other] = own
+        others = {other: own.value for other, own in found.items()}
+        return Headline(title, name, score, others, "lower is better" in title)
 
 
 def read_score_file(path: str) -> ScoreFile:
     """Raises ValueError for a file that is no JSON object."""
     content = read_object(Path(path), "Give a file that an evaluator wrote with --json.")
-    checkpoints, baselines = (_objects(content.get(key)) for key in ("checkpoints", "baselines"))
+    is_benchmark = isinstance(content.get("benchmark"), str) and isinstance(content.get("scores"), dict)
+    checkpoints = _objects(content.get("checkpoints"))
+    baselines = content.get("references" if is_benchmark and checkpoints else "baselines")
     systems = {name: dict(_scores(entry)) for name, entry in checkpoints.items()}
     if not systems:
-        systems = {Path(path).stem: dict(_scores(content))}
-    others = {name: dict(_scores(entry)) for name, entry in baselines.items()}
+        own = content["scores"] if is_benchmark else content
+        systems = {str(content["benchmark"]) if is_benchmark else Path(path).stem: dict(_scores(own))}
+    others = {name: dict(_scores(entry)) for name, entry in _objects(baselines).items()}
     # A baseline that is a plain share, such as chance.
-    plain = content.get("baselines")
-    if isinstance(plain, dict):
+    if isinstance(baselines, dict):
         others |= {
-            name: {"": Score(value)}
-            for name, value in plain.items()
-            if _is_number(value) and 0 <= value <= 1 and isinstance(value, float)
+            str(name): {"": Score(value)}
+            for name, value in baselines.items()
+            if _is_number(value) and isinstance(value, float) and 0 <= value <= 1
         }
     comparisons = []
-    for entry in content.get("comparisons") or []:
+    entries = content.get("comparisons")
+    for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             comparisons.append((f"{entry.get('second')} - {entry.get('first')}", dict(_scores(entry))))
-    facts = {path: text for path, text in facts_of(content) if not path.startswith(("checkpoints.", "baselines."))}
-    judges = [(path, text) for path, text in facts_of(content) if _JUDGES.search(path)]
-    return ScoreFile(Path(path).name, path, systems, others, comparisons, facts, judges)
+    if is_benchmark and isinstance(content.get("changes"), dict):
+        comparisons.append(("change", dict(_scores(content["changes"]))))
+    shown = tuple(
+        f"{name}."
+        for name in ("checkpoints", "baselines", "references", "changes", *(["scores"] if is_benchmark else []))
+    )
+    facts = {name: text for name, text in facts_of(content) if not name.startswith(shown)}
+    judges = [(name, text) for name, text in facts_of(content) if _JUDGES.search(name)]
+    partial = [str(why) for why in content["partial"]] if isinstance(content.get("partial"), list) else []
+    about = _about(content) if is_benchmark else ""
+    scale = float(content["scale"]) if _is_number(content.get("scale")) and content["scale"] > 0 else 1.0
+    return ScoreFile(Path(path).name, path, systems, others, comparisons, facts, judges, about, partial, scale)
+
+
+def _about(content: dict[str, Any]) -> str:
+    """Which benchmark, of which version, and how much of it was scored and read."""
+    words = f"{content['benchmark']}, {content.get('version')}: {content.get('rows_scored')} of {content.get('rows_there')} rows scored"
+    unread, differ = content.get("unread"), content.get("strict_and_lenient_differ")
+    words += f", {unread} answers unread" if unread is not None else ""
+    return words + (f", strict and lenient reading differ in {differ} rows" if differ is not None else "")
 
 
 def _objects(value: Any) -> dict[str, dict[str, Any]]:

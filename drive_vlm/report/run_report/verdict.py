@@ -111,13 +111,13 @@ def verdict_of_file(file: ScoreFile) -> Verdict | None:
     if headline is None:
         return None
     against = []
+    score, sign = headline.score, -1 if headline.lower_is_better else 1
+    ends = None if score.low is None or score.high is None else sorted((sign * score.low, sign * score.high))
     for name, value in headline.others.items():
-        low = None if headline.score.low is None else headline.score.low - value
-        high = None if headline.score.high is None else headline.score.high - value
-        difference = headline.score.value - value
-        against.append(Against(name, value, difference, low, high, tone_of(difference, low, headline.score.groups)))
-    score = headline.score
-    title = f"{headline.title} ({file.name})"
+        difference = sign * (score.value - value)
+        low, high = (None, None) if ends is None else (end - sign * value for end in ends)
+        against.append(Against(name, value, difference, low, high, tone_of(difference, low, score.groups)))
+    title = f"{headline.title} ({file.name})" + (f"; partial: {'; '.join(file.partial)}" if file.partial else "")
     return Verdict(
         title, headline.system, score.value, score.low, score.high, score.n, score.groups, tuple(against), False
     )

@@ -129,6 +129,52 @@ def test_a_baseline_above_the_score_of_a_file_is_red(tmp_path: Path) -> None:
     assert found is not None and found.tone == BAD
 
 
+def test_a_benchmark_says_its_version_and_why_it_is_partial(tmp_path: Path) -> None:
+    content = {
+        **{"benchmark": "DriveBench", "version": "v1", "rows_scored": 90, "rows_there": 100, "unread": 4, "scale": 100},
+        "partial": ["90 of 100 rows have a prediction"],
+        "scores": {"clean, strict": score(50, 45, 55, 90), "clean, lenient": score(60, 55, 65, 90)},
+        "baselines": {"majority": score(40, 35, 45, 90), "blind, lenient": score(70, 60, 80, 30)},
+        "changes": {"fog - clean": score(-5, -9, -1, 90)},
+    }
+    file = read_score_file(written(tmp_path, content))
+    assert file.about == "DriveBench, v1: 90 of 100 rows scored, 4 answers unread"
+    found = verdict_of_file(file)
+    # The blind score is one of other rows: it decides nothing here.
+    assert (
+        found is not None
+        and found.value == 60
+        and [(one.name, one.tone) for one in found.against] == [("majority", GOOD)]
+    )
+    assert found.title.endswith("; partial: 90 of 100 rows have a prediction")
+    scores, changes = file_tables(file)
+    assert scores.head == ["DriveBench", "majority", "blind, lenient"] and scores.rows[1][2][0].bar == pytest.approx(
+        0.6
+    )
+    assert changes.rows[0][0] == "change: fog - clean" and "rows_there" in file.facts
+
+
+def test_of_an_error_less_is_more(tmp_path: Path) -> None:
+    content = {
+        **{"benchmark": "planning", "version": "v1", "rows_scored": 90, "rows_there": 90, "partial": []},
+        "scores": {"ADE": score(1.5, 1.4, 1.6, 90)},
+        "baselines": {"ADE, still": score(9, 8, 10, 90)},
+        "checkpoints": {
+            "x": {"scores": {"ADE": score(2.0, 1.9, 2.1, 90)}},
+            "y": {"scores": {"ADE": score(1.5, 1.4, 1.6, 90)}},
+        },
+        "references": {
+            "still": {"scores": {"ADE": score(9, 8, 10, 90)}},
+            "ego": {"scores": {"ADE": score(1.2, 1.1, 1.3, 90)}},
+        },
+    }
+    found = verdict_of_file(read_score_file(written(tmp_path, content)))
+    assert found is not None and (found.system, found.value) == ("y", 1.5)
+    assert [(one.name, one.tone) for one in found.against] == [("the start (x)", GOOD), ("still", GOOD), ("ego", BAD)]
+    start = found.against[0]
+    assert (start.difference, start.low, start.high) == pytest.approx((0.5, 0.4, 0.6))
+
+
 @pytest.mark.parametrize(
     "content",
     [
