@@ -88,11 +88,17 @@ def test_a_damaged_file_of_a_run_is_named_with_the_way_out(report: Report, made_
 
 
 def test_flags_that_differ_between_runs_stand_side_by_side(report: Report, made_run: Callable, tmp_path: Path) -> None:
-    configs = [{"model": {"model": "m"}, "training": {"learning_rate": rate, "seed": 42}} for rate in (1e-4, 2e-4)]
-    runs = [made_run(f"r{i}", config=config) for i, config in enumerate(configs)]
+    """Those that both have or that a command names; a flag of one stage that nobody gave is left out."""
+    common = {"seed": 42, "output_dir": "x"}
+    first = {"model": {"model": "m"}, "training": {"learning_rate": 1e-4, "beta": 0.1, "epsilon": 0.2, **common}}
+    second = {"model": {"model": "m"}, "training": {"learning_rate": 2e-4, **common, "output_dir": "y"}}
+    runs = [
+        made_run("r0", config=first, words=["dpo", "--beta=0.1", "--seed", "42"]),
+        made_run("r1", config=second, words=["sft"]),
+    ]
     assert report(*runs)[0] == 0
     words = text_of(tmp_path / "report.html")
-    assert "Flags that differ flag r0 r1 --learning_rate 0.0001 0.0002 r0: versions" in words
+    assert "Flags that differ flag r0 r1 --learning_rate 0.0001 0.0002 --beta 0.1 - r0: versions" in words
     assert report(runs[0])[0] == 0 and "Flags that differ" not in text_of(tmp_path / "report.html")
 
 

@@ -12,6 +12,8 @@ from drive_vlm.report.run_report.score_files import ScoreFile, facts_of
 from drive_vlm.report.run_report.timeline import Timeline
 
 NOT_KNOWN = "not known"
+# Characters of a flag's value.
+_LONGEST = 240
 _COST = re.compile(r"(?:^|[._])(?:cost|requests|prompt_tokens|completion_tokens)$")
 
 
@@ -42,12 +44,19 @@ def ran_table(runs: Sequence[RunFiles], timelines: Sequence[Timeline | None]) ->
 
 
 def flag_differences(runs: Sequence[RunFiles]) -> Table:
-    """Flags whose values are not the same in all runs; a flag that a stage does not have is "-"."""
+    """Flags whose values are not the same in all runs: of those that every run has, and those that a command names. A flag that a stage
+    does not have is "-"."""
     flat = [dict(_flags(_part(run.manifest, "config"))) for run in runs]
-    names = list(dict.fromkeys(name for flags in flat for name in flags))
+    named = {str(word).partition("=")[0] for run in runs for word in run.manifest.get("words") or []}
+    names = [
+        name
+        for name in dict.fromkeys(name for flags in flat for name in flags)
+        if name != "--output_dir" and (name in named or all(name in flags for flags in flat))
+    ]
     rows = [[name, *(flags.get(name, "-") for flags in flat)] for name in names]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    return Table(["flag", *(run.name for run in runs)], rows, "Flags that differ")
+    return Table(
+        ["flag", *(run.name for run in runs)], [row for row in rows if len(set(row[1:])) > 1], "Flags that differ"
+    )
 
 
 def _flags(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -56,7 +65,8 @@ def _flags(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flags(value)
         else:
-            yield f"--{name}", json.dumps(value, ensure_ascii=False, default=str)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            yield f"--{name}", text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _ran(run: RunFiles, timeline: Timeline | None) -> dict[str, str]:

@@ -55,12 +55,19 @@ class Verdict:
             return "no baseline is given: the score stands alone"
         named = {tone: [one.name for one in self.against if one.tone == tone] for tone in _ORDER}
         if self.tone == BAD:
-            return f"not above {' and '.join(named[BAD])}"
+            return f"not above {_listed(named[BAD])}"
         if self.tone == UNSURE:
             few = self.groups is not None and self.groups < FEWEST_GROUPS
             why = f"{self.groups} groups are too few" if few else "the interval holds 0"
-            return f"not decided against {' and '.join(named[UNSURE])}: {why}"
-        return f"above {', '.join(named[GOOD])}"
+            return f"not decided against {_listed(named[UNSURE])}: {why}"
+        return f"above {_listed(named[GOOD])}"
+
+
+def _listed(names: list[str]) -> str:
+    """Names in words; of many the first three, and how many more."""
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def tone_of(difference: float, low: float | None, groups: int | None) -> str:
