@@ -24,7 +24,7 @@ def test_a_run_alone_has_every_block_and_says_what_it_lacks(report: Report, made
     assert all(f'id="{block}"' in page for block in BLOCKS)
     words = text_of(tmp_path / "report.html")
     for absent in (
-        "No verdict: no evaluation in this report",
+        "No verdict: no evaluation is in this report",
         "No data_audit.json in this report",
         "Not looked for: that takes prediction files and training rows",
         "No evaluation in this report.",
@@ -202,6 +202,19 @@ def test_scores_of_an_evaluator_take_the_place_of_exact_match(
     assert code == 2 and "no row of --predictions has a score" in error
     table.write_text("\n".join(lines).replace("y,6", "y,six") + "\n")
     assert "'six' is no number" in report(*words)[2]
+
+
+def test_points_that_are_compared_letter_by_letter_give_no_verdict(
+    report: Report, made_rows: Callable, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in made_rows("a.jsonl", ["PT = [(1, 2), (3, 4)]"] * 3).read_text().splitlines()]
+    path = tmp_path / "b.jsonl"
+    path.write_text("".join(json.dumps(row | {"reference": "[[1, 2], [3, 5]]"}) + "\n" for row in rows))
+    code, said, _ = report("--predictions", path)
+    assert code == 0 and "no verdict" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "No verdict from these." in page and page.count('class="bird"') == 3
+    assert page.count('class="track answer"') == page.count('class="track said"') == 3
 
 
 def test_a_full_page_leaves_pictures_out_and_says_so(

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.report.run_report import run_block, score_block
+from drive_vlm.report.run_report.bird_view import read_track
 from drive_vlm.report.run_report.confusion import confusions
 from drive_vlm.report.run_report.curves import draw_panels
 from drive_vlm.report.run_report.examples import Example, make_examples
 from drive_vlm.report.run_report.pictures import Pictures
 from drive_vlm.report.run_report.run_files import RunFiles, clock, duration, read_run, run_names
 from drive_vlm.report.run_report.score_files import ScoreFile, read_score_file
-from drive_vlm.report.run_report.scored import Scored, read_scored
+from drive_vlm.report.run_report.scored import METRICS, Scored, read_scored
 from drive_vlm.report.run_report.timeline import Timeline, read_faults, read_timeline
 from drive_vlm.report.run_report.training_rows import MOST_HASHED, Shared, TrainingRows, read_training, shared_with
 from drive_vlm.report.run_report.verdict import ALONE, Verdict, verdict_of_file, verdict_of_rows
@@ -125,7 +126,7 @@ def write_report(config: ReportConfig, command: str) -> dict[str, Any]:
     read = read_all(config)
     pictures = Pictures(read.roots, _PICTURES)
     examples = make_examples(read.scored, config.rows, pictures) if read.scored and config.rows else []
-    verdicts = [verdict_of_rows(read.scored)] if read.scored else []
+    verdicts = [verdict_of_rows(read.scored)] if read.scored and not exact_match_of_points(read.scored) else []
     # A file that says of the same rows what was just scored would say it twice.
     verdicts += [
         found
@@ -161,6 +162,12 @@ def write_report(config: ReportConfig, command: str) -> dict[str, Any]:
         "pictures_without_room": pictures.no_room,
         "verdicts": [_plain(verdict) for verdict in verdicts],
     }
+
+
+def exact_match_of_points(scored: Scored) -> bool:
+    """Whether most rows answer with a trajectory and are compared letter by letter: no verdict can come of that."""
+    tracks = sum(read_track(item.reference) is not None for item in scored.rows)
+    return scored.metric in METRICS and 2 * tracks > len(scored.rows)
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
@@ -206,6 +213,7 @@ def _score_context(read: Read, config: ReportConfig) -> dict[str, Any]:
         "unseen": read.training.unseen(scored.rows) if scored and read.training else 0,
         "most_hashed": MOST_HASHED,
         "row_scores": row_scores(scored) if scored else None,
+        "points": scored is not None and exact_match_of_points(scored),
     }
 
 
