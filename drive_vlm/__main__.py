@@ -21,6 +21,10 @@ COMMANDS = {
         "log-probabilities of pairs under a frozen reference, for dpo and spin",
     ),
     "generate": ("drive_vlm.generate:main", "answers of a model for the rows of a file"),
+    "report": (
+        "drive_vlm.report.command:main",
+        "one HTML page of runs: verdict, curves, scores, rows with pictures, faults",
+    ),
     "plan": ("drive_vlm.plan.command:main", "memory, time and disk of a run before it runs; no GPU, no weights"),
     "merge": ("drive_vlm.merge:main", "one plain model directory from a LoRA or ZeRO checkpoint"),
     "doctor": ("drive_vlm.doctor:main", "what this machine offers a run, and what would break one"),

@@ -10,7 +10,7 @@
 # Result      A2C against SFT on 826 held-out scenes: reward of sampled answers +0.120 [+0.080, +0.160], valid JSON 90.4 -> 95.0 %,
 #             F1_all of the likeliest actions 0.820, +0.010 [-0.001, +0.023]; of the reasons it falls (docs/bddoia.md). The recipe
 #             ends with its claims and fails when one does not hold
-# Command     bash recipes/bddoia_synthetic.sh      results in runs/bddoia_synthetic/ (summary.json, scores.json, f1.png)
+# Command     bash recipes/bddoia_synthetic.sh      results in runs/bddoia_synthetic/ (report.html, summary.json, scores.json, f1.png)
 #             SIZE=small: fewer scenes, shorter stages, of GRPO four steps, claims that so few can decide; SIZE=smoke: two steps of everything,
 #             which teach nothing
 #             OUT: another folder for the results
@@ -64,7 +64,9 @@ for name in sft a2c grpo; do
 done
 launch generate --model "$out/a2c" --data "$data/oia_json_test.jsonl" --max_new_tokens 84 --batch_size 64 --blank_images --out "$out/blind.jsonl"
 
-step "7/7  scores"
+step "7/7  scores and report"
 run python tools/oia_eval.py --predictions "$out/sft.jsonl" "$out/grpo.jsonl" "$out/a2c.jsonl" --train "$data/oia_json_train.jsonl" \
-  --blind_predictions "$out/blind.jsonl" --json "$out/scores.json" --plot "$out/f1.png" --plot_distribution "$out/labels.png"
+  --blind_predictions "$out/blind.jsonl" --json "$out/scores.json" --csv "$out/rows.csv" --plot "$out/f1.png" --plot_distribution "$out/labels.png"
+run python -m drive_vlm report "$out/sft" "$out/grpo" "$out/a2c" --predictions "$out/sft.jsonl" "$out/grpo.jsonl" "$out/a2c.jsonl" \
+  --row_scores "$out/rows.csv" --row_score action_F1 --scores "$out/scores.json" --train "$data/oia_json_train.jsonl" --image_root "$data" --out "$out/report.html"
 run python tools/bddoia_summary.py --run "$out" --seconds $((SECONDS - started))

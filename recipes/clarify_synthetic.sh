@@ -10,7 +10,7 @@
 # Result      SFT on 784 held-out rows: J 0.316 [0.246, 0.386]. GRPO against SFT, sampled replies: reward +0.087 [+0.054, +0.120], J +0.117
 #             [+0.044, +0.189], over-asking 50 -> 30 %; utility does not rise (docs/clarify.md). The recipe ends with its claims and
 #             fails when one does not hold
-# Command     bash recipes/clarify_synthetic.sh      results in runs/clarify_synthetic/ (summary.json, scores.json, plots/, failures.html)
+# Command     bash recipes/clarify_synthetic.sh      results in runs/clarify_synthetic/ (report.html, summary.json, scores.json, plots/, failures.html)
 #             SIZE=smoke: two steps of everything, which teach nothing
 #             OUT: another folder for the results
 set -euo pipefail
@@ -72,10 +72,12 @@ for kind in "" sampled/; do
   done
 done
 
-step "7/7  scores"
+step "7/7  scores and report"
 run python tools/clarify_eval.py --predictions "$out/base.jsonl" "$out/sft.jsonl" "$out/grpo.jsonl" --data "$rows/test.jsonl" \
   --after none "$out/sft_after.jsonl" "$out/grpo_after.jsonl" --training "$out/grpo" --image_root "$world" \
-  --json "$out/scores.json" --plots "$out/plots" --gallery "$out/failures.html"
+  --json "$out/scores.json" --csv "$out/rows.csv" --plots "$out/plots" --gallery "$out/failures.html"
 run python tools/clarify_eval.py --predictions "$out/sampled/sft.jsonl" "$out/sampled/grpo.jsonl" --data "$rows/test.jsonl" \
   --after "$out/sampled/sft_after.jsonl" "$out/sampled/grpo_after.jsonl" --json "$out/sampled_scores.json"
+run python -m drive_vlm report "$out/sft" "$out/grpo" --predictions "$out/base.jsonl" "$out/sft.jsonl" "$out/grpo.jsonl" \
+  --row_scores "$out/rows.csv" --row_score right_strategy --scores "$out/scores.json" --train "$rows/train.jsonl" --image_root "$world" --out "$out/report.html"
 run python tools/clarify_summary.py --run "$out" --seconds $((SECONDS - started))

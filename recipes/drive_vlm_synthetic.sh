@@ -8,7 +8,7 @@
 # Memory      6 GB
 # Time        23 min at a load of 2 to 4; SIZE=small 8 min 38 s with nothing else on the machine (docs/drive_vlm.md)
 # Result      stage 3 raises the reward of sampled texts from 0.748 to 0.789; the recipe ends with its claims and fails when one does not hold
-# Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (summary.json, video_scores.png)
+# Command     bash recipes/drive_vlm_synthetic.sh      results in runs/drive_vlm_synthetic/ (report.html, summary.json, video_scores.png)
 #             SIZE=small: fewer clips, a coarser tower, shorter stages; the same claims; SIZE=smoke: two steps of everything, which teach nothing
 #             SPACY: a spaCy model or its directory (default en_core_web_sm)
 #             OUT: another folder for the results
@@ -81,10 +81,13 @@ step "8/9  questions about the order of events, with the frames in order and shu
 launch generate --model "$out/stage2" --data "$data/order_test.jsonl" "${answer[@]}" --max_new_tokens 12 --out "$out/order.jsonl"
 launch generate --model "$out/stage2" --data "$data/order_test.jsonl" "${answer[@]}" --max_new_tokens 12 --shuffle_frames --out "$out/shuffled.jsonl"
 
-step "9/9  scores"
+step "9/9  scores and report"
 run python tools/qa_eval.py --predictions "$out/order.jsonl" "$out/shuffled.jsonl" --train "$data/order_train.jsonl" --json "$out/order_accuracy.json"
 run python tools/video_eval.py --predictions "$out/stage2.jsonl" "$out/stage1.jsonl" "$out/stage3.jsonl" --physics_detections "$out/detections.jsonl" \
-  --spacy_model "$spacy" --json "$out/video_scores.json" --plot "$out/video_scores.png"
+  --spacy_model "$spacy" --json "$out/video_scores.json" --csv "$out/rows.csv" --plot "$out/video_scores.png"
 run python tools/video_eval.py --predictions "$out/sampled/stage2.jsonl" "$out/sampled/stage3.jsonl" --physics_detections "$out/detections.jsonl" \
   --spacy_model "$spacy" --json "$out/sampled_scores.json" --plot "$out/sampled_scores.png"
+run python -m drive_vlm report "$out/stage1" "$out/stage2" "$out/stage3" --predictions "$out/stage1.jsonl" "$out/stage2.jsonl" "$out/stage3.jsonl" \
+  --row_scores "$out/rows.csv" --row_score reward --by mode --scores "$out/video_scores.json" "$out/order_accuracy.json" --train "$data/split_entry_train.jsonl" \
+  --image_root "$data" --out "$out/report.html"
 run python tools/drive_vlm_summary.py --run "$out" --seconds $((SECONDS - started))

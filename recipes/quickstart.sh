@@ -7,7 +7,7 @@
 # Memory      4 GB
 # Time        4 min 19 s on two quiet cores, environment included, with a warm pip cache
 # Result      accuracy 0.0 % before, 75.6 % [73.1, 77.8] after; better blind baseline 51.1 % (docs/results.md)
-# Command     bash recipes/quickstart.sh        results in runs/quickstart/ (summary.json, *.png, tensorboard/)
+# Command     bash recipes/quickstart.sh        results in runs/quickstart/ (report.html, summary.json, *.png)
 #             QUICKSTART_STEPS: steps of the training (default 1200)
 set -euo pipefail
 # shellcheck source=_launch.sh
@@ -46,9 +46,11 @@ launch generate --model "$out/run" --data "$out/data/test.jsonl" --out "$out/bli
 step "6/7  a small CLIP, trained here on synthetic captions because no CLIP weights can be had offline"
 run python tools/train_clip.py --data "$out/data/captions_train.jsonl" --out "$out/clip" --max_steps 120
 
-step "7/7  scores"
+step "7/7  scores and report"
 run python tools/qa_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --train "$out/data/train.jsonl" \
   --blind_predictions "$out/blind.jsonl" --json "$out/accuracy.json"
 run python tools/clip_eval.py --predictions "$out/before.jsonl" "$out/after.jsonl" --image_root "$out/data" --clip_model "$out/clip" \
   --out "$out/clip_scores.csv" --json "$out/clip_scores.json" --plot "$out/clip_scores.png"
+run python -m drive_vlm report "$out/run" --predictions "$out/before.jsonl" "$out/after.jsonl" --blind_predictions "$out/blind.jsonl" \
+  --train "$out/data/train.jsonl" --image_root "$out/data" --scores "$out/accuracy.json" "$out/clip_scores.json" --out "$out/report.html"
 run python tools/quickstart_summary.py --run "$out" --seconds $((SECONDS - started))

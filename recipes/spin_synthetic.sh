@@ -8,7 +8,7 @@
 # Memory      4 GB
 # Time        3 min 11 s on two cores with nothing else on them
 # Result      accuracy 75.1 % after SFT, then 87.3, 93.8 and 98.1 % after the rounds (docs/rounds.md)
-# Command     bash recipes/spin_synthetic.sh      results in runs/spin_synthetic/chain/ (table.json, table.png); a killed chain starts over
+# Command     bash recipes/spin_synthetic.sh      results in runs/spin_synthetic/ (report.html, chain/table.json, chain/table.png); a killed chain starts over
 #             SIZE=smoke: two steps of everything, which teach nothing
 #             OUT: another folder for the results
 set -euo pipefail
@@ -48,4 +48,8 @@ run bash recipes/spin_rounds.sh MODEL="$out/sft" LEARNING_RATES="3e-4 2e-4 1e-4"
   EVALUATE_FLAGS="--max_new_tokens 8 --batch_size 64" JUDGE="--judge_backend reference" \
   --optim adamw_torch --global_batch_size "$batch" --per_device_train_batch_size "$((batch / 2))" --num_train_epochs "$epochs" --max_length 512 \
   --loss_type sigmoid sft --loss_weights 1 0.3 --bf16 false --gradient_checkpointing false --dataloader_num_workers 0 --warmup_steps 0.05 --logging_steps "$log" --save_strategy no
+runs=("$out/sft") answers=("$out/chain/round-0/answers.jsonl")
+for ((t = 1; t <= rounds; t++)); do runs+=("$out/chain/round-$t/model") answers+=("$out/chain/round-$t/answers.jsonl"); done
+run python -m drive_vlm report "${runs[@]}" --predictions "${answers[@]}" --train "$data/train.jsonl" --image_root "$data" --scores "$out/chain/arena.json" \
+  --out "$out/report.html"
 run python tools/rounds.py check --out "$out/chain" --seconds $((SECONDS - started))

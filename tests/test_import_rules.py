@@ -181,7 +181,7 @@ def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
 
 
 @pytest.mark.fresh("what it imports is looked at")
-@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor", "plan"])
+@pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor", "plan", "report"])
 def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
     assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
 

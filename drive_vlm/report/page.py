@@ -33,6 +33,16 @@ class Box:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point over a picture, x and y in its pixels, with the same words."""
+
+    point: tuple[float, float]
+    colour: str
+    label: str = ""
+    title: str = ""
+
+
 def write_html(path: Path, title: str, style: str, body: str) -> None:
     """Write the page; its folder is made. `style` adds to what all pages have, `body` is HTML."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,15 +54,16 @@ def write_html(path: Path, title: str, style: str, body: str) -> None:
     )
 
 
-def boxed(picture: "Image", boxes: Sequence[Box]) -> str:
-    """The picture, made small and embedded, with its boxes: an <svg>."""
+def boxed(picture: "Image", boxes: Sequence[Box], largest: int = LARGEST, marks: Sequence[Mark] = ()) -> str:
+    """The picture, made small (`largest` pixels a side) and embedded, with its boxes and points: an <svg>."""
     width, height = picture.size
     small = picture.copy()
-    small.thumbnail((LARGEST, LARGEST))
+    small.thumbnail((largest, largest))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    unit = max(width, height) / 100
+    # Lines and words are as large on a small picture as on a large one.
+    unit = max(width, height) / 100 * LARGEST / largest
     shapes = []
     for item in boxes:
         x1, y1, x2, y2 = item.box
@@ -63,11 +74,26 @@ def boxed(picture: "Image", boxes: Sequence[Box]) -> str:
             f"<title>{escape(item.title)}</title></rect>"
         )
         if item.label:
-            shapes.append(
-                f'<text x="{x2 if right else x1}" text-anchor="{"end" if right else "start"}" y="{max(y1 - unit, 5 * unit):.2f}" font-size="{5 * unit:.2f}" fill="{item.colour}" stroke="#000" '
-                f'stroke-width="{unit:.2f}" paint-order="stroke">{escape(item.label)}</text>'
-            )
+            shapes.append(_label(item, x2 if right else x1, max(y1 - unit, 5 * unit), right, unit))
+    for mark in marks:
+        x, y = mark.point
+        right = x > 0.7 * width
+        shapes.append(
+            f'<circle cx="{x}" cy="{y}" r="{1.5 * unit:.2f}" fill="none" stroke="{mark.colour}" stroke-width="{unit:.2f}">'
+            f"<title>{escape(mark.title)}</title></circle>"
+        )
+        if mark.label:
+            aside = -2.5 * unit if right else 2.5 * unit
+            shapes.append(_label(mark, x + aside, min(max(y, 5 * unit), height - unit), right, unit))
     return (
         f'<svg viewBox="0 0 {width} {height}"><image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'
         f"{''.join(shapes)}</svg>"
+    )
+
+
+def _label(item: Box | Mark, x: float, y: float, right: bool, unit: float) -> str:
+    """The words next to a shape, in its colour on a black rim; they end at x with `right`, else begin there."""
+    return (
+        f'<text x="{x:.2f}" text-anchor="{"end" if right else "start"}" y="{y:.2f}" font-size="{5 * unit:.2f}" fill="{item.colour}" '
+        f'stroke="#000" stroke-width="{unit:.2f}" paint-order="stroke">{escape(item.label)}</text>'
     )

@@ -146,6 +146,7 @@ def test_what_a2c_teaches_on_held_out_scenes(run: Callable, tmp_path: Path) -> N
         manifest = json.loads((out / folder / "run.json").read_text())
         assert (manifest["state"], manifest["world_size"], manifest["zero_stage"]) == ("finished", 2, 2)
     assert (out / "f1.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "report.html").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ def test_two_steps_of_everything_go_through_and_claim_nothing(demonstration: Cal
         assert (manifest["state"], manifest["world_size"], manifest["zero_stage"]) == ("finished", 2, 2)
         assert manifest["parameters"]["vision_tower"]["trainable"] == 0
     assert (out / "plots" / "asking.png").read_bytes().startswith(b"\x89PNG") and (out / "failures.html").is_file()
+    assert (out / "report.html").stat().st_size > 100_000
     # The reward's replies that must earn nothing, before and after the training.
     probes = [json.loads(line) for line in (out / "grpo" / "probes.jsonl").read_text().splitlines()]
     assert len(probes) >= 2

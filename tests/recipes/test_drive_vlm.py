@@ -163,6 +163,7 @@ def test_two_steps_of_everything_go_through_and_claim_nothing(demonstration: Cal
     done, summary, out = demonstration("smoke", 600)
     assert done.returncode == 1 and "Not every claim holds." in done.stderr
     assert not all(claim["holds"] for claim in summary["claims"])
+    assert (out / "report.html").stat().st_size > 100_000
     for stage in (1, 2, 3):
         assert json.loads((out / f"stage{stage}/run.json").read_text())["state"] == "finished"
     trained = {n: json.loads((out / f"stage{n}/run.json").read_text())["parameters"] for n in (1, 2, 3)}

@@ -24,6 +24,7 @@ def test_sft_and_a_round_of_spin_end_in_a_judged_table(run: Callable, tmp_path: 
     assert [row["model"] for row in rows] == ["Direct", "SFT", "round 1"]
     assert 0 <= rows[2]["win_rate"]["low"] <= rows[2]["win_rate"]["rate"] <= rows[2]["win_rate"]["high"] <= 1
     assert rows[2]["pairs"] > 0 and rows[2]["margin"] is not None
+    assert (out / "report.html").stat().st_size > 100_000
     assert (out / "chain/table.png").read_bytes().startswith(b"\x89PNG")
     for folder in ("sft", "chain/round-1/model"):
         manifest = json.loads((out / folder / "run.json").read_text())
