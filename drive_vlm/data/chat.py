@@ -56,6 +56,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any, template: str, reserved: Sequence[str]) -> None:
         self.tokenizer, self.template = tokenizer, template
+        self.special = dict(tokenizer.special_tokens_map)
         # The placeholders are special tokens of some models, and rows write them.
         self.reserved = [token for token in reserved if token not in (IMAGE, VIDEO)]
         # Words that the template looks for in a text, such as </think>: it cuts the text there.
@@ -91,12 +92,16 @@ class ChatRenderer:
     def _template(self, messages: list[dict[str, Any]], prompt: bool, thinking: bool = False) -> str:
         # Qwen3's template knows enable_thinking: the header then holds the empty think block that it writes before an
         # answer, so that the block is not labelled as the assistant's words. Other templates ignore it.
-        return self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.template,
-            tokenize=False,
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        # What apply_chat_template (transformers 5.23) renders for plain dicts, without the copies that it makes of them first: a third
+        # of the time of measuring a row. The compiled template is kept there, by its text.
+        return _compile_jinja_template(self.template).render(
+            messages=messages,
+            tools=None,
+            documents=None,
             add_generation_prompt=prompt,
-            enable_thinking=thinking,
+            **{**self.special, "enable_thinking": thinking},
         )
 
     def _takes_plain_text(self) -> bool:

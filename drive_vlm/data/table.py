@@ -7,9 +7,12 @@ before the first picture is decoded. They are cached by file and processor: the 
 
 import dataclasses
 import io
+import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from drive_vlm.store.cache import array_bytes, cache_dir, cache_key, file_key, r
 from drive_vlm.store.fingerprint import content_hash
 
 _BLOCK = 2048
+# Blocks from which on several processes measure, and how many of them at most: starting one costs as much as some thousand rows.
+_MANY, _PROCESSES = 8, 16
 # Raise it when the same row becomes another text: lengths that are kept in the cache are then measured again.
 _READER = 2
 BAD = -1
@@ -168,30 +173,58 @@ def _measure(
         lengths = np.full(len(source.rows), BAD, dtype=np.int32)
         again = np.arange(len(lengths))
     bad: list[BadRow] = []
-    blocks = until_stopped(range(0, len(again), _BLOCK))
+    parts = [again[start : start + _BLOCK] for start in range(0, len(again), _BLOCK)]
+    measured = _measure_blocks(partial(_measure_block, source, encoder, need_answer), parts)
     try:
-        with ThreadPoolExecutor(16) as headers:
-            for start in progress(blocks, -(-len(again) // _BLOCK)) if progress else blocks:
-                part = again[start : start + _BLOCK]
-                bad += _measure_block(source, part, lengths, encoder, need_answer, headers)
-                if bad and on_bad_row == "error":
-                    break
+        steps = until_stopped(iter(parts))
+        for part in progress(steps, len(parts)) if progress else steps:
+            found, bad_here = next(measured)
+            lengths[part] = found
+            bad += bad_here
+            if bad and on_bad_row == "error":
+                break
     finally:
+        measured.close()
         # After a request to stop as well: rows that were not reached are BAD, and are measured next time.
         if len(again):
             write_sealed(path, array_bytes(lengths))
     return lengths, bad
 
 
-def _measure_block(
-    source: Source,
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    encoder: Encoder,
-    need_answer: bool,
-    headers: ThreadPoolExecutor,
-) -> list[BadRow]:
-    """Fill `lengths` at `rows`, and return the bad ones.
+Measured = tuple[np.ndarray, list[BadRow]]
+# The function of the block, in a process that measures.
+_of_this_process: Callable[[np.ndarray], Measured] | None = None
+
+
+def _measure_blocks(measure: Callable[[np.ndarray], Measured], parts: Sequence[np.ndarray]) -> Generator[Measured]:
+    """`measure` of each of the `parts`, in their order; of many parts in several processes."""
+    processes = min(len(os.sched_getaffinity(0)), _PROCESSES, len(parts))
+    if len(parts) < _MANY or processes == 1:
+        yield from map(measure, parts)
+        return
+    # Forked: tokenizer and rows are there already, and nothing of a GPU is touched.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, fork, _begin_process, (measure,)) as pool:
+        try:
+            yield from pool.map(_measure_here, parts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_process(measure: Callable[[np.ndarray], Measured]) -> None:
+    global _of_this_process
+    _of_this_process = measure
+    # A tokenizer that has worked in threads warns in a fork, and works in one from then on.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _measure_here(rows: np.ndarray) -> Measured:
+    assert _of_this_process is not None, "_begin_process ran first"
+    return _of_this_process(rows)
+
+
+def _measure_block(source: Source, encoder: Encoder, need_answer: bool, rows: np.ndarray) -> Measured:
+    """(int32[len(rows)] lengths of `rows`, BAD where one cannot be used; the bad ones).
 
     Reading headers waits for the disk: it overlaps in threads. Tokenizing is work: one call takes the whole block.
     """
@@ -204,7 +237,8 @@ def _measure_block(
         except BadRow as error:
             return error
 
-    seen = list(headers.map(look, (int(i) for i in rows)))
+    with ThreadPoolExecutor(16) as headers:
+        seen = list(headers.map(look, (int(i) for i in rows)))
     good = [item for item in seen if not isinstance(item, BadRow)]
     bad = [item for item in seen if isinstance(item, BadRow)]
     try:
@@ -218,9 +252,7 @@ def _measure_block(
                     found |= _longest([item], encoder)
             except BadRow as error:
                 bad.append(error)
-    for i, length in found.items():
-        lengths[i] = length
-    return bad
+    return np.array([found.get(int(i), BAD) for i in rows], dtype=np.int32), bad
 
 
 def _longest(good: Sequence[tuple[int, Sequence[Layout], list[str]]], encoder: Encoder) -> dict[int, int]:

@@ -254,3 +254,29 @@ def test_check_of_an_unlabelled_row_names_the_template(parts: Any, write_rows: C
     sample = parse_row({"conversations": turns((USER, "a"), (ASSISTANT, "b"))}, "f:1", ".")
     with pytest.raises(BadRow, match="no token of the assistant could be labelled"):
         Encoder(parts.tokenizer, template, None).encode(sample)
+
+
+def test_the_text_is_what_apply_chat_template_writes(qwen3: Any, encoder: Encoder) -> None:
+    """ChatRenderer renders the compiled template itself."""
+    turns = [
+        Turn("system", ("Be brief.",)),
+        Turn("user", ("Is {{ it }} red?\n",)),
+        Turn("assistant", ("<b>No</b> & 'yes'",)),
+    ]
+    for tokenizer, template in ((qwen3, qwen3.chat_template), (encoder.tokenizer, encoder.template)):
+        chat = ChatRenderer(tokenizer, template, [])
+        plain = chat.plain_text
+        messages = [
+            {"role": turn.role, "content": turn.text if plain else [{"type": "text", "text": turn.text}]}
+            for turn in turns
+        ]
+        for prompt in (False, True):
+            for thinking in (False, True):
+                expected = tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    enable_thinking=thinking,
+                )
+                assert chat._template(messages, prompt, thinking) == expected

@@ -209,3 +209,37 @@ def test_several_files_and_prompts_without_answers(write_rows: Callable, good_ro
     assert np.array_equal(
         table.length, [len(encoder.encode(table.sample(i, False), prompt=True)["input_ids"]) for i in range(4)]
     )
+
+
+def test_several_processes_measure_what_one_does(
+    synthetic_data: Path, encoder: Encoder, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of five rows, some of them bad: the same lengths, and bad rows in the same order."""
+    rows = [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()][:43]
+    for i in (0, 7, 41):
+        rows[i] = rows[i] | {"image": "absent.jpg"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in {row["image"] for row in rows} - {"absent.jpg"}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(synthetic_data / name)
+    monkeypatch.setattr(module, "_BLOCK", 5)
+    monkeypatch.setattr(module, "_MANY", 100)
+    one = table_of(path, encoder, on_bad_row="skip")
+    for kept in cache.glob("lengths-*"):
+        kept.unlink()
+    monkeypatch.setattr(module, "_MANY", 2)
+    started: list[int] = []
+    pool = module.ProcessPoolExecutor
+    monkeypatch.setattr(
+        module, "ProcessPoolExecutor", lambda count, *rest: (started.append(count), pool(count, *rest))[1]
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    several = table_of(path, encoder, on_bad_row="skip")
+    assert started == [3]
+    assert several.length.tolist() == one.length.tolist() and several.row.tolist() == one.row.tolist()
+    assert [row.where for row in several.bad] == [row.where for row in one.bad] and len(one.bad) == 3
+    with pytest.raises(BadRow, match="absent"):
+        for kept in cache.glob("lengths-*"):
+            kept.unlink()
+        table_of(path, encoder)
