@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from drive_vlm.builders.synthesis.gate import GateRun, Gates
     from drive_vlm.builders.synthesis.gates.candidate import Candidate
     from drive_vlm.builders.synthesis.gates.decontamination import EvaluationRows
+    from drive_vlm.builders.synthesis.gates.objects import ObjectReader
     from drive_vlm.builders.synthesis.gates.pictures import Print
     from drive_vlm.builders.synthesis.gates.rubric import RubricGate
-    from drive_vlm.builders.synthesis.gates.objects import ObjectReader
     from drive_vlm.builders.synthesis.human import HumanRows
     from drive_vlm.builders.synthesis.rows import Line
     from drive_vlm.rewards.text.open_names import OpenNames

@@ -5,10 +5,11 @@ The vocabulary knows what words mean to a detector of COCO's classes. A name tha
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, TextParser
+from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, MEMO, TextParser
 from drive_vlm.rewards.text.mentions import Mention, find_mentions
 from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, phrase_words
 
@@ -27,6 +28,8 @@ class OpenNames:
         """Raises ValueError as TextParser."""
         self.names = None if names is None else sorted(set(names))
         self._parser = TextParser(model, vocabulary)
+        # Several gates read one text.
+        self._memo: OrderedDict[tuple[str, frozenset[str]], tuple[Mention, ...]] = OrderedDict()
         known = self._parser.vocabulary
         if self.names is not None:
             known = self._parser.vocabulary = with_names(known, self.names)
@@ -41,18 +44,25 @@ class OpenNames:
         term = self._parser.vocabulary.objects.get(phrase)
         return term.classes if term is not None and term.classes else frozenset([phrase])
 
-    def mentions(self, text: str, labels: Collection[str]) -> list[Mention]:
+    def mentions(self, text: str, labels: Collection[str]) -> Sequence[Mention]:
         """The object phrases of `text`, judged as drive_vlm/rewards/text/mentions.py does, but `unseen` where a class that is missing
         is none that the names stand for."""
+        key = (text, frozenset(labels))
+        if key not in self._memo:
+            while len(self._memo) >= MEMO:
+                self._memo.popitem(last=False)
+            self._memo[key] = tuple(self._read(text, labels))
+        self._memo.move_to_end(key)
+        return self._memo[key]
+
+    def _read(self, text: str, labels: Collection[str]) -> Iterator[Mention]:
         seen = frozenset().union(*(self.classes_of(label) for label in labels))
         hidden = self._every - self.visible
-        found = []
         for mention in find_mentions(self._parser, text, seen | hidden):
             # A hit that rests on what nobody could see alone.
             if mention.verdict == "hit" and not seen & set(mention.classes):
                 mention = dataclasses.replace(mention, verdict="unseen")
-            found.append(mention)
-        return found
+            yield mention
 
 
 def with_names(vocabulary: Vocabulary, names: Iterable[str]) -> Vocabulary:
