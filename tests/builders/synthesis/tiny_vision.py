@@ -107,3 +107,60 @@ def tiny_owlv2(out: Path, size: int = 32) -> Path:
     pictures = hf.Owlv2ImageProcessor(size={"height": size, "width": size})
     hf.Owlv2Processor(pictures, tokenizer).save_pretrained(out)
     return out
+
+
+def tiny_sam(out: Path, size: int = 32) -> Path:
+    """A SAM of `size` pixels."""
+    import transformers as hf
+
+    _seeded()
+    vision = {
+        "hidden_size": 16,
+        "output_channels": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": size,
+        "patch_size": 8,
+    }
+    vision |= {"window_size": 2, "global_attn_indexes": [0], "num_pos_feats": 8, "mlp_dim": 32}
+    prompts = {"hidden_size": 16, "image_size": size, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }
+    config = hf.SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    hf.SamModel(config).save_pretrained(out)
+    hf.SamImageProcessor(size={"longest_edge": size}, pad_size={"height": size, "width": size}).save_pretrained(out)
+    return out
+
+
+def tiny_sam2(out: Path, size: int = 64) -> Path:
+    """A SAM2 of `size` pixels."""
+    import transformers as hf
+
+    _seeded()
+    backbone = hf.Sam2HieraDetConfig(
+        hidden_size=8, num_attention_heads=1, image_size=[size, size], blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 2, 4, 8], window_size_per_stage=[4, 2, 4, 2], global_attention_blocks=[3],
+        window_positional_embedding_background_size=[4, 4],
+    )  # fmt: skip
+    vision = hf.Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=16,
+        backbone_feature_sizes=[[size // 4, size // 4], [size // 8, size // 8], [size // 16, size // 16]],
+    )  # fmt: skip
+    prompts = {"hidden_size": 16, "image_size": size, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }
+    config = hf.Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    hf.Sam2Model(config).save_pretrained(out)
+    mask_size = {"height": size // 4, "width": size // 4}
+    hf.Sam2ImageProcessor(size={"height": size, "width": size}, mask_size=mask_size).save_pretrained(out)
+    return out
