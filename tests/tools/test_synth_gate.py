@@ -135,6 +135,7 @@ def test_rows_and_rejected_rows_add_up_and_say_where_they_come_from(gate, data):
     assert found["figures"]["given"]["hallucinated"]["value"] > 0 == found["figures"]["used"]["hallucinated"]["value"]
 
 
+@pytest.mark.slow
 def test_the_rows_are_read_by_the_data_layer_check_data_and_build_pairs(gate, data, run_here, tiny_model):
     assert gate("--held_out", 1, "--reasoning", "first").returncode == 0
     out = data / "out"
@@ -317,9 +318,9 @@ def test_the_judge(gate, data, chat_server):
         "--judge_max_tokens",
         100,
     ]
-    estimate = gate(*flags, *prices, "--estimate")
+    estimate = gate(*flags, *prices, "--estimate", out="est")
     assert estimate.returncode == 0 and "judge (a row each)" in estimate.stdout and not chat_server.requests
-    assert not (data / "out").exists()
+    assert not (data / "est").exists()
     stopped = gate(*flags, *prices, "--max_cost", 0.003, "--judge_workers", 1)
     assert stopped.returncode == 2 and "--max_cost 0.003" in stopped.stderr, stopped.stderr
     paid = len(chat_server.requests)

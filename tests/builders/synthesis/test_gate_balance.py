@@ -17,7 +17,7 @@ def test_classes_and_templates(row):
     assert class_of(row(question="Is it wet?", objects=[CAR])) == "(none)"
     assert class_of(row(question="Is the carpet wet?", objects=[CAR])) == "(none)"
     region = row(task="region", question="What is it?", region=("barrier", (0, 0, 9, 9)))
-    assert class_of(region) == "barrier" and template_of(region) == "(region)"
+    assert class_of(region) == "barrier" and template_of(region) == "what is it"
 
 
 def test_each_cap_at_its_limit(row):
@@ -40,7 +40,7 @@ def test_a_row_that_one_cap_takes_out_uses_no_place_of_another(row):
 def test_rows_without_a_class_and_fixed_questions_have_no_cap_of_their_kind(row):
     rows = [row(id=f"{i}", question="Is it wet?") for i in range(3)]
     assert len(kept(rows, Caps(class_=1))) == 3
-    fixed = [row(id=f"{i}", task="general", question="Describe it.") for i in range(3)]
+    fixed = [row(id=f"{i}", task="general", fixed=True, question="Describe it.") for i in range(3)]
     assert len(kept(fixed, Caps(template=1, class_=1))) == 3 and len(kept(fixed, Caps(rows=1))) == 1
 
 
@@ -55,7 +55,7 @@ def test_histograms_by_hand(row):
     rows = [
         row(image="a", kind="count", question="How many cars?", objects=[CAR]),
         row(image="a", question="Is it wet?", objects=[CAR]),
-        row(image="b", task="general", question="Describe it."),
+        row(image="b", task="general", fixed=True, question="Describe it."),
     ]
     assert histograms(rows) == {
         "task": {"vqa": 2, "general": 1},

@@ -31,9 +31,9 @@ def test_limits_are_those_given(row):
 
 def test_the_benchmarks_own_question_is_not_measured(row):
     """CODA-LM's general question has 95 words and ends as it likes; a driving suggestion is asked for with "please provide"."""
-    assert check_form(row(task="general", question=words(95))).reason == ""
-    assert check_form(row(task="suggestion", question="Please provide driving suggestions")).reason == ""
-    assert check_form(row(task="region", question=" ")).reason == "question_empty"
+    assert check_form(row(fixed=True, question=words(95))).reason == ""
+    assert check_form(row(fixed=True, question="Please provide driving suggestions")).reason == ""
+    assert check_form(row(fixed=True, question=" ")).reason == "question_empty"
 
 
 @pytest.mark.parametrize(

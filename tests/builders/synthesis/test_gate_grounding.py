@@ -85,7 +85,7 @@ def test_an_absent_object_may_be_asked_about(row, coco_reader):
 def test_the_question_of_a_fixed_task_claims_nothing(row, coco_reader):
     """CODA-LM's question lists cars, buses, cyclists and cones that the picture need not have."""
     question = "Focus on cars, trucks, buses, pedestrians, cyclists, motorcyclists and traffic lights."
-    assert check_grounding(row(task="general", question=question, objects=[CAR]), coco_reader).reason == ""
+    assert check_grounding(row(fixed=True, question=question, objects=[CAR]), coco_reader).reason == ""
     assert check_grounding(row(question=question, objects=[CAR]), coco_reader).reason == "ungrounded"
 
 

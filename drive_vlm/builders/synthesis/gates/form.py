@@ -1,7 +1,7 @@
 """Gate 1, form: is the text whole, of a sensible length, in the right language, no refusal, and silent about its sources?
 
-The lengths are those of Self-Instruct's instances, made fit for questions about pictures (docs/synthesis.md). A question of a fixed
-task is the benchmark's own and is not measured.
+The lengths are those of Self-Instruct's instances, made fit for questions about pictures (docs/synthesis.md). A fixed question is a
+benchmark's own and is not measured.
 """
 
 import re
