@@ -62,6 +62,7 @@ def make_parser() -> CommandParser:
         "labels that the lines hold); other objects of a text are neither right nor wrong",
     )
     flag("--spacy_model", "en_core_web_sm", "name or folder of the spaCy model that reads the texts")
+    flag("--processes", 1, "processes that read texts")
     add(
         "--decontaminate",
         nargs="+",
@@ -179,7 +180,9 @@ def open_reader(args: Any, lines: "list[Line]") -> "OpenNames":
     from drive_vlm.builders.synthesis.can_see import names_seen, read_names
     from drive_vlm.rewards.text.open_names import OpenNames
 
-    return OpenNames(read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model)
+    return OpenNames(
+        read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model, processes=args.processes
+    )
 
 
 def open_lines(args: Any) -> "tuple[list[Line], str, dict[str, str], list[str]]":
