@@ -85,6 +85,7 @@ def make_parser() -> CommandParser:
         "--picture_tokens", type=int, help="what the judge's server counts for a picture, for --max_cost and --estimate"
     )
     flag("--estimate", False, "run the free gates, say what the judge may cost, ask nobody and write nothing")
+    human_flags(parser)
     flag("--held_out", 0, "groups that go to held_out.jsonl", least=0)
     flag("--round", 0, "number of the round, which each row holds", least=0)
     flag(
@@ -97,6 +98,16 @@ def make_parser() -> CommandParser:
         ("link", "copy"),
         "OUT/images: a link to the image root, or a copy of each picture that a row names",
     )
+    flag("--page_pictures", 24, "pictures in sample.html; 0: no page", least=0)
+    flag("--workers", 4, "threads that read and draw pictures")
+    flag("--seed", 0, "of the choices under caps, of the split, of the sample and of intervals")
+    add("--json", help="write the audit here as well")
+    return parser
+
+
+def human_flags(parser: CommandParser) -> None:
+    """What is mixed into the synthetic rows."""
+    add, flag = parser.add_argument, parser.flag
     add("--human", nargs="+", default=[], metavar="ROWS", help="rows that people wrote, mixed into rows.jsonl")
     add("--human_root", help="folder that their pictures start from (default: the file's own)")
     flag("--human_share", 0.0, "share of human rows in rows.jsonl", least=0, most=0.99)
@@ -105,11 +116,6 @@ def make_parser() -> CommandParser:
         ("error", "cut"),
         "too few human rows for the share: stop, or leave synthetic rows out, counted",
     )
-    flag("--page_pictures", 24, "pictures in sample.html; 0: no page", least=0)
-    flag("--workers", 4, "threads that read and draw pictures")
-    flag("--seed", 0, "of the choices under caps, of the split, of the sample and of intervals")
-    add("--json", help="write the audit here as well")
-    return parser
 
 
 def check_flags(rules: GateRules, args: Any) -> None:
@@ -191,9 +197,15 @@ def open_lines(args: Any) -> "tuple[list[Line], str, dict[str, str], list[str]]"
     from drive_vlm.builders.synthesis.settings import models_of, read_settings
 
     settings = [found for path in args.data if (found := read_settings(Path(path)))]
-    root = args.image_root or next((found.image_root for found in settings if found.image_root), None)
-    if root is None:
-        raise ValueError(f"--image_root is needed: {args.data[0]}.settings.json does not say where pictures start from")
+    roots = sorted({found.image_root for found in settings if found.image_root})
+    if args.image_root is None and len(roots) != 1:
+        problem = (
+            f"pictures of --data start from {' and '.join(roots)}"
+            if roots
+            else "no settings file says where pictures start from"
+        )
+        raise ValueError(f"--image_root is needed: {problem}")
+    root = args.image_root or roots[0]
     models = models_of(args.data)
     authors = [model_name(model, False) for role, model in models.items() if role not in SILENT]
     lines = list(read_question_lines(args.data, root, fixed_questions(args.fixed_questions)))

@@ -21,6 +21,7 @@ from drive_vlm.data.samples import IMAGE, resolve_below
 from drive_vlm.data.vision import checked_image_size, load_image
 from drive_vlm.evaluation.codalm import QUESTIONS
 from drive_vlm.store.cache import cache_key
+from drive_vlm.store.fingerprint import content_hash
 
 TASKS = ("general", "region", "suggestion", "vqa")
 PLAIN, BOXED = "images", "images_w_boxes"
@@ -275,7 +276,7 @@ def draw_region(candidate: Candidate, out: Path) -> str:
     # A rectangle of another run may lie under the same id.
     box = ",".join(f"{value:g}" for value in candidate.region.box)
     target = out / boxed_name(candidate)
-    mark = f"{box} {os.stat(candidate.path).st_mtime_ns}".encode()
+    mark = f"{box} {content_hash(candidate.path)}".encode()
     if not target.is_file() or _comment(target) != mark:
         drawn = draw_box(load_image(candidate.path, candidate.where), candidate.region.box)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,6 +285,14 @@ def draw_region(candidate: Candidate, out: Path) -> str:
         drawn.save(part, format="JPEG", quality=92, subsampling=0, comment=mark)
         os.replace(part, target)
     return str(target)
+
+
+def keep_regions(candidates: Iterable[Candidate], out: Path) -> None:
+    """Remove the pictures of region rows that an earlier run has drawn and no row names any more."""
+    named = {out / boxed_name(candidate) for candidate in candidates}
+    for path in (out / BOXED).glob("*.jpg"):
+        if path not in named:
+            path.unlink()
 
 
 def _comment(path: Path) -> bytes:
