@@ -126,6 +126,13 @@ def test_a_line_without_a_caption_step_is_named(refine: Callable, folder: Path) 
     assert "synth_caption.py" in done.stderr
 
 
+def test_a_file_that_was_refined_before_is_refused(refine: Callable, folder: Path, chat_server: Any) -> None:
+    chat_server.answer = lambda body: reply(FINE)
+    assert refine("--limit", 1).returncode == 0
+    done = refine("--data", folder / "out.jsonl", out="again.jsonl")
+    assert done.returncode == 2 and "out.jsonl:1: has a caption_fine already" in done.stderr
+
+
 def test_names_are_found_as_whole_words_and_in_plurals() -> None:
     names = ["bus", "cone", "traffic cone", "lorry", "car"]
     assert names_in("Two lorries, a school bus and a carpet; T-junction cones.", names) == ["bus", "cone", "lorry"]

@@ -265,11 +265,12 @@ class _Scene:
 
         def read(said: Said) -> list[dict[str, Any]]:
             pair = read_json(said, FORMS["region"])
+            row = self._row("region", "region", pair)
             if not _MARK.search(pair["question"]):
                 raise Unread("no_rectangle")
             if not self._calls(pair["answer"], found.label):
                 raise Unread("name_missing")
-            return [self._row("region", "region", pair) | {"region": {"box": found.box, "label": found.label}}]
+            return [row | {"region": {"box": found.box, "label": found.label}}]
 
         return self._wanted("region", "region", str(place), values, read, found.box, place)
 
@@ -292,9 +293,9 @@ class _Scene:
     def vqa(self, fact: Fact, number: int) -> Wanted:
         def read(said: Said) -> list[dict[str, Any]]:
             pair = read_json(said, FORMS["vqa"])
+            row = self._row("vqa", fact.kind, pair)
             if problem := fact.problem(pair["answer"]):
                 raise Unread(problem)
-            row = self._row("vqa", fact.kind, pair)
             return [row if fact.absent is None else row | {"absent": fact.absent}]
 
         return self._wanted("vqa", fact.kind, str(number), {"order": fact.order}, read)
