@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# First: it lets torchvision's wheel live beside a CPU torch.
+import drive_vlm  # noqa: F401
+
 WORDS = (
     "[PAD]",
     "[UNK]",
