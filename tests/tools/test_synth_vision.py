@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,11 +67,13 @@ def step(run_here: Callable, tmp_path: Path) -> Callable[..., Any]:
 # ---- detect
 
 
-@pytest.mark.parametrize("kind", ["grounding-dino", "mm-grounding-dino", "owlv2"])
+@pytest.mark.parametrize("kind", ["grounding-dino", "mm-grounding-dino", "owlv2", "sam3"])
 def test_open_vocabulary_detectors_of_the_real_classes(
     kind: str, tiny: ModuleType, step: Callable, pictures: Path, tmp_path: Path
 ) -> None:
-    model = tiny.tiny_owlv2(tmp_path / "m") if kind == "owlv2" else tiny.tiny_grounding_dino(tmp_path / "m", kind=kind)
+    builders = {"owlv2": tiny.tiny_owlv2, "sam3": tiny.tiny_sam3}
+    build = builders.get(kind, partial(tiny.tiny_grounding_dino, kind=kind))
+    model = build(tmp_path / "m")
     # Random scores stand around a half, those of MM-GroundingDINO below a hundredth: every word is in each of its labels.
     least, word = (0, 0) if kind == "mm-grounding-dino" else (0.2, 0.4)
     words = ("--data", pictures, "--model", model, "--labels", *LABELS, "--threshold", least, "--text_threshold", word)
@@ -83,9 +86,11 @@ def test_open_vocabulary_detectors_of_the_real_classes(
             assert 0 <= x1 < x2 <= 96 and 0 <= y1 < y2 <= 64 and box["label"] in LABELS and box["by"] == "m"
             assert least <= box["score"] <= 1
     unknown = sum(sum(line["unknown_labels"].values()) for line in lines)
-    assert kind != "owlv2" or audit["counts"]["boxes"]
     assert audit["dropped"].get("unknown_label", 0) == audit["counts"]["unknown labels"] == unknown
-    if kind != "owlv2":
+    if kind in builders:
+        boxes = [box for line in lines for box in line["boxes"]]
+        assert boxes and all(("rle" in box) == (kind == "sam3") for box in boxes)
+    else:
         assert unknown, "a random GroundingDINO makes labels of several words, which are no label of the list"
     error = step("detect", *words, "--group", 2, "--same_label", 1, "--any_label", 1, code=2)
     assert "group: 3 then, 2 now" in error and "another --out" in error
@@ -182,10 +187,12 @@ def test_yolo_and_its_cache_are_sources(step: Callable, run_here: Callable, kit:
     first = sorted(folder.iterdir())[0]
     Image.new("RGB", (64, 64)).save(first)
     assert "is not the picture that" in step("detect", *data, "--detections", cache, out="cached.jsonl", code=2)
-    (folder / "new.jpg").write_bytes(first.read_bytes())
-    assert "no detections for 'new.jpg'" in step(
-        "detect", "--data", folder, "--detections", cache, out="n.jsonl", code=2
-    )
+    (tmp_path / "more").mkdir()
+    shutil.copy(first, tmp_path / "more" / "new.jpg")
+    more = ("--data", tmp_path / "more", "--detections", cache)
+    assert "no detections for 'new.jpg'" in step("detect", *more, out="more.jsonl", code=2)
+    _, audit = step("detect", *more, "--on_bad_row", "skip", out="more.jsonl")
+    assert audit["bad_rows"]["by_reason"] == {"no_detections": 1} and audit["lines"] == 0
 
 
 # ---- segment
@@ -215,6 +222,9 @@ def test_segmenters_of_the_real_classes(
     lines, audit = step("segment", *words, "--least_area", 0, "--most_area", 1)
     regions = [region for line in lines for region in line["regions"]]
     assert len(lines) == 3 and regions and audit["counts"]["regions"] == len(regions)
+    # Of no area at all, whatever --least_area says.
+    dropped = audit["dropped"]
+    assert set(dropped) <= {"too_small"}
     for region in regions:
         mask = decode_rle(Rle(**region["rle"]))
         assert mask.shape == (64, 96) and mask.any()
@@ -223,7 +233,10 @@ def test_segmenters_of_the_real_classes(
     assert lines[0]["size"] == [96, 64]
     few, audit = step("segment", *words, "--least_area", 0.3, "--most_area", 0.4, out="few.jsonl")
     kept = sum(len(line["regions"]) for line in few)
-    assert kept + sum(audit["dropped"].values()) == len(regions) and set(audit["dropped"]) <= {"too_small", "too_large"}
+    assert kept + sum(audit["dropped"].values()) == len(regions) + sum(dropped.values()) and set(audit["dropped"]) <= {
+        "too_small",
+        "too_large",
+    }
 
 
 # ---- names
