@@ -90,8 +90,9 @@ def is_step_file(path: str | Path) -> bool:
         return False
     rows = JsonlFile(path)
     first = rows[0] if len(rows) else None
-    named = isinstance(first, dict) and "image" in first and not first.keys() & set(_TURNS)
-    return named and bool(first.keys() & {"key", "boxes"})
+    if not isinstance(first, dict) or first.keys() & set(_TURNS):
+        return False
+    return "image" in first and bool(first.keys() & {"key", "boxes"})
 
 
 def read_pictures(

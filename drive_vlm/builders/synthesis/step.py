@@ -203,18 +203,22 @@ class _Run:
 
     def _make(self, mine: list[Picture], make: Make, batch_size: int) -> None:
         """Append a line for each picture to this rank's part, as they come."""
-        from rich.progress import track
+        from rich.progress import Progress
 
         topology = read_topology()
         blocks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-        shown = track(blocks, self.step.name, disable=not topology.is_main)
-        with LineWriter(self.out.with_name(f"{self.out.name}.part{topology.rank}")) as file:
-            for block in until_stopped(shown):
+        part = self.out.with_name(f"{self.out.name}.part{topology.rank}")
+        # Not rich's track(): its generator would be closed whenever the collector finds it, and join a thread that may wait for a lock
+        # which this one holds.
+        with LineWriter(part) as file, Progress(disable=not topology.is_main) as progress:
+            task = progress.add_task(self.step.name, total=len(mine))
+            for block in until_stopped(blocks):
                 for picture, result in zip(block, make(block), strict=True):
                     if isinstance(result, BadRow):
                         self.note_bad(result)
                     else:
                         file.append(self._line(picture, result))
+                    progress.advance(task)
 
     def _line(self, picture: Picture, made: Made) -> dict[str, Any]:
         unknown = made.fields.keys() - set(self.step.fields)
