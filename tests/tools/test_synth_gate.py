@@ -288,6 +288,15 @@ def test_a_picture_that_cannot_be_read_stops_or_is_counted(gate, data):
     assert refused.returncode == 2 and "is a folder of pictures already" in refused.stderr
 
 
+def test_rows_may_lie_next_to_their_pictures(gate, data):
+    (data / "pics").rename(data / "images")
+    for pictures in ("link", "copy"):
+        done = gate("--image_root", data / "images", "--pictures", pictures, out=".")
+        assert done.returncode == 0, done.stderr
+        assert (data / read(data / "rows.jsonl")[0]["image"]).is_file() and not (data / "images").is_symlink()
+    assert len(list((data / "images/day").iterdir())) == 6
+
+
 def test_human_rows_have_their_share_in_every_round(gate, data):
     (data / "people").mkdir()
     people = []

@@ -316,10 +316,13 @@ def place_pictures(images: Iterable[str], root: str, folder: Path, copy: bool) -
     Raises ValueError where something else is called so.
     """
     target = Path(root).resolve()
+    if not folder.is_symlink() and folder.resolve() == target:
+        # The rows go next to the pictures: they are in place.
+        return
     if folder.is_symlink():
         folder.unlink()
     if folder.exists() and not copy:
-        raise ValueError(f"{folder} is a folder of pictures already: remove it, or give --pictures copy")
+        raise ValueError(f"{folder} is a folder of pictures already: give another --out, or --pictures copy")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         folder.symlink_to(target)
