@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from drive_vlm.launch import stop
@@ -59,6 +59,14 @@ class Reply:
     completion_tokens: int
     cached: bool = False
 
+    @property
+    def ending(self) -> str:
+        """ "stop", "length" for a text that was cut, or for an empty one "refused" or "length": servers have more words for a whole
+        answer than one."""
+        if not self.text:
+            return "length" if "finish_reason length" in self.finish_reason else "refused"
+        return "length" if self.finish_reason == "length" else "stop"
+
 
 @dataclass
 class Usage:
@@ -70,6 +78,16 @@ class Usage:
     completion_tokens: int = 0
 
 
+class Purse(Protocol):
+    """Who allows a request that may be paid; threads share it (builders/synthesis/cost.py has one)."""
+
+    def reserve(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> float:
+        """Before a request: what is held for it. What this raises ends the call."""
+
+    def settle(self, reserved: float, reply: Reply | None) -> None:
+        """After it: the reply, which is paid even where it is empty, or None for a request that failed."""
+
+
 @dataclass
 class ChatClient:
     """Asks `model` at `base_url` (e.g. https://host/v1).
@@ -77,7 +95,7 @@ class ChatClient:
     `timeout` is in seconds for one attempt, `price_in` and `price_out` are per million tokens. The key stands in the
     environment variable `api_key_env`; a server on this machine or in a private network needs none.
     `cache_dir` keeps the replies by request_key, so wherever the model is served; two different models that servers call
-    by one name need a folder each.
+    by one name need a folder each. `purse` allows each request, also a repeated one; replies of the cache do not ask it.
     Raises ValueError for a `base_url` that is not an http(s) address or carries a password.
     """
 
@@ -91,6 +109,7 @@ class ChatClient:
     price_in: float | None = None
     price_out: float | None = None
     usage: Usage = field(default_factory=Usage)
+    purse: Purse | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -155,14 +174,15 @@ class ChatClient:
         workers: int = 8,
         progress: str = "asking",
         keep_refused: bool = False,
+        own: Mapping[K, dict[str, Any]] | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[K, Reply]]:
         """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
-        was refused comes last."""
+        was refused comes last. `own`: sampling of single conversations, such as the schema of their replies."""
         refused: dict[K, RefusedError] = {}
         for key, future in in_threads(
-            lambda asked: self.complete(asked, **sampling),
-            conversations,
+            lambda item: self.complete(item[0], **item[1]),
+            {key: (asked, sampling | (own or {}).get(key, {})) for key, asked in conversations.items()},
             workers,
             progress,
             lambda error: keep_refused and isinstance(error, RefusedError),
@@ -182,7 +202,9 @@ class ChatClient:
         client, secret = self._connection()
         problem, kind = "", ChatError
         for _ in range(self.max_retries + 1):
+            reserved = self.purse.reserve(messages, sampling) if self.purse else 0.0
             self._wait_for_turn()
+            reply = None
             try:
                 reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
             # The `openai` package hands both through unchecked.
@@ -194,6 +216,9 @@ class ChatClient:
                 # `from None`: the chained error would print what was redacted here.
                 kind = RefusedError if getattr(error, "status_code", 0) in _REFUSALS else ChatError
                 raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
+            finally:
+                if self.purse:
+                    self.purse.settle(reserved, reply)
             with self._lock:
                 self.usage.requests += 1
                 self.usage.prompt_tokens += reply.prompt_tokens
