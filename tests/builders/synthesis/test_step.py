@@ -102,16 +102,35 @@ def test_a_line_carries_on_what_is_known_and_follows_its_input(flags: Callable, 
     assert second.calls == ["0.png"]
 
 
+def test_a_step_that_looks_at_no_picture_runs_where_there_is_none(
+    flags: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    Grey().run(flags())
+    for path in pictures.iterdir():
+        path.unlink()
+    blind = Grey(name="blind")
+    data = [str(tmp_path / "out.jsonl")]
+    with pytest.raises(ValueError, match="does not exist or cannot be read"):
+        blind.run(flags("blind.jsonl", data=data))
+    step = Step("blind", {}, {}, ("blind",), pixels=False)
+    audit = run_step(step, flags("blind.jsonl", data=data), lambda: lambda few: [Made({"blind": 1}) for _ in few])
+    assert audit["lines"] == 6
+
+
 def test_shards_joined_are_the_whole_and_one_that_is_missing_is_named(flags: Callable, tmp_path: Path) -> None:
     Grey().run(flags("whole.jsonl"))
     for i in range(3):
         Grey().run(flags(shard=f"{i}/3"))
     shards = [str(path) for path in sorted(tmp_path.glob("out.shard-0?-of-03.jsonl"), reverse=True)]
     audit = merge_steps(Grey().step, shards, tmp_path / "out.jsonl")
-    assert audit["lines"] == 6 and audit["cost"] == 3.0
+    assert audit["lines"] == audit["made"] == audit["pictures"] == 6 and audit["cost"] == 3.0
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     with pytest.raises(ValueError, match=r"1 of 3 shards are missing \(first 1\)"):
         merge_steps(Grey().step, [shards[0], shards[2]], tmp_path / "out.jsonl")
+    other = Grey({"level": 2})
+    other.run(flags("other.jsonl"))
+    with pytest.raises(ValueError, match="level: 2 then, 1 now"):
+        merge_steps(Grey().step, shards, tmp_path / "other.jsonl")
     with pytest.raises(ValueError, match="not a file of the step detect"):
         merge_steps(Step("detect", {}, {}, ()), shards, tmp_path / "out.jsonl")
 
