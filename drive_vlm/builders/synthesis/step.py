@@ -228,8 +228,14 @@ class _Run:
         assert not unknown, f"{self.step.name} writes {unknown}, which it does not name"
         line: dict[str, Any] = {"key": self.keys[picture.image], "image": picture.image, "group": picture.group}
         line |= {name: value for name, value in picture.line.items() if name not in line} | made.fields
-        own: dict[str, Any] = {"dropped": made.dropped, "tokens": made.tokens, "cost": made.cost}
-        return line | {name: line.get(name, {}) | {self.step.name: value} for name, value in own.items() if value}
+        for name, value in (("dropped", made.dropped), ("tokens", made.tokens), ("cost", made.cost)):
+            # What a line says of this step already is of another run of it, which has made the input.
+            by_step = {step: known for step, known in line.pop(name, {}).items() if step != self.step.name}
+            if value:
+                by_step[self.step.name] = value
+            if by_step:
+                line[name] = by_step
+        return line
 
     def _join(self, made: dict[str, Any], kept: int, bad: list[dict[str, str]]) -> dict[str, Any]:
         """Write OUT from itself and the parts, which are removed, and count."""
