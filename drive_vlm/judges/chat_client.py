@@ -67,6 +67,11 @@ class Reply:
             return "length" if "finish_reason length" in self.finish_reason else "refused"
         return "length" if self.finish_reason == "length" else "stop"
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the server answered with nothing, which was paid; a request that it refused was not."""
+        return not self.text and "empty reply" in self.finish_reason
+
 
 @dataclass
 class Usage:
@@ -177,24 +182,33 @@ class ChatClient:
         own: Mapping[K, dict[str, Any]] | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[K, Reply]]:
-        """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
-        was refused comes last. `own`: sampling of single conversations, such as the schema of their replies."""
+        """As complete_many, but (key, reply) as they come, and what was refused last; an error is raised behind them, after the replies
+        that were under way. Where the server has answered nothing at all, an error comes without what was refused.
+        `own`: sampling of single conversations, such as the schema of their replies."""
         refused: dict[K, RefusedError] = {}
-        for key, future in in_threads(
-            lambda item: self.complete(item[0], **item[1]),
-            {key: (asked, sampling | (own or {}).get(key, {})) for key, asked in conversations.items()},
-            workers,
-            progress,
-            lambda error: keep_refused and isinstance(error, RefusedError),
-        ):
-            error = future.exception()
-            if isinstance(error, RefusedError):
-                refused[key] = error
-            else:
-                yield key, future.result()
-        if len(refused) == len(conversations) >= _ALL_REFUSED and not self._answered:
+        failed: BaseException | None = None
+        try:
+            for key, future in in_threads(
+                lambda item: self.complete(item[0], **item[1]),
+                {key: (asked, sampling | (own or {}).get(key, {})) for key, asked in conversations.items()},
+                workers,
+                progress,
+                lambda error: keep_refused and isinstance(error, RefusedError),
+            ):
+                error = future.exception()
+                if isinstance(error, RefusedError):
+                    refused[key] = error
+                else:
+                    yield key, future.result()
+        # StopRequested is a SystemExit.
+        except (Exception, SystemExit) as error:
+            failed = error
+        if failed is None and len(refused) == len(conversations) >= _ALL_REFUSED and not self._answered:
             raise next(iter(refused.values()))
-        yield from ((key, Reply("", str(error), 0, 0)) for key, error in refused.items())
+        if failed is None or self._answered:
+            yield from ((key, Reply("", str(error), 0, 0)) for key, error in refused.items())
+        if failed is not None:
+            raise failed
 
     def _ask(self, key: str, messages: Sequence[Message], sampling: dict[str, Any]) -> Reply:
         import openai

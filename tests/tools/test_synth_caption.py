@@ -88,9 +88,15 @@ def test_a_cut_and_an_empty_reply_are_told_apart(caption: Callable, folder: Path
             {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
         )
 
-    chat_server.faults = [reply(GOOD, "length"), reply("", "content_filter"), 400]
-    done = caption("--limit", 4, "--attempts", 1)
+    # The server dies in the block: what was paid before is not asked for again, not even the answer with nothing.
+    chat_server.faults, chat_server.dies_after = [reply(GOOD, "length"), reply("", "content_filter"), 400], 3
+    flags = ("--limit", 4, "--attempts", 1)
+    assert caption(*flags).returncode == 2 and len(chat_server.requests) == 3
+    chat_server.faults, chat_server.dies_after = [400], None
+    done = caption(*flags)
     assert done.returncode == 0, done.stderr
+    # Again the request that was refused, which costs nothing, and the fourth.
+    assert len(chat_server.requests) == 3 + 2
     lines = lines_of(folder / "out.jsonl")
     assert [line.get("refused") for line in lines] == ["cut_off", "no_answer", "no_answer", None]
     assert [line["finish_reason"] for line in lines] == ["length", "refused", "refused", "stop"]

@@ -23,6 +23,8 @@ from drive_vlm.data.samples import BadRow
 from drive_vlm.evaluation.oia_labels import json_object
 from drive_vlm.judges.judge import RETRY_TEMPERATURE, Request, messages_of
 from drive_vlm.launch import stop
+from drive_vlm.store.cache import write_json
+from drive_vlm.store.forms import read_object
 
 BACKENDS = ("openai", "hf")
 SCHEMA_MODES = ("json_schema", "json_object", "none")
@@ -158,11 +160,19 @@ class ServerWriter:
         own = {name: response_format(wanted[name].form, self.args.schema_mode) for name in messages}
         sampling = {"temperature": temperature_of(self.args, attempt), "max_tokens": self.args.max_tokens}
         sampling |= {"seed": self.args.seed + attempt}
+        files = {name: self._nothing_file(messages[name], sampling | own[name]) for name in messages}
+        for name, path in files.items():
+            if path.is_file():
+                del messages[name]
+                yield name, Said("", str(read_object(path).get("ending")), 0, 0)
         asked = self.client.complete_each(messages, self.args.workers, "asking", True, own, **sampling)
         try:
             for name, reply in asked:
                 if reply.cached:
                     self.budget.keep(reply)
+                if reply.is_nothing:
+                    files[name].parent.mkdir(parents=True, exist_ok=True)
+                    write_json(files[name], {"ending": reply.ending})
                 yield name, Said(reply.text, reply.ending, reply.prompt_tokens, reply.completion_tokens)
         except ChatError as error:
             hint = ""
@@ -171,6 +181,14 @@ class ServerWriter:
             raise ValueError(
                 f"{error}\nThe replies so far are in {self.cache}: the same command goes on from there.{hint}"
             ) from error
+
+    def _nothing_file(self, messages: Any, sampling: dict[str, Any]) -> Path:
+        """Where an answer with nothing is noted, which the client's own cache does not keep: it was paid too. Noted when its block ends,
+        so that a process that is killed within one asks for it again."""
+        from drive_vlm.judges.chat_client import request_key
+
+        key = request_key(self.args.model, messages, sampling)
+        return Path(self.cache) / key[:2] / f"{key}.nothing.json"
 
 
 class LocalWriter:
