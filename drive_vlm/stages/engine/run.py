@@ -168,7 +168,7 @@ def guarded(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float
     stop = StopOnRequest(status, trainer.losses, trainer.may_save, within_steps=trainer.parts.sampler is not None)
     trainer.add_callback(Heartbeats(trainer.heartbeat))
     if trainer.parts.held_out is not None:
-        trainer.add_callback(ScoresInStatus(status))
+        trainer.add_callback(ScoresInStatus(status, trainer.make_up))
     # Last of all callbacks: it must see what the others, such as GRPO's, have decided about saving.
     trainer.add_callback(stop)
     with Watchdog(trainer.heartbeat, status, trainer.out, hang_timeout):

@@ -1,14 +1,14 @@
 """Scores during training: at each evaluation all ranks answer the rows of --eval_generate, and the best checkpoint goes by them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from drive_vlm.data.predictions import Answer, prediction_row
 from drive_vlm.data.samples import BadRow
@@ -117,6 +117,22 @@ class ScoreMixin(Trainer):
         self.heartbeat.beat("evaluation")
         self.bad_rows.extend(bad)
 
+    def make_up(self) -> None:
+        """A request to stop leaves the evaluation of its step out, for want of time. The resumed run makes it first of all, so that
+        it has the same best checkpoint as a run that was not stopped."""
+        state, resume = self.state, self.parts.resume
+        due = self.args.eval_strategy == IntervalStrategy.STEPS and state.global_step >= self.args.eval_delay
+        if resume is None or not due or state.global_step % state.eval_steps or self.args.eval_on_start:
+            return
+        if any(line["step"] == state.global_step and "eval_answers_seconds" in line for line in state.log_history):
+            return
+        metrics = self.evaluate()
+        # It belongs to the checkpoint that is resumed.
+        saving, self.control.should_save = self.control.should_save, True
+        if self._determine_best_metric(metrics, None):
+            state.best_model_checkpoint = str(resume.checkpoint)
+        self.control.should_save = saving
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Trainer._determine_best_metric (transformers 5.23), for steps that are saved: the best of another step would stand in
         the way of every checkpoint that is worse. A score that is not defined is none."""
@@ -128,10 +144,10 @@ class ScoreMixin(Trainer):
 
 
 class ScoresInStatus(TrainerCallback):
-    """Brings the scores, and the best of them, into status.json."""
+    """Brings the scores, and the best of them, into status.json; makes up for an evaluation that a request has ended."""
 
-    def __init__(self, status: RunStatus) -> None:
-        self._status = status
+    def __init__(self, status: RunStatus, make_up: Callable[[], None]) -> None:
+        self._status, self._make_up = status, make_up
 
     def _say(self, args: "TrainingArguments", state: TrainerState, scores: dict[str, float] | None) -> None:
         self._status.scored(scores, str(args.metric_for_best_model or ""), state.best_metric, state.best_global_step)
@@ -139,6 +155,7 @@ class ScoresInStatus(TrainerCallback):
     def on_train_begin(
         self, args: "TrainingArguments", state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        self._make_up()
         self._say(args, state, None)
 
     def on_evaluate(
