@@ -68,10 +68,14 @@ def _tensorboard_config(callback: Any, flags: Mapping[str, Any]) -> None:
 
 def _wandb_samples(callback: Any, step: int, rows: Sequence[Shown]) -> None:
     wandb = callback._wandb
-    table = wandb.Table(columns=["picture", *COLUMNS])
-    for row in rows:
-        table.add_data(None if row.picture is None else wandb.Image(row.picture), *row.texts.values())
-    wandb.log({NAME: table, "train/global_step": step})
+    table = wandb.Table(columns=list(COLUMNS), data=[list(row.texts.values()) for row in rows])
+    # Not inside the table: an offline run's folder would not hold them.
+    pictures = [
+        wandb.Image(row.picture, caption="\n".join(f"{name}: {text}" for name, text in row.texts.items()))
+        for row in rows
+        if row.picture is not None
+    ]
+    wandb.log({NAME: table, "train/global_step": step} | ({f"{NAME}_pictures": pictures} if pictures else {}))
 
 
 def _wandb_config(callback: Any, flags: Mapping[str, Any]) -> None:
@@ -79,12 +83,12 @@ def _wandb_config(callback: Any, flags: Mapping[str, Any]) -> None:
 
 
 def _trackio_samples(callback: Any, step: int, rows: Sequence[Shown]) -> None:
-    import pandas
-
     trackio = callback._trackio
-    pictures = [None if row.picture is None else trackio.Image(row.picture, caption=row.id) for row in rows]
-    table = pandas.DataFrame([{"picture": picture} | row.texts for picture, row in zip(pictures, rows, strict=True)])
-    trackio.log({NAME: trackio.Table(dataframe=table), "train/global_step": step})
+    data = [
+        [None if row.picture is None else trackio.Image(row.picture, caption=row.id), *row.texts.values()]
+        for row in rows
+    ]
+    trackio.log({NAME: trackio.Table(columns=["picture", *COLUMNS], data=data), "train/global_step": step})
 
 
 def _trackio_config(callback: Any, flags: Mapping[str, Any]) -> None:
