@@ -115,7 +115,6 @@ def test_the_training_does_not_notice_and_the_answers_are_those_of_generate(
 
 
 @pytest.mark.slow
-@pytest.mark.supports("internvl sft zero3")
 def test_two_ranks_that_shard_every_weight_give_the_scores_of_one(sft: Callable, fresh: Callable, world: Any) -> None:
     """13 rows in batches of 5: in the second round one rank has none. Resumed on one rank from step 2, it is the same run."""
     asked = ("--eval_generate", world.eval, "--eval_metric", "accuracy", "f1", *STEPS, *SHORT)
