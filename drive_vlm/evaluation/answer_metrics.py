@@ -30,13 +30,11 @@ class Score:
         estimate: value and interval; all None where no value is defined.
         unread: answers that could not be read; None for a metric that reads nothing out of a text.
         more: figures next to it, by the end of their name.
-        right: float[N], what each row contributes; None where the metric is no mean over rows.
     """
 
     estimate: Estimate
     unread: int | None = None
     more: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    right: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ def mean_score(
     """The mean of `values float[N]`."""
     sums = group_sums(np.column_stack([values, np.ones(len(values))]), groups)
     found = pooled(sums, lambda total: {"mean": total[..., 0] / total[..., 1]})
-    return Score(found["mean"], unread, more or {}, values)
+    return Score(found["mean"], unread, more or {})
 
 
 def accuracy(rows: Sequence[Row], groups: Sequence[str]) -> Score:

@@ -84,11 +84,13 @@ class ScoreMixin(Trainer):
             path.parent.mkdir(exist_ok=True)
             write_lines(path, rows)
             send_samples(self.callback_handler.callbacks, self.state.global_step, held_out.shown(answers))
+        seconds = time.perf_counter() - began
+        self.parts.throughput.leave_out(seconds)
         cut = sum(answer.finish_reason == "length" for answer in answers.values())
         return held_out.figures(rows) | {
             "eval_answers_cut": float(cut),
             "eval_answers_missing": float(len(held_out.samples) - len(rows)),
-            "eval_answers_seconds": time.perf_counter() - began,
+            "eval_answers_seconds": seconds,
         }
 
     def _answers(self, held_out: HeldOut) -> Iterator[tuple[tuple[str, str], Answer]]:

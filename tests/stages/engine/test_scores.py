@@ -229,6 +229,19 @@ def test_an_evaluation_that_a_request_has_ended_is_made_up_for(
     assert (ours["best_step"], ours["best_value"]) == (theirs["best_step"], theirs["best_value"])
 
 
+@pytest.mark.slow
+def test_grpo_scores_the_weights_that_it_saves(train: Callable, held: Path, tmp_path: Path) -> None:
+    """Each generation batch is learned from twice, so that step 3 is no place for a checkpoint: saved and scored is step 4."""
+    steps = ("--max_steps", 6, "--save_strategy", "steps", "--save_steps", 3)
+    asked = ("--eval_generate", held, "--eval_metric", "word_f1", "--eval_steps", 3, *SHORT)
+    train("grpo", tmp_path / "scored", "--num_iterations", 2, *steps, *asked)
+    train("grpo", tmp_path / "plain", "--num_iterations", 2, *steps)
+    assert losses(tmp_path / "scored") == losses(tmp_path / "plain")
+    assert [row["step"] for row in scores_of(tmp_path / "scored")] == [4, 6]
+    assert {path.name for path in (tmp_path / "scored").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+    assert json.loads((tmp_path / "scored" / "status.json").read_text())["best_step"] in (4, 6)
+
+
 def test_what_cannot_be_scored_is_refused_before_anything_trains(
     train: Callable, world: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
