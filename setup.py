@@ -25,7 +25,7 @@ CORE = [
     "num2words>=0.5.14",  # the processor of SmolVLM refuses to load without it
 ]
 EXTRAS = {
-    "eval": ["open_clip_torch>=3.3", "scipy>=1.15", "scikit-learn>=1.6", "matplotlib>=3.10"],
+    "eval": ["open_clip_torch>=3.3", "scipy>=1.15", "scikit-learn>=1.6", "matplotlib>=3.10", "nltk>=3.9,<4"],
     "judge": ["openai>=2"],
     "video": ["av>=17"],
     "yolo": ["ultralytics>=8.4,<8.5"],

@@ -348,3 +348,9 @@ def compose_internvl() -> Callable[..., Path]:
         return tiny.save_model(out, model, processor)
 
     return compose
+
+
+@pytest.fixture(scope="session")
+def planning_infos() -> Any:
+    """The module tests/planning_infos.py: info files of invented drives as VAD and UniAD write them."""
+    return _load("planning_infos")

@@ -3,7 +3,8 @@
 Prints the audit (bad rows by reason, with file:line), a histogram of lengths in tokens, rows as the model sees them with
 the learned words in colour (between ⟦ and ⟧ where there is no colour), and how much of a batch is padding with and
 without packing. Needs the model's processor, never its weights. Exit code 1 when a row id, a group (scene or video) or a
-picture (its path or its bytes, with --deep also its looks) stands in --data and in --eval_data, and when no row can be used.
+picture (its path or its bytes, with --deep also its looks) stands in --data and in --eval_data, and when no row can be used. --against
+compares with evaluation files in their official form, by scene token, key frame, picture name and bytes.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 python tools/check_data.py --data train.jsonl --model OpenGVLab/InternVL3-1B-hf
 python tools/check_data.py --data train.jsonl --eval_data val.jsonl --model runs/tiny --decode --plot runs/lengths.png
+python tools/check_data.py --data data/drivelm/train.jsonl --against drivebench-test-final.json --against_root . --model runs/tiny
 python tools/check_data.py --data meta.json --model runs/tiny --max_length 8192 --preview 10 --json runs/check.json
 """
 BAR, EXAMPLES_SHOWN = 50, 3
@@ -42,6 +44,15 @@ def make_parser() -> CommandParser:
         help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md)",
     )
     add("--eval_data", nargs="+", default=[], help="evaluation rows, which must share nothing with --data")
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="evaluation files that training must share no scene, key frame or picture with: rows, or the official JSON of DriveLM, DriveBench or "
+        "RoboSense track 1",
+    )
+    add("--against_root", help="folder that the pictures of --against start from (default: each file's own)")
     add("--model", required=True, help="model directory or hub id; only its processor is loaded")
     add("--image_root", help="folder that picture paths start from (default: the data file's own folder)")
     flag("--links", ("follow", "refuse"), "symbolic links that leave the image root: follow, or refuse their rows")
@@ -85,6 +96,22 @@ def check_split(sources: Sequence[Any], encoder: Any, args: Any) -> tuple[dict[s
         files, bad = decode_all(table, args.num_frames, args.workers, partial(progress, what="decoding"))
         result["decoded"] = {"files": files, "bad": audit_bad_rows(bad)}
     return result, table
+
+
+def leaks_against(train: Sequence[Any], samples: list["Sample"], args: Any) -> list["Leak"]:
+    """What --data shares with each file of --against: scene, key frame, picture name or bytes. The files need not be usable rows."""
+    from drive_vlm.builders.checks import leak_keys
+    from drive_vlm.builders.evaluation_files import evaluation_rows, leak_row, pictures_of
+    from drive_vlm.builders.same_pictures import same_files
+    from drive_vlm.builders.splits import find_leaks
+
+    leaks = []
+    for name in args.against:
+        rows = list(evaluation_rows(Path(name)))
+        leaks += find_leaks({"train": leak_keys(train), name: map(leak_row, rows)})
+        same = same_files(samples, pictures_of(rows, Path(name), args.against_root))
+        leaks += [dataclasses.replace(leak, splits=("train", name)) for leak in same]
+    return leaks
 
 
 def picture_leaks(train: list["Sample"], held_out: list["Sample"], args: Any) -> list["Leak"]:
@@ -251,6 +278,8 @@ def check(args: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:
         leaks = find_leaks({name: leak_keys(files) for name, files in sources.items()})
         train, held_out = ([sample for sample, _ in tables[name].media()] for name in ("train", "eval"))
         leaks += picture_leaks(train, held_out, args)
+    if args.against:
+        leaks += leaks_against(sources["train"], [sample for sample, _ in tables["train"].media()], args)
     return {"splits": splits, "leaks": [dataclasses.asdict(leak) for leak in leaks]}, tables, encoder
 
 
@@ -275,10 +304,11 @@ def verdict(result: dict[str, Any], args: Any) -> str | None:
     if empty:
         files = ", ".join(file["path"] for name in empty for file in result["splits"][name]["files"])
         return f"no usable row in {' and '.join(empty)} ({files}): see the reasons above"
-    counts = Counter(leak["kind"] for leak in result["leaks"])
-    for kind in counts:
-        values = [leak["value"] for leak in result["leaks"] if leak["kind"] == kind][:EXAMPLES_SHOWN]
-        text = f"leak: {counts[kind]:,} values of {kind} are in train and in eval, such as {', '.join(values)}"
+    counts = Counter((leak["kind"], *leak["splits"]) for leak in result["leaks"])
+    for (kind, *splits), count in counts.items():
+        alike = [leak["value"] for leak in result["leaks"] if (leak["kind"], *leak["splits"]) == (kind, *splits)]
+        places = " and ".join(f"in {split}" for split in splits)
+        text = f"leak: {count:,} values of {kind} are {places}, such as {', '.join(alike[:EXAMPLES_SHOWN])}"
         print(text, file=sys.stderr)
     if result["leaks"]:
         return "the splits share rows, scenes or pictures: split by group (tools/build_*.py do), or take the shared rows out of one file"

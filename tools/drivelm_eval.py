@@ -1,13 +1,15 @@
 """DriveLM's challenge score of a prediction file: accuracy, language, match, and the GPT part where a judge is given.
 
 Reads the challenge's own list `[{id, question, gt_answer, answer}]` and the project's predictions JSONL, whose ids may
-be the official ones, a `drivelm_id` column, or those of tools/build_drivelm.py.
+be the official ones, a `drivelm_id` column, or those of tools/build_drivelm.py. Beside the official accuracy stands what answers mean
+("The correct answer is B."), with intervals by scene; --judge_seeds says how far the judge's part moves from seed to seed.
 """
 
 import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from drive_vlm.evaluation.drivelm import (
     Judge,
     Pair,
     Question,
+    accuracy_table,
+    over_seeds,
     parse_rating,
     read_questions,
     score,
@@ -26,12 +30,13 @@ from drive_vlm.evaluation.drivelm import (
 from drive_vlm.judges import open_judge
 from drive_vlm.judges.judge import REFUSED, JudgeConfig, Request, judge_all, spent_line
 from drive_vlm.launch.stop import listening
+from drive_vlm.report.scores import print_scores
 from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/drivelm_eval.py --predictions output.json --annotations test_eval.json
 python tools/drivelm_eval.py --predictions generated.jsonl --annotations test_eval.json --stitched --json score.json
-python tools/drivelm_eval.py --predictions output.json --annotations test_eval.json --judge_model gpt-4o --cache judge
+python tools/drivelm_eval.py --predictions output.json --annotations test_eval.json --judge_model gpt-4o --cache judge --judge_seeds 5
 """
 
 
@@ -42,6 +47,14 @@ def make_parser() -> CommandParser:
     add("--annotations", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
+    add("--blind_predictions", help="the model's answers to blank pictures, for the accuracy part")
+    flag(
+        "--judge_seeds",
+        1,
+        "times the judge rates everything: greedy first, then sampled, each time with other seeds",
+        least=1,
+    )
+    flag("--seed", 0, "of the bootstrap")
     add("--json", help="write the score with all its parts and counts here")
     add_dataclass(parser, JudgeConfig, "judge of the GPT part, which is left out without --judge_model")
     return parser
@@ -87,24 +100,26 @@ def load_answers(path: str, questions: list[Question], stitched: bool = False) -
     return answers
 
 
-def make_judge(args: Any, spent: dict[str, Any]) -> Judge | None:
-    """The judge of the flags, or None; what it took comes into `spent`. Raises ValueError for a prompt file without its two places."""
+def make_judges(args: Any, spent: dict[str, Any]) -> list[Judge]:
+    """The judge of the flags once for each of --judge_seeds, or none; what it took comes into `spent`. Raises ValueError for a prompt
+    file without its two places."""
     config = from_namespace(JudgeConfig, args)
     if not config.judge_model and config.judge_backend == "openai":
-        return None
+        return []
     model = open_judge(config)
     prompt = _read(args.judge_prompt) if args.judge_prompt else JUDGE_PROMPT
     if "{reference}" not in prompt or "{answer}" not in prompt:
         raise ValueError(f"{args.judge_prompt}: the prompt must hold {{reference}} and {{answer}}")
 
-    def rate(pairs: Sequence[Pair]) -> list[float | None]:
+    def rate(pairs: Sequence[Pair], seed: int) -> list[float | None]:
         requests = [Request((("user", _fill(prompt, answer, reference)),)) for answer, reference in pairs]
-        blocks = judge_all(model, requests, _rating, config.judge_attempts)
+        blocks = judge_all(model, requests, _rating, config.judge_attempts, seed * config.judge_attempts)
         found = [judged for block in blocks for judged in block]
-        spent.update(model.spent(), asked_again=sum(judged.attempts > 1 for judged in found))
+        again = spent.get("asked_again", 0) + sum(judged.attempts > 1 for judged in found)
+        spent.update(model.spent(), asked_again=again)
         return [judged.value for judged in found]
 
-    return rate
+    return [partial(rate, seed=seed) for seed in range(args.judge_seeds)]
 
 
 def _rating(reply: str) -> float | None:
@@ -136,6 +151,12 @@ def show(result: dict[str, Any], args: Any) -> None:
         print(f"parts at hand: {result['covered_score']:.4f} of the weights' {result['covered_weight']:.1f}")
     else:
         print(f"final score: {result['final']:.4f}")
+    if result["accuracy_table"]:
+        print_scores(result["accuracy_table"], "points of 100")
+    for name, found in (result["judge_seeds"] or {}).items():
+        values = ", ".join("-" if value is None else f"{value:.4f}" for value in found["values"])
+        spread = "-" if found["sd"] is None else f"{found['sd']:.4f}"
+        print(f"{name} over {len(found['values'])} seeds of the judge: {values}; standard deviation {spread}")
     print(f"{result['questions']} questions: {result['counted']} counted, {result['gated']} gated out by the graph")
     warnings = {
         "answers missing (scored as empty)": result["missing"],
@@ -199,9 +220,17 @@ def run(args: Any) -> dict[str, Any]:
     questions = load_reference(args.annotations)
     answers = load_answers(args.predictions, questions, args.stitched)
     spent: dict[str, Any] = {}
-    result = score(questions, answers, make_judge(args, spent))
+    judges = make_judges(args, spent)
+    result = score(questions, answers, judges[0] if judges else None)
     record = {"predictions": args.predictions, "reference": args.annotations, "judge_model": args.judge_model}
-    return record | plain(result) | {"judge": spent}
+    blind = load_answers(args.blind_predictions, questions, args.stitched) if args.blind_predictions else None
+    table = accuracy_table(questions, answers, args.seed, blind)
+    return (
+        record
+        | plain(result)
+        | {"accuracy_table": table.to_dict() if table else None}
+        | {"judge_seeds": over_seeds(questions, answers, result, judges[1:]) if judges[1:] else None, "judge": spent}
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What tools/check_data.py measures of a data set before a run; nothing here trains or prints."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from drive_vlm.builders.evaluation_files import frame_token, picture_name
 from drive_vlm.builders.same_pictures import SPLITS, kept_of_tables, leaks_of
 from drive_vlm.builders.splits import Leak, find_leaks
 from drive_vlm.data.order import EpochOrder, pack
@@ -83,14 +83,15 @@ def duplicate_ids(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def leak_keys(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
-    """Rows as find_leaks takes them, with media paths made absolute: two files may have different roots."""
+    """Rows as find_leaks takes them, with media by `picture_name`: two files may have different roots."""
     for where, root, row in raw_rows(sources):
         media: list[str] = []
         # What is no usable row shows its id and group at least.
         with contextlib.suppress(BadRow), one_row(where):
             sample = parse_row(row, where, root, need_answer=False)
-            media = [os.path.abspath(path) for path in (*sample.images, *filter(None, [sample.video]))]
-        yield {"id": row.get("id"), "group": row.get("group"), "image": media}
+            media = [picture_name(path) for path in (*sample.images, *filter(None, [sample.video]))]
+        group = row.get("group") or row.get("scene_token")
+        yield {"id": row.get("id"), "group": group, "frame": frame_token(row), "image": media}
 
 
 def leaks_between(train: RowTable, held_out: RowTable) -> list[Leak]:

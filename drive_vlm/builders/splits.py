@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Of a token that names a key frame in all of nuScenes; a shorter "frame" is a number within its own file.
+_TOKEN_LENGTH = 32
+
 
 @dataclass(frozen=True)
 class Leak:
-    """One value that several splits share: a row id, a group (scene or video id) or a picture's path."""
+    """One value that several splits share: a row id, a group (scene or video id), the token of a key frame, a picture's path or name."""
 
-    # "id" | "group" | "image"
+    # "id" | "group" | "frame" | "image"
     kind: str
     value: str
     splits: tuple[str, ...]
@@ -80,9 +83,9 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def find_leaks(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Leak]:
-    """Every id, group and media path that more than one split holds, in order of kind and value.
+    """Every id, group, key frame and media path that more than one split holds, in order of kind and value.
 
-    Rows carry `id`, optionally `group`, and their media as `image`, `images` or `video` (a path or a list of paths).
+    Rows carry `id`, optionally `group` and `frame`, and their media as `image`, `images` or `video` (a path or a list of paths).
     Memory grows with the number of distinct values: a million rows fit in a few hundred MB.
     """
     shared = SharedValues()
@@ -93,11 +96,11 @@ def find_leaks(splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Leak]:
 
 
 class SharedValues:
-    """The ids, groups and media paths of rows as they come, each with the splits that hold it, one bit for a split."""
+    """The ids, groups, key frames and media paths of rows as they come, each with the splits that hold it, one bit for a split."""
 
     def __init__(self) -> None:
         self._bits: dict[str, int] = {}
-        self._seen: dict[str, dict[str, int]] = {"id": {}, "group": {}, "image": {}}
+        self._seen: dict[str, dict[str, int]] = {"id": {}, "group": {}, "frame": {}, "image": {}}
 
     def add(self, split: str, row: Mapping[str, Any]) -> None:
         bit = self._bits.setdefault(split, 1 << len(self._bits))
@@ -120,6 +123,8 @@ def _keys(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "id", str(row["id"])
     if row.get("group") is not None:
         yield "group", str(row["group"])
+    if (token := row.get("frame")) is not None and isinstance(token, str) and len(token) == _TOKEN_LENGTH:
+        yield "frame", token
     for column in ("image", "images", "video", "videos"):
         value = row.get(column)
         for path in value if isinstance(value, (list, tuple)) else [value]:

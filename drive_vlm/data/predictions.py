@@ -128,6 +128,22 @@ def common_samples(files: list[list[Prediction]]) -> tuple[list[list[Prediction]
     return [[table[key] for key in keys] for table in tables], [len(table) - len(keys) for table in tables]
 
 
+def rows_by_id(path: str | Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """{id: ("file:line", row)} of a file of rows, in its order. Raises ValueError for what is no object with an id, for an id that comes
+    twice, and without rows."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for where, row in JsonlFile(path).places():
+        if not isinstance(row, dict) or row.get("id") is None:
+            raise ValueError(f'{where}: not a row with an "id"; predictions are found by it')
+        name = str(row["id"])
+        if name in found:
+            raise ValueError(f"{where}: id {name!r} came before at {found[name][0]}; ids must be unique in a file")
+        found[name] = (where, row)
+    if not found:
+        raise ValueError(f"{path}: no rows")
+    return found
+
+
 # The baseline that is a model's answers to blank pictures.
 BLIND = "blind pictures"
 

@@ -23,10 +23,15 @@ an odd last decimal is dropped (`odd_decimals`; officially so in predictions onl
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
+from drive_vlm.evaluation.answer_accuracy import normalize_answer
+from drive_vlm.evaluation.drivebench import CLEAN, MCQ, Item, add_baselines
+from drive_vlm.evaluation.score_table import ScoreTable
 from drive_vlm.evaluation.text_overlap import language_scores
 
+VERSION = "OpenDriveLab/DriveLM@0469200"
 CATEGORIES = ("perception", "prediction", "planning", "behavior")
 ACCURACY, GPT, LANGUAGE, MATCH = 0, 1, 2, 3
 _NAMES = {ACCURACY: "accuracy", GPT: "GPT", LANGUAGE: "language", MATCH: "match"}
@@ -60,6 +65,7 @@ class Question:
     question: str
     target: str
     tags: tuple[int, ...]
+    scene: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,13 @@ def read_questions(test: Mapping[str, Any], source: str = "the test file") -> li
         if not isinstance(frames, dict):
             raise ValueError(f'{source}: scene {scene}: no "key_frames"; expected the challenge\'s test_eval.json')
         for frame, data in frames.items():
-            questions.extend(_frame_questions(f"{scene}_{frame}", data.get("QA", {}), source))
+            questions.extend(_frame_questions(scene, f"{scene}_{frame}", data.get("QA", {}), source))
     if not questions:
         raise ValueError(f"{source}: no questions")
     return questions
 
 
-def _frame_questions(frame: str, answers: Mapping[str, Any], source: str) -> Iterator[Question]:
+def _frame_questions(scene: str, frame: str, answers: Mapping[str, Any], source: str) -> Iterator[Question]:
     number = 0
     for category in CATEGORIES:
         for index, qa in enumerate(answers.get(category, [])):
@@ -116,7 +122,7 @@ def _frame_questions(frame: str, answers: Mapping[str, Any], source: str) -> Ite
             if not isinstance(qa.get("tag"), list):
                 raise ValueError(f'{name}: no "tag" list; only test files have it (DriveLM extract_data.py makes them)')
             alias = f"{frame}_{category}_{index}"
-            yield Question(f"{frame}_{number}", alias, frame, category, qa["Q"], qa["A"], tuple(qa["tag"]))
+            yield Question(f"{frame}_{number}", alias, frame, category, qa["Q"], qa["A"], tuple(qa["tag"]), scene)
             number += 1
 
 
@@ -164,7 +170,7 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], judge: Judg
             "no prediction has an id of the test file; ids are scene_frame_number as in its official order"
         )
     counted = gate(questions, answers)
-    pairs = {tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags] for tag in _NAMES}
+    pairs = _pairs(counted, answers)
     ratings: list[float | None] = list(judge(pairs[GPT] + pairs[MATCH])) if judge else []
     gpt, match_gpt = _mean(ratings[: len(pairs[GPT])]), _mean(ratings[len(pairs[GPT]) :])
     accuracy = _mean([float(answer == target) for answer, target in pairs[ACCURACY]])
@@ -204,6 +210,69 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], judge: Judg
         ignored_coordinates=sum(ignored_coordinates(text) for text in texts),
         unrated=sum(rating is None for rating in ratings),
     )
+
+
+def _pairs(counted: Sequence[Question], answers: Mapping[str, str]) -> dict[int, list[Pair]]:
+    """(answer, target) of the counted questions of each tag; an answer that is missing is an empty one."""
+    return {tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags] for tag in _NAMES}
+
+
+def accuracy_table(
+    questions: Sequence[Question], answers: Mapping[str, str], seed: int = 0, blind: Mapping[str, str] | None = None
+) -> ScoreTable | None:
+    """The accuracy part by the official rule and by lenient reading side by side, with intervals by scene, and what a majority, chance
+    and `blind` answers (official id -> text) get; None where no question counts for it. It is no part of the official score.
+
+    Lenient: the same choice of the question's options, else the same yes or no, else the same words after `normalize_answer`.
+    """
+    asked = [question for question in gate(questions, answers) if ACCURACY in question.tags]
+    if not asked:
+        return None
+    items = [
+        Item(q.id, q.scene, CLEAN, q.category, MCQ, "", q.question, q.target, answers.get(q.id, "")) for q in asked
+    ]
+    table = ScoreTable("DriveLM accuracy", VERSION, len(items), sum(q.id in answers for q in asked), seed=seed)
+    groups = [item.group for item in items]
+    lenient = [item.lenient if item.gold.read else _same_words(item) for item in items]
+    table.unread = sum(item.gold.read and not item.said.read for item in items)
+    table.add("strict", [float(item.strict) for item in items], groups)
+    table.add("lenient", [float(right) for right in lenient], groups, unread=table.unread)
+    table.differ = sum(item.strict != right for item, right in zip(items, lenient, strict=True))
+    add_baselines(table, items, items, blind)
+    return table
+
+
+def _same_words(item: Item) -> bool:
+    return normalize_answer(item.prediction) == normalize_answer(item.reference)
+
+
+def over_seeds(
+    questions: Sequence[Question], answers: Mapping[str, str], score: DriveLMScore, judges: Sequence[Judge]
+) -> dict[str, Any]:
+    """What further `judges`, the same one with other seeds, make of the rated parts: {gpt, match_gpt, final: {"values": one a seed, that
+    of `score` first, "mean", "sd": sample standard deviation}}. None where a seed rated nothing."""
+    pairs = _pairs(gate(questions, answers), answers)
+    found: dict[str, list[float | None]] = {"gpt": [score.gpt], "match_gpt": [score.match_gpt], "final": [score.final]}
+    for judge in judges:
+        ratings = list(judge(pairs[GPT] + pairs[MATCH]))
+        gpt, match_gpt = _mean(ratings[: len(pairs[GPT])]), _mean(ratings[len(pairs[GPT]) :])
+        final = None
+        if score.final is not None and None not in (gpt, match_gpt, score.gpt, score.match_gpt):
+            assert gpt is not None and match_gpt is not None and score.gpt is not None and score.match_gpt is not None
+            moved = WEIGHTS["gpt"] * (gpt - score.gpt) + WEIGHTS["match"] / 2 * (match_gpt - score.match_gpt)
+            final = score.final + moved / 100
+        for name, value in (("gpt", gpt), ("match_gpt", match_gpt), ("final", final)):
+            found[name].append(value)
+    return {name: _spread(values) for name, values in found.items()}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "values": list(values),
+        "mean": mean(known) if known else None,
+        "sd": stdev(known) if len(known) > 1 else None,
+    }
 
 
 def combine_language(parts: Mapping[str, float]) -> float:

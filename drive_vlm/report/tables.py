@@ -57,14 +57,14 @@ def interval(entry: dict[str, Any], form: str = ".3f", scale: float = 1) -> str:
     return f" [{scale * entry['low']:{form}}, {scale * entry['high']:{form}}]"
 
 
-def change(entry: dict[str, Any] | None, value: str = "value") -> "Text":
-    """The entry's change `value` with its interval, bold where that leaves out 0; "-" where it is undefined."""
+def change(entry: dict[str, Any] | None, value: str = "value", form: str = "+.3f") -> "Text":
+    """The entry's change `value` with its interval, in `form`, bold where that leaves out 0; "-" where it is undefined."""
     from rich.text import Text
 
     if entry is None or entry[value] is None:
         return Text("-")
     sure = entry["low"] is not None and (entry["low"] > 0 or entry["high"] < 0)
-    return Text(f"{entry[value]:+.3f}{interval(entry, '+.3f')}", style="bold" if sure else "")
+    return Text(f"{entry[value]:{form}}{interval(entry, form)}", style="bold" if sure else "")
 
 
 def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -50,6 +50,10 @@ REWARDS = {
     "action_reason": "drive_vlm.rewards.action_reason:build",
     "structure": "drive_vlm.rewards.structure:build",
     "clarify": "drive_vlm.rewards.clarify:build",
+    "choice": "drive_vlm.rewards.choice:build",
+    "meta_action": "drive_vlm.rewards.meta_action:build",
+    "trajectory": "drive_vlm.rewards.trajectory:build",
+    "format": "drive_vlm.rewards.format:build",
 }
 
 

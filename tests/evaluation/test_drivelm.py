@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 
 from drive_vlm.evaluation import drivelm
+from drive_vlm.evaluation.answers import options_of, read_choice
 from drive_vlm.evaluation.drivelm import (
     GPT_LEFT_OUT,
+    accuracy_table,
     combine_language,
     gate,
     ignored_coordinates,
     match_points,
+    over_seeds,
     parse_rating,
     points,
     read_questions,
@@ -224,6 +227,21 @@ def test_official_sample_pair(kit_questions):
 
 
 @pytest.mark.kit
+def test_a_real_model_s_words_are_read(kit_questions):
+    """The published sample answers of a model say "Back up." where an option is meant; nothing else in them names an option."""
+    answers = {row["id"]: row["answer"] for row in json.loads((KIT / "output.json").read_text())}
+    status = [q for q in kit_questions if "moving status of object" in q.question]
+    said = [read_choice(answers[q.id], options_of(q.question)).value for q in status]
+    assert said == ["C", "A", "C", "A", "D", "C", "C", "D"]
+    behavior = [q for q in kit_questions if q.category == "behavior"]
+    assert {read_choice(answers[q.id], options_of(q.question)).value for q in behavior} == {None}
+    # As references they are read whole, options of two sentences included.
+    assert all(
+        read_choice(options_of(q.question)[q.target], options_of(q.question)).value == q.target for q in behavior
+    )
+
+
+@pytest.mark.kit
 def test_official_numbers_on_shifted_references(kit_questions):
     """References with words dropped and points moved by 0-9 px: passes the gate, so that every part is exercised."""
     answers = {}
@@ -247,3 +265,55 @@ def test_official_numbers_on_shifted_references(kit_questions):
     assert (result.accuracy, result.gpt) == (1.0, pytest.approx(43.48))
     assert result.match == pytest.approx(53.7499996875, abs=1e-9)
     assert result.final == pytest.approx(0.6510839445361111, abs=1e-12)
+
+
+STATUS = "Status of <c1,CAM_BACK,100.0,200.0>? Please select the correct answer from the following options: A. Going ahead. B. Stopped."
+
+
+def choices(*answers: str) -> tuple[list, dict]:
+    """One scene an answer, each with the same choice (right: B) behind a perception answer that finds the object."""
+    first = qa("Objects?", "Cars <c1,CAM_BACK,100.0,200.0>.", 2)
+    test = {
+        f"s{i}": {"key_frames": {"f": {"QA": {"perception": [first, qa(STATUS, "B", 0)]}}}} for i in range(len(answers))
+    }
+    questions = read_questions(test)
+    said = {q.id: first["A"] if q.id.endswith("_0") else answers[int(q.scene[1:])] for q in questions}
+    return questions, said
+
+
+def test_lenient_accuracy_stands_beside_the_official_one():
+    questions, said = choices("B", "The answer is B.", "b", "stopped", "A", "A or B")
+    assert score(questions, said).accuracy == pytest.approx(1 / 6)
+    table = accuracy_table(questions, said)
+    found = table.to_dict()
+    assert found["scores"]["strict"]["value"] == pytest.approx(100 / 6)
+    assert (found["scores"]["lenient"]["value"], found["scores"]["lenient"]["unread"]) == (pytest.approx(400 / 6), 1)
+    assert (found["strict_and_lenient_differ"], found["unread"], found["scores"]["lenient"]["groups"]) == (3, 1, 6)
+    assert found["baselines"]["majority of these rows"]["value"] == 100 and found["baselines"]["chance"]["value"] == 50
+    assert not found["partial"]
+    blind = accuracy_table(questions, said, blind={q.id: "B" for q in questions if q.scene == "s0"})
+    assert (blind.sections["baselines"]["blind, lenient"].n, blind.sections["baselines"]["blind, lenient"].of) == (1, 6)
+
+
+def test_answers_without_a_choice_are_compared_by_words():
+    test = make_test(behavior=[qa("Behaviour?", "The car waits.", 0), qa("Is it red?", "Yes.", 0)])
+    questions = read_questions(test)
+    table = accuracy_table(questions, {questions[0].id: "the car waits", questions[1].id: "Yes, it is."})
+    assert (
+        table is not None
+        and table.sections["scores"]["lenient"].value == 100
+        and table.sections["scores"]["strict"].value == 0
+    )
+    assert accuracy_table(read_questions(make_test(planning=[qa("What?", "Brake.", 1)])), {}) is None
+
+
+def test_the_judge_moves_from_seed_to_seed():
+    questions, answers = read_questions(FRAME), answer_all(FRAME)
+    judges = [lambda pairs, value=value: [value] * len(pairs) for value in (60.0, 70.0, None)]
+    first = score(questions, answers, judges[0])
+    found = over_seeds(questions, answers, first, judges[1:])
+    assert found["gpt"]["values"] == [60, 70, None] and found["gpt"]["mean"] == 65
+    assert found["gpt"]["sd"] == pytest.approx(50**0.5)
+    # What a seed changes is the weights of the rated parts: 0.4 and 0.1 of 100 points.
+    assert found["final"]["values"][1] == pytest.approx(score(questions, answers, judges[1]).final)
+    assert found["final"]["values"][2] is None

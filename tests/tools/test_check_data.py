@@ -172,6 +172,24 @@ def test_a_picture_under_another_name_is_a_leak(rows, write, check, tmp_path):
 
 
 @pytest.mark.slow
+def test_training_rows_that_stand_in_a_benchmark_stop(rows, write, check, tmp_path):
+    """An official file, which is no file of rows: a shared scene by its token, and a picture by its bytes."""
+    train = [rows[0] | {"id": "t", "group": "a" * 32}]
+    shutil.copy(tmp_path / rows[0]["image"], tmp_path / "images" / "copy.jpg")
+    questions = [
+        {"scene_token": "a" * 32, "frame_token": "f", "question": "?", "image_path": {"CAM_FRONT": "images/copy.jpg"}}
+    ]
+    official = tmp_path / "test.json"
+    official.write_text(json.dumps(questions))
+    result, done = check(1, "--data", write("train.jsonl", train), "--preview", 0, "--against", official)
+    assert [(leak["kind"], leak["splits"]) for leak in result["leaks"]] == [
+        ("group", ["train", str(official)]),
+        ("content", ["train", str(official)]),
+    ]
+    assert f"leak: 1 values of group are in train and in {official}, such as {'a' * 32}" in done.stderr
+
+
+@pytest.mark.slow
 def test_preview_colours_exactly_the_answer(rows, write, check, tool, tiny_model):
     from drive_vlm.config import ModelConfig
     from drive_vlm.data.encoder import Encoder
