@@ -72,7 +72,8 @@ def run(args: Any) -> dict[str, Any]:
     systems: dict[str, Plans] = {
         name: read_plans([item.prediction for item in items], truth) for name, items in zip(names, files, strict=True)
     }
-    baselines = dict(baselines_of(truth, args))
+    known = known_plans(args.train) if args.train else None
+    baselines = dict(baselines_of(truth, known))
     if args.blind_predictions:
         answers = [item.prediction for item in read_blind(args.blind_predictions, files[-1], False)]
         baselines[BLIND] = read_plans(answers, truth)
@@ -86,6 +87,7 @@ def run(args: Any) -> dict[str, Any]:
         "missing": missing,
         "scenes": len(set(truth.groups)),
         "baselines_know": args.train,
+        "scenes_known": len(set(truth.groups) & set(known.groups)) if known else 0,
         "boxes": None if collisions is None else {"file": args.boxes, "range": args.box_range, **collisions.about},
         "checkpoints": {},
         "references": {},
@@ -127,10 +129,11 @@ def known_plans(path: str) -> "PlanTruth":
     from drive_vlm.data.predictions import rows_by_id
     from drive_vlm.evaluation.planning import plan_truth
 
-    return plan_truth([(where, row, "") for where, row in rows_by_id(path).values()])
+    rows = rows_by_id(path).values()
+    return plan_truth([(where, row, str(row.get("group") or "")) for where, row in rows])
 
 
-def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]":
+def baselines_of(truth: "PlanTruth", known: "PlanTruth | None") -> "Iterator[tuple[str, Plans]]":
     from drive_vlm.evaluation import planning
 
     def whole(points: "np.ndarray") -> "Plans":
@@ -139,8 +142,7 @@ def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]"
     state: EgoState = truth.state
     yield "standing still", whole(planning.stand_still(state))
     yield "constant velocity", whole(planning.constant_velocity(state))
-    if args.train:
-        known = known_plans(args.train)
+    if known is not None:
         yield "mean of the command", whole(planning.mean_trajectory(known.state, known.future, state))
         yield "ego-only", whole(planning.ego_only(known.state, known.future, state))
 

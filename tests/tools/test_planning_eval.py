@@ -111,7 +111,7 @@ def test_checkpoints_blind_and_train(evaluate, tmp_path, data):
     assert moved["sft", "grpo"]["rows"] == 6 and moved["sft", "grpo"]["scores"]["ADE"]["value"] == pytest.approx(-1)
     assert moved["blind pictures", "grpo"]["scores"]["ADE"]["value"] == pytest.approx(-3)
     assert result["baselines"]["ADE, blind pictures"]["value"] == pytest.approx(4)
-    assert "without --train" not in done.stdout
+    assert "without --train" not in done.stdout and "4 of the 4 scenes are in --train as well" in done.stdout
 
 
 def test_collisions(evaluate, tmp_path):
