@@ -182,7 +182,7 @@ def collisions_of(systems: "dict[str, Plans]", truth: "PlanTruth", items: "list[
     import numpy as np
 
     from drive_vlm.builders.nuscenes_planning import read_boxes
-    from drive_vlm.evaluation.collision_grid import ego_hits, occupancy
+    from drive_vlm.evaluation.collision_grid import hits
 
     boxes = read_boxes(args.boxes)
     lost = [item for item in items if item.id not in boxes]
@@ -190,15 +190,14 @@ def collisions_of(systems: "dict[str, Plans]", truth: "PlanTruth", items: "list[
         raise ValueError(
             f"--boxes {args.boxes} lacks {len(lost):,} of {len(items):,} frames, e.g. {lost[0].id}; is it the same split?"
         )
-    hits = {name: np.zeros(truth.future.shape[:2], dtype=bool) for name in systems}
+    found = {name: np.zeros(truth.future.shape[:2], dtype=bool) for name in systems}
     own = np.zeros(truth.future.shape[:2], dtype=bool)
     for index, item in enumerate(items):
-        filled = occupancy(boxes[item.id], args.box_range)
-        own[index] = ego_hits(truth.future[index], filled)
-        for name, plans in systems.items():
-            if plans.read[index]:
-                hits[name][index] = ego_hits(plans.points[index], filled) & ~own[index]
-    return Collisions(hits, {"steps_left_out": float(own.mean())})
+        read = {name: plans.points[index] for name, plans in systems.items() if plans.read[index]}
+        each, own[index] = hits(list(read.values()), truth.future[index], boxes[item.id], args.box_range)
+        for name, steps in zip(read, each, strict=True):
+            found[name][index] = steps
+    return Collisions(found, {"steps_left_out": float(own.mean())})
 
 
 def scores_of(name: str, plans: "Plans", truth: "PlanTruth", collisions: Collisions | None) -> "dict[str, np.ndarray]":
