@@ -34,9 +34,9 @@ class ChoiceConfig:
 def options(row: Mapping[str, Any]) -> dict[str, str]:
     """{letter: words} of a row: of its column, else of its question; {} where there are none."""
     given = row.get("options")
-    if isinstance(given, dict):
+    if given and isinstance(given, dict):
         return {str(letter): str(words) for letter, words in given.items()}
-    if isinstance(given, list):
+    if given and isinstance(given, list):
         return {letter: str(words) for letter, words in zip(LETTERS, given, strict=False)}
     return options_of(str(row.get("prompt") or ""))
 
