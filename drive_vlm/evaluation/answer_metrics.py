@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from drive_vlm.evaluation import oia, text_overlap
+from drive_vlm.evaluation import meta_actions, oia, planning, text_overlap
 from drive_vlm.evaluation.answer_accuracy import correct_answers, normalize_answer
-from drive_vlm.evaluation.answers import options_of, read_choice, strict_choice
+from drive_vlm.evaluation.answers import options_of_row, read_choice, strict_choice
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS
 from drive_vlm.evaluation.statistics import Estimate, group_sums, pooled
 
@@ -108,7 +108,7 @@ def choice(rows: Sequence[Row], groups: Sequence[str]) -> Score:
     the bare letter only, as official scripts compare it; "differ" counts the rows on which the two disagree."""
     right, strict, unread = [], [], 0
     for row in rows:
-        options = options_of(str(row["question"]))
+        options = options_of_row(row, str(row["question"]))
         own, said = read_choice(row["reference"], options), read_choice(row["prediction"], options)
         unread += not said.read
         right.append(float(said.read and said.value == own.value))
@@ -120,9 +120,9 @@ def choice(rows: Sequence[Row], groups: Sequence[str]) -> Score:
 
 
 def _lacks_choice(row: Row) -> str:
-    options = options_of(str(row["question"]))
+    options = options_of_row(row, str(row["question"]))
     if not options:
-        return 'options in its question, such as "A. Going ahead. B. Turning left."'
+        return 'options in its question, such as "A. Going ahead. B. Turning left.", and a column "options"'
     own = read_choice(row["reference"], options)
     return "" if own.read else f"an answer that names one of its options ({own.reason})"
 
@@ -146,12 +146,59 @@ def _lacks_actions(row: Row) -> str:
     return f'a column "actions" of {len(ACTION_TEXTS)} labels, each 0 or 1 (tools/build_oia.py writes it)'
 
 
+def plan_hit(rows: Sequence[Row], groups: Sequence[str]) -> Score:
+    """Share of all rows whose trajectory ends within 2 m of the true end (planning.py: 1 - miss rate). An unread answer is no
+    hit, and has no distance: ADE and FDE in metres stand beside it, over the rows that were read."""
+    truth = planning.plan_truth([(str(row["id"]), row, group) for row, group in zip(rows, groups, strict=True)])
+    plans = planning.read_plans([row["prediction"] for row in rows], truth)
+    read = plans.read
+    scores = planning.row_scores(plans.points[read], truth.future[read])
+    hits = np.zeros(len(rows))
+    hits[read] = 1 - scores["miss_final"]
+    more = {name: float(scores[name].mean()) for name in ("ADE", "FDE") if read.any()}
+    return mean_score(hits, groups, int((~read).sum()), more)
+
+
+def _lacks_future(row: Row) -> str:
+    try:
+        planning.plan_truth([("", row, "")])
+    except ValueError as error:
+        return f"a future of open-loop planning ({str(error).removeprefix(': ')})"
+    return ""
+
+
+def meta_action(rows: Sequence[Row], groups: Sequence[str]) -> Score:
+    """Share of all rows whose speed and path are the true ones (meta_actions.py); macro F1 of both beside it. Unread: an answer
+    without a speed or without a path."""
+    classes, *others = dict.fromkeys(str(row["classes"]) for row in rows)
+    if others:
+        raise ValueError(
+            f"--eval_metric meta_action: rows of the classes {classes} and {others[0]} are not scored together. Give rows of one of them."
+        )
+    true = [meta_actions.MetaAction(row["speed_class"], row["path_class"]) for row in rows]
+    said = [meta_actions.read_meta_action(row["prediction"]) for row in rows]
+    wanted, told = (meta_actions.labels(actions, classes) for actions in (true, said))
+    found = meta_actions.scores(wanted, told, groups)
+    more = {f"f1_{kind}": found[f"macro F1 {kind}"].value for kind in meta_actions.KINDS}
+    given = {name: value for name, value in more.items() if value is not None}
+    return Score(found["accuracy"], int((~told.read).sum()), given)
+
+
+def _lacks_meta_action(row: Row) -> str:
+    known = meta_actions.CLASSES.get(str(row.get("classes")), ())
+    if row.get("speed_class") in meta_actions.SPEEDS and row.get("path_class") in known:
+        return ""
+    return "speed_class, path_class and classes (tools/build_meta_actions.py writes them)"
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy, "the row's own answer, after normalising"),
     "choice": Metric(choice, "the right option of a multiple-choice question", _lacks_choice),
     "f1": Metric(macro_f1, "mean F1 over the different answers (rare ones count as much as common ones)"),
     "word_f1": Metric(word_f1, "F1 of the words"),
     "rouge_l": Metric(rouge_l, "ROUGE-L"),
+    "meta_action": Metric(meta_action, "speed and path", _lacks_meta_action),
+    "plan_hit": Metric(plan_hit, "trajectories that end within 2 m of the true end", _lacks_future),
     "oia_f1": Metric(oia_actions, "F1_all of BDD-OIA's actions", _lacks_actions),
 }
 
@@ -170,6 +217,8 @@ def check_rows(names: Sequence[str], rows: Sequence[Row], places: Sequence[str])
                 f"--eval_metric {name}: {len(lacking):,} of {len(rows):,} rows of --eval_generate cannot be scored; {place} lacks "
                 f"{problem}. Give rows that have it, or another metric ({', '.join(METRICS)})."
             )
+        # What only all rows together show.
+        METRICS[name].score([{**row, "prediction": ""} for row in rows], places)
 
 
 def _texts(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from drive_vlm.evaluation import meta_actions, planning
 from drive_vlm.evaluation.answer_metrics import METRICS, check_rows
 from drive_vlm.evaluation.oia_labels import text_answer
 from drive_vlm.evaluation.statistics import bootstrap_interval
@@ -85,6 +86,52 @@ def test_actions_are_scored_as_the_evaluation_of_bdd_oia_scores_them() -> None:
     assert found.unread == 1
 
 
+def plan(way: list[list[float]]) -> dict[str, Any]:
+    """The columns of a row of open-loop planning."""
+    return {
+        "past": [[0, -8], [0, -4]], "future": way, "speed": 8.0, "command": "straight", "axes": planning.RIGHT_FORWARD, "unit": "m",
+        "step_s": 0.5, "protocol": planning.VERSION,
+    }  # fmt: skip
+
+
+STRAIGHT = [[0.0, 4.0 * step] for step in range(1, 7)]
+
+
+def test_an_unread_trajectory_is_no_hit_and_no_distance() -> None:
+    """3 m beside the way at each step is a miss; the answer without a trajectory is not taken for the origin, 24 m away."""
+    near, far = ([[x, y] for _, y in STRAIGHT] for x in (1.0, 3.0))
+    said = [row | plan(STRAIGHT) for row in rows((str(near), "x"), (str(far), "x"), ("I would stop.", "x"))]
+    found = METRICS["plan_hit"].score(said, list("abc"))
+    assert found.estimate.value == pytest.approx(1 / 3) and found.unread == 1
+    assert found.more == {"ADE": pytest.approx(2.0), "FDE": pytest.approx(2.0)}
+    nothing = METRICS["plan_hit"].score(said[2:], ["a"])
+    assert nothing.estimate.value == 0 and nothing.more == {}
+
+
+def test_meta_actions() -> None:
+    """Speed and path must both be right; half an answer is unread. F1 of the paths by scikit-learn."""
+    true = [("KEEP", "STRAIGHT"), ("STOP", "LEFT_TURN"), ("KEEP", "STRAIGHT")]
+    texts = ["KEEP, STRAIGHT", "STOP, STRAIGHT", "KEEP"]
+    said = [
+        row | {"speed_class": speed, "path_class": path, "classes": "senna"}
+        for row, (speed, path) in zip(rows(*((text, "x") for text in texts)), true, strict=True)
+    ]
+    found = METRICS["meta_action"].score(said, list("abc"))
+    paths, claimed = meta_actions.CLASSES["senna"], ["STRAIGHT", "STRAIGHT", "-"]
+    expected = f1_score([path for _, path in true], claimed, labels=paths, average="macro", zero_division=0)
+    assert found.estimate.value == pytest.approx(1 / 3) and found.unread == 1
+    assert found.more["f1_path"] == pytest.approx(expected)
+    mixed = [said[0], said[1] | {"classes": "alphadrive"}]
+    with pytest.raises(ValueError, match="rows of the classes senna and alphadrive are not scored together"):
+        check_rows(["meta_action"], mixed, ["r:1", "r:2"])
+
+
+def test_options_of_a_column_go_before_those_of_the_question() -> None:
+    said = rows(("Turn left", "B"), ("A", "B"), question="What now?", options=["Go on", "Turn left"])
+    check_rows(["choice"], said, ["r:1", "r:2"])
+    assert METRICS["choice"].score(said, ["a", "b"]).estimate.value == 0.5
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_gives_one_row_a_score(name: str) -> None:
     """Without an interval; never NaN, which no tracker takes."""
@@ -95,6 +142,7 @@ def test_every_metric_gives_one_row_a_score(name: str) -> None:
         "reference": "A",
         "actions": [1, 0, 0, 0],
     }
+    row |= plan(STRAIGHT) | {"speed_class": "STOP", "path_class": "STRAIGHT", "classes": "senna"}
     check_rows([name], [row], ["file:1"])
     for prediction in ("A", ""):
         found = METRICS[name].score([row | {"prediction": prediction}], ["g"])
