@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,14 @@ def test_wandb_offline(tracked: Callable, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_trackio_on_this_machine(tracked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Read as it is imported, which this test alone does.
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio", reason="trackio is not installed (pip install drive-vlm[trackers])")
+    # TRACKIO_DIR is read as trackio is imported, which TRL may have done before.
+    folders = {"TRACKIO_DIR": tmp_path / "trackio", "MEDIA_DIR": tmp_path / "trackio" / "media"}
+    for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "trackio"]:
+        for name, folder in folders.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, folder)
+    (tmp_path / "trackio").mkdir()
     rows = tracked("trackio")
     with sqlite3.connect(tmp_path / "trackio" / "driving.db") as store:
         logged = [json.loads(row[0]) for row in store.execute("select metrics from metrics order by id")]
