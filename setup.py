@@ -43,6 +43,8 @@ EXTRAS = {
     "retrieval": ["faiss-cpu>=1.12,<2"],
     # `generate --json_schema`: llguidance holds answers to a schema, jsonschema checks them.
     "json": ["llguidance>=1.9,<2", "jsonschema>=4.26"],
+    # `--report_to wandb` and `trackio`. Not of the tests, which skip them: wandb is 60 MB, and trackio asks for an older Pillow.
+    "trackers": ["wandb>=0.30,<1", "trackio>=0.43,<1"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["eval"],

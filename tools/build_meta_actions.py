@@ -2,7 +2,7 @@
 
 Reads rows of tools/build_nuscenes_planning.py (`future`, `axes`; `speed` and `command` stand in the question) and writes each file
 again with another question and answer, and the columns `speed_class` and `path_class`. AlphaDrive's classes fold lane changes into
-straight; it publishes no thresholds, so Senna's make them too. Rules: drive_vlm/builders/meta_actions.py.
+straight; no thresholds of it are published, so Senna's make them too. Rules: drive_vlm/builders/meta_actions.py.
 """
 
 from typing import Any

@@ -72,7 +72,8 @@ def run(args: Any) -> dict[str, Any]:
     systems: dict[str, Plans] = {
         name: read_plans([item.prediction for item in items], truth) for name, items in zip(names, files, strict=True)
     }
-    baselines = dict(baselines_of(truth, args))
+    known = known_plans(args.train) if args.train else None
+    baselines = dict(baselines_of(truth, known))
     if args.blind_predictions:
         answers = [item.prediction for item in read_blind(args.blind_predictions, files[-1], False)]
         baselines[BLIND] = read_plans(answers, truth)
@@ -86,6 +87,7 @@ def run(args: Any) -> dict[str, Any]:
         "missing": missing,
         "scenes": len(set(truth.groups)),
         "baselines_know": args.train,
+        "scenes_known": len(set(truth.groups) & set(known.groups)) if known else 0,
         "boxes": None if collisions is None else {"file": args.boxes, "range": args.box_range, **collisions.about},
         "checkpoints": {},
         "references": {},
@@ -127,10 +129,11 @@ def known_plans(path: str) -> "PlanTruth":
     from drive_vlm.data.predictions import rows_by_id
     from drive_vlm.evaluation.planning import plan_truth
 
-    return plan_truth([(where, row, "") for where, row in rows_by_id(path).values()])
+    rows = rows_by_id(path).values()
+    return plan_truth([(where, row, str(row.get("group") or "")) for where, row in rows])
 
 
-def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]":
+def baselines_of(truth: "PlanTruth", known: "PlanTruth | None") -> "Iterator[tuple[str, Plans]]":
     from drive_vlm.evaluation import planning
 
     def whole(points: "np.ndarray") -> "Plans":
@@ -139,8 +142,7 @@ def baselines_of(truth: "PlanTruth", args: Any) -> "Iterator[tuple[str, Plans]]"
     state: EgoState = truth.state
     yield "standing still", whole(planning.stand_still(state))
     yield "constant velocity", whole(planning.constant_velocity(state))
-    if args.train:
-        known = known_plans(args.train)
+    if known is not None:
         yield "mean of the command", whole(planning.mean_trajectory(known.state, known.future, state))
         yield "ego-only", whole(planning.ego_only(known.state, known.future, state))
 
@@ -180,7 +182,7 @@ def collisions_of(systems: "dict[str, Plans]", truth: "PlanTruth", items: "list[
     import numpy as np
 
     from drive_vlm.builders.nuscenes_planning import read_boxes
-    from drive_vlm.evaluation.collision_grid import ego_hits, occupancy
+    from drive_vlm.evaluation.collision_grid import hits
 
     boxes = read_boxes(args.boxes)
     lost = [item for item in items if item.id not in boxes]
@@ -188,15 +190,14 @@ def collisions_of(systems: "dict[str, Plans]", truth: "PlanTruth", items: "list[
         raise ValueError(
             f"--boxes {args.boxes} lacks {len(lost):,} of {len(items):,} frames, e.g. {lost[0].id}; is it the same split?"
         )
-    hits = {name: np.zeros(truth.future.shape[:2], dtype=bool) for name in systems}
+    found = {name: np.zeros(truth.future.shape[:2], dtype=bool) for name in systems}
     own = np.zeros(truth.future.shape[:2], dtype=bool)
     for index, item in enumerate(items):
-        filled = occupancy(boxes[item.id], args.box_range)
-        own[index] = ego_hits(truth.future[index], filled)
-        for name, plans in systems.items():
-            if plans.read[index]:
-                hits[name][index] = ego_hits(plans.points[index], filled) & ~own[index]
-    return Collisions(hits, {"steps_left_out": float(own.mean())})
+        read = {name: plans.points[index] for name, plans in systems.items() if plans.read[index]}
+        each, own[index] = hits(list(read.values()), truth.future[index], boxes[item.id], args.box_range)
+        for name, steps in zip(read, each, strict=True):
+            found[name][index] = steps
+    return Collisions(found, {"steps_left_out": float(own.mean())})
 
 
 def scores_of(name: str, plans: "Plans", truth: "PlanTruth", collisions: Collisions | None) -> "dict[str, np.ndarray]":

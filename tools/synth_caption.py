@@ -38,7 +38,7 @@ def run(args: Any) -> dict[str, Any] | None:
     least, most = args.words
     if least > most:
         raise ValueError(f"--words {least} {most}: give MIN and MAX with MIN <= MAX")
-    prompts = args.prompts or Path(__file__).parent / "prompts" / "synthesis"
+    prompts = args.teacher_prompts or Path(__file__).parent / "prompts" / "synthesis"
     return run_paid(Captions(args.model, prompts, (least, most), args.with_objects), args)
 
 

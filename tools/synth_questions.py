@@ -74,7 +74,7 @@ def run(args: Any) -> dict[str, Any] | None:
     shares = parse_fractions(args.tasks, "--tasks")
     if unknown := set(shares) - set(TASKS):
         raise ValueError(f"--tasks {sorted(unknown)[0]}: not a task; of {', '.join(TASKS)}")
-    prompts = args.prompts or Path(__file__).parent / "prompts" / "synthesis"
+    prompts = args.teacher_prompts or Path(__file__).parent / "prompts" / "synthesis"
     names = read_names(args.names or Path(__file__).parent / "prompts" / "synthesis" / "names.txt")
     rules = QuestionRules(
         {task: shares.get(task, 0.0) for task in TASKS}, args.rows, names, args.absent_share, args.examples, args.min_area,

@@ -71,7 +71,7 @@ def run(args: Any) -> dict[str, Any] | None:
     # Neither joining files nor counting prompts needs spaCy.
     added = [] if args.merge or args.estimate else [added_classes(args.spacy_model)]
     added += [added_names(names)] if names else []
-    prompts = args.prompts or Path(__file__).parent / "prompts" / "synthesis"
+    prompts = args.teacher_prompts or Path(__file__).parent / "prompts" / "synthesis"
     settings = {"names": sorted(names), "spacy_model": Path(args.spacy_model).name}
     return run_paid(Refinement(prompts, (least, most), added, settings), args)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from drive_vlm.builders.evaluation_files import frame_token, picture_name
+from drive_vlm.builders.same_pictures import SPLITS, kept_of_tables, leaks_of
+from drive_vlm.builders.splits import Leak, find_leaks
 from drive_vlm.data.order import EpochOrder, pack
 from drive_vlm.data.samples import BadRow, parse_row
 from drive_vlm.data.sources import Source
@@ -90,6 +92,18 @@ def leak_keys(sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
             media = [picture_name(path) for path in (*sample.images, *filter(None, [sample.video]))]
         group = row.get("group") or row.get("scene_token")
         yield {"id": row.get("id"), "group": group, "frame": frame_token(row), "image": media}
+
+
+def leaks_between(train: RowTable, held_out: RowTable) -> list[Leak]:
+    """Ids, groups and paths that rows of both tables have, and pictures of equal bytes under other names. Kept in the cache, as
+    `leaks_of` keeps the latter."""
+
+    def find() -> list[list[str]]:
+        rows = dict(zip(SPLITS, (leak_keys(train.sources), leak_keys(held_out.sources)), strict=True))
+        return [[leak.kind, leak.value] for leak in find_leaks(rows)]
+
+    found = [Leak(kind, value, SPLITS) for kind, value in kept_of_tables("shared", (train, held_out), find)]
+    return found + [Leak("content", value, SPLITS) for value in leaks_of(train, held_out)]
 
 
 def decode_all(

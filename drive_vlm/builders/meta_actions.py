@@ -8,8 +8,8 @@ the six future positions of VAD's info files, x right and y forward:
 - with x and a the last position's offset to the right and its angle from ahead, clockwise positive: |x| up to 4 m (exactly 4 m to
   the left is beyond): STRAIGHT. Else a turn to that side from 5 degrees on, and below a lane change.
 
-AlphaDrive (arXiv 2503.07608) names the same speeds with straight, left and right turn, and publishes no thresholds; its classes are
-made by Senna's, a lane change being straight (evaluation/meta_actions.fold).
+AlphaDrive (arXiv 2503.07608) reports the same speeds with straight, left and right turn; its published prompt names all five paths, and
+no thresholds are published. Its three paths are made by Senna's rules, a lane change being straight (evaluation/meta_actions.fold).
 """
 
 import math

@@ -27,8 +27,8 @@ from drive_vlm.store.cache import write_json
 
 SPLITS = ("train", "val", "test")
 INPUTS = ("history", "speed", "command")
-# Digits of the columns: a tenth of a millimetre.
-_DIGITS = 4
+# Digits of the columns: scores may differ from those of the file's own numbers by less than 1e-6 m.
+_DIGITS = 6
 _TOLD = {"right": "turn right", "left": "turn left", "straight": "go straight"}
 _AXES_TOLD = {"right_forward": "x to the right and y forward", "forward_left": "x forward and y to the left"}
 
@@ -168,9 +168,9 @@ def boxes_row(frame: PlanningFrame) -> Row:
 
 def _box(box: AgentBox) -> dict[str, Any]:
     def short(place: tuple[float, float, float] | None) -> list[float] | None:
-        return None if place is None else [round(value, 5) for value in place]
+        return None if place is None else [round(value, _DIGITS) for value in place]
 
-    size = [round(box.length, 5), round(box.width, 5)]
+    size = [round(box.length, _DIGITS), round(box.width, _DIGITS)]
     return {"name": box.name, "size": size, "now": short(box.now), "future": [short(place) for place in box.future]}
 
 

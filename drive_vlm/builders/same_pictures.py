@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,14 +47,21 @@ def same_files(train: Iterable[Sample], held_out: Iterable[Sample]) -> list[Leak
 def leaks_of(train: RowTable, held_out: RowTable) -> list[str]:
     """What `same_files` finds between the tables of a run, "a.jpg = b.jpg". It is kept in the cache by the bytes of the data files
     and their image roots, so that a further start of the run reads no row for it."""
-    rows = [
-        [table.file_hashes, [os.path.abspath(source.root) for source in table.sources]] for table in (train, held_out)
-    ]
-    file = cache_dir() / f"leaks-{cache_key(rows)}.json"
+
+    def find() -> list[str]:
+        samples = ([sample for sample, _ in table.media()] for table in (train, held_out))
+        return [leak.value for leak in same_files(*samples)]
+
+    return kept_of_tables("leaks", (train, held_out), find)
+
+
+def kept_of_tables(name: str, tables: Sequence[RowTable], find: Callable[[], list[Any]]) -> list[Any]:
+    """What `find` returns, JSON values, or what it has returned for the same data files and image roots before (the cache)."""
+    rows = [[table.file_hashes, [os.path.abspath(source.root) for source in table.sources]] for table in tables]
+    file = cache_dir() / f"{name}-{cache_key(rows)}.json"
     if (kept := read_sealed(file)) is not None:
         return json.loads(bytes(kept))
-    samples = ([sample for sample, _ in table.media()] for table in (train, held_out))
-    found = [leak.value for leak in same_files(*samples)]
+    found = find()
     write_sealed(file, json.dumps(found).encode())
     return found
 

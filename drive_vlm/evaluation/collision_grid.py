@@ -59,10 +59,13 @@ def ego_hits(trajectory: np.ndarray, filled: np.ndarray) -> np.ndarray:
     return filled[np.arange(len(trajectory))[:, None], rows, columns].any(axis=1)
 
 
-def hits(said: np.ndarray, true: np.ndarray, agents: Sequence[AgentBox], box_range: Sequence[float]) -> np.ndarray:
-    """bool[6]: steps at which the said trajectory float[6, 2] hits and the true one does not."""
+def hits(
+    said: Sequence[np.ndarray], true: np.ndarray, agents: Sequence[AgentBox], box_range: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(bool[S, 6]: steps at which each of S trajectories float[6, 2] hits and the true one does not; bool[6]: where the true one hits)."""
     filled = occupancy(agents, box_range)
-    return ego_hits(said, filled) & ~ego_hits(true, filled)
+    own = ego_hits(true, filled)
+    return np.array([ego_hits(way, filled) & ~own for way in said], dtype=bool).reshape(-1, STEPS), own
 
 
 def occupancy(agents: Sequence[AgentBox], box_range: Sequence[float]) -> np.ndarray:

@@ -44,6 +44,12 @@ class Status:
     restart_count: int
     # topology.launch_name of the ranks that write it.
     launch: str = ""
+    # Of the newest evaluation of --eval_generate: its step, and what the log says of each --eval_metric.
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    # The metric that chooses the best checkpoint, its best value so far and the step of that.
+    best_metric: str = ""
+    best_value: float | None = None
+    best_step: int | None = None
 
     @property
     def age(self) -> float:
@@ -121,6 +127,20 @@ class RunStatus:
         known = str(checkpoint) if checkpoint else self._status.checkpoint
         self._status = dataclasses.replace(self._status, step=step, checkpoint=known)
         if self.rank == 0 and (checkpoint or time.monotonic() - self._written >= _EVERY):
+            self._write()
+
+    def scored(
+        self, scores: dict[str, float] | None, best_metric: str, best_value: float | None, best_step: int | None
+    ) -> None:
+        """An evaluation has answered its rows (`scores`), or the best checkpoint may be another one."""
+        self._status = dataclasses.replace(
+            self._status,
+            scores=self._status.scores if scores is None else scores,
+            best_metric=best_metric,
+            best_value=best_value,
+            best_step=best_step,
+        )
+        if self.rank == 0:
             self._write()
 
     def begin_training(self) -> None:

@@ -111,7 +111,8 @@ def disk(flags: PlanFlags, weights: Sequence[Weight], weight_bytes: int) -> dict
     if flags.training["save_only_model"]:
         state = 0
     one = trained * (weight_bytes + state)
-    best = bool(flags.data.eval_data or flags.training["metric_for_best_model"])
+    scored = flags.resolved.get("eval_generate", ((), ""))[0]
+    best = bool(flags.data.eval_data or scored or flags.training["metric_for_best_model"])
     saves = flags.training["save_strategy"] != "no"
     number = flags.run.keep + best + 1 if saves else 0
     shared, final = frozen * weight_bytes if number else 0, (trained + frozen) * weight_bytes

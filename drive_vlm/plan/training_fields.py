@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.config import CommandParser, nearest
+from drive_vlm.stages.engine.arguments import SEVERAL
 from drive_vlm.stages.engine.training_flags import OWNED_ELSEWHERE, refusal
 
 FIELDS = Path(__file__).with_name("training_fields.json")
@@ -101,7 +102,7 @@ def record_fields(training_class: str) -> dict[str, list[Any]]:
             default = getattr(action.default, "value", action.default)
             simple = isinstance(default, (bool, int, float, str))
             fields[item.name] = [
-                kinds.get(action.type, "str") + "+" * (action.nargs == "+"),
+                kinds.get(action.type, "str") + "+" * (action.nargs == "+" or item.name in SEVERAL),
                 default if simple else None,
             ]
     return fields

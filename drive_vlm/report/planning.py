@@ -85,6 +85,8 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         yield f"{len(result['missing']):,} rows of --data have no prediction and are left out"
     if not result["baselines_know"]:
         yield "without --train there is no ego-only baseline, which published numbers on nuScenes hardly beat"
+    if result["scenes_known"]:
+        yield f"{result['scenes_known']:,} of the {result['scenes']:,} scenes are in --train as well: two baselines know their futures"
     if result["boxes"]:
         yield f"steps at which the true way hits a box take no part as hits: {result['boxes']['steps_left_out']:.2%}"
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drive_vlm.config import field
-from drive_vlm.evaluation.answers import Said, options_of, read_choice, strict_choice
-from drive_vlm.evaluation.answers.choices import LETTERS
+from drive_vlm.evaluation.answers import Said, options_of_row, read_choice, strict_choice
 from drive_vlm.rewards.answer_reward import AnswerReward, Scored
 
 
@@ -33,12 +32,7 @@ class ChoiceConfig:
 
 def options(row: Mapping[str, Any]) -> dict[str, str]:
     """{letter: words} of a row: of its column, else of its question; {} where there are none."""
-    given = row.get("options")
-    if isinstance(given, dict):
-        return {str(letter): str(words) for letter, words in given.items()}
-    if isinstance(given, list):
-        return {letter: str(words) for letter, words in zip(LETTERS, given, strict=False)}
-    return options_of(str(row.get("prompt") or ""))
+    return options_of_row(row, str(row.get("prompt") or ""))
 
 
 class ChoiceReward(AnswerReward):

@@ -4,8 +4,9 @@ In GRPO a picture comes back in every completion of its group, in generation, in
 each iteration; the frozen tower would give the same features each time.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +35,15 @@ class TowerMemo:
     def clear(self) -> None:
         """Forget all pictures."""
         self._kept.clear()
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, other rows are answered: their pictures are forgotten afterwards, and those that are kept now stay."""
+        kept, self._kept = self._kept, {}
+        try:
+            yield
+        finally:
+            self._kept = kept
 
     def install(self, tower: torch.nn.Module) -> None:
         """Put the memo before `tower.forward(pixel_values float[P, ...], ...)`. Raises ValueError when its output may change."""

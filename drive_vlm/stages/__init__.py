@@ -23,6 +23,7 @@ STAGES: dict[str, Stage] = {
         configs=(
             "drive_vlm.config:ModelConfig",
             "drive_vlm.config:DataConfig",
+            "drive_vlm.stages.engine.score_flags:ScoreFlags",
             "drive_vlm.stages.rl.reward_flags:RewardFlags",
             "drive_vlm.stages.rl.samples_file:SampleConfig",
             "drive_vlm.stages.rl.alarms:AlarmConfig",
@@ -39,6 +40,7 @@ STAGES: dict[str, Stage] = {
         configs=(
             "drive_vlm.config:ModelConfig",
             "drive_vlm.config:DataConfig",
+            "drive_vlm.stages.engine.score_flags:ScoreFlags",
             "drive_vlm.stages.rl.reward_flags:RewardFlags",
             "drive_vlm.stages.rl.a2c_flags:A2CFlags",
             "drive_vlm.stages.rl.samples_file:SampleConfig",

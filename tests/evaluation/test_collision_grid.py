@@ -17,6 +17,11 @@ from drive_vlm.evaluation.collision_grid import (
 )
 
 
+def alone(said, true, agents):
+    """The hits of one trajectory."""
+    return hits([said], true, agents, VAD_RANGE)[0][0]
+
+
 def standing(x, y, name="car", length=4.5, width=1.9, yaw=math.pi / 2):
     place = (x, y, yaw)
     return AgentBox(name, length, width, place, (place,) * 6)
@@ -77,18 +82,22 @@ def test_a_car_that_stands_ahead_is_hit_when_the_way_reaches_it():
     """Its rear is at 12 - 2.25 m, the front of ours 2.542 m ahead of the LiDAR: 5.4 m are not enough, 8.1 m are, and 16.2 m are past it."""
     agents = [standing(0, 12)]
     slow, fast = straight(1.0), straight(2.7)
-    assert not hits(slow, straight(0.5), agents, VAD_RANGE).any()
-    assert hits(fast, slow, agents, VAD_RANGE).tolist() == [False, False, True, True, True, False]
+    assert not alone(slow, straight(0.5), agents).any()
+    assert alone(fast, slow, agents).tolist() == [False, False, True, True, True, False]
 
 
 def test_steps_at_which_the_true_way_hits_too_are_left_out():
     agents = [standing(0, 12)]
     fast = straight(2.7)
-    assert not hits(fast, fast, agents, VAD_RANGE).any()
+    assert not alone(fast, fast, agents).any()
     # The true way passes the box's place at the fourth step alone.
     true = straight(0.1)
     true[3] = [0, 12]
-    assert hits(fast, true, agents, VAD_RANGE).tolist() == [False, False, True, False, True, False]
+    assert alone(fast, true, agents).tolist() == [False, False, True, False, True, False]
+    each, own = hits([straight(0.1), fast], true, agents, VAD_RANGE)
+    assert own.tolist() == [False, False, False, True, False, False]
+    assert not each[0].any() and each[1].tolist() == alone(fast, true, agents).tolist()
+    assert hits([], true, agents, VAD_RANGE)[0].shape == (0, 6)
 
 
 def test_who_counts_and_where():

@@ -40,6 +40,7 @@ def test_a_run_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in out.iterdir()] == ["status.json"]
     assert list(json.loads((out / "status.json").read_text())) == [
         "state", "step", "checkpoint", "reason", "output_dir", "started", "updated", "restart_count", "launch",
+        "scores", "best_metric", "best_value", "best_step",
     ]  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_the_core_alone_plans_every_stage(monkeypatch: pytest.MonkeyPatch, name:
     ("name", "words"),
     [
         ("transformers.TrainingArguments", "--learning_rate 1e-5 --bf16 --max_steps=3 --optim adamw_torch --warmup_steps 0.03"),
-        ("transformers.TrainingArguments", "--gradient_checkpointing false --report_to none --save_strategy no --num_train_epochs 1"),
+        ("transformers.TrainingArguments", "--gradient_checkpointing false --report_to wandb tensorboard --save_strategy no --num_train_epochs 1"),
         ("transformers.TrainingArguments", "--lr_scheduler_type cosine --dataloader_pin_memory no --use_cpu 1"),
         ("trl.DPOConfig", "--loss_type sigmoid sft --loss_weights 1 0.1 --beta 0.2 --bf16 --gradient_checkpointing"),
         ("trl.GRPOConfig", "--num_generations 4 --reward_weights 1 2 --beta 0 --gradient_checkpointing --temperature 1 --bf16 true"),

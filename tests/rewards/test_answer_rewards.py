@@ -116,6 +116,8 @@ def test_options_of_a_column_go_first():
     row = {"id": "c", "reference": "yes", "options": {"A": "yes", "B": "no"}}
     assert call(made("choice"), ["A", "no"], [row] * 2, "Is it?") == [1, 0]
     assert call(made("choice"), ["A", "no"], [row | {"options": ["yes", "no"]}] * 2, "Is it?") == [1, 0]
+    # A file of both kinds of questions has empty columns.
+    assert call(made("choice"), ["A"], [{"id": "c", "reference": "A", "options": {}}], QUESTION) == [1]
 
 
 # --- meta-actions

@@ -21,6 +21,7 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
         "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
         "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
         "_load_best_model": (),
+        "_determine_best_metric": ("metrics", "trial"),
         "_load_optimizer_and_scheduler": ("checkpoint",),
         "_init_training_state": (
             "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",

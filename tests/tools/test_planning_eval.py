@@ -111,7 +111,7 @@ def test_checkpoints_blind_and_train(evaluate, tmp_path, data):
     assert moved["sft", "grpo"]["rows"] == 6 and moved["sft", "grpo"]["scores"]["ADE"]["value"] == pytest.approx(-1)
     assert moved["blind pictures", "grpo"]["scores"]["ADE"]["value"] == pytest.approx(-3)
     assert result["baselines"]["ADE, blind pictures"]["value"] == pytest.approx(4)
-    assert "without --train" not in done.stdout
+    assert "without --train" not in done.stdout and "4 of the 4 scenes are in --train as well" in done.stdout
 
 
 def test_collisions(evaluate, tmp_path):
@@ -128,6 +128,17 @@ def test_collisions(evaluate, tmp_path):
     assert [scores[f"collision mean {t}s"]["value"] for t in (1, 2, 3)] == [0, 0.125, 0.25]
     assert result["references"]["constant velocity"]["scores"]["collision mean 3s"]["value"] == 0
     assert "collisions, mean up to t (VAD's grid)" in done.stdout
+    # Boxes in the way of the true car count for nobody.
+    blocked = [
+        line | {"boxes": [boxes[0] | {"future": [[0.0, 2.0 * k, math.pi / 2] for k in STEPS]}]} for line in lines
+    ]
+    ahead = answered(tmp_path / "ahead.jsonl", [plan(0)] * 7 + ["none"])
+    result, done = evaluate("--predictions", ahead, "--boxes", write(tmp_path / "blocked.jsonl", blocked))
+    assert (
+        result["checkpoints"]["ahead"]["scores"]["collision mean 3s"]["value"] == 0
+        and result["boxes"]["steps_left_out"] == 1
+    )
+    assert "take no part as hits: 100.00%" in done.stdout
     near = evaluate("--predictions", path, "--boxes", tmp_path / "val.boxes.jsonl", "--box_range", -4, -30, 4, 30)[0]
     assert near["checkpoints"]["p"]["scores"]["collision mean 3s"]["value"] == 0
 

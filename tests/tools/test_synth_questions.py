@@ -259,7 +259,7 @@ def test_wrong_flags_and_files_are_refused(ask: Callable, folder: Path) -> None:
         (("--tasks", "general:0.5", "regions:0.5"), "--tasks regions: not a task"),
         (("--tasks", "general:0.5"), "sum"),
         (("--names", folder / "missing.txt"), "missing.txt: cannot be read"),
-        (("--prompts", folder), "general.txt"),
+        (("--teacher_prompts", folder), "general.txt"),
     ):
         done = ask(*words)
         assert done.returncode == 2 and said in done.stderr, done.stderr

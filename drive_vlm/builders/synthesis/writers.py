@@ -277,7 +277,7 @@ def writer_flags(parser: CommandParser, who: str, temperature: float, max_tokens
     flag("--max_retries", 4, "times a request is repeated after a fault of server or network", least=0)
     flag("--requests_per_minute", float, "rate limit (default: none)", 0.01, 1e6)
     flag("--local_batch", 1, "rows answered together with --backend hf; with 1 a stopped run gives the same texts")
-    add("--prompts", type=Path, help="folder of the prompts (default: prompts/synthesis next to the tool)")
+    add("--teacher_prompts", type=Path, help="folder of the prompts (default: prompts/synthesis next to the tool)")
     flag("--price_in", float, "US dollars for a million prompt tokens", least=0)
     flag("--price_out", float, "US dollars for a million reply tokens", least=0)
     flag(

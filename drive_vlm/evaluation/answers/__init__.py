@@ -6,7 +6,7 @@ the model means. `strict_*` readers take the bare form that official scripts com
 around it: "The correct answer is A.", "(A)", "a", "A. Going ahead.", JSON, Markdown, code fences, <answer> tags, thinking before it.
 """
 
-from drive_vlm.evaluation.answers.choices import options_of, read_choice, strict_choice
+from drive_vlm.evaluation.answers.choices import options_of, options_of_row, read_choice, strict_choice
 from drive_vlm.evaluation.answers.points import FORMS, Point, points_text, read_points
 from drive_vlm.evaluation.answers.said import Said, json_object, unread
 from drive_vlm.evaluation.answers.values import read_number, read_yes_no, strict_yes_no
@@ -17,6 +17,7 @@ __all__ = [
     "Said",
     "json_object",
     "options_of",
+    "options_of_row",
     "points_text",
     "read_choice",
     "read_number",

@@ -90,6 +90,16 @@ def options_of(question: str) -> dict[str, str]:
     return found if len(found) > 1 else {}
 
 
+def options_of_row(row: Mapping[str, Any], question: str) -> dict[str, str]:
+    """{letter: words} of a row: its column `options` ({letter: words} or a list), else what `question` lists; {} where there are none."""
+    given = row.get("options")
+    if isinstance(given, dict) and given:
+        return {str(letter): str(words) for letter, words in given.items()}
+    if isinstance(given, list) and given:
+        return {letter: str(words) for letter, words in zip(LETTERS, given, strict=False)}
+    return options_of(question)
+
+
 def strict_choice(text: str, options: Mapping[str, str]) -> Said[str]:
     """The letter, where the answer is that letter and nothing else: not even a blank or a point."""
     return Said(text) if text in options else unread("not exactly one letter")

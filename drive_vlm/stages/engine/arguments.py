@@ -12,6 +12,8 @@ from drive_vlm.launch.deepspeed import load_deepspeed_config
 from drive_vlm.stages.engine.stage import Stage, StageFlags
 from drive_vlm.stages.engine.training_flags import OWNED_ELSEWHERE, refusal
 
+# Flags of TrainingArguments that take several words, though HfArgumentParser (transformers 5.23) reads one.
+SEVERAL = ("report_to",)
 # (parser of our own flags, name of the TrainingArguments class, words that the parser does not know) -> {flag: value}
 ParseTraining = Callable[[CommandParser, str, list[str]], dict[str, Any]]
 
@@ -150,6 +152,8 @@ def parse_training_flags(parser: CommandParser, training_class: str, words: list
         # HfArgumentParser (transformers 5.23) gives `bool` an optional word but not `bool | None`, such as TRL's --bf16.
         if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True
+        if action.dest in SEVERAL:
+            action.nargs = "+"
     try:
         namespace, left = hf_parser.parse_known_args([*words])
     except argparse.ArgumentError as error:

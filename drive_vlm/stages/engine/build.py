@@ -33,6 +33,7 @@ from drive_vlm.models.freezing import count_parameters, freeze, parameter_table
 from drive_vlm.models.loading import Extend
 from drive_vlm.models.lora import apply_lora
 from drive_vlm.sampling.features import open_features
+from drive_vlm.stages.engine.held_out import HeldOut, open_held_out
 from drive_vlm.stages.engine.stage import StageFlags
 from drive_vlm.stages.engine.throughput import Throughput, device_peak_flops
 from drive_vlm.stages.engine.training_arguments import Resume, model_dtype
@@ -50,6 +51,7 @@ class RunParts:
         family: the model that trains, frozen and adapted as the flags say, with its processor and picture side.
         parameters: {part: {"total", "trainable"}} of it, counted before any trainer adds copies.
         tables: {"train": rows of --data, "eval": rows of --eval_data where there are any}.
+        held_out: the rows of --eval_generate, which are answered at each evaluation; None without.
         encoder: makes a row what the model sees.
         features: the cache of --feature_cache; None without.
         detached: weights of the tower that a feature cache replaces: saved, but not in the model.
@@ -63,6 +65,7 @@ class RunParts:
     family: Family
     parameters: dict[str, dict[str, int]]
     tables: dict[str, RowTable]
+    held_out: HeldOut | None
     encoder: Encoder
     features: FeatureCache | None
     detached: dict[str, torch.Tensor]
@@ -84,6 +87,11 @@ class RunParts:
         return self.flags.data.on_bad_row
 
     @property
+    def audited(self) -> dict[str, RowTable]:
+        """All tables of data_audit.json."""
+        return self.tables | ({"eval_generate": self.held_out.table} if self.held_out else {})
+
+    @property
     def keep(self) -> int:
         """Checkpoints to keep besides the best."""
         return self.flags.run.keep
@@ -93,9 +101,15 @@ class RunParts:
         flags = self.flags
         found: dict[str, Any] = {
             "stage": flags.stage,
-            "config": {"model": flags.model, "data": flags.data, "run": flags.run, "training": args.to_dict()},
+            "config": {
+                "model": flags.model,
+                "data": flags.data,
+                "run": flags.run,
+                "scores": flags.scores,
+                "training": args.to_dict(),
+            },
             "parameters": self.parameters,
-            "data": {name: table.audit()["files"] for name, table in self.tables.items()},
+            "data": {name: table.audit()["files"] for name, table in self.audited.items()},
         }
         if self.sampler is not None:
             assert isinstance(self.sampler.order, EpochOrder), "training has epochs"
@@ -128,6 +142,7 @@ def build_parts(
         family=family,
         parameters=parameters,
         tables=tables,
+        held_out=open_held_out(flags, family, features, args, tables["train"]),
         encoder=encoder,
         features=features,
         detached=detached,

@@ -30,6 +30,19 @@ def figures(logs: dict[str, float]) -> dict[str, str]:
     return shown | {"data wait": f"{logs['data_wait_share']:.0%}"}
 
 
+def evaluation_words(logs: dict[str, float]) -> str:
+    """What the display says of an evaluation: its loss, and each score of --eval_metric with interval, rows and unread answers."""
+    words = [f"evaluation loss {logs['eval_loss']:.4f}"] if "eval_loss" in logs else []
+    for name in [key.removesuffix("_rows") for key in logs if key.startswith("eval_") and key.endswith("_rows")]:
+        value, low, high = (logs.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        score = "undefined" if value is None else f"{value:.4f}"
+        between = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+        unread = logs.get(f"{name}_unread", 0)
+        of = f" of {logs[f'{name}_rows']:.0f} rows" + (f", {unread:.0f} unread" if unread else "")
+        words.append(f"{name.removeprefix('eval_')} {score}{between}{of}")
+    return ", ".join(words)
+
+
 def quiet_bars() -> None:
     """Bars of loading and saving weights belong on a terminal; call before the model is loaded."""
     if not sys.stderr.isatty():
@@ -49,8 +62,8 @@ class ProgressBar(ProgressCallback):
     ) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        if "eval_loss" in logs:
-            self.training_bar.write(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+        if evaluated := evaluation_words(logs):
+            self.training_bar.write(f"step {state.global_step}: {evaluated}")
         if "loss" in logs:
             self.training_bar.set_postfix(figures(logs))
 
@@ -74,8 +87,8 @@ class LogLines(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         place = f"step {state.global_step}/{state.max_steps}"
-        if "eval_loss" in logs:
-            print(f"{place}: evaluation loss {logs['eval_loss']:.4f}", file=sys.stderr, flush=True)
+        if evaluated := evaluation_words(logs):
+            print(f"{place}: {evaluated}", file=sys.stderr, flush=True)
         if "loss" in logs:
             words = [f"{name} {value}" for name, value in figures(logs).items()]
             done = state.global_step - self._first

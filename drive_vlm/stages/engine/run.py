@@ -73,6 +73,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     from drive_vlm.launch.checkpoint import read_complete
     from drive_vlm.launch.manifest import complete_manifest, frames_note, start_manifest
     from drive_vlm.stages.engine.throughput import peak_memory_gib
+    from drive_vlm.stages.engine.trackers import SendsFlags
 
     args = trainer.args
     manifest = trainer.out / "run.json"
@@ -101,6 +102,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     if trainer.parts.resume is not None:
         status.progress(read_complete(trainer.parts.resume.checkpoint).step, trainer.parts.resume.checkpoint)
     trainer.begin_files()
+    trainer.add_callback(SendsFlags(trainer.callback_handler.callbacks, facts))
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         ended: dict[str, Any] = {"output_dir": args.output_dir, "steps": result.global_step}
@@ -118,7 +120,17 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
             peak = peak_memory_gib()
             state, steps = ended["state"], result.global_step
             complete_manifest(
-                manifest, state=state, steps=steps, metrics=result.metrics, best_checkpoint=best, peak_memory_gib=peak
+                manifest,
+                state=state,
+                steps=steps,
+                metrics=result.metrics,
+                best_checkpoint=best,
+                peak_memory_gib=peak,
+                best_metric={
+                    "name": args.metric_for_best_model,
+                    "value": trainer.state.best_metric,
+                    "step": trainer.state.best_global_step,
+                },
             )
             print(json.dumps(ended), flush=True)
         if not stop.requested:
@@ -149,11 +161,14 @@ def guarded(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: float
     """
     from drive_vlm.stages.engine.faults import StopOnRequest
     from drive_vlm.stages.engine.heartbeat import Heartbeats
+    from drive_vlm.stages.engine.scores import ScoresInStatus
     from drive_vlm.stages.engine.watchdog import Watchdog
 
     # A stage that draws its own batches may hold what the rest of a step needs, and no checkpoint does.
     stop = StopOnRequest(status, trainer.losses, trainer.may_save, within_steps=trainer.parts.sampler is not None)
     trainer.add_callback(Heartbeats(trainer.heartbeat))
+    if trainer.parts.held_out is not None:
+        trainer.add_callback(ScoresInStatus(status, trainer.make_up))
     # Last of all callbacks: it must see what the others, such as GRPO's, have decided about saving.
     trainer.add_callback(stop)
     with Watchdog(trainer.heartbeat, status, trainer.out, hang_timeout):

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.stages.engine.score_flags import ScoreFlags
 from drive_vlm.stages.engine.training_flags import check_training_flags
 
 Config = TypeVar("Config")
 # What a line of --data is to a stage: a row to learn, a row with a chosen and a rejected answer, or a prompt to answer.
 Kind = Literal["rows", "pairs", "prompts"]
-SHARED_CONFIGS = ("drive_vlm.config:ModelConfig", "drive_vlm.config:DataConfig", "drive_vlm.config:RunConfig")
+SHARED_CONFIGS = (
+    "drive_vlm.config:ModelConfig",
+    "drive_vlm.config:DataConfig",
+    "drive_vlm.stages.engine.score_flags:ScoreFlags",
+    "drive_vlm.config:RunConfig",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +106,17 @@ class StageFlags:
     def run(self) -> RunConfig:
         return self.of(RunConfig)
 
+    @property
+    def scores(self) -> ScoreFlags:
+        """None are given where the stage does not name ScoreFlags in its `configs`."""
+        return next((config for config in self.configs if type(config) is ScoreFlags), ScoreFlags())
+
     def checked(self, stage: Stage, world_size: int) -> "StageFlags":
         """With the stage's own defaults. Raises ValueError for what it refuses on `world_size` processes, and for flags of
         the Trainer that it does not take (training_flags.py)."""
         training = load(stage.check)(self, world_size) if stage.check else self.training
         training = check_training_flags(
-            self.stage, stage.training_arguments, self.training, training, self.model, self.data
+            self.stage, stage.training_arguments, self.training, training, self.model, self.data, self.scores
         )
         return dataclasses.replace(self, training={"output_dir": f"runs/{self.stage}"} | training)
 

@@ -50,6 +50,10 @@ class Throughput:
         self.tokens += tokens
         self.flops += flops
 
+    def leave_out(self, seconds: float) -> None:
+        """Seconds in which something else was done than to train."""
+        self.started += seconds
+
     def report(self, device: "torch.device") -> dict[str, float]:
         """samples/s and tokens/s (padding not counted) over all ranks, data-wait share, peak memory, MFU where the peak is known."""
         import torch

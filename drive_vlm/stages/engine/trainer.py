@@ -25,6 +25,7 @@ from drive_vlm.stages.engine.gradients import FirstGradients
 from drive_vlm.stages.engine.heartbeat import Heartbeat, rows_of_step
 from drive_vlm.stages.engine.progress import show_progress
 from drive_vlm.stages.engine.saving import CheckpointMixin
+from drive_vlm.stages.engine.scores import ScoreMixin, cut_answers
 from drive_vlm.store.cache import finite, read_json
 from drive_vlm.store.keyed_lines import append_line
 
@@ -54,7 +55,7 @@ def num_tiles(vision: Mapping[str, Any]) -> int:
     return 0 if pictures is None else len(pictures)
 
 
-class DriveTrainerMixin(CheckpointMixin):
+class DriveTrainerMixin(ScoreMixin, CheckpointMixin):
     """What every stage's Trainer does in our way; stands before a transformers or TRL Trainer in its bases.
 
     Built from RunParts (build.py) and the Trainer's own arguments; nothing is set on it afterwards. One optimizer step:
@@ -84,7 +85,12 @@ class DriveTrainerMixin(CheckpointMixin):
         self.bad_rows: list[BadRow] = []
         self.sample_ids = []
         self._step_flops = 0.0
-        super().__init__(**kwargs)
+        self.scores = {}
+        # The Trainer evaluates only where it has rows for it.
+        scores_only = parts.held_out is not None and kwargs.get("eval_dataset") is None
+        super().__init__(**kwargs | ({"eval_dataset": kwargs["train_dataset"]} if scores_only else {}))
+        if scores_only:
+            self.eval_dataset = None
         self._every_weight_learns = FirstGradients(self.model)
         show_progress(self)
 
@@ -199,12 +205,6 @@ class DriveTrainerMixin(CheckpointMixin):
 
     # evaluation
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        self.heartbeat.beat("evaluation")
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Trainer._maybe_log_save_evaluate (transformers 5.23), which evaluates before it saves: an evaluation that a request has
         ended (faults.StopOnRequest, on all ranks at the same batch) is left out, and the checkpoint is written at once."""
@@ -246,7 +246,7 @@ class DriveTrainerMixin(CheckpointMixin):
         """What an `evaluation_loop` returns: metrics, and no predictions, which would be gathered on every rank."""
         rows: Any = dataloader.dataset
         nothing: Any = None
-        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics | self.scores, num_samples=len(rows))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """FLOPs of the micro-batch that was just trained, by our own count."""
@@ -291,6 +291,7 @@ class DriveTrainerMixin(CheckpointMixin):
                 set_aside_later(self.out, self.parts.resume.checkpoint, step)
             for name in self.log_files:
                 cut_metrics(self.out / name, step)
+            cut_answers(self.out, step)
         self.save_audit()
 
     def save_data_state(self, directory: Path) -> None:
@@ -311,7 +312,7 @@ class DriveTrainerMixin(CheckpointMixin):
             dist.all_gather_object(gathered, self.bad_rows)
         bad = list({row.where: row for part in gathered for row in part}.values())
         if self.args.should_save:
-            save_audit(self.out / "data_audit.json", self.parts.tables, bad)
+            save_audit(self.out / "data_audit.json", self.parts.audited, bad)
         return bad
 
     # logs

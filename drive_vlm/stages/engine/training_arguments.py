@@ -11,6 +11,7 @@ from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.stop import check_launcher
 from drive_vlm.launch.topology import accumulation_steps, read_topology
+from drive_vlm.stages.engine.score_flags import ScoreFlags
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
 
     quiet_bars()
     topology = read_topology()
-    run, given = flags.run, evaluation_defaults(flags.training, bool(flags.data.eval_data))
+    run, given = flags.run, evaluation_defaults(flags.training, bool(flags.data.eval_data), flags.scores)
     cpu = bool(given.get("use_cpu", not torch.cuda.is_available()))
     extra = TRAINING_DEFAULTS | given
     names = {item.name for item in dataclasses.fields(cls)}
@@ -81,6 +82,9 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
         new = old.replace("gradient", "activation")
         if old in extra and new in names:
             extra.setdefault(new, extra.pop(old))
+    if "num_generations_eval" in names:
+        # Held-out rows are answered once; GRPOConfig (trl 1.16) would ask for an evaluation batch of whole groups.
+        extra["num_generations_eval"] = 1
     extra["use_cpu"] = cpu
     args = cls(
         **extra,
@@ -159,19 +163,27 @@ def _find_resume(
     return Resume(found[0], convert=bool(other_world_size and config) or asked)
 
 
-def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool) -> dict[str, Any]:
+def evaluation_defaults(extra: dict[str, Any], has_eval_data: bool, scores: ScoreFlags | None = None) -> dict[str, Any]:
     """The flags, with an evaluation where there are rows for it, unless the user says otherwise: whenever a checkpoint is
-    saved, else each epoch, and the best checkpoint is kept."""
-    if not has_eval_data:
+    saved, else each epoch, and the best checkpoint is kept: by the first --eval_metric, else by the loss."""
+    best = scores.best if scores else {}
+    if not has_eval_data and not best:
         return extra
+    if best and "eval_steps" in extra and not {"save_strategy", "save_steps"} & extra.keys():
+        # Else checkpoints of an epoch would stand between two scores.
+        extra = {"save_strategy": "steps", "save_steps": extra["eval_steps"]} | extra
     save = extra.get("save_strategy", "epoch")
     defaults: dict[str, Any] = {"eval_strategy": save if save in ("epoch", "steps") else "epoch"}
     if defaults["eval_strategy"] == "steps":
         # Without it transformers would evaluate every --logging_steps; 500 is its own --save_steps.
         defaults["eval_steps"] = extra.get("save_steps", 500)
     if save != "no":
-        metric = extra.get("metric_for_best_model", "eval_loss")
-        defaults |= {"metric_for_best_model": metric, "greater_is_better": not metric.endswith("loss")}
+        metric = extra.get("metric_for_best_model", next(iter(best), "eval_loss"))
+        name = f"eval_{metric.removeprefix('eval_')}"
+        defaults |= {
+            "metric_for_best_model": metric,
+            "greater_is_better": best.get(name, not metric.endswith("loss")),
+        }
     return {**defaults, **extra}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from drive_vlm.config import DataConfig, ModelConfig, nearest
+from drive_vlm.stages.engine.score_flags import ScoreFlags
 
 # Of every stage.
 _SHARED = """
@@ -32,7 +33,7 @@ ACCEPTED: dict[str, frozenset[str]] = {
     "transformers.TrainingArguments": frozenset(f"{_SHARED} {_EVALUATION}".split()),
     "trl.DPOConfig": frozenset(f"{_SHARED} {_EVALUATION} beta loss_type loss_weights disable_dropout".split()),
     "trl.GRPOConfig": frozenset(
-        f"""{_SHARED} beta num_generations max_completion_length generation_batch_size
+        f"""{_SHARED} {_EVALUATION} beta num_generations max_completion_length generation_batch_size
         steps_per_generation num_iterations temperature top_p top_k min_p repetition_penalty reward_weights scale_rewards
         loss_type epsilon epsilon_high delta importance_sampling_level mask_truncated_completions multi_objective_aggregation
         use_bias_correction_kl top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max
@@ -46,7 +47,7 @@ ACCEPTED: dict[str, frozenset[str]] = {
 _HUB = "Upload the finished --output_dir with `hf upload`."
 _COMPILED = "The forward passes that this project replaces are not compiled."
 _LOADER = "Rows are loaded and dealt to the ranks by a loader of the project's own, which does not have it."
-_PREDICTIONS = "An evaluation adds up the loss of all rows; predictions are not kept. Score answers with `generate`."
+_PREDICTIONS = "An evaluation adds up the loss of all rows; predictions are not kept. --eval_generate answers rows."
 _SHARDED = "Memory layouts are DeepSpeed's: use --deepspeed."
 _OPTIMIZERS = "The optimizers that --optim offers are set by flags of their own."
 _LIGER = (
@@ -100,7 +101,7 @@ REFUSED: dict[str, str] = {
     "router_aux_loss_coef": "Mixtures of experts are not offered.",
     "pad_to_multiple_of": "The data path pads.",
     "activation_offloading": "No test shows its effect on these models. Use --gradient_checkpointing.",
-    "num_generations_eval": "grpo has no evaluation.",
+    "num_generations_eval": "An evaluation answers each row of --eval_generate once.",
     "generation_kwargs": _SAMPLING,
     "cache_implementation": _SAMPLING,
     "chat_template_kwargs": "Prompts are rendered by the data path, as in sft.",
@@ -110,7 +111,7 @@ REFUSED: dict[str, str] = {
     "vllm_structured_outputs_regex": "Completions are free text.",
     "vllm_importance_sampling_cap": "It is an old name. Use --vllm_importance_sampling_clip_max.",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "An evaluation runs in the precision of the training."),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "A stage trains, and evaluates where there is --eval_data."),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "A stage trains, and evaluates where there are rows for it (--eval_data, --eval_generate)."),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILED),
     **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), _LIGER),
     **dict.fromkeys(("fsdp", "fsdp_config"), _SHARDED),
@@ -130,7 +131,6 @@ REFUSED: dict[str, str] = {
 }  # fmt: skip
 # activation_checkpointing_kwargs is transformers' new name; the project sets it itself.
 REFUSED["activation_checkpointing_kwargs"] = REFUSED["gradient_checkpointing_kwargs"]
-REFUSED |= dict.fromkeys(_EVALUATION.split(), "grpo has no evaluation: score held-out rows with `generate` and the evaluation tools.")  # fmt: skip
 
 _ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 _LION = ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit")
@@ -204,6 +204,7 @@ def check_training_flags(
     training: dict[str, Any],
     model: ModelConfig,
     data: DataConfig,
+    scores: ScoreFlags,
 ) -> dict[str, Any]:
     """The flags of `training`, with what some of them ask for. Raises ValueError for a flag of `given` that the stage does not
     take, for a value out of its range or choices, and for a flag that another one, or its absence, leaves without effect.
@@ -227,7 +228,7 @@ def check_training_flags(
                 f"--lr_scheduler_kwargs {kwargs}: write a JSON object, such as '{{\"min_lr_rate\": 0.1}}'."
             )
     training = _strategies(training)
-    _check_evaluation(stage, training_class, training, data)
+    _check_evaluation(stage, training_class, training, data, scores)
     _check_optimizer(training)
     if model.lora_dropout and training.get("disable_dropout", training_class == "trl.DPOConfig"):
         raise ValueError(
@@ -257,8 +258,15 @@ def _check_value(name: str, value: Any, training_class: str) -> None:
         raise ValueError("--max_steps 0 trains nothing. Leave it out: then --num_train_epochs counts.")
 
 
-def _check_evaluation(stage: str, training_class: str, training: dict[str, Any], data: DataConfig) -> None:
+def _check_evaluation(
+    stage: str, training_class: str, training: dict[str, Any], data: DataConfig, scores: ScoreFlags
+) -> None:
     metric, known = training.get("metric_for_best_model"), METRICS.get(training_class, ())
+    if scores.eval_generate:
+        known = (*(known if data.eval_data else ()), *scores.eval_metric)
+        if training.get("eval_strategy") == "no":
+            raise ValueError("--eval_generate has no effect with --eval_strategy no. Leave one of them out.")
+        _check_scored_checkpoints(training)
     if metric is not None and known and metric.removeprefix("eval_") not in known:
         names = [f"eval_{name}" for name in known]
         raise ValueError(
@@ -271,8 +279,26 @@ def _check_evaluation(stage: str, training_class: str, training: dict[str, Any],
     ]
     asked += ["--eval_strategy"] if training.get("eval_strategy", "no") != "no" else []
     asked += ["--save_strategy best"] if training.get("save_strategy") == "best" else []
-    if asked and not data.eval_data:
-        raise ValueError(f"{asked[0]} needs rows to evaluate: give --eval_data, or leave it out.")
+    if asked and not data.eval_data and not scores.eval_generate:
+        raise ValueError(
+            f"{asked[0]} needs rows to evaluate: give --eval_data (its loss) or --eval_generate (scores of answers), or leave it out."
+        )
+
+
+def _check_scored_checkpoints(training: dict[str, Any]) -> None:
+    """Raises ValueError where checkpoints would be written without a score, so that none of them could be the best."""
+    save, evaluate = training.get("save_strategy"), training.get("eval_strategy")
+    if {save, evaluate} == {"steps", "epoch"}:
+        raise ValueError(
+            f"--save_strategy {save} with --eval_strategy {evaluate}: checkpoints would have no score of --eval_generate. Save and "
+            "evaluate by the same, or give --save_strategy best."
+        )
+    given = {"save_steps", "eval_steps"} <= training.keys()
+    if save == evaluate == "steps" and given and training["save_steps"] % training["eval_steps"]:
+        raise ValueError(
+            f"--save_steps {training['save_steps']:g} is not a multiple of --eval_steps {training['eval_steps']:g}: checkpoints would have no score of "
+            "--eval_generate. Change one of them."
+        )
 
 
 def _check_optimizer(training: dict[str, Any]) -> None:

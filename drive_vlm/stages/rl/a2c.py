@@ -42,17 +42,19 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
         raise ValueError(
             f"--reward_weights has {len(own.reward_weights)} numbers, --rewards {len(rewards)} ({names}). Give one for each."
         )
-    held_out = "score held-out rows with `generate` and the evaluation tools"
     refused = {
         "--packing": (data.packing, "completions stand in rows of their own"),
-        "--eval_data": (data.eval_data, held_out),
+        "--eval_data": (data.eval_data, "it has no loss of rows; held-out rows are answered with --eval_generate"),
         "--lora_dropout": (flags.model.lora_dropout, "the policy that learns must be the one that sampled"),
         "--train_sampling_strategy": (
             extra.get("train_sampling_strategy", "random") != "random",
             "prompts come in a seeded random order",
         ),
     }
-    refused |= {f"--{name}": (name in extra, held_out) for name in EVALUATION}
+    nothing = not flags.scores.eval_generate
+    refused |= {
+        f"--{name}": (nothing and name in extra, "without --eval_generate nothing is evaluated") for name in EVALUATION
+    }
     for flag, (given, why) in refused.items():
         if given:
             raise ValueError(f"{flag} has no place in a2c: {why}. Leave it out.")

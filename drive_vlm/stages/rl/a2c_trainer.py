@@ -93,6 +93,7 @@ class A2CTrainer(DriveTrainerMixin, Trainer):
         self, parts: RunParts, rollouts: Rollouts, settings: A2CFlags, earning: Earning, **kwargs: Any
     ) -> None:
         self.rollouts, self.settings, self.earning = rollouts, settings, earning
+        self.tower_memo = rollouts.memo
         policy = parts.family.model
         # What is sampled must be what learns: the same text, the same log-probability.
         disable_dropout_in_model(policy)

@@ -11,6 +11,7 @@ from drive_vlm.config import RunConfig
 from drive_vlm.launch.topology import accumulation_steps
 from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
+from drive_vlm.stages.engine.training_flags import EVALUATION
 from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
 
@@ -63,7 +64,7 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
         )
     refused = {
         "--packing": (data.packing, "prompts are padded to the left, not packed"),
-        "--eval_data": (data.eval_data, "score held-out rows with `generate` and the evaluation tools"),
+        "--eval_data": (data.eval_data, "it has no loss of rows; held-out rows are answered with --eval_generate"),
         "--sync_ref_model": (
             extra.get("sync_ref_model"),
             "the reference stays what the run began with; start a new run from the newer policy",
@@ -74,6 +75,10 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
             extra.get("train_sampling_strategy", "random") != "random",
             "prompts come in a seeded random order",
         ),
+    }
+    nothing = not flags.scores.eval_generate
+    refused |= {
+        f"--{name}": (nothing and name in extra, "without --eval_generate nothing is evaluated") for name in EVALUATION
     }
     for flag, (given, why) in refused.items():
         if given:

@@ -64,6 +64,7 @@ class GRPOTrainer(DriveTrainerMixin, trl.GRPOTrainer):
     def __init__(self, parts: RunParts, rollouts: Rollouts, **kwargs: Any) -> None:
         model, args = parts.family.model, kwargs["args"]
         self.rollouts = rollouts
+        self.tower_memo = rollouts.memo
         self.generations = 0
         self._trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._rows: list[Prompt] = []
@@ -375,10 +376,11 @@ def _stopping(model: Any, criterion: StoppingCriteria) -> Iterator[None]:
 
 
 class SavesAtBoundaries(TrainerCallback):
-    """A checkpoint that is due between two generation batches is written when the second one begins."""
+    """A checkpoint that is due between two generation batches is written when the second one begins, and an evaluation made: the
+    score of a checkpoint is that of its weights."""
 
     def __init__(self, may_save: Callable[[], bool]) -> None:
-        self._may_save, self._due = may_save, False
+        self._may_save, self._due, self._evaluate = may_save, False, False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -387,6 +389,11 @@ class SavesAtBoundaries(TrainerCallback):
         control.should_save = self._due and self._may_save()
         if control.should_save:
             self._due = False
+        self._evaluate |= control.should_evaluate
+        # The run ends here, wherever it stands.
+        control.should_evaluate = self._evaluate and (self._may_save() or control.should_training_stop)
+        if control.should_evaluate:
+            self._evaluate = False
 
     # --max_steps ends an epoch wherever it stands.
     on_epoch_end = on_step_end

@@ -96,16 +96,20 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     assert set(TAKEN) | VLLM | {"loss_type", "loss_weights"} == set().union(*ACCEPTED.values())
     flags = {flag: word for flag, (word, _) in TAKEN.items() if flag in ACCEPTED[name] and flag not in EXCLUDES}
-    evaluates = name != "trl.GRPOConfig"
-    if not evaluates:
+    held_out = ("--eval_data", "e.jsonl")
+    expected = {flag: TAKEN[flag][1] for flag in flags}
+    if name == "trl.GRPOConfig":
         del flags["train_sampling_strategy"]
+        # It has no loss of rows.
+        held_out = ("--eval_generate", "e.jsonl", "--eval_metric", "f1")
+        flags["metric_for_best_model"] = expected["metric_for_best_model"] = "eval_f1"
     words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-    given = parse(STAGE_OF[name], *words, *(("--eval_data", "e.jsonl") if evaluates else ()))
+    given = parse(STAGE_OF[name], *words, *held_out)
     module, _, cls = name.rpartition(".")
     args, _ = training_arguments(getattr(importlib.import_module(module), cls), given)
     for flag in flags:
         found = getattr(args, flag)
-        assert getattr(found, "value", found) == TAKEN[flag][1], flag
+        assert getattr(found, "value", found) == expected[flag], flag
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,13 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
         ("sft", "--label_smoothing_factor 0.1", "--label_smoothing_factor is not taken. transformers' smoother does not shift"),
         ("grpo", "--label_smoothing_factor 0.1", "--label_smoothing_factor is not taken"),
         ("dpo", "--neftune_noise_alpha 5", "--neftune_noise_alpha is not taken"),
-        ("grpo", "--eval_steps 5", "--eval_steps is not taken. grpo has no evaluation"),
+        ("grpo", "--eval_steps 5", "--eval_steps has no place in grpo: without --eval_generate nothing is evaluated"),
+        ("a2c", "--eval_steps 5", "--eval_steps has no place in a2c: without --eval_generate nothing is evaluated"),
+        ("sft", "--eval_generate e --eval_metric f1 --eval_strategy no", "--eval_generate has no effect with --eval_strategy no"),
+        ("sft", "--eval_generate e --eval_metric f1 --metric_for_best_model eval_loss", "an evaluation of sft has eval_f1"),
+        ("grpo", "--eval_generate e --eval_metric f1 --metric_for_best_model eval_accuracy", "an evaluation of grpo has eval_f1"),
+        ("sft", "--eval_generate e --eval_metric f1 --save_steps 5 --eval_steps 2", "--save_steps 5 is not a multiple of --eval_steps 2"),
+        ("dpo", "--eval_generate e --eval_metric f1 --save_strategy epoch --eval_steps 2", "--save_strategy epoch with --eval_strategy steps"),
         ("grpo", "--loss_type sapo", "--loss_type sapo is not offered (known: grpo,"),
         ("sft", "--average_tokens_across_devices false", "--average_tokens_across_devices is not taken"),
         ("sft", "--train_sampling_strategy sequential", "--train_sampling_strategy sequential is not offered (known: random, group"),
@@ -123,7 +133,7 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
         ("sft", "--optim schedule_free_adamw", "--optim schedule_free_adamw is not offered"),
         ("sft", "--optim sgd --adam_beta1 0.8", "--adam_beta1 has no effect with --optim sgd"),
         ("sft", "--save_strategy epoch --save_steps 5", "--save_steps has no effect with --save_strategy epoch"),
-        ("sft", "--eval_steps 5", "--eval_strategy needs rows to evaluate: give --eval_data"),
+        ("sft", "--eval_steps 5", "--eval_strategy needs rows to evaluate: give --eval_data (its loss) or --eval_generate"),
         ("sft", "--load_best_model_at_end", "--load_best_model_at_end needs rows to evaluate: give --eval_data"),
         ("sft", "--eval_data e --metric_for_best_model eval_acc", "an evaluation of sft has eval_loss."),
         ("dpo", "--eval_data e --metric_for_best_model rewards/accuracy", "Did you mean eval_rewards/accuracies?"),
@@ -180,6 +190,41 @@ def test_steps_ask_for_their_strategy_and_a_metric_for_its_direction() -> None:
     chosen = parse("dpo", "--metric_for_best_model", "eval_rewards/accuracies", "--eval_data", "e").training
     assert evaluation_defaults(chosen, True)["greater_is_better"] is True
     assert evaluation_defaults({}, True)["greater_is_better"] is False
+
+
+def test_the_best_checkpoint_is_that_of_the_first_metric_in_its_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also next to a loss; a metric of which less is better is looked for in that direction, whatever it is called."""
+    from drive_vlm.evaluation.answer_metrics import METRICS, Metric, accuracy
+
+    monkeypatch.setitem(METRICS, "choice", Metric(accuracy, "an error", greater_is_better=False))
+    for stage in ("sft", "grpo", "a2c", "dpo", "spin"):
+        loss = ("--eval_data", "d") if stage in ("sft", "dpo") else ()
+        for names, found in (("f1 choice", ("eval_f1", True)), ("choice f1", ("eval_choice", False))):
+            flags = parse(stage, "--eval_generate", "e", "--eval_metric", *names.split(), "--eval_steps", 5, *loss)
+            chosen = evaluation_defaults(flags.training, bool(loss), flags.scores)
+            assert (chosen["metric_for_best_model"], chosen["greater_is_better"]) == found
+            # A checkpoint is written where there is a score.
+            assert (chosen["save_strategy"], chosen["save_steps"]) == ("steps", 5)
+    flags = parse(
+        "sft", "--eval_generate", "e", "--eval_metric", "f1", "--eval_data", "d", "--metric_for_best_model", "loss"
+    )
+    chosen = evaluation_defaults(flags.training, True, flags.scores)
+    assert (chosen["metric_for_best_model"], chosen["greater_is_better"]) == ("loss", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--eval_generate e", "--eval_generate needs --eval_metric: say by what its answers are scored (accuracy, "),
+        ("--eval_metric f1", "--eval_metric scores the rows of --eval_generate. Give them"),
+        ("--eval_generate e --eval_metric f1 f1", "a metric is named twice"),
+        ("--eval_generate e --eval_metric acc", "invalid choice: 'acc'"),
+    ],
+)
+def test_rows_to_answer_need_a_metric(words: str, told: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse("a2c", *words.split())
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow
