@@ -28,8 +28,21 @@ def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, A
             "sampling": generation.get("settings"),
             "win_rate": None if number in (DIRECT, "0") else _win_rate(arena, number),
             "decision": entry.get("decision", {}).get("words"),
+            **({"rows": rows_of_round(entry["regenerate"])} if "regenerate" in entry else {}),
         })  # fmt: skip
     return rows
+
+
+def rows_of_round(facts: dict[str, Any]) -> dict[str, Any]:
+    """What to watch of the rows that a round has written again, flat: see `measures` of regenerated.py."""
+    found = facts["measures"]
+    hallucinated, changed = found["hallucinated"], found["changed"]
+    return {
+        **{key: facts[key] for key in ("human", "synthetic", "human_share")},
+        **{key: found[key] for key in ("distinct_1", "distinct_2", "mean_words")},
+        "hallucinated": {key: hallucinated[key] for key in ("rate", "low", "high")},
+        "changed": None if changed is None else changed["share"],
+    }
 
 
 def _win_rate(arena: dict[str, Any] | None, number: str) -> dict[str, float] | None:
