@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from drive_vlm.launch import stop
@@ -70,6 +70,16 @@ class Usage:
     completion_tokens: int = 0
 
 
+class Purse(Protocol):
+    """Who allows a request that may be paid; threads share it (builders/synthesis/cost.py has one)."""
+
+    def reserve(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> float:
+        """Before a request: what is held for it. What this raises ends the call."""
+
+    def settle(self, reserved: float, reply: Reply | None) -> None:
+        """After it: the reply, which is paid even where it is empty, or None for a request that failed."""
+
+
 @dataclass
 class ChatClient:
     """Asks `model` at `base_url` (e.g. https://host/v1).
@@ -77,7 +87,7 @@ class ChatClient:
     `timeout` is in seconds for one attempt, `price_in` and `price_out` are per million tokens. The key stands in the
     environment variable `api_key_env`; a server on this machine or in a private network needs none.
     `cache_dir` keeps the replies by request_key, so wherever the model is served; two different models that servers call
-    by one name need a folder each.
+    by one name need a folder each. `purse` allows each request, also a repeated one; replies of the cache do not ask it.
     Raises ValueError for a `base_url` that is not an http(s) address or carries a password.
     """
 
@@ -91,6 +101,7 @@ class ChatClient:
     price_in: float | None = None
     price_out: float | None = None
     usage: Usage = field(default_factory=Usage)
+    purse: Purse | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -182,7 +193,9 @@ class ChatClient:
         client, secret = self._connection()
         problem, kind = "", ChatError
         for _ in range(self.max_retries + 1):
+            reserved = self.purse.reserve(messages, sampling) if self.purse else 0.0
             self._wait_for_turn()
+            reply = None
             try:
                 reply = _reply(client.chat.completions.create(model=self.model, messages=list(messages), **sampling))
             # The `openai` package hands both through unchecked.
@@ -194,6 +207,9 @@ class ChatClient:
                 # `from None`: the chained error would print what was redacted here.
                 kind = RefusedError if getattr(error, "status_code", 0) in _REFUSALS else ChatError
                 raise kind(f"{self.model} at {self.base_url}: {_name(key, messages)}: {text}") from None
+            finally:
+                if self.purse:
+                    self.purse.settle(reserved, reply)
             with self._lock:
                 self.usage.requests += 1
                 self.usage.prompt_tokens += reply.prompt_tokens
