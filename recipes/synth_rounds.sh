@@ -28,7 +28,7 @@ done
 RECIPE="${RECIPE:-spin_rounds}"
 [ -n "${SYNTH:-}" ] || _fail "synth_rounds: SYNTH is missing: the plan file of tools/synthesize.py, e.g. SYNTH=plan.yaml (docs/synthesis.md)."
 recipe="$DRIVE_VLM_ROOT/recipes/$RECIPE.sh"
-[ -f "$recipe" ] && grep -q '^run_rounds$' "$recipe" ||
+grep -qs '^run_rounds$' "$recipe" ||
   _fail "synth_rounds: RECIPE=$RECIPE is no recipe of rounds. There are: $(cd "$DRIVE_VLM_ROOT/recipes" && grep -l '^run_rounds$' ./*.sh | sed 's|^\./||; s|\.sh$||' | paste -sd ' ')"
 export ROUNDS="${ROUNDS:-5}"
 exec bash "$recipe" SYNTH="$SYNTH" "${words[@]}"

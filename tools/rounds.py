@@ -121,7 +121,7 @@ def rows_of(sources: list["Source"]) -> list[tuple[dict[str, Any], list[str]]]:
     rows = []
     for source in sources:
         for i in range(len(source.rows)):
-            sample = read_sample(source, i)
+            sample = read_sample(source, i, need_answer=False)
             media = [*sample.images, *filter(None, [sample.video])]
             rows.append((source.row(i), [os.path.relpath(path, source.root) for path in media]))
     return rows

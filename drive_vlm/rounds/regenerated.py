@@ -58,9 +58,13 @@ def mixed(human: Sequence[Row], synthetic: Sequence[Row], share: float) -> tuple
     """
     seen = Counter(str(row.get("id")) for row in (*human, *synthetic))
     if twice := [name for name, count in seen.items() if count > 1]:
-        raise ValueError(f"{len(twice):,} ids stand twice in the human and synthetic rows, e.g. {twice[0]!r}; make ids unique")
+        raise ValueError(
+            f"{len(twice):,} ids stand twice in the human and synthetic rows, e.g. {twice[0]!r}; make ids unique"
+        )
     taken = share_of(*([str(row["id"]) for row in rows] for rows in (human, synthetic)), share)
-    parts = [[row for row in rows if str(row["id"]) in ids] for rows, ids in zip((human, synthetic), taken, strict=True)]
+    parts = [
+        [row for row in rows if str(row["id"]) in ids] for rows, ids in zip((human, synthetic), taken, strict=True)
+    ]
     counts, total = [len(part) for part in parts], sum(map(len, parts))
     left_out = {"human": len(human) - counts[0], "synthetic": len(synthetic) - counts[1]}
     facts = {"rows": total, "human": counts[0], "synthetic": counts[1], "human_share": counts[0] / total}
@@ -111,7 +115,9 @@ def changed(before: Sequence[Sample] | None, now: Sequence[Sample]) -> dict[str,
     for sample in before:
         known.setdefault(_asked(sample), set()).add(sample.reference.strip())
     new_question = sum(_asked(sample) not in known for sample in now)
-    new_answer = sum(_asked(sample) in known and sample.reference.strip() not in known[_asked(sample)] for sample in now)
+    new_answer = sum(
+        _asked(sample) in known and sample.reference.strip() not in known[_asked(sample)] for sample in now
+    )
     share = (new_question + new_answer) / len(now)
     return {"rows": len(now), "new_question": new_question, "new_answer": new_answer, "share": share}
 

@@ -131,7 +131,9 @@ def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
 
 def _known(path: Path, place: str, content: Mapping[str, Any], names: Sequence[str]) -> None:
     if unknown := [str(name) for name in content if name not in names]:
-        raise ValueError(f"{path}: {place}{unknown[0]} is not known.{nearest(unknown[0], names)} There are: {', '.join(names)}")
+        raise ValueError(
+            f"{path}: {place}{unknown[0]} is not known.{nearest(unknown[0], names)} There are: {', '.join(names)}"
+        )
 
 
 def _flags(path: Path, step: str, given: Any, servers: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,10 +141,14 @@ def _flags(path: Path, step: str, given: Any, servers: Mapping[str, Any]) -> dic
     flags = dict(_mapping(path, f"steps.{step}", {} if given is None else given))
     if (server := flags.pop("server", None)) is not None:
         if server not in servers:
-            raise ValueError(f"{path}: steps.{step}.server: {server!r} is none of servers: {', '.join(servers) or '(there are none)'}")
+            raise ValueError(
+                f"{path}: steps.{step}.server: {server!r} is none of servers: {', '.join(servers) or '(there are none)'}"
+            )
         flags = {**_mapping(path, f"servers.{server}", servers[server]), **flags}
     if owned := [name for name in flags if name in _OWNED]:
-        raise ValueError(f"{path}: steps.{step}.{owned[0]} is decided by the plan itself and its command line; take it out")
+        raise ValueError(
+            f"{path}: steps.{step}.{owned[0]} is decided by the plan itself and its command line; take it out"
+        )
     return flags
 
 
@@ -156,7 +162,9 @@ def chosen_steps(plan: Plan, words: str | None) -> list[str]:
         return there
     for name in words.replace("..", ",").split(","):
         if name and name not in STEPS:
-            raise ValueError(f"--steps {words}: {name!r} is no step.{nearest(name, names)} There are: {', '.join(names)}")
+            raise ValueError(
+                f"--steps {words}: {name!r} is no step.{nearest(name, names)} There are: {', '.join(names)}"
+            )
     if ".." in words:
         first, last = words.split("..", 1)
         low, high = (names.index(name) if name else end for name, end in ((first, 0), (last, len(names) - 1)))
@@ -187,26 +195,28 @@ def commands(
     the first step takes that part of its input, and the later ones go on with it. `limit`: the first pictures only.
     Raises ValueError for a shard of a step that has none, and for a first step without pictures.
     """
-    line = [name for name in plan.steps if STEPS[name].line or name == "gate"]
+    if shard is not None and parse_shard(shard) == (0, 1):
+        shard = None
+    line = line_of(plan)
     found: list[Command] = []
     for step in steps:
-        kind, words, inputs = STEPS[step], [], []
-        output = plan.out / kind.output
+        kind, output = STEPS[step], plan.out / STEPS[step].output
+        words: list[str] = []
+        inputs: list[Path] = []
         if shard and not kind.line:
             raise ValueError(f"--shard {shard}: {step} is not made in shards. Run it alone: --steps {step}")
+        cut = False
         if step in line:
-            earlier = line[: line.index(step)]
-            before = earlier[-1] if earlier else None
-            inputs, more = _input(plan, before, steps, frozen, shard)
+            before = line[line.index(step) - 1] if line.index(step) else None
+            inputs, more, cut = _input(plan, before, steps, frozen, shard)
             words += ["--data", *map(str, inputs), *more]
             if before is None and limit is not None:
                 words += ["--limit", str(limit)]
+        if shard and cut:
+            words += ["--out", str(output), "--shard", shard]
         if shard:
-            part = shard_path(output, parse_shard(shard))
-            first = not any(name in steps for name in line[: line.index(step)])
-            words += ["--out", str(output), "--shard", shard] if first else ["--out", str(part)]
-            output = part
-        else:
+            output = shard_path(output, parse_shard(shard))
+        if not cut:
             words += ["--out", str(output)]
         for flag, source in kind.given.items():
             if source in plan.steps and flag not in plan.steps[step]:
@@ -218,20 +228,37 @@ def commands(
     return found
 
 
+def line_of(plan: Plan) -> list[str]:
+    """The steps that read one after the other what the one before has written."""
+    return [name for name in plan.steps if STEPS[name].line or name == "gate"]
+
+
+def waits_for(plan: Plan, step: str, steps: Sequence[str]) -> list[str]:
+    """Which of `steps` must have ended before `step` can begin."""
+    line = line_of(plan)
+    before = line[line.index(step) - 1 : line.index(step)] if step in line and line.index(step) else []
+    return [name for name in (*before, *STEPS[step].given.values()) if name in steps]
+
+
 def _folder(plan: Plan, step: str, steps: Sequence[str], frozen: Path | None) -> Path:
     return plan.out if frozen is None or step in steps else frozen
 
 
 def _input(
     plan: Plan, before: str | None, steps: Sequence[str], frozen: Path | None, shard: str | None
-) -> tuple[list[Path], list[str]]:
-    """(what a step of the line reads, more words)."""
+) -> tuple[list[Path], list[str], bool]:
+    """(what a step of the line reads, more words, whether it takes its shard of that). Where the step before has been made in shards, and
+    is not there as a whole, the shard reads that shard."""
     if before is None:
         if not plan.pictures:
             raise ValueError(f"{plan.path}: data is missing: rows, or folders of pictures, for the first step")
-        return [Path(word) for word in plan.pictures], ["--image_root", plan.image_root] if plan.image_root else []
+        more = ["--image_root", plan.image_root] if plan.image_root else []
+        return [Path(word) for word in plan.pictures], more, shard is not None
     path = _folder(plan, before, steps, frozen) / STEPS[before].output
-    return [shard_path(path, parse_shard(shard)) if shard and before in steps else path], []
+    if shard is None:
+        return [path], [], False
+    whole = before not in steps and (path.exists() or (frozen is not None))
+    return [path if whole else shard_path(path, parse_shard(shard))], [], whole
 
 
 def _words(plan: Plan, step: str, names: Mapping[str, str]) -> list[str]:
@@ -252,7 +279,11 @@ def _words(plan: Plan, step: str, names: Mapping[str, str]) -> list[str]:
 
 
 def _filled(text: str, names: Mapping[str, str], place: str) -> str:
-    asked = {name for _, name, _, _ in string.Formatter().parse(text) if name in ("model", "round")} if "{" in text else set()
+    asked = (
+        {name for _, name, _, _ in string.Formatter().parse(text) if name in ("model", "round")}
+        if "{" in text
+        else set()
+    )
     for name in sorted(asked):
         if name not in names:
             raise ValueError(f"{place}: {{{name}}} needs --{name}")
@@ -283,5 +314,7 @@ def _identity(word: str) -> Any:
 def output_identity(path: Path) -> str | None:
     """Hash of a step's file or folder; None where it is not there."""
     if path.is_dir():
-        return cache_key({str(file.relative_to(path)): content_hash(file) for file in sorted(path.rglob("*")) if file.is_file()})
+        return cache_key(
+            {str(file.relative_to(path)): content_hash(file) for file in sorted(path.rglob("*")) if file.is_file()}
+        )
     return content_hash(path) if path.is_file() else None
