@@ -12,7 +12,6 @@ from drive_vlm.launch.stop import until_stopped
 if TYPE_CHECKING:
     from drive_vlm.generate.config import GenerateConfig
     from drive_vlm.generate.json_schema import JsonSchema
-    from drive_vlm.judges.chat_client import Reply
 
 
 def answers_of_server(
@@ -55,20 +54,13 @@ def answers_of_server(
         ):
             if not reply.text:
                 empty.append(reply.finish_reason)
-            yield rows[name], Answer(reply.text.strip(), _ending(reply))
+            yield rows[name], Answer(reply.text.strip(), reply.ending)
     if empty:
         first = "; ".join(empty[:3])
         print(
             f"{len(empty):,} answers are empty, since the server refused or said nothing. The first: {first}",
             flush=True,
         )
-
-
-def _ending(reply: "Reply") -> str:
-    """Answer.finish_reason: servers have more words for a whole answer than one."""
-    if not reply.text:
-        return "length" if "finish_reason length" in reply.finish_reason else "refused"
-    return "length" if reply.finish_reason == "length" else "stop"
 
 
 def chat_messages(sample: Sample) -> list[dict[str, Any]]:

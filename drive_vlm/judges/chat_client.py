@@ -59,6 +59,14 @@ class Reply:
     completion_tokens: int
     cached: bool = False
 
+    @property
+    def ending(self) -> str:
+        """ "stop", "length" for a text that was cut, or for an empty one "refused" or "length": servers have more words for a whole
+        answer than one."""
+        if not self.text:
+            return "length" if "finish_reason length" in self.finish_reason else "refused"
+        return "length" if self.finish_reason == "length" else "stop"
+
 
 @dataclass
 class Usage:
@@ -166,14 +174,15 @@ class ChatClient:
         workers: int = 8,
         progress: str = "asking",
         keep_refused: bool = False,
+        own: Mapping[K, dict[str, Any]] | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[K, Reply]]:
         """As complete_many, but (key, reply) as they come; an error is raised after the replies that were under way, and what
-        was refused comes last."""
+        was refused comes last. `own`: sampling of single conversations, such as the schema of their replies."""
         refused: dict[K, RefusedError] = {}
         for key, future in in_threads(
-            lambda asked: self.complete(asked, **sampling),
-            conversations,
+            lambda item: self.complete(item[0], **item[1]),
+            {key: (asked, sampling | (own or {}).get(key, {})) for key, asked in conversations.items()},
             workers,
             progress,
             lambda error: keep_refused and isinstance(error, RefusedError),

@@ -236,7 +236,7 @@ class ServerJudge:
         sampling = {"temperature": RETRY_TEMPERATURE if attempt else 0, "max_tokens": self.config.judge_max_tokens}
         seed = {"seed": attempt} if attempt else {}
         replies = self.client.complete_many(
-            [_messages(request) for request in requests],
+            [messages_of(request) for request in requests],
             self.config.judge_workers,
             "judging" if attempt == 0 else f"asking again ({attempt})",
             keep_refused=True,
@@ -253,7 +253,7 @@ class ServerJudge:
         return dataclasses.asdict(self.client.usage) | {"cost": self.client.cost}
 
 
-def _messages(request: Request) -> list[dict[str, Any]]:
+def messages_of(request: Request) -> list[dict[str, Any]]:
     """OpenAI chat messages, pictures as data URLs."""
     from drive_vlm.data.vision import picture_bytes
     from drive_vlm.judges.chat_client import image_part

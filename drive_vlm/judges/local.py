@@ -33,7 +33,7 @@ class LocalJudge:
         )
         if self._model is None:
             self._model = LocalModel(ModelConfig(model=self.path), DataConfig(data=[]))
-        samples = [_sample(request, str(i)) for i, request in enumerate(requests)]
+        samples = [sample_of(request, str(i)) for i, request in enumerate(requests)]
         batches = batches_of(samples, self.config.judge_batch_size)
         answers = self._model.answers(batches, sampling, [], between=lambda: stop.check(_KEPT))
         replies = {sample.id: answer.text for sample, answer in answers}
@@ -49,7 +49,7 @@ class LocalJudge:
         return {"requests": self.requests, "cost": None}
 
 
-def _sample(request: Request, name: str) -> Any:
+def sample_of(request: Request, name: str) -> Any:
     from drive_vlm.data.samples import IMAGE, Sample, Turn
 
     turns = [Turn(role, (text,)) for role, text in request.turns]

@@ -2,7 +2,7 @@
 
 1. PerPicture says what one picture takes. `measured` takes it from the lines of a preview; what nobody measured is None, never a
    guess, and is shown as "not measured".
-2. `estimate` multiplies; `show_estimates` prints a row for each step.
+2. `estimate` multiplies (tools/synth_paid.py prints a row for each step).
 3. Budget is the purse of a ChatClient: before each request that may be paid it adds up what was spent, what the requests under way
    may cost, and what this one may cost at most. Where that passes the limit, CostReached ends the run; all replies are kept.
 """
@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from drive_vlm.judges.chat_client import Message, Reply
-from drive_vlm.report.tables import print_table
 
 # Tokens of a text that a budget counts at most: a token of a byte-level vocabulary is a byte or more, and a chat template adds
 # a few marks to each turn.
 _MARKS = 16
 # Letters of English for each token, for an estimate without a preview.
 LETTERS_A_TOKEN = 4
-UNKNOWN = "not measured"
 
 
 class CostReached(ValueError):
@@ -48,8 +46,10 @@ class PerPicture:
     basis: str = ""
 
 
-def measured(lines: Sequence[Mapping[str, Any]], seconds: float | None = None, basis: str = "") -> PerPicture:
-    """The mean over finished `lines` of a step, which hold "calls" and "tokens" {"prompt", "reply"} where they asked a server.
+def measured(
+    step: str, lines: Sequence[Mapping[str, Any]], seconds: float | None = None, basis: str = ""
+) -> PerPicture:
+    """The mean over finished `lines` of a step, which say what they took in "calls" and "tokens", both by step.
 
     `seconds`: what a GPU of this machine took for all of them together; None for a server elsewhere. Raises ValueError without
     a line.
@@ -58,14 +58,16 @@ def measured(lines: Sequence[Mapping[str, Any]], seconds: float | None = None, b
         raise ValueError(
             "an estimate from a preview needs at least one finished line; run the step with --preview first"
         )
-    tokens = [line.get("tokens") for line in lines]
-    known = [item for item in tokens if item is not None]
-    each = {name: sum(item[name] for item in known) / len(lines) for name in ("prompt", "reply")}
-    whole = len(known) == len(lines)
+    calls = sum(line.get("calls", {}).get(step, 0) for line in lines)
+    tokens = [line.get("tokens", {}).get(step, {}) for line in lines if line.get("calls", {}).get(step, 0)]
+    known = all({"prompt", "reply"} <= item.keys() for item in tokens)
+    each = {
+        name: sum(item.get(name, 0) for item in tokens) / len(lines) if known else None for name in ("prompt", "reply")
+    }
     return PerPicture(
-        calls=sum(line.get("calls", 0) for line in lines) / len(lines),
-        prompt_tokens=each["prompt"] if whole else None,
-        reply_tokens=each["reply"] if whole else None,
+        calls=calls / len(lines),
+        prompt_tokens=each["prompt"],
+        reply_tokens=each["reply"],
         seconds=None if seconds is None else seconds / len(lines),
         bytes=sum(len(json.dumps(line, ensure_ascii=False).encode()) + 1 for line in lines) / len(lines),
         basis=basis or f"a preview of {len(lines):,} pictures",
@@ -110,34 +112,6 @@ def estimate(
         disk_bytes=times(per.bytes),
         basis=per.basis,
     )
-
-
-def show_estimates(estimates: Sequence[Estimate]) -> None:
-    """A table with a row a step, and where the numbers come from."""
-
-    def number(value: float | None, form: str = ",.0f", unknown: str = UNKNOWN) -> str:
-        return unknown if value is None else format(value, form)
-
-    rows = [
-        (
-            item.step, number(item.pictures), number(item.calls), number(item.prompt_tokens), number(item.reply_tokens),
-            number(item.cost, ",.4f", "unknown"), number(item.gpu_hours, ",.2f"), number(_megabytes(item), ",.1f"),
-        )
-        for item in estimates
-    ]  # fmt: skip
-    head = ("step", "pictures", "calls", "prompt tokens", "reply tokens", "cost", "GPU hours", "disk, MB")
-    print_table("what it takes (nobody was asked)", head, rows)
-    for item in estimates:
-        if item.basis:
-            print(f"{item.step}: from {item.basis}")
-    if any(item.cost is None for item in estimates):
-        print(
-            "cost unknown: give --price_in and --price_out, per million tokens, and run --preview where tokens are not measured"
-        )
-
-
-def _megabytes(item: Estimate) -> float | None:
-    return None if item.disk_bytes is None else item.disk_bytes / 1e6
 
 
 def cost_of(prompt_tokens: float, reply_tokens: float, price_in: float, price_out: float) -> float:
