@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +16,12 @@ from drive_vlm.data.table import RowTable
 from drive_vlm.data.vision import frame_files, load_image, load_video
 from drive_vlm.store.cache import cache_dir, cache_key, read_sealed, write_sealed
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 # On a grey grid of this side, 40 pictures of roads halved and stored at JPEG quality 50 correlate with their originals above 0.999,
 # and the likest two of 231 different ones 0.981.
-_SIDE, _ALIKE = 16, 0.995
+_SIDE, ALIKE = 16, 0.995
 # A grid of almost one grey says nothing: below this deviation, in steps of 255.
 _FLAT = 1.0
 _BLOCK = 512
@@ -78,10 +82,21 @@ def look_alikes(
             if path in media[1] or not found:
                 continue
             likeness = np.stack(found) @ wanted.T
-            for i in np.flatnonzero(likeness.max(axis=0) >= _ALIKE).tolist():
+            for i in np.flatnonzero(likeness.max(axis=0) >= ALIKE).tolist():
                 best[names[i]] = max(best.get(names[i], (0.0, "")), (float(likeness[:, i].max()), path))
     pairs = [(twin, path) for path, (_, twin) in sorted(best.items()) if path not in media[0]]
     return [Leak("look-alike", f"{twin} = {path}", SPLITS) for twin, path in pairs if not _equal(twin, path)]
+
+
+def likeness_grid(picture: "Image") -> np.ndarray | None:
+    """float32[_SIDE * _SIDE] of mean 0 and length 1, whose products say how alike two pictures are; None for one of a single grey."""
+    from PIL import Image
+
+    grid = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32).ravel()
+    if grid.std() < _FLAT:
+        return None
+    grid = grid - grid.mean()
+    return grid / np.linalg.norm(grid)
 
 
 def _media(sample: Sample) -> list[str]:
@@ -127,7 +142,6 @@ def _grids(
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """(path, its pictures' grids float32[_SIDE * _SIDE] of mean 0 and length 1, flat ones left out), decoded by threads."""
 
-    from PIL import Image
 
     def look(path: str) -> list[np.ndarray]:
         where, is_video = media[path].where, path not in map(os.path.abspath, media[path].images)
@@ -135,15 +149,7 @@ def _grids(
             pictures = load_video(path, num_frames, where) if is_video else [load_image(path, where)]
         except BadRow:
             return []
-        grids = []
-        for picture in pictures:
-            grid = np.asarray(
-                picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32
-            ).ravel()
-            if grid.std() >= _FLAT:
-                grid -= grid.mean()
-                grids.append(grid / np.linalg.norm(grid))
-        return grids
+        return [grid for grid in map(likeness_grid, pictures) if grid is not None]
 
     paths = list(media)
     for block in progress([paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK)]):

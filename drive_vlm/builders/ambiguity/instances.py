@@ -102,6 +102,15 @@ def check_boxes(picture: Picture) -> Picture:
     return replace(picture, instances=tuple(cut))
 
 
+def side_of(x: float, width: float) -> str:
+    """The third of a picture of `width` pixels that `x` lies in: left, middle or right; a border belongs to the third behind it.
+
+    >>> side_of(299.9, 900), side_of(300, 900), side_of(599.9, 900), side_of(600, 900)
+    ('left', 'middle', 'middle', 'right')
+    """
+    return SIDES[max(0, min(2, int(3 * x / width)))]
+
+
 def keep_instances(picture: Picture, rules: KeepRules, left_out: Counter[str]) -> Picture:
     """The picture with the instances that count, from left to right, and the doubtful ones; reasons go into `left_out`.
 
@@ -111,8 +120,7 @@ def keep_instances(picture: Picture, rules: KeepRules, left_out: Counter[str]) -
     kept: list[Instance] = []
     doubtful: list[Instance] = []
     for thing in sorted(picture.instances, key=lambda item: (-item.area, item.box)):
-        side = SIDES[min(2, int(3 * thing.centre / width))]
-        thing = replace(thing, attributes=thing.attributes | {"side": side})
+        thing = replace(thing, attributes=thing.attributes | {"side": side_of(thing.centre, width)})
         alike = [other for other in kept if other.name == thing.name]
         reason = _too_poor(thing, rules, height * width)
         if reason is None and any(iou(thing.box, other.box) >= rules.max_iou for other in alike):
