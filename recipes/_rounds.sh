@@ -52,8 +52,9 @@ _have() {
 # The $1-th word of the rest, or the last one.
 _nth() { local words=("${@:2}"); echo "${words[$(($1 <= ${#words[@]} ? $1 : ${#words[@]})) - 1]}"; }
 
-# The training rows of round $1.
+# The training rows of round $1; those that are written again have their pictures below OUT.
 _rows_of() { if [ -n "$SYNTH" ]; then echo "$OUT/round-$1/rows.jsonl"; else echo "$_train"; fi; }
+_rows_root() { if [ -n "$SYNTH" ]; then echo "$OUT"; else echo "$_root"; fi; }
 
 _synthesize() {
   local more
@@ -62,18 +63,19 @@ _synthesize() {
 }
 
 # What a detector and the data base say of the pictures is the same in every round; captions, questions and answers are written again.
-# A shard writes, and the call without one merges, gates and mixes.
+# A shard writes, and the call without one joins the shards, gates the rows and mixes human ones in.
 _regenerate() {
-  local model frozen=(--frozen "$OUT/frozen" --out "$OUT/round-$1/synthetic")
+  local model folder="$OUT/round-$1/synthetic" human=()
   model="$(_model_of $(($1 - 1)))"
-  frozen+=(--model "$model" --round "$1")
+  local written=(--frozen "$OUT/frozen" --out "$folder" --model "$model" --round "$1")
   if [ "${#_shard[@]}" -gt 0 ]; then
-    _synthesize --steps caption..questions "${frozen[@]}" "${_shard[@]}"
+    _synthesize --steps caption..questions "${written[@]}" "${_shard[@]}"
     return
   fi
+  [ "$HUMAN_SHARE" = 0 ] || human=("gate.human=$_train" "gate.human_root=$_root" "gate.human_share=$HUMAN_SHARE" gate.on_few_human=cut)
   _synthesize --steps ..describe --out "$OUT/frozen"
-  _synthesize --steps caption..gate "${frozen[@]}"
-  _state mix --round "$1" --model "$model" --data "$_train" --eval_data "$_eval" --synthetic "$OUT/round-$1/synthetic/rows.jsonl" --image_root "$_root"
+  _synthesize --steps caption..gate "${written[@]}" --set "${human[@]}" "gate.decontaminate=$_eval" "gate.decontaminate_root=$_eval_root"
+  _state take --round "$1" --model "$model" --synthetic "$folder/gate"
   _state record --round "$1" --step regenerate
 }
 
@@ -82,7 +84,7 @@ _generate() {
   read -ra model <<<"$MODEL_FLAGS"
   [ "$BACKEND" = hf ] || server=(--backend "$BACKEND" --base_url "$BASE_URL")
   read -ra more <<<"$GENERATE_FLAGS"
-  launch generate --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "$(_rows_of "$1")" --image_root "$_root" --out "$OUT/round-$1/generated.jsonl" \
+  launch generate --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "$(_rows_of "$1")" --image_root "$(_rows_root)" --out "$OUT/round-$1/generated.jsonl" \
     --temperature "$TEMPERATURE" --top_p "$TOP_P" --max_new_tokens "$MAX_NEW_TOKENS" --seed "$1" "${server[@]}" "${more[@]}" "${_shard[@]}"
 }
 
@@ -90,7 +92,7 @@ _pairs() {
   local more=()
   read -ra more <<<"$PAIRS_FLAGS"
   _state record --round "$1" --step generate
-  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$(_rows_of "$1")" --image_root "$_root" --predictions "$OUT/round-$1/generated.jsonl" \
+  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$(_rows_of "$1")" --image_root "$(_rows_root)" --predictions "$OUT/round-$1/generated.jsonl" \
     --round "$1" --out "$OUT/round-$1/pairs.jsonl" "${more[@]}"
   _state record --round "$1" --step pairs
 }
@@ -107,7 +109,7 @@ _train() {
   read -ra rates <<<"$LEARNING_RATES"
   read -ra parts <<<"$FREEZE"
   [ "${#parts[@]}" -eq 0 ] || memory+=(--freeze "${parts[@]}")
-  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "${pairs[@]}" --image_root "$_root" \
+  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "${pairs[@]}" --image_root "$(_rows_root)" \
     --beta "$(_nth "$1" "${betas[@]}")" --learning_rate "$(_nth "$1" "${rates[@]}")" "${memory[@]}" "${spin_flags[@]}" \
     --output_dir "$OUT/round-$1/model" "${_flags[@]}"
 }

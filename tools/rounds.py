@@ -1,7 +1,7 @@
 """The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and for people.
 
 start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
-mix: writes the training rows of a round that regenerates, with what to watch of them in ROWS.audit.json.
+take: writes the training rows of a round that regenerates, from its gate step, with what to watch of them.
 done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
 record: writes down what a finished step made. decide: ends with 3 when a round made the evaluation worse by more than
 --margin. table: Direct, SFT and all rounds, printed and as JSON and PNG, there with the margin over the steps of each round.
@@ -48,7 +48,7 @@ def make_parser() -> CommandParser:
     flag("--metric", "checkpoints.answers.accuracy", "start: the number in scores.json that counts; higher is better")
     add("--synth", help="start: plan file of tools/synthesize.py, with which every round writes its rows again")
     flag("--human_share", 0.3, "start: share of human rows in every such round", 0, 1)
-    add("--synthetic", help="mix: the gated rows that the model of the round before has written")
+    add("--synthetic", help="take: folder of the gate step, whose rows the model of the round before has written")
     flag("--margin", 0.02, "decide: how far the metric may fall from one round to the next")
     add("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
     add("--seconds", type=float, help="check: how long the rounds took, to be printed")
@@ -137,25 +137,18 @@ def group_of(row: tuple[dict[str, Any], list[str]]) -> str:
     return str(row[0].get("group") or " ".join(row[1]) or row[0].get("id"))
 
 
-def mix(args: Any) -> None:
-    """Write round-T/rows.jsonl and what to watch of it. Raises ValueError for shares and rows that cannot be mixed."""
-    from drive_vlm.data.sources import open_sources
-    from drive_vlm.rounds.regenerated import write_round
+def take(args: Any) -> None:
+    """Write round-T/rows.jsonl and what to watch of it."""
+    from drive_vlm.rounds.regenerated import take_rows
 
-    for flag in ("model", "data", "eval_data", "synthetic"):
+    for flag in ("model", "synthetic"):
         if getattr(args, flag) is None:
-            raise ValueError(f"mix needs --{flag}")
-    chain, number = Chain(args.out), number_of(args)
-    files = {
-        name: rows_of(open_sources([getattr(args, flag)], args.image_root))
-        for name, flag in (("regenerated rows", "synthetic"), ("held-out rows", "eval_data"))
-    }
-    check_leaks(files)
-    human = [row for row, _ in rows_of(open_sources([args.data], args.image_root))]
-    audit = write_round(chain, number, args.model, human, open_sources([args.synthetic], args.image_root)[0])
+            raise ValueError(f"take needs --{flag}")
+    number = number_of(args)
+    audit = take_rows(Chain(args.out), number, args.model, Path(args.synthetic))
     print(
-        f"round {number}: {audit['human']:,} human and {audit['synthetic']:,} synthetic rows ({audit['human_share']:.1%} human); left out: "
-        f"{audit['left_out']['human']:,} human, {audit['left_out']['synthetic']:,} synthetic"
+        f"round {number}: {audit['human']:,} human and {audit['synthetic']:,} synthetic rows ({audit['human_share']:.1%} human), "
+        f"{audit['gate']['given']:,} written"
     )
 
 
@@ -246,23 +239,31 @@ def show(args: Any) -> None:
 def show_rows(out: str, watched: list[tuple[str, dict[str, Any]]]) -> None:
     """What the model of the round before has written for each round."""
 
-    def shown(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
+    def shown(entry: dict[str, Any], form: str) -> str:
+        return "" if entry["value"] is None else f"{entry['value']:{form}}{interval(entry, form)}"
 
     cells = [
         (
             name,
             f"{found['human']:,} + {found['synthetic']:,}",
-            shown(found["distinct_1"], ".3f"),
-            shown(found["distinct_2"], ".3f"),
-            shown(found["mean_words"], ".1f"),
-            f"{shown(found['hallucinated']['rate'], '.1%')}{interval(found['hallucinated'], '.1%')}",
-            shown(found["changed"], ".1%"),
+            *(shown(found[key], ".3f") for key in ("distinct_1", "distinct_2")),
+            shown(found["answer_words"], ".1f"),
+            *(shown(found["hallucinated"][key], ".1%") for key in ("given", "used")),
+            "" if found["changed"] is None else f"{found['changed']:.1%}",
         )
         for name, found in watched
     ]
-    head = ("rows of", "human + synthetic", "distinct-1", "distinct-2", "words", "invented objects", "changed")
-    print_table(f"{out}: rows that the model of the round before has written", head, cells, left=len(head), width=140)
+    head = (
+        "rows of",
+        "human + synthetic",
+        "distinct-1",
+        "distinct-2",
+        "words",
+        "invented, written",
+        "invented, gated",
+        "changed",
+    )
+    print_table(f"{out}: rows that the model of the round before has written", head, cells, left=len(head), width=180)
 
 
 def check(args: Any) -> None:
@@ -295,7 +296,7 @@ def forget(args: Any) -> None:
 
 ACTIONS: dict[str, Callable[[Any], None]] = {
     "start": start,
-    "mix": mix,
+    "take": take,
     "done": done,
     "record": record,
     "decide": decide,

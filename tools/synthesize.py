@@ -20,7 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,12 @@ def make_parser() -> CommandParser:
         "--model",
         help="what {model} in the plan stands for: the model of the round before, or the name it is served under",
     )
-    flag("--round", 0, "what {round} in the plan stands for", least=0)
+    add(
+        "--round",
+        type=int,
+        help="number of the round, which the gate writes into each row; what {round} in the plan stands for",
+    )
+    add("--set", nargs="+", default=[], metavar="STEP.FLAG=VALUE", help="flags in place of those of the plan")
     add("--shard", help="I/N: the I-th of N parts of the pictures, in files of their own")
     add("--preview", type=int, metavar="N", help="all steps on the first N pictures, in OUT/preview; prints the rows")
     flag("--estimate", False, "print what --pictures take, by the preview, and ask nobody")
@@ -72,13 +77,13 @@ def make_parser() -> CommandParser:
 
 def run(args: Any) -> dict[str, Any]:
     """Check everything, then do what the flags ask for. Raises ValueError; ends with the code of a step that fails."""
-    from drive_vlm.builders.synthesis.plan_file import chosen_steps, commands, read_plan, waits_for
+    from drive_vlm.builders.synthesis.plan_file import chosen_steps, commands, read_plan, waits_for, with_flags
 
     if args.preview is not None and (args.preview < 1 or args.shard):
         raise ValueError(f"--preview {args.preview}: at least one picture, and no --shard")
-    plan = read_plan(args.plan, args.out)
+    plan = with_flags(read_plan(args.plan, args.out), args.set)
     steps = chosen_steps(plan, args.steps)
-    names = {"round": str(args.round)} | ({"model": args.model} if args.model else {})
+    names = {name: str(value) for name in ("model", "round") if (value := getattr(args, name)) is not None}
     if args.preview:
         plan = dataclasses.replace(plan, out=plan.out / "preview")
     found = commands(plan, steps, frozen=args.frozen, names=names, shard=args.shard, limit=args.preview)
@@ -219,10 +224,10 @@ def cost_of(output: Path) -> float | None:
     """US dollars of all lines of a step's file, by its audit."""
     from drive_vlm.store.cache import read_json
 
-    for path in (output.with_name(f"{output.name}.audit.json"), output / "data_audit.json"):
-        if path.is_file():
-            return read_json(path).get("cost")
-    return None
+    step, gate = output.with_name(f"{output.name}.audit.json"), output / "data_audit.json"
+    if step.is_file():
+        return read_json(step).get("cost")
+    return (read_json(gate).get("spent") or {}).get("cost") if gate.is_file() else None
 
 
 def estimates(plan: "Plan", found: Sequence["Command"], pictures: int | None) -> list[Any]:
@@ -232,7 +237,7 @@ def estimates(plan: "Plan", found: Sequence["Command"], pictures: int | None) ->
 
     count = pictures if pictures is not None else picture_count(plan)
     steps = [command for command in found if STEPS[command.step].line or command.step == "gate"]
-    return [of_preview(command, plan.out / "preview", plan.steps[command.step], count) for command in steps]
+    return [of_preview(command.step, plan.out / "preview", plan.steps[command.step], count) for command in steps]
 
 
 def picture_count(plan: "Plan") -> int:
@@ -247,7 +252,7 @@ def picture_count(plan: "Plan") -> int:
 
 def show(result: dict[str, Any], args: Any) -> None:
     if "estimate" in result:
-        from drive_vlm.report.synthesis_cost import show_estimates
+        from synth_paid import show_estimates
 
         show_estimates(result["estimate"])
     elif args.graph:
@@ -267,8 +272,12 @@ def show_rows(args: Any, result: dict[str, Any]) -> None:
 
     folder = read_plan(args.plan, args.out).out / "preview"
     last = list(result["steps"])[-1]
-    rows = JsonlFile(folder / STEPS[last].output)
-    print(f"\n{folder / STEPS[last].output}: {len(rows):,} rows; the first {min(args.preview, len(rows))}:")
+    path = folder / STEPS[last].output
+    path = path / "rows.jsonl" if last == "gate" else path
+    if not path.is_file():
+        return
+    rows = JsonlFile(path)
+    print(f"\n{path}: {len(rows):,} rows; the first {min(args.preview, len(rows))}:")
     for i in range(min(args.preview, len(rows))):
         print(shown_row(rows[i]))
 

@@ -255,7 +255,7 @@ def _record_rows(chain: Chain, number: str) -> dict[str, Any]:
     file = path.with_name(f"{path.name}.audit.json")
     audit = read_json(file)
     _check_model(chain, number, part(audit, "model", dict, file, _WAY_OUT), path)
-    kinds = {"rows": int, "human": int, "synthetic": int, "human_share": float, "left_out": dict, "measures": dict}
+    kinds = {"rows": int, "human": int, "synthetic": int, "human_share": float, "gate": dict, "changed": dict | None}
     facts = {name: part(audit, name, kind, file, _WAY_OUT) for name, kind in kinds.items()}
     return {"file": _relative(chain, path), **facts}
 

@@ -34,14 +34,18 @@ def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, A
 
 
 def rows_of_round(facts: dict[str, Any]) -> dict[str, Any]:
-    """What to watch of the rows that a round has written again, flat: see `measures` of regenerated.py."""
-    found = facts["measures"]
-    hallucinated, changed = found["hallucinated"], found["changed"]
+    """What to watch of the rows that a round has written again, flat: counts, the figures of rows that passed the gates, the
+    objects that nothing has seen before the gates and after, and the share of rows whose answer or question is new."""
+    figures, changed = facts["gate"]["figures"], facts["changed"]
+    none = {"value": None, "low": None, "high": None}
+    used, given = (figures.get(name, {}) for name in ("used", "given"))
     return {
         **{key: facts[key] for key in ("human", "synthetic", "human_share")},
-        **{key: found[key] for key in ("distinct_1", "distinct_2", "mean_words")},
-        "hallucinated": {key: hallucinated[key] for key in ("rate", "low", "high")},
-        "changed": None if changed is None else changed["share"],
+        **{key: used.get(key, none) for key in ("distinct_1", "distinct_2", "answer_words")},
+        "hallucinated": {"given": given.get("hallucinated", none), "used": used.get("hallucinated", none)},
+        "changed": None
+        if changed is None
+        else (changed["changed"] + changed["new"]) / (changed["both"] + changed["new"]),
     }
 
 

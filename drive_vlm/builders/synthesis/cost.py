@@ -80,7 +80,7 @@ class Estimate:
 
     step: str
     pictures: int
-    calls: float
+    calls: float | None
     prompt_tokens: float | None
     reply_tokens: float | None
     cost: float | None

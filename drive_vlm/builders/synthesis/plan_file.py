@@ -18,6 +18,7 @@ The pictures' steps form a line: each reads the file of the one before it in the
 other files, and `retrieve` and `describe` are given what they wrote.
 """
 
+import dataclasses
 import os
 import string
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ STEPS: dict[str, StepKind] = {
     "refine": StepKind("refine.jsonl", paid=True),
     "questions": StepKind("questions.jsonl", paid=True),
     # It compares all rows with each other: it reads the line of steps whole.
-    "gate": StepKind("rows.jsonl", line=False, paid=True),
+    "gate": StepKind("gate", line=False, paid=True),
 }
 
 
@@ -108,6 +109,20 @@ def read_plan(path: Path, out: Path | None = None) -> Plan:
     found = {name: _flags(path, name, steps[name], servers) for name in STEPS if name in steps}
     words = [data] if isinstance(data, str) else list(data)
     return Plan(path, Path(folder), tuple(map(str, words)), content.get("image_root"), found)
+
+
+def with_flags(plan: Plan, words: Sequence[str]) -> Plan:
+    """The plan with STEP.FLAG=VALUE words in place of its own values. Raises ValueError for a word of another form or an unknown step."""
+    steps = {name: dict(flags) for name, flags in plan.steps.items()}
+    for word in words:
+        place, equals, value = word.partition("=")
+        step, dot, flag = place.partition(".")
+        if not (equals and dot and flag) or step not in steps:
+            raise ValueError(f"--set {word}: write STEP.FLAG=VALUE with a step of the plan: {', '.join(steps)}")
+        if flag in _OWNED:
+            raise ValueError(f"--set {word}: {flag} is decided by the command line of the plan itself")
+        steps[step][flag] = {"true": True, "false": False}.get(value, value)
+    return dataclasses.replace(plan, steps=steps)
 
 
 def _parse(path: Path) -> Any:
@@ -224,6 +239,8 @@ def commands(
                 words += [f"--{flag}", str(place)]
                 inputs.append(place)
         words += _words(plan, step, names or {})
+        if step == "gate" and "round" in (names or {}):
+            words += ["--round", (names or {})["round"]]
         found.append(Command(step, f"tools/synth_{step}.py", tuple(words), tuple(inputs), output))
     return found
 
