@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,28 @@ class Picture:
         return load_image(self.path, self.where)
 
 
+def load_all(pictures: Sequence[Picture], threads: int = 4) -> list["Image | BadRow"]:
+    """Each picture's RGB, or why it cannot be read, decoded by threads."""
+
+    def look(picture: Picture) -> "Image | BadRow":
+        try:
+            return picture.load()
+        except BadRow as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(look, pictures))
+
+
 def is_step_file(path: str | Path) -> bool:
-    """Whether the first line is one of a step and not a row with turns."""
+    """Whether the first line is one of a step, or of boxes that somebody drew, and not a row with turns."""
     path = Path(path)
     if path.suffix != ".jsonl" or not path.is_file() or not path.stat().st_size:
         return False
     rows = JsonlFile(path)
     first = rows[0] if len(rows) else None
-    return isinstance(first, dict) and {"key", "image"} <= first.keys() and not first.keys() & set(_TURNS)
+    named = isinstance(first, dict) and "image" in first and not first.keys() & set(_TURNS)
+    return named and bool(first.keys() & {"key", "boxes"})
 
 
 def read_pictures(
@@ -135,8 +150,8 @@ def _of_step(rows: JsonlFile, root: str, note_bad: Callable[[BadRow], None]) -> 
         try:
             line = rows[i]
             image, group = (line.get(name) for name in ("image", "group")) if isinstance(line, dict) else (None, None)
-            if not isinstance(image, str) or not isinstance(line.get("key"), str):
-                problem = 'a line of a step must hold "key" and "image"'
+            if not isinstance(image, str):
+                problem = 'a line of a step must hold "image"'
                 raise BadRow("missing_field", where, problem, "Make the file again with the tool of its step")
             path = resolve_below(root, image, where)
         except BadRow as error:

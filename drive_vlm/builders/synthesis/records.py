@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drive_vlm.config import plain
 from drive_vlm.store.forms import part
 
 Box = list[float]
@@ -23,12 +24,13 @@ class Rle:
 
 @dataclass(frozen=True)
 class FoundBox:
-    """A box of "boxes": what the detector called `by` takes for a `label`."""
+    """A box of "boxes": what the detector called `by` takes for a `label`; with its mask where the detector gives one."""
 
     box: Box
     label: str
     score: float
     by: str
+    rle: Rle | None = None
 
     def __post_init__(self) -> None:
         check_box(self.box)
@@ -155,6 +157,11 @@ def descriptions_of(line: dict[str, Any], where: str) -> dict[str, Description |
         else part({"entry": entry}, "entry", Description, Path(f"{where}: {label}"), way_out)
         for label, entry in found.items()
     }
+
+
+def plain_record(record: Any) -> dict[str, Any]:
+    """A dataclass of this file as its JSON object; what it has nothing to say of is left out."""
+    return {name: value for name, value in plain(record).items() if value is not None}
 
 
 def check_box(box: list[float]) -> None:

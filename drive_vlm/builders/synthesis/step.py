@@ -318,6 +318,8 @@ def merge_steps(step: Step, shards: Sequence[str], out: Path) -> dict[str, Any]:
         assert settings[0] is not None
         write_settings(out, settings[0])
         audit = write_step(step, settings[0], out, places)
+        for path in parts_of(out):
+            path.unlink()
         bad = [row for path in paths for row in _audit_of(path).get("bad_rows", {}).get("rows", [])]
         audit["bad_rows"] = {"total": len(bad), "by_reason": dict(Counter(b["reason"] for b in bad)), "rows": bad}
         audit["pictures"] = sum(_audit_of(path).get("pictures", 0) for path in paths)
