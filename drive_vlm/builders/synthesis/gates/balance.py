@@ -85,7 +85,8 @@ def check_balance(rows: Sequence[Candidate], caps: Caps, seed: int = 0) -> list[
     for i in sorted(range(len(rows)), key=lambda i: (split_position(rows[i].id, seed), i)):
         names = {reason: name(rows[i]) for reason, most, name in limits if most is not None and _holds(reason, rows[i])}
         full = next(
-            (reason for reason, most, _ in limits if reason in names and used[reason][names[reason]] >= (most or 0)), None
+            (reason for reason, most, _ in limits if reason in names and used[reason][names[reason]] >= (most or 0)),
+            None,
         )
         if full:
             found[i] = Outcome(full, names[full])

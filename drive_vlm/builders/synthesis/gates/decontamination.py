@@ -94,6 +94,16 @@ def check_decontamination(
     return Decontaminated(outcomes, audit)
 
 
+def sample_outcome(sample: Sample, found: Mapping[str, str], held: EvaluationRows) -> str:
+    """The reason why a row of people may not be used, "" if it may. `found`: how a picture's file is one of the evaluation's."""
+    if twin := next((found[path] for path in sample.images if path in found), ""):
+        return f"picture_{twin}"
+    if sample.group is not None and sample.group in held.groups:
+        return "group"
+    shared = any(gram in held.grams for question, answer in _asked(sample) for gram in held.grams_of(question, answer))
+    return "ngram" if shared else ""
+
+
 def _outcome(row: Candidate, found: Mapping[str, Twin], held: EvaluationRows) -> Outcome:
     if twin := found.get(row.image):
         return Outcome(f"picture_{twin.how}", f"{row.image} = {twin.other} ({twin.likeness:.3f})")

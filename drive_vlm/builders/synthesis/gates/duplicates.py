@@ -79,5 +79,7 @@ def check_question_cap(rows: Sequence[Candidate], most: int, seed: int = 0) -> l
     for places in asked.values():
         places.sort(key=lambda i: (split_position(rows[i].id, seed), i))
         for i in places[most:]:
-            found[i] = Outcome("question_cap", f"{len(places):,} rows ask this, {most:,} are kept: {rows[i].question[:80]}")
+            found[i] = Outcome(
+                "question_cap", f"{len(places):,} rows ask this, {most:,} are kept: {rows[i].question[:80]}"
+            )
     return found

@@ -25,7 +25,10 @@ _BLIND = re.compile(
     re.IGNORECASE,
 )
 # "Bicycles were introduced in the 19th century": what a knowledge text says of a thing, and no picture shows.
-_ENCYCLOPAEDIC = re.compile(r"\b(1[6-9]|20)\d\ds?\b(?! (km|m|meters|metres|kg|cc|rpm)\b)|\bcentur(y|ies)\b", re.IGNORECASE)
+_ENCYCLOPAEDIC = re.compile(
+    r"\b(1[6-9]|20)\d\ds?\b(?! (km|m|meters|metres|kg|cc|rpm)\b)|\bcentur(y|ies)\b", re.IGNORECASE
+)
+_PLEASE = re.compile(r"\bplease\b", re.IGNORECASE)
 _END = re.compile(r"[.!?…][\"'”’)\]]*$")
 _LATIN = re.compile(r"[a-zA-ZÀ-ɏ]")
 
@@ -46,13 +49,14 @@ def check_form(row: Candidate, limits: FormLimits = FormLimits()) -> Outcome:
     question_ and the same for the question; no_end, other_script, source_leak, encyclopaedic, echo."""
     question = row.question.strip()
     least, most = limits.question if row.asks_freely else (1, 10_000)
-    if found := fault(question, "stop", least, most):
+    # "Please provide ..." is how an assistant asks back, and how people ask.
+    if found := fault(_PLEASE.sub("kindly", question), "stop", least, most):
         return Outcome(f"question_{found}", _lengths(question))
     if row.asks_freely and not _END.search(question):
         return Outcome("question_no_end", question[-40:])
     for text in row.texts:
-        if found := _problem(text.strip(), row.finish_reason, limits):
-            return found
+        if problem := _problem(text.strip(), row.finish_reason, limits):
+            return problem
     if plain_words(row.answer) == plain_words(question):
         return Outcome("echo", row.answer[:80])
     if row.asks_freely and (leak := _LEAK.search(question)):

@@ -17,13 +17,19 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 _YES = re.compile(r"\W*(yes|yeah|correct|indeed)\b", re.IGNORECASE)
-_NO = re.compile(r"\W*(no\b|none\b|zero\b|0\b|not\b|there (is|are) (no|not|none)\b|there (isn|aren)['’]t\b)", re.IGNORECASE)
-_COUNT = re.compile(r"\W*(there (is|are) )?(\w+ )?([1-9]\d*|one|two|three|four|five|six|seven|eight|nine|ten|several|many)\b", re.IGNORECASE)
+_NO = re.compile(
+    r"\W*(no\b|none\b|zero\b|0\b|not\b|there (is|are) (no|not|none)\b|there (isn|aren)['’]t\b)", re.IGNORECASE
+)
+_COUNT = re.compile(
+    r"\W*(there (is|are) )?(\w+ )?([1-9]\d*|one|two|three|four|five|six|seven|eight|nine|ten|several|many)\b",
+    re.IGNORECASE,
+)
 # With these words and the object alone a question asks about the whole picture.
 _WHOLE = frozenset(
-    "is are was were there any a an the in on of at this do does can could you see spot notice detect find how many picture image photo "
-    "scene view frame visible present show shows shown contain contains have has include includes some".split()
-)
+    {"is", "are", "was", "were", "there", "any", "a", "an", "the", "in", "on", "of", "at", "this", "do", "does", "can", "could", "you", "see",
+     "spot", "notice", "detect", "find", "how", "many", "picture", "image", "photo", "scene", "view", "frame", "visible", "present", "show",
+     "shows", "shown", "contain", "contains", "have", "has", "include", "includes", "some"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def check_grounding(row: Candidate, reader: ObjectReader) -> Outcome:
 def _other_object(row: Candidate, label: str, reader: ObjectReader) -> str:
     """What an answer about a region names, where none of it can be the region's `label`; "" where that is named, or nothing is."""
     own = reader.classes_of(label)
-    named = [mention for mention in reader.mentions(row.answer, {thing.label for thing in row.objects} | {label})]
+    named = reader.mentions(row.answer, {thing.label for thing in row.objects} | {label})
     seen = [mention for mention in named if mention.verdict == "hit"]
     if not seen or any(own & set(mention.classes) for mention in named):
         return ""

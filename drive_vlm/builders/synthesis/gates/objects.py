@@ -26,7 +26,10 @@ class Mention(Protocol):
 
 
 class ObjectReader(Protocol):
-    """Reads the objects of texts."""
+    """Reads the objects of texts. `visible`: the classes that a source could have seen."""
+
+    @property
+    def visible(self) -> frozenset[str]: ...
 
     def classes_of(self, label: str) -> frozenset[str]:
         """The classes that a source's label stands for."""

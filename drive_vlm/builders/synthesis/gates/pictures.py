@@ -86,8 +86,8 @@ def read_vectors(folder: str | Path) -> dict[str, np.ndarray]:
 def twins(first: Sequence[Print], second: Sequence[Print]) -> list[Twin]:
     """The nearest twin of each picture of `first` among `second`, if it has one: equal bytes before equal looks before equal vectors."""
     by_bytes: dict[str, str] = {}
-    for other in second:
-        by_bytes.setdefault(other.digest, other.name)
+    for one in second:
+        by_bytes.setdefault(one.digest, one.name)
     found = {one.name: Twin(one.name, by_bytes[one.digest], "bytes", 1.0) for one in first if one.digest in by_bytes}
     for how, least in (("look", ALIKE), ("embedding", VECTOR_ALIKE)):
         rest = [one for one in first if one.name not in found]
@@ -166,7 +166,5 @@ def _nearest(first: _Stacked, second: _Stacked, how: str, least: float) -> Itera
 
 def audit_of(found: Sequence[Twin], with_vectors: bool) -> dict[str, Any]:
     """{"bytes", "look", "embedding"} -> pictures, 0 included; null for what was not looked at."""
-    counts: dict[str, Any] = {
-        how: sum(twin.how == how for twin in found) for how in ("bytes", "look", "embedding")
-    }
+    counts: dict[str, Any] = {how: sum(twin.how == how for twin in found) for how in ("bytes", "look", "embedding")}
     return counts if with_vectors else counts | {"embedding": None}

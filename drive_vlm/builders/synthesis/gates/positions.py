@@ -7,13 +7,11 @@ else than the picture ("on the left of the truck", "the left lane"). "To the lef
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from drive_vlm.builders.ambiguity.instances import side_of
 from drive_vlm.builders.synthesis.gates.candidate import Candidate, Outcome, SourceObject
 from drive_vlm.builders.synthesis.gates.objects import Mention, ObjectReader
 
-Coordinates = Literal["pixels", "thousandths", "unit"]
 _SIDE = re.compile(
     r"\b(?:on|at|in|near|along)\s+(?:(?:the|its|our|your)\s+)?+(?:(?:far|extreme|very|lower|upper|bottom|top)\s+)?+"
     r"(left|right|cent(?:er|re)|middle)(?:[- ]hand)?+(?:\s+(?:side|edge|third|part|portion|half))?+\b"
@@ -36,9 +34,9 @@ class Place:
     side: str
 
 
-def check_positions(row: Candidate, reader: ObjectReader, coordinates: Coordinates = "pixels") -> Outcome:
+def check_positions(row: Candidate, reader: ObjectReader, coordinates: str = "pixels") -> Outcome:
     """Reasons: region_outside, outside (coordinates that are not in the picture), bad_box (corners in the wrong order), wrong_side (no
-    box of such a thing has its middle in that third). The score `sides_unread` counts what was not read."""
+    box of such a thing has its middle in that third). `coordinates`: what numbers are measured in, pixels, thousandths or unit. The score `sides_unread` counts what was not read."""
     width, height = row.size
     if row.region is not None and not _inside(row.region.box, width, height):
         return Outcome("region_outside", f"{list(row.region.box)} in {width} x {height}")
@@ -109,7 +107,7 @@ def _boxes(place: Place, row: Candidate, reader: ObjectReader) -> list[tuple[flo
     return [thing.box for thing in row.objects if fits(thing)]
 
 
-def _coordinates_problem(text: str, size: tuple[int, int], coordinates: Coordinates) -> Outcome | None:
+def _coordinates_problem(text: str, size: tuple[int, int], coordinates: str) -> Outcome | None:
     scale = _SCALE.get(coordinates)
     width, height = size if scale is None else (scale, scale)
     for found in _COORDINATES.finditer(text):

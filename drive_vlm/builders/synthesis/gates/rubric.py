@@ -3,9 +3,9 @@
 A reply that cannot be read is asked for again; one that never can be is counted as unread and its row is not kept: it was not judged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from drive_vlm.builders.synthesis.gates.candidate import Candidate, Outcome
 from drive_vlm.evaluation.oia_labels import json_object
@@ -16,13 +16,6 @@ ASPECTS = ("accuracy", "relevance", "hallucination")
 PLACES = ("question", "answer", "objects")
 LOW, HIGH, THRESHOLD = 1, 5, 4
 Scores = dict[str, int]
-
-
-class Spending(Protocol):
-    """Says when money runs out."""
-
-    def check(self) -> None:
-        """Raises ValueError before a block of requests that may pass the limit."""
 
 
 def parse_rubric(reply: str) -> Scores | None:
@@ -52,44 +45,39 @@ def _plain(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2].casefold()
 
 
-def request_of(row: Candidate, prompt: Turns) -> Request:
-    """What the judge is asked about a row."""
+def plain_picture(row: Candidate) -> str:
+    """The file of the row's picture, as it was taken."""
+    return row.path
+
+
+def request_of(row: Candidate, prompt: Turns, picture: str) -> Request:
+    """What the judge is asked about a row and its `picture`."""
     objects = "; ".join(f"{thing.label} at {[round(value) for value in thing.box]}" for thing in row.objects) or "none"
     answer = f"{row.reasoning}\n{row.answer}" if row.reasoning else row.answer
-    question = row.question
-    if row.region is not None:
-        question += f"\n(The rectangle is at {[round(value) for value in row.region.box]}.)"
-    values = {"question": question, "answer": answer, "objects": objects}
-    return Request(fill(prompt, values), (row.path,))
+    values = {"question": row.question, "answer": answer, "objects": objects}
+    return Request(fill(prompt, values), (picture,))
 
 
 @dataclass(frozen=True)
 class RubricGate:
-    """Asks the judge about rows, block by block; replies are in its cache, so that nothing is asked twice.
+    """Asks the judge about rows; replies are in its cache, so that nothing is paid twice.
 
     Attributes:
         threshold: each of the three scores must be at least this.
-        spending: looks at the costs before each block.
+        picture_of: the file that the judge is shown: of a region row the picture with the rectangle.
     """
 
     judge: Judge
     prompt: Turns
     attempts: int
     threshold: int = THRESHOLD
-    spending: Spending | None = None
+    picture_of: Callable[[Candidate], str] = plain_picture
 
     def __call__(self, rows: Sequence[Candidate]) -> list[Outcome]:
         """Reasons: judge_ASPECT (below the threshold; the lowest), unread. Scores: judge_ASPECT."""
-        found: list[Outcome] = []
-        requests = [request_of(row, self.prompt) for row in rows]
-        for start in range(0, len(requests), self.judge.block):
-            if self.spending is not None:
-                self.spending.check()
-            for block in judge_all(
-                self.judge, requests[start : start + self.judge.block], parse_rubric, self.attempts
-            ):
-                found += [rubric_outcome(judgement, self.threshold) for judgement in block]
-        return found
+        requests = [request_of(row, self.prompt, self.picture_of(row)) for row in rows]
+        blocks = judge_all(self.judge, requests, parse_rubric, self.attempts)
+        return [rubric_outcome(judgement, self.threshold) for block in blocks for judgement in block]
 
 
 def rubric_outcome(judgement: Judgement[Scores], threshold: int) -> Outcome:
