@@ -69,7 +69,7 @@ _regenerate() {
   model="$(_model_of $(($1 - 1)))"
   local written=(--frozen "$OUT/frozen" --out "$folder" --model "$model" --round "$1")
   if [ "${#_shard[@]}" -gt 0 ]; then
-    _synthesize --steps caption..questions "${written[@]}" "${_shard[@]}"
+    _synthesize --steps caption..ask "${written[@]}" "${_shard[@]}"
     return
   fi
   [ "$HUMAN_SHARE" = 0 ] || human=("gate.human=$_train" "gate.human_root=$_root" "gate.human_share=$HUMAN_SHARE" gate.on_few_human=cut)

@@ -56,6 +56,7 @@ class StepKind:
 STEPS: dict[str, StepKind] = {
     "database": StepKind("database", line=False),
     "knowledge": StepKind("knowledge.sqlite", line=False),
+    "truth": StepKind("truth.jsonl"),
     "detect": StepKind("detect.jsonl"),
     "segment": StepKind("segment.jsonl"),
     "embed": StepKind("embed.jsonl"),
@@ -64,6 +65,7 @@ STEPS: dict[str, StepKind] = {
     "caption": StepKind("caption.jsonl", paid=True),
     "refine": StepKind("refine.jsonl", paid=True),
     "questions": StepKind("questions.jsonl", paid=True),
+    "ask": StepKind("ask.jsonl", paid=True),
     # It compares all rows with each other: it reads the line of steps whole.
     "gate": StepKind("gate", line=False, paid=True),
 }

@@ -1,0 +1,105 @@
+"""Rows about the objects of a synthetic data set from its exact truth: what people would have written, and what stays unlabelled.
+
+Reads a folder of tools/build_synthetic.py and writes next to its scenes, for each of its splits
+  objects_{split}.jsonl    short questions with their answers (is there one, how many, where), as tools/synth_ask.py asks them
+  pictures_{split}.jsonl   the pictures alone, {"id", "image", "group"}: unlabelled, for tools/synth_*.py
+and with --crops the objects of all splits cut out: crops/NAME/*.png for tools/synth_database.py, and crops/captions.jsonl, which names
+object and colour, for tools/train_clip.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drive_vlm.config import CommandParser, run_tool
+from drive_vlm.report.tables import print_table
+
+EXAMPLES = """
+python tools/build_object_rows.py --data data/synthetic
+python tools/build_object_rows.py --data data/other --crops
+"""
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(prog="python tools/build_object_rows.py", description=__doc__, examples=EXAMPLES)
+    add, flag = parser.add_argument, parser.flag
+    add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with pictures")
+    for name, many in (("present", 2), ("absent", 2), ("count", 1), ("position", 2)):
+        flag(f"--{name}", many, f"questions of this kind about a picture, at most (tools/synth_ask.py --{name})", least=0)
+    flag("--crops", False, "cut the objects out as well")
+    flag("--least_side", 4, "pixels of a crop's shorter side, at least", least=1)
+    flag("--seed", 0, "of the choice of questions", least=0)
+    add("--json", help="write the counts here")
+    return parser
+
+
+def run(args: Any) -> dict[str, int]:
+    """{file: rows}. Raises ValueError for a folder that is none of tools/build_synthetic.py."""
+    from drive_vlm.builders.row_writer import RowWriter
+    from drive_vlm.builders.splits import assign_split
+    from drive_vlm.builders.synthesis.truth import read_scenes
+    from drive_vlm.store.cache import read_json
+
+    scenes = read_scenes(args.data / "scenes.jsonl")
+    build = read_json(args.data / "build.json")
+    counts = {name: getattr(args, name) for name in ("present", "absent", "count", "position")}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for image, truth in scenes.items():
+        split = assign_split(truth["group"], build["fractions"], build["seed"])
+        rows.setdefault(f"pictures_{split}.jsonl", []).append({"id": truth["id"], "image": image, "group": truth["group"]})
+        rows.setdefault(f"objects_{split}.jsonl", []).extend(question_rows(image, truth, counts, args.seed))
+    if args.crops:
+        rows["crops/captions.jsonl"] = [row for image, truth in scenes.items() for row in cut_out(args, image, truth)]
+    with RowWriter(args.data) as writer:
+        for name, content in sorted(rows.items()):
+            writer.add(name, content)
+    return {name: len(content) for name, content in sorted(rows.items())}
+
+
+def question_rows(image: str, truth: dict[str, Any], counts: dict[str, int], seed: int) -> list[dict[str, Any]]:
+    from drive_vlm.builders.synthesis.short_questions import short_questions
+    from drive_vlm.builders.synthesis.truth import NAMES, objects_of_scene
+
+    asked = short_questions(objects_of_scene(truth), NAMES, truth["size"][1], image, seed, counts)
+    return [
+        {
+            "id": f"{truth['id']}-{number}",
+            "image": image,
+            "group": truth["group"],
+            "category": one.kind,
+            "template": one.kind,
+            "messages": [
+                {"role": "user", "content": f"<image>\n{one.question}"},
+                {"role": "assistant", "content": one.answer},
+            ],
+        }
+        for number, one in enumerate(asked)
+    ]
+
+
+def cut_out(args: Any, image: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write a picture of each object that is large enough; rows of them with their captions."""
+    from drive_vlm.builders.synthesis.embed import crop_views
+    from drive_vlm.builders.synthesis.truth import objects_of_scene
+    from drive_vlm.data.vision import load_image
+
+    picture, rows = load_image(str(args.data / image), image), []
+    for number, ((name, box), thing) in enumerate(zip(objects_of_scene(truth), truth["objects"], strict=True)):
+        if min(box[2] - box[0], box[3] - box[1]) < args.least_side:
+            continue
+        path = Path("crops", name.replace(" ", "_"), f"{truth['id']}-{number}.png")
+        (args.data / path).parent.mkdir(parents=True, exist_ok=True)
+        crop_views(picture, box, None, 0.1)[0].save(args.data / path)
+        words = f"a {thing['color']} {name}"
+        place = {"id": path.stem, "image": str(path.relative_to("crops")), "group": truth["group"], "name": name}
+        rows.append(place | {"caption_short": words, "caption_long": f"{words}."})
+    return rows
+
+
+def show(counts: dict[str, int], args: Any) -> None:
+    print_table("rows", ("file", "rows"), [(str(args.data / name), f"{count:,}") for name, count in counts.items()])
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    run_tool(make_parser(), run, show)
