@@ -87,11 +87,11 @@ class Step:
     store: Callable[[Path, Sequence["Place"]], Iterator[dict[str, Any]]] | None = None
 
 
-def step_flags(parser: CommandParser, batch_size: int) -> None:
-    """The flags that every step has."""
+def step_flags(parser: CommandParser, batch_size: int, need_out: bool = True) -> None:
+    """The flags that every step has. `need_out`: whether the parser asks for --out."""
     add, flag = parser.add_argument, parser.flag
     add("--data", nargs="+", default=[], help="rows (.jsonl), folders of pictures, or the file of an earlier step")
-    add("--out", required=True, type=output_file, help="the step's lines, JSONL; finished ones are kept")
+    add("--out", required=need_out, type=output_file, help="the step's lines, JSONL; finished ones are kept")
     add(
         "--image_root",
         help="folder that picture paths start from (default: the rows' folder; a step file knows its own)",
