@@ -4,7 +4,8 @@ Reads a folder of tools/build_synthetic.py and writes next to its scenes, for ea
   objects_{split}.jsonl    short questions with their answers (is there one, how many, where), as tools/synth_ask.py asks them
   pictures_{split}.jsonl   the pictures alone, {"id", "image", "group"}: unlabelled, for tools/synth_*.py
 and with --crops the objects of all splits cut out: crops/NAME/*.png for tools/synth_database.py, and crops/captions.jsonl, which names
-object and colour, for tools/train_clip.py.
+object and colour, for tools/train_clip.py. Crops where nothing is are among them, named "background": what an encoder has never been shown
+apart from objects, it takes for one.
 """
 
 import json
@@ -25,8 +26,11 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with pictures")
     for name, many in (("present", 2), ("absent", 2), ("count", 1), ("position", 2)):
-        flag(f"--{name}", many, f"questions of this kind about a picture, at most (tools/synth_ask.py --{name})", least=0)
+        flag(
+            f"--{name}", many, f"questions of this kind about a picture, at most (tools/synth_ask.py --{name})", least=0
+        )
     flag("--crops", False, "cut the objects out as well")
+    flag("--background", 2, "crops of a picture where nothing is", least=0)
     flag("--least_side", 4, "pixels of a crop's shorter side, at least", least=1)
     flag("--seed", 0, "of the choice of questions", least=0)
     add("--json", help="write the counts here")
@@ -46,7 +50,9 @@ def run(args: Any) -> dict[str, int]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for image, truth in scenes.items():
         split = assign_split(truth["group"], build["fractions"], build["seed"])
-        rows.setdefault(f"pictures_{split}.jsonl", []).append({"id": truth["id"], "image": image, "group": truth["group"]})
+        rows.setdefault(f"pictures_{split}.jsonl", []).append(
+            {"id": truth["id"], "image": image, "group": truth["group"]}
+        )
         rows.setdefault(f"objects_{split}.jsonl", []).extend(question_rows(image, truth, counts, args.seed))
     if args.crops:
         rows["crops/captions.jsonl"] = [row for image, truth in scenes.items() for row in cut_out(args, image, truth)]
@@ -80,19 +86,27 @@ def question_rows(image: str, truth: dict[str, Any], counts: dict[str, int], see
 def cut_out(args: Any, image: str, truth: dict[str, Any]) -> list[dict[str, Any]]:
     """Write a picture of each object that is large enough; rows of them with their captions."""
     from drive_vlm.builders.synthesis.embed import crop_views
-    from drive_vlm.builders.synthesis.truth import objects_of_scene
+    from drive_vlm.builders.synthesis.truth import BACKGROUND, chance_of, nothing, objects_of_scene
     from drive_vlm.data.vision import load_image
 
     picture, rows = load_image(str(args.data / image), image), []
-    for number, ((name, box), thing) in enumerate(zip(objects_of_scene(truth), truth["objects"], strict=True)):
+    named = objects_of_scene(truth)
+    words = [f"a {thing['color']} {name}" for (name, _), thing in zip(named, truth["objects"], strict=True)]
+    height, width = truth["size"]
+    apart = nothing(chance_of(image, args.seed), [box for _, box in named], width, height, args.background)
+    for number, (name, box, said) in enumerate(
+        [
+            *((*one, said) for one, said in zip(named, words, strict=True)),
+            *((BACKGROUND, box, BACKGROUND) for box in apart),
+        ]
+    ):
         if min(box[2] - box[0], box[3] - box[1]) < args.least_side:
             continue
         path = Path("crops", name.replace(" ", "_"), f"{truth['id']}-{number}.png")
         (args.data / path).parent.mkdir(parents=True, exist_ok=True)
         crop_views(picture, box, None, 0.1)[0].save(args.data / path)
-        words = f"a {thing['color']} {name}"
         place = {"id": path.stem, "image": str(path.relative_to("crops")), "group": truth["group"], "name": name}
-        rows.append(place | {"caption_short": words, "caption_long": f"{words}."})
+        rows.append(place | {"caption_short": said, "caption_long": f"{said}."})
     return rows
 
 

@@ -24,7 +24,12 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/synth_truth.py", description=__doc__, examples=EXAMPLES)
     step_flags(parser, batch_size=64)
     add, flag = parser.add_argument, parser.flag
-    add("--scenes", type=Path, required=True, help="scenes.jsonl of tools/build_synthetic.py, whose folder is the image root")
+    add(
+        "--scenes",
+        type=Path,
+        required=True,
+        help="scenes.jsonl of tools/build_synthetic.py, whose folder is the image root",
+    )
     flag("--misses", 0.1, "share of the objects that have no box", 0, 1)
     flag("--false_hits", 0.05, "share of the names absent from a picture that have a box in it", 0, 1)
     flag("--empty", 2, "regions of a picture where nothing is", least=0)
@@ -50,9 +55,7 @@ def run(args: Any) -> dict[str, Any] | None:
         return merge_steps(step, args.merge, Path(args.out))
     scenes = read_scenes(args.scenes)
     args.image_root = args.image_root or str(args.scenes.parent)
-    return run_step(
-        step, args, lambda: finding(scenes, args.misses, args.false_hits, args.empty, args.seed)
-    )
+    return run_step(step, args, lambda: finding(scenes, args.misses, args.false_hits, args.empty, args.seed))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,8 @@ def _flags(path: Path, step: str, given: Any, servers: Mapping[str, Any]) -> dic
                 f"{path}: steps.{step}.server: {server!r} is none of servers: {', '.join(servers) or '(there are none)'}"
             )
         flags = {**_mapping(path, f"servers.{server}", servers[server]), **flags}
-    if owned := [name for name in flags if name in _OWNED]:
+    own_data = ("data",) if step in ("database", "knowledge") else ()
+    if owned := [name for name in flags if name in _OWNED and name not in own_data]:
         raise ValueError(
             f"{path}: steps.{step}.{owned[0]} is decided by the plan itself and its command line; take it out"
         )

@@ -1,8 +1,8 @@
 """Boxes and regions from the exact truth of a synthetic data set, with the faults of a detector by seeded chance.
 
 It stands in for detector and segmenter where neither can run: `misses` of the objects have no box, `false_hits` of the names that a
-picture lacks have one somewhere. Regions are of every object, also of the missed ones, and of some places where nothing is, as a
-segmenter that knows no names finds them; their masks are rectangles.
+picture lacks have one somewhere. Regions are of the missed objects and of some places where nothing is, as a segmenter that knows
+no names finds them where no box is yet; their masks are rectangles.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from drive_vlm.data.samples import BadRow
 # Class of the world -> the name that a text has for it; the others are called the same.
 _NAMES = {"pedestrian": "person", "cyclist": "bicycle", "cone": "traffic cone"}
 NAMES = ("bicycle", "bus", "car", "person", "traffic cone", "traffic light", "traffic sign", "truck")
+# What a crop of no object is called in a data base: a thing that has a name of its own, and that nobody asks about.
+BACKGROUND = "background"
 # A region where nothing is shares at most this much of itself with any object.
 _APART = 0.2
 _TRIES = 20
@@ -30,7 +32,8 @@ _TRIES = 20
 def objects_of_scene(truth: Mapping[str, Any]) -> list[tuple[str, Box]]:
     """(name, box) of every object of a line of scenes.jsonl."""
     return [
-        (_NAMES.get(thing["name"], thing["name"]), [float(value) for value in thing["box"]]) for thing in truth["objects"]
+        (_NAMES.get(thing["name"], thing["name"]), [float(value) for value in thing["box"]])
+        for thing in truth["objects"]
     ]
 
 
@@ -66,15 +69,19 @@ def finding(scenes: Mapping[str, Mapping[str, Any]], misses: float, false_hits: 
 def _found(truth: Mapping[str, Any], chance: np.random.Generator, misses: float, false_hits: float, empty: int) -> Made:
     height, width = truth["size"]
     there = objects_of_scene(truth)
-    kept = [thing for thing in there if chance.random() >= misses]
+    seen = [chance.random() >= misses for _ in there]
+    kept, missed = (
+        [thing for thing, found in zip(there, seen, strict=True) if found is side] for side in (True, False)
+    )
     absent = [name for name in NAMES if name not in {name for name, _ in there}]
     invented = [(name, _somewhere(chance, width, height)) for name in absent if chance.random() < false_hits]
     boxes = [
-        FoundBox(box, name, round(float(chance.uniform(0.5, 1.0)), 3), "scene truth") for name, box in (*kept, *invented)
+        FoundBox(box, name, round(float(chance.uniform(0.5, 1.0)), 3), "scene truth")
+        for name, box in (*kept, *invented)
     ]
-    places = [box for _, box in there] + list(_nothing(chance, [box for _, box in there], width, height, empty))
+    places = [box for _, box in missed] + list(nothing(chance, [box for _, box in there], width, height, empty))
     regions = [Region(_mask(box, width, height), box, round(float(chance.uniform(0.8, 1.0)), 3)) for box in places]
-    counts = {name: len(found) for name, found in (("missed", there[len(kept) :]), ("invented", invented)) if found}
+    counts = {name: len(found) for name, found in (("missed", missed), ("invented", invented)) if found}
     return Made(
         {
             "size": [width, height],
@@ -93,9 +100,7 @@ def _somewhere(chance: np.random.Generator, width: int, height: int) -> Box:
     return [float(left), float(top), float(left + wide), float(top + high)]
 
 
-def _nothing(
-    chance: np.random.Generator, there: Sequence[Box], width: int, height: int, count: int
-) -> Iterator[Box]:
+def nothing(chance: np.random.Generator, there: Sequence[Box], width: int, height: int, count: int) -> Iterator[Box]:
     """At most `count` boxes that hardly share a pixel with `there`; a full picture has fewer."""
     for _ in range(count):
         for _ in range(_TRIES):
