@@ -96,7 +96,7 @@ def run(args: Any) -> dict[str, Any]:
     for command in found:
         check_flags(command)
     plan.out.mkdir(parents=True, exist_ok=True)
-    return {"steps": Runner(plan, args.max_cost, args.shard).run(found)}
+    return {"steps": Runner(plan, names, args.max_cost, args.shard).run(found)}
 
 
 def plain_command(command: "Command") -> dict[str, Any]:
@@ -131,11 +131,11 @@ def check_flags(command: "Command") -> None:
 class Runner:
     """Runs commands one after the other, and keeps what is finished in OUT/synthesize.json (of a shard: its own file)."""
 
-    def __init__(self, plan: "Plan", max_cost: float | None, shard: str | None) -> None:
+    def __init__(self, plan: "Plan", names: dict[str, str], max_cost: float | None, shard: str | None) -> None:
         from drive_vlm.store.forms import read_object
         from drive_vlm.store.shards import parse_shard, shard_path
 
-        self.plan, self.max_cost, self.spent = plan, max_cost, 0.0
+        self.plan, self.names, self.max_cost, self.spent = plan, names, max_cost, 0.0
         path = plan.out / "synthesize.json"
         self.path = shard_path(path, parse_shard(shard)) if shard else path
         self.state = read_object(self.path, "Remove it: finished lines are kept.") if self.path.is_file() else {}
@@ -179,6 +179,8 @@ class Runner:
 
     def _join_shards(self, command: "Command") -> None:
         """Join the finished shards of an input that is not there as a whole. Raises ValueError for shards that are missing."""
+        from drive_vlm.builders.synthesis.plan_file import STEPS, commands
+
         for path in command.inputs:
             if path.exists() or not (shards := sorted(path.parent.glob(f"{path.stem}.shard-*-of-*{path.suffix}"))):
                 continue
@@ -187,9 +189,12 @@ class Runner:
                 raise ValueError(
                     f"{path}: {len(shards)} of {count} shards are there (first {shards[0].name}). Run the missing ones: --shard I/{count}"
                 )
-            step = path.stem
+            step = next(name for name in self.plan.steps if STEPS[name].output == path.name)
+            # A merge takes the flags of its step, which are in the settings of the shards too.
+            (whole,) = commands(self.plan, [step], frozen=path.parent, names=self.names)
+            words = [str(path) if word == str(whole.output) else word for word in whole.words]
             print(f"== {step}: joining {count} shards", flush=True)
-            self._start([f"tools/synth_{step}.py", "--merge", *map(str, shards), "--out", str(path)], step)
+            self._start([whole.tool, *words, "--merge", *map(str, shards)], step)
 
     def _call(self, command: "Command", more: Sequence[str]) -> None:
         self._start([command.tool, *command.words, *more], command.step)

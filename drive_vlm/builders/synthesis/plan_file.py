@@ -36,6 +36,10 @@ _KEYS = ("out", "data", "image_root", "servers", "steps")
 _OWNED = ("data", "out", "shard", "merge", "limit", "json", "estimate", "preview", "max_cost", "round")
 
 
+# What a step writes itself does not decide it.
+_WRITTEN = ("--out", "--cache", "--json", "--judge_cache")
+
+
 @dataclass(frozen=True)
 class StepKind:
     """What the plan knows of a step.
@@ -317,7 +321,10 @@ def identity_of(command: Command) -> str:
     for path in command.inputs:
         if not path.exists():
             raise ValueError(f"{command.step}: its input {path} is not there. Run the step before it first")
-    return cache_key(command.tool, list(command.words), [_identity(word) for word in command.words])
+    pairs = zip(("", *command.words), command.words, strict=False)
+    return cache_key(
+        command.tool, list(command.words), [_identity(word) for flag, word in pairs if flag not in _WRITTEN]
+    )
 
 
 def _identity(word: str) -> Any:
