@@ -14,7 +14,7 @@
 #   STEP        generate, pairs, train or evaluate (with SYNTH regenerate before them): that step of ROUND only, for job graphs; --shard
 #               I/N behind all words
 #   SYNTH       plan file of tools/synthesize.py: each round trains on rows that the model of the round before has written again, with
-#               the pictures' objects found once (OUT/frozen) and HUMAN_SHARE of DATA's rows among them (0.3); recipes/synth_rounds.sh
+#               the pictures' objects found once (FROZEN=OUT/frozen) and HUMAN_SHARE of DATA's rows among them (0.3); recipes/synth_rounds.sh
 #   SYNTH_FLAGS for tools/synthesize.py, e.g. "--max_cost 50"
 #   MARGIN      how far the metric may fall in one round before the chain stops (0.02)
 #   BETAS LEARNING_RATES   one for each round, the last one stays
@@ -32,7 +32,7 @@
 # ends it. OUT/rounds.json holds the state of the chain (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
-  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE SYNTH SYNTH_FLAGS HUMAN_SHARE)
+  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE SYNTH SYNTH_FLAGS HUMAN_SHARE FROZEN)
 
 _state() { run python "$DRIVE_VLM_ROOT/tools/rounds.py" "$1" --out "$OUT" "${@:2}"; }
 
@@ -67,13 +67,14 @@ _synthesize() {
 _regenerate() {
   local model folder="$OUT/round-$1/synthetic" human=()
   model="$(_model_of $(($1 - 1)))"
-  local written=(--frozen "$OUT/frozen" --out "$folder" --model "$model" --round "$1")
+  local frozen="${FROZEN:-$OUT/frozen}"
+  local written=(--frozen "$frozen" --out "$folder" --model "$model" --round "$1")
   if [ "${#_shard[@]}" -gt 0 ]; then
     _synthesize --steps caption..ask "${written[@]}" "${_shard[@]}"
     return
   fi
   [ "$HUMAN_SHARE" = 0 ] || human=("gate.human=$_train" "gate.human_root=$_root" "gate.human_share=$HUMAN_SHARE" gate.on_few_human=cut)
-  _synthesize --steps ..describe --out "$OUT/frozen"
+  _synthesize --steps ..describe --out "$frozen"
   _synthesize --steps caption..gate "${written[@]}" --set "${human[@]}" "gate.decontaminate=$_eval" "gate.decontaminate_root=$_eval_root"
   _state take --round "$1" --model "$model" --synthetic "$folder/gate"
   _state record --round "$1" --step regenerate
@@ -199,7 +200,7 @@ read_settings() {
   if [ $# -ge 2 ] && [ "${*: -2:1}" = --shard ]; then _shard=("${@: -2}") _flags=("${@:1:$#-2}"); fi
   _user_words=("${_flags[@]}")
   : "${EVAL_DATA=}" "${DIRECT=}" "${IMAGE_ROOT=}" "${ROUND=}" "${ROUNDS=4}" "${STEP=}" "${GENERATE_FLAGS=}" "${BASE_URL=}" "${PAIRS_FLAGS=}" "${JUDGE=}"
-  : "${LAYOUT=}" "${LORA=}" "${MODEL_FLAGS=}" "${FREEZE=}" "${SYNTH=}" "${SYNTH_FLAGS=}" "${HUMAN_SHARE=0.3}"
+  : "${LAYOUT=}" "${LORA=}" "${MODEL_FLAGS=}" "${FREEZE=}" "${SYNTH=}" "${SYNTH_FLAGS=}" "${HUMAN_SHARE=0.3}" "${FROZEN=}"
   : "${OUT=runs/spin}" "${HELD_OUT=500}" "${MARGIN=0.02}" "${TEMPERATURE=1}" "${TOP_P=1}" "${MAX_NEW_TOKENS=256}" "${BACKEND=hf}"
   : "${SCORE=python $DRIVE_VLM_ROOT/tools/qa_eval.py}" "${METRIC=checkpoints.answers.accuracy}" "${EVALUATE_FLAGS=--max_new_tokens 256}"
 }

@@ -55,7 +55,14 @@ def make_parser() -> CommandParser:
         type=int,
         help="number of the round, which the gate writes into each row; what {round} in the plan stands for",
     )
-    add("--set", nargs="+", default=[], metavar="STEP.FLAG=VALUE", help="flags in place of those of the plan")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="STEP.FLAG=VALUE",
+        help="flags in place of those of the plan",
+    )
     add("--shard", help="I/N: the I-th of N parts of the pictures, in files of their own")
     add("--preview", type=int, metavar="N", help="all steps on the first N pictures, in OUT/preview; prints the rows")
     flag("--estimate", False, "print what --pictures take, by the preview, and ask nobody")
