@@ -1,6 +1,7 @@
 """How the tools of steps in which a model writes show their work: audits, previews, estimates."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from synth_steps import show_step
@@ -51,3 +52,16 @@ def show_estimates(estimates: Sequence[Estimate]) -> None:
 
 def _megabytes(item: Estimate) -> float | None:
     return None if item.disk_bytes is None else item.disk_bytes / 1e6
+
+
+def read_names(path: Path | None) -> list[str]:
+    """The lines of the file. Raises ValueError for one that cannot be read or is empty."""
+    if path is None:
+        return []
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--names {path}: cannot be read ({error})") from error
+    if not names:
+        raise ValueError(f"--names {path}: holds no name; give a name a line, or leave --names out")
+    return names

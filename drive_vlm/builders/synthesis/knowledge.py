@@ -40,6 +40,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(
     r"(\b([A-Z]|e\.g|i\.e|etc|vs|approx|esp|St|Dr|Mr|Mrs|No|Inc|Ltd|Jr)|\b[A-Za-z]\.[A-Za-z])\.[\"')\]]*$"
 )
+_WORD = r"\w+"
+# Pages of the search that are looked at.
+_LOOKED_AT = 20
 _WAY_OUT = "Make it with tools/synth_knowledge.py"
 _TABLES = """
 create table about (name text primary key, value text) without rowid;
@@ -309,16 +312,22 @@ class Knowledge:
 
     def _search(self, name: str) -> int | None:
         """The best page whose title or aliases hold the whole name, as words in their order."""
-        words = re.findall(r"\w+", name)
+        words = re.findall(_WORD, name)
         if not words:
             return None
         phrase = f'"{" ".join(words)}"'
         # The first part lets texts take part in the rank, the second demands the name in the title or an alias.
         query = f"{phrase} AND {{title aliases}} : {phrase}"
-        found = self._file.execute(
-            f"select rowid from search where search match ? order by bm25(search, {_WEIGHTS}), rowid limit 1", (query,)
-        ).fetchone()
-        return None if found is None else found[0]
+        ranked = self._file.execute(
+            f"select rowid from search where search match ? order by bm25(search, {_WEIGHTS}), rowid limit {_LOOKED_AT}",
+            (query,),
+        )
+        for (entry,) in ranked.fetchall():
+            names = self._file.execute("select name from names where entry = ?", (entry,))
+            # The index has all aliases of a page in one text: a phrase may begin in one alias and end in the next.
+            if any(f" {' '.join(words)} " in f" {' '.join(re.findall(_WORD, found))} " for (found,) in names):
+                return entry
+        return None
 
 
 def sentences_of(text: str, most: int) -> str:

@@ -50,7 +50,7 @@ class TextStep(Protocol):
 
     Attributes:
         name: of the step; role: of its model ("captioner", "teacher").
-        fields: what its lines may hold.
+        fields: what its lines may hold, first the one that no line of its input holds.
         settings: what decides its lines besides pictures, model and the flags of the writer.
     """
 
@@ -153,6 +153,10 @@ def maker(text: TextStep, args: Any, budget: Budget) -> Callable[[Sequence[Pictu
 
 
 def wanted_or_bad(text: TextStep, picture: Picture) -> dict[str, Wanted] | BadRow:
+    """Raises ValueError for a line that the step has made already: fields of the steps behind it would go on to speak of old texts."""
+    field = text.fields[0]
+    if field in picture.line:
+        raise ValueError(f"{picture.where}: has a {field} already; give --data the file of a step before {text.name}")
     try:
         return text.wanted(picture)
     except BadRow as error:
