@@ -19,14 +19,15 @@ from drive_vlm.config import CommandParser, add_dataclass, from_namespace, outpu
 from drive_vlm.judges.judge import JudgeConfig, spent_line
 from drive_vlm.launch.stop import listening
 from drive_vlm.report.tables import interval, print_table
+from drive_vlm.store.lock import sole_writer
 
 if TYPE_CHECKING:
     from drive_vlm.builders.synthesis.gate import GateRun, Gates
     from drive_vlm.builders.synthesis.gates.candidate import Candidate
     from drive_vlm.builders.synthesis.gates.decontamination import EvaluationRows
+    from drive_vlm.builders.synthesis.gates.objects import ObjectReader
     from drive_vlm.builders.synthesis.gates.pictures import Print
     from drive_vlm.builders.synthesis.gates.rubric import RubricGate
-    from drive_vlm.builders.synthesis.gates.objects import ObjectReader
     from drive_vlm.builders.synthesis.human import HumanRows
     from drive_vlm.builders.synthesis.rows import Line
     from drive_vlm.rewards.text.open_names import OpenNames
@@ -48,6 +49,11 @@ def make_parser() -> CommandParser:
     add("--image_root", help="folder that picture paths start from (default: what the step's settings say)")
     add_dataclass(parser, GateRules, "gates")
     add(
+        "--fixed_questions",
+        help="text file with a question a line: they are asked about every picture, as CODA-LM's three are, so that their lengths, the "
+        "objects that they name and how often they come are not looked at",
+    )
+    add(
         "--can_see",
         nargs="+",
         default=[],
@@ -56,6 +62,7 @@ def make_parser() -> CommandParser:
         "labels that the lines hold); other objects of a text are neither right nor wrong",
     )
     flag("--spacy_model", "en_core_web_sm", "name or folder of the spaCy model that reads the texts")
+    flag("--processes", 1, "processes that read texts")
     add(
         "--decontaminate",
         nargs="+",
@@ -173,12 +180,14 @@ def open_reader(args: Any, lines: "list[Line]") -> "OpenNames":
     from drive_vlm.builders.synthesis.can_see import names_seen, read_names
     from drive_vlm.rewards.text.open_names import OpenNames
 
-    return OpenNames(read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model)
+    return OpenNames(
+        read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model, processes=args.processes
+    )
 
 
 def open_lines(args: Any) -> "tuple[list[Line], str, dict[str, str], list[str]]":
     """(lines, image root, role -> model, models that wrote text)."""
-    from drive_vlm.builders.synthesis.rows import model_name, read_question_lines
+    from drive_vlm.builders.synthesis.rows import fixed_questions, model_name, read_question_lines
     from drive_vlm.builders.synthesis.settings import models_of, read_settings
 
     settings = [found for path in args.data if (found := read_settings(Path(path)))]
@@ -187,7 +196,7 @@ def open_lines(args: Any) -> "tuple[list[Line], str, dict[str, str], list[str]]"
         raise ValueError(f"--image_root is needed: {args.data[0]}.settings.json does not say where pictures start from")
     models = models_of(args.data)
     authors = [model_name(model, False) for role, model in models.items() if role not in SILENT]
-    lines = list(read_question_lines(args.data, root, authors))
+    lines = list(read_question_lines(args.data, root, fixed_questions(args.fixed_questions)))
     if not lines:
         raise ValueError(f"--data {' '.join(args.data)}: no line in it")
     return lines, root, {role: model_name(model) for role, model in models.items()}, authors
@@ -228,6 +237,18 @@ def people_of(args: Any, gates: "Gates", done: "GateRun", held_out: frozenset[st
 
 def run(args: Any) -> dict[str, Any]:
     """Read, gate, write; returns the audit, after --estimate what the judge may cost."""
+    rules = from_namespace(GateRules, args)
+    check_flags(rules, args)
+    lines, root, models, authors = open_lines(args)
+    if args.estimate:
+        return {"estimate": estimate_judge(open_gates(args, rules, lines, authors), lines, args)}
+    with sole_writer(args.out / "rows.jsonl"):
+        gates = open_gates(args, rules, lines, authors)
+        return gate_rows(args, gates, lines, root, models)
+
+
+def gate_rows(args: Any, gates: "Gates", lines: "list[Line]", root: str, models: dict[str, str]) -> dict[str, Any]:
+    """Pass the rows of `lines` through the gates and write what comes of them; the audit."""
     from drive_vlm.builders.synthesis.gate import run_gates
     from drive_vlm.builders.synthesis.gate_files import (
         Output,
@@ -239,13 +260,7 @@ def run(args: Any) -> dict[str, Any]:
     )
     from drive_vlm.builders.synthesis.gates.pictures import merged_groups
 
-    rules = from_namespace(GateRules, args)
-    check_flags(rules, args)
-    lines, root, models, authors = open_lines(args)
-    gates = open_gates(args, rules, lines, authors)
     given = [row for line in lines for row in line.candidates]
-    if args.estimate:
-        return {"estimate": estimate_judge(gates, given, args)}
     before = {row.image: row.group for row in given}
     groups = merged_groups([gates.prints[image] for image in before], before)
     done = run_gates(given, gates.chosen()).regrouped(groups)
@@ -265,7 +280,7 @@ def run(args: Any) -> dict[str, Any]:
     audit["can_see"] = None if gates.reader is None else sorted(gates.reader.visible)
     audit["figures"] = None if gates.reader is None else figures_of(given, done, gates.reader, args.seed)
     audit["spent"] = None if gates.rubric is None else gates.rubric.judge.spent()
-    audit["rules"] = plain(rules)
+    audit["rules"] = plain(gates.rules)
     write_audit(args.out, audit)
     write_page(args, done, lines, audit)
     return audit
@@ -295,13 +310,14 @@ def write_page(args: Any, done: "GateRun", lines: "list[Line]", audit: dict[str,
         write_sample(page, sample_of(done, lines, args.page_pictures, args.seed), audit)
 
 
-def estimate_judge(gates: "Gates", given: "list[Candidate]", args: Any) -> dict[str, Any]:
+def estimate_judge(gates: "Gates", lines: "list[Line]", args: Any) -> dict[str, Any]:
     """What the judge may cost, after the free gates that run before it; nobody is asked."""
     from drive_vlm.builders.synthesis.cost import LETTERS_A_TOKEN, PerPicture, estimate
     from drive_vlm.builders.synthesis.gate import run_gates
     from drive_vlm.builders.synthesis.gates.rubric import request_of
 
     chosen = gates.chosen()
+    given = [row for line in lines for row in line.candidates]
     if gates.rubric is None:
         raise ValueError("--estimate: the gates that run here are free; it is for --gates with judge")
     names = list(chosen)
@@ -319,7 +335,9 @@ def estimate_judge(gates: "Gates", given: "list[Candidate]", args: Any) -> dict[
 def show(audit: dict[str, Any], args: Any) -> str | int | None:
     """Print counts, figures and what was written; the exit status, 1 where no row is left or the splits leak."""
     if "estimate" in audit:
-        from drive_vlm.builders.synthesis.cost import Estimate, show_estimates
+        from synth_paid import show_estimates
+
+        from drive_vlm.builders.synthesis.cost import Estimate
 
         show_estimates([Estimate(**audit["estimate"])])
         return None

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The rectangle of a region row, drawn so that it is still there at the model's input size."""
-=======
 """A rectangle on a picture: how a region question shows what it asks about, to the teacher and in training."""
->>>>>>> de0767b450a664394c764683e2c7b9524de5033a
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,18 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-<<<<<<< HEAD
-
-def draw_box(image: "Image", box: Sequence[float]) -> "Image":
-    """A copy of `image` with a red rectangle around `box`."""
-    from PIL import ImageDraw
-
-    copy = image.copy()
-    ImageDraw.Draw(copy).rectangle(
-        [round(value) for value in box], outline="red", width=max(2, round(image.width / 400))
-    )
-    return copy
-=======
 RED = (255, 0, 0)
 
 
@@ -53,4 +37,3 @@ def draw_box(picture: "Image", box: Sequence[float]) -> "Image":
     right, bottom = min(width - 1, max(right, left + 3 * line)), min(height - 1, max(bottom, top + 3 * line))
     ImageDraw.Draw(shown).rectangle((left, top, right, bottom), outline=RED, width=line)
     return shown
->>>>>>> de0767b450a664394c764683e2c7b9524de5033a

@@ -49,6 +49,7 @@ def _candidate(row: Any, where: str) -> Candidate:
     # With --reasoning first it stands in both places.
     answer = answer.removeprefix(reasoning).strip() if reasoning else answer
     return Candidate(
+        fixed=row.get("fixed_question") is True,
         where=where,
         path="",
         group=str(row.get("group")),

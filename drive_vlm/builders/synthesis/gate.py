@@ -19,13 +19,15 @@ from drive_vlm.builders.synthesis.gates.candidate import Candidate, Gate, Outcom
 from drive_vlm.builders.synthesis.gates.decontamination import EvaluationRows, check_decontamination
 from drive_vlm.builders.synthesis.gates.duplicates import about_region, check_duplicates, check_question_cap
 from drive_vlm.builders.synthesis.gates.form import FormLimits, check_form
-from drive_vlm.builders.synthesis.gates.grounding import check_grounding
+from drive_vlm.builders.synthesis.gates.grounding import check_grounding, labels_of
 from drive_vlm.builders.synthesis.gates.objects import Mention, ObjectReader
 from drive_vlm.builders.synthesis.gates.pictures import Print
 from drive_vlm.builders.synthesis.gates.positions import check_positions
 from drive_vlm.builders.synthesis.gates.rubric import HIGH, LOW, THRESHOLD, RubricGate, rubric_audit
 from drive_vlm.config import field
 
+# Rows whose texts are read together.
+_AT_ONCE = 4096
 FREE = "form,grounding,positions,duplicates,decontamination,balance"
 
 
@@ -178,11 +180,12 @@ class Gates:
 
     def _grounding(self) -> Gate:
         assert self.reader is not None
-        return each(partial(check_grounding, reader=self.reader))
+        return prepared(self.reader, partial(check_grounding, reader=self.reader))
 
     def _positions(self) -> Gate:
         assert self.reader is not None
-        return each(partial(check_positions, reader=self.reader, coordinates=self.rules.coordinates))
+        check = partial(check_positions, reader=self.reader, coordinates=self.rules.coordinates)
+        return prepared(self.reader, check)
 
     def _duplicates(self) -> Gate:
         same_only = self.rules.rouge_over == "same"
@@ -210,11 +213,26 @@ class Gates:
         return partial(check_balance, caps=caps, seed=self.seed)
 
 
+def prepared(reader: ObjectReader, check: Callable[[Candidate], Outcome]) -> Gate:
+    """The gate that looks at one row at a time, and lets the reader read the texts of many at once."""
+
+    def gate(rows: Sequence[Candidate]) -> list[Outcome]:
+        found: list[Outcome] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            block = rows[start : start + _AT_ONCE]
+            texts = ((text, labels_of(row)) for row in block for text in (*row.texts, row.question))
+            reader.prepare(texts)
+            found += map(check, block)
+        return found
+
+    return gate
+
+
 def about_objects(row: Candidate, reader: ObjectReader | None) -> object:
     """What tells questions of one picture apart besides their words: the region, the kind, and the objects that they name ("Is there a
     car?", "Is there a bus?"), where somebody reads them."""
     named: Sequence[Mention] = ()
     if reader is not None and row.asks_freely:
-        named = reader.mentions(row.question, {thing.label for thing in row.objects})
+        named = reader.mentions(row.question, labels_of(row))
     words = frozenset(tuple(item.classes) or (row.question[item.start : item.end].casefold(),) for item in named)
     return about_region(row), row.kind, words

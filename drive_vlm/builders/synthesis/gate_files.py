@@ -1,6 +1,5 @@
 """What the gate step writes: rows.jsonl and held_out.jsonl, rejected.jsonl, data_audit.json, and the pictures that rows name."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from drive_vlm.builders.synthesis.rows import (
     training_row,
 )
 from drive_vlm.store.cache import write_json
+from drive_vlm.store.fingerprint import content_hash
 from drive_vlm.store.keyed_lines import write_lines
 
 ROWS, HELD_OUT, REJECTED, AUDIT = "rows.jsonl", "held_out.jsonl", "rejected.jsonl", "data_audit.json"
@@ -139,7 +139,7 @@ def audit_of(
         "histograms": {"before": histograms(given), "after": histograms(used)},
         "round": how.number,
         "models": dict(how.models),
-        "inputs": {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in data},
+        "inputs": {str(path): content_hash(path) for path in data},
     }
 
 

@@ -7,18 +7,19 @@ pictures of region rows. So one image root serves all rows, the default one.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.row_writer import Row
 from drive_vlm.builders.synthesis.drawing import draw_box
-from drive_vlm.builders.synthesis.gates.candidate import Candidate, SourceObject
+from drive_vlm.builders.synthesis.gates.candidate import Candidate, SourceObject, plain_words
 from drive_vlm.builders.synthesis.records import check_box, descriptions_of, field_of
 from drive_vlm.data.jsonl import JsonlFile
 from drive_vlm.data.samples import IMAGE, resolve_below
 from drive_vlm.data.vision import checked_image_size, load_image
+from drive_vlm.evaluation.codalm import QUESTIONS
 from drive_vlm.store.cache import cache_key
 
 TASKS = ("general", "region", "suggestion", "vqa")
@@ -45,8 +46,21 @@ class Line:
         return self.file[self.number]
 
 
-def read_question_lines(data: Sequence[str], image_root: str, authors: Sequence[str]) -> Iterator[Line]:
-    """Every line of the files, in order; `authors` are the models that wrote captions and rows.
+def fixed_questions(path: str | None) -> frozenset[tuple[str, ...]]:
+    """The words of questions that are asked about every picture: those of CODA-LM, and the lines of a file. Raises ValueError."""
+    texts = list(QUESTIONS.values())
+    if path is not None:
+        try:
+            texts += Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--fixed_questions {path}: cannot be read ({error})") from error
+    return frozenset(tuple(plain_words(text)) for text in texts if text.strip())
+
+
+def read_question_lines(
+    data: Sequence[str], image_root: str, fixed: frozenset[tuple[str, ...]] = frozenset()
+) -> Iterator[Line]:
+    """Every line of the files, in order; `fixed`: questions that are a benchmark's.
 
     Raises ValueError, naming file and line, for what is damaged and for a picture that comes twice; BadRow for a picture that cannot be
     read.
@@ -63,7 +77,7 @@ def read_question_lines(data: Sequence[str], image_root: str, authors: Sequence[
             seen[image] = where
             picture = resolve_below(image_root, image, where)
             height, width = checked_image_size(picture, where)
-            candidates = tuple(_candidates(line, where, image, picture, (width, height), authors))
+            candidates = tuple(_candidates(line, where, image, picture, (width, height), fixed))
             yield Line(where, image, picture, candidates, file, number)
 
 
@@ -74,7 +88,7 @@ def objects_of(line: dict[str, Any], where: str) -> tuple[SourceObject, ...]:
 
 
 def _candidates(
-    line: dict[str, Any], where: str, image: str, path: str, size: tuple[int, int], authors: Sequence[str]
+    line: dict[str, Any], where: str, image: str, path: str, size: tuple[int, int], fixed: Collection[tuple[str, ...]]
 ) -> Iterator[Candidate]:
     objects = objects_of(line, where)
     stem = f"{Path(image).stem}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
@@ -104,7 +118,7 @@ def _candidates(
             region=region,
             objects=objects,
             finish_reason=str(reason or "stop"),
-            models=tuple(authors),
+            fixed=tuple(plain_words(texts["question"])) in fixed,
             **texts,
         )
 
@@ -160,6 +174,8 @@ def training_row(
             {"role": "assistant", "content": answer.strip()},
         ],
     }
+    if candidate.fixed:
+        row["fixed_question"] = True
     if candidate.reasoning:
         row["reasoning"] = candidate.reasoning
     if candidate.region is not None:

@@ -111,6 +111,11 @@ class TextParser:
         """spaCy's own parse, for those who need places in the text (drive_vlm/rewards/text/mentions.py)."""
         return self._nlp(text)
 
+    def docs(self, texts: Sequence[str]) -> "Iterator[Doc]":
+        """The same of many texts at once, which takes a fraction of the time."""
+        processes = self._processes if len(texts) >= 64 * self._processes else 1
+        return self._nlp.pipe(texts, batch_size=64, n_process=processes)
+
 
 def _repackaged(model: str) -> str:
     """The folder of a pipeline that a package index holds under another name (the extra `dev` installs one); else `model`."""

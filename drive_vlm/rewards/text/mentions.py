@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from drive_vlm.rewards.text.driving_text import TextParser, object_mentions, parsed_doc, read_phrases
 from drive_vlm.rewards.text.negation import is_negated
-from drive_vlm.rewards.text.vocabulary import Term
+from drive_vlm.rewards.text.vocabulary import Term, Vocabulary
 
 if TYPE_CHECKING:
-    from spacy.tokens import Token
+    from spacy.tokens import Doc, Token
 
 Verdict = Literal["hit", "false", "denied", "unseen", "again"]
 
@@ -38,10 +38,14 @@ class Mention:
 
 def find_mentions(parser: TextParser, text: str, detected: frozenset[str]) -> list[Mention]:
     """The object phrases of `text` in their order, judged against the `detected` classes."""
-    doc = parser.doc(text)
-    claimed = parsed_doc(doc, parser.vocabulary).groups
+    return mentions_of(parser.doc(text), parser.vocabulary, detected)
+
+
+def mentions_of(doc: "Doc", vocabulary: Vocabulary, detected: frozenset[str]) -> list[Mention]:
+    """The same of a text that spaCy has read already."""
+    claimed = parsed_doc(doc, vocabulary).groups
     found = []
-    for term, first, noun in object_mentions(read_phrases(doc, parser.vocabulary), parser.vocabulary):
+    for term, first, noun in object_mentions(read_phrases(doc, vocabulary), vocabulary):
         verdict = _verdict(term, first, noun, claimed, detected)
         found.append(Mention(first.idx, noun.idx + len(noun), tuple(sorted(term.classes)), verdict))
     return found

@@ -5,12 +5,20 @@ The vocabulary knows what words mean to a detector of COCO's classes. A name tha
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drive_vlm.rewards.text.driving_text import DEFAULT_MODEL, TextParser
-from drive_vlm.rewards.text.mentions import Mention, find_mentions
+from drive_vlm.rewards.text.mentions import Mention, mentions_of
 from drive_vlm.rewards.text.vocabulary import DEFAULT, PhraseTable, Term, Vocabulary, phrase_words
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc
+
+# Texts whose mentions are kept.
+MEMO = 1 << 18
 
 
 class OpenNames:
@@ -22,11 +30,17 @@ class OpenNames:
     """
 
     def __init__(
-        self, names: Iterable[str] | None, model: str = DEFAULT_MODEL, vocabulary: str | Path = DEFAULT
+        self,
+        names: Iterable[str] | None,
+        model: str = DEFAULT_MODEL,
+        vocabulary: str | Path = DEFAULT,
+        processes: int = 1,
     ) -> None:
-        """Raises ValueError as TextParser."""
+        """`processes`: of spaCy, for `prepare`. Raises ValueError as TextParser."""
         self.names = None if names is None else sorted(set(names))
-        self._parser = TextParser(model, vocabulary)
+        self._parser = TextParser(model, vocabulary, processes)
+        # Several gates read one text.
+        self._memo: OrderedDict[tuple[str, frozenset[str]], tuple[Mention, ...]] = OrderedDict()
         known = self._parser.vocabulary
         if self.names is not None:
             known = self._parser.vocabulary = with_names(known, self.names)
@@ -41,18 +55,35 @@ class OpenNames:
         term = self._parser.vocabulary.objects.get(phrase)
         return term.classes if term is not None and term.classes else frozenset([phrase])
 
-    def mentions(self, text: str, labels: Collection[str]) -> list[Mention]:
+    def mentions(self, text: str, labels: Collection[str]) -> Sequence[Mention]:
         """The object phrases of `text`, judged as drive_vlm/rewards/text/mentions.py does, but `unseen` where a class that is missing
         is none that the names stand for."""
+        key = (text, frozenset(labels))
+        if key not in self._memo:
+            self._keep(key, self._parser.doc(text))
+        self._memo.move_to_end(key)
+        return self._memo[key]
+
+    def prepare(self, texts: Iterable[tuple[str, Collection[str]]]) -> None:
+        """Read (text, labels) that will be asked for, MEMO of them at most: together they take a fraction of the time."""
+        keys = dict.fromkeys((text, frozenset(labels)) for text, labels in texts)
+        missing = [key for key in keys if key not in self._memo][:MEMO]
+        for key, doc in zip(missing, self._parser.docs([text for text, _ in missing]), strict=True):
+            self._keep(key, doc)
+
+    def _keep(self, key: tuple[str, frozenset[str]], doc: "Doc") -> None:
+        while len(self._memo) >= MEMO:
+            self._memo.popitem(last=False)
+        self._memo[key] = tuple(self._read(doc, key[1]))
+
+    def _read(self, doc: "Doc", labels: Collection[str]) -> Iterator[Mention]:
         seen = frozenset().union(*(self.classes_of(label) for label in labels))
         hidden = self._every - self.visible
-        found = []
-        for mention in find_mentions(self._parser, text, seen | hidden):
+        for mention in mentions_of(doc, self._parser.vocabulary, seen | hidden):
             # A hit that rests on what nobody could see alone.
             if mention.verdict == "hit" and not seen & set(mention.classes):
                 mention = dataclasses.replace(mention, verdict="unseen")
-            found.append(mention)
-        return found
+            yield mention
 
 
 def with_names(vocabulary: Vocabulary, names: Iterable[str]) -> Vocabulary:

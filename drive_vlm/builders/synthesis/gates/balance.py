@@ -47,7 +47,7 @@ def class_of(row: Candidate) -> str:
 def template_of(row: Candidate) -> str:
     """The question with its class and its numbers taken out: what a template made.
 
-    A fixed task is one template by itself.
+    A fixed question is one template with all others of its task.
     """
     if not row.asks_freely:
         return f"({row.task})"
@@ -97,7 +97,7 @@ def check_balance(rows: Sequence[Candidate], caps: Caps, seed: int = 0) -> list[
 
 
 def _holds(reason: str, row: Candidate) -> bool:
-    """Whether a cap is about the row: rows without a class and questions of fixed tasks have no cap of their kind."""
+    """Whether a cap is about the row: rows without a class and fixed questions have no cap of their kind."""
     if reason == "class_cap":
         return class_of(row) != NO_CLASS
     return reason != "template_cap" or row.asks_freely

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 Box = tuple[float, float, float, float]
-# Tasks whose question is the benchmark's: it is long, it comes with every picture, and it names what may not be there.
-FIXED_QUESTIONS = frozenset({"general", "region", "suggestion"})
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Candidate:
         region: the object that a region row is about.
         objects: what the sources say is there.
         finish_reason: why the writer stopped.
-        models: the names of those who wrote the row or its caption.
+        fixed: its question is a benchmark's: long, asked about every picture, and naming what need not be there.
     """
 
     id: str
@@ -49,7 +47,7 @@ class Candidate:
     region: SourceObject | None = None
     objects: tuple[SourceObject, ...] = ()
     finish_reason: str = "stop"
-    models: tuple[str, ...] = ()
+    fixed: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -59,7 +57,7 @@ class Candidate:
     @property
     def asks_freely(self) -> bool:
         """Whether its question was written for this picture."""
-        return self.task not in FIXED_QUESTIONS
+        return not self.fixed
 
 
 @dataclass(frozen=True)

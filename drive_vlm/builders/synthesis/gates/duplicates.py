@@ -70,7 +70,7 @@ def _within(rows: Sequence[Candidate], limit: float) -> list[tuple[int, Outcome]
 
 def check_question_cap(rows: Sequence[Candidate], most: int, seed: int = 0) -> list[Outcome]:
     """Reason question_cap: `most` pictures are asked the same normalised question already. Which ones are kept, a hash of (seed, id)
-    decides, not their order. Questions of fixed tasks, the benchmark's own, have no cap."""
+    decides, not their order. Fixed questions, a benchmark's own, have no cap."""
     asked: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if row.asks_freely:

@@ -1,7 +1,7 @@
 """Gate 1, form: is the text whole, of a sensible length, in the right language, no refusal, and silent about its sources?
 
-The lengths are those of Self-Instruct's instances, made fit for questions about pictures (docs/synthesis.md). A question of a fixed
-task is the benchmark's own and is not measured.
+The lengths are those of Self-Instruct's instances, made fit for questions about pictures (docs/synthesis.md). A fixed question is a
+benchmark's own and is not measured.
 """
 
 import re
@@ -11,12 +11,14 @@ from drive_vlm.builders.rewrites import fault, words
 from drive_vlm.builders.synthesis.gates.candidate import PASSED, Candidate, Outcome, plain_words
 
 # What the writer was shown in place of the picture.
+_GIVEN = r"(the|this|your|these|those) (given |provided |supplied |object |detection |image |picture )*"
 _LEAK = re.compile(
-    r"\b(according to|based on|as (stated|mentioned|described|listed|noted|given) in|from|in) (the|this|your|these|those) "
-    r"(given |provided |supplied |object |detection |image |picture )*(caption|captions|description|descriptions|annotation|annotations|"
-    r"list|text|metadata|data|context|detections|detector|information|input)\b"
-    r"|\bbounding[- ]box(es)?\b|\b(provided|given|supplied) (text|caption|description|information|objects?|detections?|list)\b"
-    r"|\bconfidence( score)?s? of 0?\.\d|\bobject (list|detector|detections?)\b|\b(detected|retrieved) (by|from) the\b",
+    rf"\b(according to|based on|as (stated|mentioned|described|listed|noted|given) in) {_GIVEN}"
+    r"(captions?|descriptions?|annotations?|lists?|metadata|detections?|detector)\b"
+    rf"|\b(in|from) {_GIVEN}(captions?|annotations?|metadata|detections|object list)\b"
+    r"|\bbounding[- ]box(es)?\b|\bobject (list|detectors?|detections?)\b|\b(detected|retrieved) by the (detector|model|system)\b"
+    r"|\b(provided|given|supplied) (text|captions?|descriptions?|information|context|data|detections|list)\b"
+    r"|\bconfidence( score)?s? of 0?\.\d",
     re.IGNORECASE,
 )
 _BLIND = re.compile(
@@ -26,7 +28,8 @@ _BLIND = re.compile(
 )
 # "Bicycles were introduced in the 19th century": what a knowledge text says of a thing, and no picture shows.
 _ENCYCLOPAEDIC = re.compile(
-    r"\b(1[6-9]|20)\d\ds?\b(?! (km|m|meters|metres|kg|cc|rpm)\b)|\bcentur(y|ies)\b", re.IGNORECASE
+    r"\b(in|since|from|by|during|around|until|before|after) (the )?((early|late|mid)[ -])?(1[6-9]|20)\d\ds?\b|\bcentur(y|ies)\b",
+    re.IGNORECASE,
 )
 _PLEASE = re.compile(r"\bplease\b", re.IGNORECASE)
 _END = re.compile(r"[.!?…][\"'”’)\]]*$")

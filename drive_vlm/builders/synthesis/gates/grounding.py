@@ -44,7 +44,7 @@ class Claims:
 
 def claims_of(row: Candidate, reader: ObjectReader) -> Claims:
     """What the row claims, read against its objects."""
-    labels = {thing.label for thing in row.objects} | ({row.region.label} if row.region else set())
+    labels = labels_of(row)
     claimed = [(text, mention) for text in row.texts for mention in reader.mentions(text, labels)]
     denied: list[str] = []
     if row.asks_freely:
@@ -65,6 +65,11 @@ def claims_of(row: Candidate, reader: ObjectReader) -> Claims:
     return Claims(len(found), false, tuple(denied))
 
 
+def labels_of(row: Candidate) -> set[str]:
+    """What the sources of a row have found."""
+    return {thing.label for thing in row.objects} | ({row.region.label} if row.region else set())
+
+
 def check_grounding(row: Candidate, reader: ObjectReader) -> Outcome:
     """Reasons: ungrounded (a claim that no source has), denied_seen (a "no" to what a source has), other_object (a region row that
     names only other things of the picture than its own). The score `grounding` is the share of the claims that a source has."""
@@ -82,7 +87,7 @@ def check_grounding(row: Candidate, reader: ObjectReader) -> Outcome:
 def _other_object(row: Candidate, label: str, reader: ObjectReader) -> str:
     """What an answer about a region names, where none of it can be the region's `label`; "" where that is named, or nothing is."""
     own = reader.classes_of(label)
-    named = reader.mentions(row.answer, {thing.label for thing in row.objects} | {label})
+    named = reader.mentions(row.answer, labels_of(row))
     seen = [mention for mention in named if mention.verdict == "hit"]
     if not seen or any(own & set(mention.classes) for mention in named):
         return ""

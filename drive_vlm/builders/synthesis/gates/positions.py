@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from drive_vlm.builders.ambiguity.instances import side_of
 from drive_vlm.builders.synthesis.gates.candidate import Candidate, Outcome, SourceObject
+from drive_vlm.builders.synthesis.gates.grounding import labels_of
 from drive_vlm.builders.synthesis.gates.objects import Mention, ObjectReader
 
 _SIDE = re.compile(
@@ -58,7 +59,7 @@ def check_positions(row: Candidate, reader: ObjectReader, coordinates: str = "pi
 
 def places_of(text: str, row: Candidate, reader: ObjectReader) -> tuple[list[Place], int]:
     """(the places that a text gives to things that sources see, how many sides were left unread)."""
-    labels = {thing.label for thing in row.objects}
+    labels = labels_of(row)
     mentions = reader.mentions(text, labels)
     asked = reader.mentions(row.question, labels) if row.asks_freely else ()
     places, unread = [], 0
