@@ -25,6 +25,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/build_object_rows.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with pictures")
+    add("--names", nargs="+", metavar="NAME", help="what is asked about (default: all names of the world)")
     for name, many in (("present", 2), ("absent", 2), ("count", 1), ("position", 2)):
         flag(
             f"--{name}", many, f"questions of this kind about a picture, at most (tools/synth_ask.py --{name})", least=0
@@ -41,9 +42,11 @@ def run(args: Any) -> dict[str, int]:
     """{file: rows}. Raises ValueError for a folder that is none of tools/build_synthetic.py."""
     from drive_vlm.builders.row_writer import RowWriter
     from drive_vlm.builders.splits import assign_split
-    from drive_vlm.builders.synthesis.truth import read_scenes
+    from drive_vlm.builders.synthesis.truth import NAMES, read_scenes
     from drive_vlm.store.cache import read_json
 
+    if unknown := sorted(set(args.names or ()) - set(NAMES)):
+        raise ValueError(f"--names {unknown[0]}: the world has {', '.join(NAMES)}")
     scenes = read_scenes(args.data / "scenes.jsonl")
     build = read_json(args.data / "build.json")
     counts = {name: getattr(args, name) for name in ("present", "absent", "count", "position")}
@@ -53,7 +56,9 @@ def run(args: Any) -> dict[str, int]:
         rows.setdefault(f"pictures_{split}.jsonl", []).append(
             {"id": truth["id"], "image": image, "group": truth["group"]}
         )
-        rows.setdefault(f"objects_{split}.jsonl", []).extend(question_rows(image, truth, counts, args.seed))
+        rows.setdefault(f"objects_{split}.jsonl", []).extend(
+            question_rows(image, truth, args.names or list(NAMES), counts, args.seed)
+        )
     if args.crops:
         rows["crops/captions.jsonl"] = [row for image, truth in scenes.items() for row in cut_out(args, image, truth)]
     with RowWriter(args.data) as writer:
@@ -62,11 +67,13 @@ def run(args: Any) -> dict[str, int]:
     return {name: len(content) for name, content in sorted(rows.items())}
 
 
-def question_rows(image: str, truth: dict[str, Any], counts: dict[str, int], seed: int) -> list[dict[str, Any]]:
+def question_rows(
+    image: str, truth: dict[str, Any], names: list[str], counts: dict[str, int], seed: int
+) -> list[dict[str, Any]]:
     from drive_vlm.builders.synthesis.short_questions import short_questions
-    from drive_vlm.builders.synthesis.truth import NAMES, objects_of_scene
+    from drive_vlm.builders.synthesis.truth import objects_of_scene
 
-    asked = short_questions(objects_of_scene(truth), NAMES, truth["size"][1], image, seed, counts)
+    asked = short_questions(objects_of_scene(truth), names, truth["size"][1], image, seed, counts)
     return [
         {
             "id": f"{truth['id']}-{number}",

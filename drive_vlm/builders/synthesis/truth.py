@@ -17,7 +17,6 @@ from drive_vlm.builders.synthesis.records import Box, FoundBox, Region, plain_re
 from drive_vlm.builders.synthesis.rle import encode_rle
 from drive_vlm.builders.synthesis.step import Made, Make
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.data.samples import BadRow
 
 # Class of the world -> the name that a text has for it; the others are called the same.
 _NAMES = {"pedestrian": "person", "cyclist": "bicycle", "cone": "traffic cone"}
@@ -52,15 +51,16 @@ def chance_of(picture: str, seed: int) -> np.random.Generator:
 
 
 def finding(scenes: Mapping[str, Mapping[str, Any]], misses: float, false_hits: float, empty: int, seed: int) -> Make:
-    """The make of the step: "size", "boxes", "unknown_labels" and "regions" of each picture; `empty`: regions where nothing is."""
+    """The make of the step: "size", "boxes", "unknown_labels" and "regions" of each picture; `empty`: regions where nothing is.
 
-    def make(pictures: Sequence[Picture]) -> Iterator[Made | BadRow]:
+    It raises ValueError for a picture that the truth lacks.
+    """
+
+    def make(pictures: Sequence[Picture]) -> Iterator[Made]:
         for picture in pictures:
             truth = scenes.get(picture.image)
             if truth is None:
-                problem = f"{picture.image} is no picture of the truth"
-                yield BadRow("no_truth", picture.where, problem, "Give the scenes.jsonl of these pictures")
-                continue
+                raise ValueError(f"{picture.where}: {picture.image} is no picture of the truth. Give its own scenes.jsonl")
             yield _found(truth, chance_of(picture.image, seed), misses, false_hits, empty)
 
     return make
