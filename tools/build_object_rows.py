@@ -1,7 +1,7 @@
 """Rows about the objects of a synthetic data set from its exact truth: what people would have written, and what stays unlabelled.
 
 Reads a folder of tools/build_synthetic.py and writes next to its scenes, for each of its splits
-  objects_{split}.jsonl    short questions with their answers (is there one, how many, where), as tools/synth_ask.py asks them
+  objects_{split}.jsonl    (--prefix) short questions with their answers (is there one, how many, where), as tools/synth_ask.py asks them
   pictures_{split}.jsonl   the pictures alone, {"id", "image", "group"}: unlabelled, for tools/synth_*.py
 and with --crops the objects of all splits cut out: crops/NAME/*.png for tools/synth_database.py, and crops/captions.jsonl, which names
 object and colour, for tools/train_clip.py. Crops where nothing is are among them, named "background": what an encoder has never been shown
@@ -26,6 +26,7 @@ def make_parser() -> CommandParser:
     add, flag = parser.add_argument, parser.flag
     add("--data", type=Path, required=True, help="folder that tools/build_synthetic.py wrote, with pictures")
     add("--names", nargs="+", metavar="NAME", help="what is asked about (default: all names of the world)")
+    flag("--prefix", "objects", "how the files of rows begin")
     for name, many in (("present", 2), ("absent", 2), ("count", 1), ("position", 2)):
         flag(
             f"--{name}", many, f"questions of this kind about a picture, at most (tools/synth_ask.py --{name})", least=0
@@ -56,7 +57,7 @@ def run(args: Any) -> dict[str, int]:
         rows.setdefault(f"pictures_{split}.jsonl", []).append(
             {"id": truth["id"], "image": image, "group": truth["group"]}
         )
-        rows.setdefault(f"objects_{split}.jsonl", []).extend(
+        rows.setdefault(f"{args.prefix}_{split}.jsonl", []).extend(
             question_rows(image, truth, args.names or list(NAMES), counts, args.seed)
         )
     if args.crops:

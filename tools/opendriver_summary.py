@@ -56,11 +56,6 @@ def named_boxes(path: Path, field: str) -> "dict[str, list[Named]]":
     }
 
 
-def asked_names(run: Path) -> list[str]:
-    """What the plan asks about."""
-    return read_json(run / "plan.json")["steps"]["ask"]["names"]
-
-
 def claims_of_steps(path: Path, names: Sequence[str]) -> list[Any]:
     """Claims of all rows of the step ask, as they came."""
     from drive_vlm.data.jsonl import JsonlFile
@@ -90,9 +85,10 @@ def claims_of_rows(path: Path, names: Sequence[str]) -> list[Any]:
 
 def row_scores(run: Path, truth: "Mapping[str, Sequence[Named]]") -> Entry:
     """Scores of what rows claim, with and without gates and retrieval, and the changes that are claimed."""
+    from drive_vlm.builders.synthesis.truth import NAMES
     from drive_vlm.evaluation.object_names import claim_change, claim_counts, claim_scores
 
-    names = asked_names(run)
+    names = list(NAMES)
     claims = {
         "detector": claims_of_steps(run / "detector/ask.jsonl", names),
         "detector, gates": claims_of_rows(run / "detector/gate/rows.jsonl", names),

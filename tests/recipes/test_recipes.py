@@ -22,7 +22,14 @@ ROUNDS = {
 }
 # The whole of OpenDriver: other recipes one after the other.
 CHAINS = {"opendriver": ("FAMILY=minicpm_v_8b", "SYNTH=plan.yaml", "JUDGE_FLAGS=--judge_model judge")}
-DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "clarify_synthetic", "opendriver_synthetic")
+DEMONSTRATIONS = (
+    "quickstart",
+    "drive_vlm_synthetic",
+    "spin_synthetic",
+    "bddoia_synthetic",
+    "clarify_synthetic",
+    "opendriver_synthetic",
+)
 # Two processes, or one, on one machine, always.
 OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090", "clarify_4090"}
 STEP = {

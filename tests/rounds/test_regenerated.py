@@ -31,7 +31,10 @@ def gate(folder: Path, rows: list[dict[str, Any]]) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     names = ("distinct_1", "distinct_2", "answer_words", "hallucinated", "rows_hallucinated")
     figures = {kind: {name: estimate(value) for name in names} for kind, value in (("given", 0.2), ("used", 0.05))}
-    gates = {"form": {"given": 9, "passed": 7, "rejected": {"long": 2}}, "grounding": {"given": 7, "passed": 6, "rejected": {"a": 1}}}
+    gates = {
+        "form": {"given": 9, "passed": 7, "rejected": {"long": 2}},
+        "grounding": {"given": 7, "passed": 6, "rejected": {"a": 1}},
+    }
     audit = {"given": 9, "used": len(rows), "gates": gates, "figures": figures}
     (folder / "data_audit.json").write_text(json.dumps(audit))
     return folder
@@ -53,7 +56,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_rows_of_a_round_start_from_the_folder_of_the_chain(chain, model):
     """So that the pairs of two rounds can be learned together: each keeps its pictures in its own folder."""
-    rows = [row("x", "a car"), row("y", "a bus", image="images_w_boxes/b.jpg"), row("x", "a car", True), row("y", "no", True)]
+    rows = [
+        row("x", "a car"),
+        row("y", "a bus", image="images_w_boxes/b.jpg"),
+        row("x", "a car", True),
+        row("y", "no", True),
+    ]
     folder = gate(chain.out / "round-1/synthetic/gate", rows)
     audit = take_rows(chain, 1, model, folder)
     assert (audit["rows"], audit["human"], audit["human_share"], audit["changed"]) == (4, 2, 0.5, None)
@@ -67,11 +75,18 @@ def test_rows_of_a_round_start_from_the_folder_of_the_chain(chain, model):
 def test_changed_rows_are_counted_by_picture_and_question_of_synthetic_rows_alone(chain, model):
     """By hand: x is the same, y has another answer, z is new; the human row with a new answer does not count: 2 of 3."""
     human = [row("p", "a car", True), row("q", "a car", True), row("r", "a car", True)]
-    take_rows(chain, 1, model, gate(chain.out / "round-1/synthetic/gate", [row("x", "a car"), row("y", "a bus"), *human[:2]]))
+    take_rows(
+        chain, 1, model, gate(chain.out / "round-1/synthetic/gate", [row("x", "a car"), row("y", "a bus"), *human[:2]])
+    )
     human[0]["messages"][1]["content"] = "a bus"
     now = [row("x", "A car."), row("y", "a van"), row("z", "a bus"), *human]
     audit = take_rows(chain, 2, model, gate(chain.out / "round-2/synthetic/gate", now))
-    assert {key: audit["changed"][key] for key in ("both", "new", "gone", "changed")} == {"both": 2, "new": 1, "gone": 0, "changed": 1}
+    assert {key: audit["changed"][key] for key in ("both", "new", "gone", "changed")} == {
+        "both": 2,
+        "new": 1,
+        "gone": 0,
+        "changed": 1,
+    }
     assert rows_of_round(audit)["changed"] == pytest.approx(2 / 3)
 
 

@@ -31,7 +31,11 @@ def test_rounds_that_regenerate_have_an_array_that_writes_and_a_job_that_gates(r
     more = ("--at-once", 2, "--time", "12:00:00", "--regenerate-time", "6:00:00", "--regenerate", "--dry-run")
     done = run([*GRAPH, *more, "--", "SYNTH=plan.yaml", "MODEL=runs/sft", "DATA=train.jsonl"])
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("round2-write", "round2-re", "round2-gen"))]
+    lines = [
+        line.split()
+        for line in done.stdout.splitlines()
+        if line.startswith(("round2-write", "round2-re", "round2-gen"))
+    ]
     assert lines == [
         ["round2-write", "2", "regenerate", "1", "0-3%2", "6:00:00", "round1-evaluate"],
         ["round2-regenerate", "2", "regenerate", "1", "-", "6:00:00", "round2-write"],

@@ -251,7 +251,9 @@ def test_shards_give_the_rows_of_one_run_and_another_setting_is_refused(small, r
     # Other settings of a step need another folder; the steps before it are not begun.
     asked = len(chat_server.requests)
     done = run([sys.executable, *small(whole, "--set", "ask.absent=0")])
-    assert done.returncode == 2 and "ask.absent then 2, now 0" in done.stderr.replace("settings.questions", "ask"), done.stderr
+    assert done.returncode == 2 and "ask.absent then 2, now 0" in done.stderr.replace("settings.questions", "ask"), (
+        done.stderr
+    )
     assert finished(done, "truth") and len(chat_server.requests) == asked
 
 
