@@ -142,7 +142,6 @@ def _grids(
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """(path, its pictures' grids float32[_SIDE * _SIDE] of mean 0 and length 1, flat ones left out), decoded by threads."""
 
-
     def look(path: str) -> list[np.ndarray]:
         where, is_video = media[path].where, path not in map(os.path.abspath, media[path].images)
         try:

@@ -60,7 +60,9 @@ def finding(scenes: Mapping[str, Mapping[str, Any]], misses: float, false_hits: 
         for picture in pictures:
             truth = scenes.get(picture.image)
             if truth is None:
-                raise ValueError(f"{picture.where}: {picture.image} is no picture of the truth. Give its own scenes.jsonl")
+                raise ValueError(
+                    f"{picture.where}: {picture.image} is no picture of the truth. Give its own scenes.jsonl"
+                )
             yield _found(truth, chance_of(picture.image, seed), misses, false_hits, empty)
 
     return make
