@@ -91,9 +91,10 @@ def run(args: Any) -> dict[str, Any]:
     plan = with_flags(read_plan(args.plan, args.out), args.set)
     steps = chosen_steps(plan, args.steps)
     names = {name: str(value) for name in ("model", "round") if (value := getattr(args, name)) is not None}
+    shared = plan.out if args.preview else None
     if args.preview:
         plan = dataclasses.replace(plan, out=plan.out / "preview")
-    found = commands(plan, steps, frozen=args.frozen, names=names, shard=args.shard, limit=args.preview)
+    found = commands(plan, steps, frozen=args.frozen, names=names, shard=args.shard, limit=args.preview, shared=shared)
     if args.estimate:
         return {"estimate": estimates(plan, found, args.pictures)}
     if args.dry_run or args.graph:

@@ -49,6 +49,7 @@ def plan(tmp_path: Path) -> Any:
 # ---- what is printed before anything runs
 
 
+@pytest.mark.slow
 def test_commands_graph_and_estimate_are_the_golden_text(plan, run_here, run, tmp_path):
     """The numbers of the estimate by hand: a preview of two pictures, caption in this process at 3 s a picture, refine with 2 calls of
     300 + 50 tokens in all: 200,000 pictures take 300 M and 50 M tokens at 1 and 4 dollars a million = 500 dollars."""
@@ -116,6 +117,19 @@ def write_preview(folder: Path) -> None:
         path.write_text("".join(json.dumps(line | {"image": f"{i}.png"}) + "\n" for i in range(2)))
         audit = {"seconds": seconds, "made": 2, "cost": 0.0}
         path.with_name(f"{path.name}.audit.json").write_text(json.dumps(audit))
+
+
+def test_a_preview_makes_its_own_lines_and_shares_what_is_made_of_no_picture(plan, run_here):
+    done = run_here(TOOL, "--plan", plan(WHOLE), "--dry_run", "--model", "m", "--preview", 3)
+    assert done.returncode == 0, done.stderr
+    words = {
+        line.split()[1].removeprefix("tools/synth_").removesuffix(".py"): line.split()
+        for line in done.stdout.splitlines()
+    }
+    assert words["database"][words["database"].index("--out") + 1] == "runs/synthetic/database"
+    assert words["retrieve"][words["retrieve"].index("--database") + 1] == "runs/synthetic/database"
+    assert words["detect"][words["detect"].index("--out") + 1] == "runs/synthetic/preview/detect.jsonl"
+    assert words["detect"][words["detect"].index("--limit") + 1] == "3" and "--limit" not in words["segment"]
 
 
 @pytest.mark.parametrize(

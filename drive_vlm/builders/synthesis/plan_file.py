@@ -210,11 +210,13 @@ def commands(
     names: Mapping[str, str] | None = None,
     shard: str | None = None,
     limit: int | None = None,
+    shared: Path | None = None,
 ) -> list[Command]:
     """The command of each of `steps`.
 
     `frozen`: folder in which the steps before `steps` have run. `names` stand for {model}, {round} in the plan's values. With `shard`
-    the first step takes that part of its input, and the later ones go on with it. `limit`: the first pictures only.
+    the first step takes that part of its input, and the later ones go on with it. `limit`: the first pictures only; what is not made
+    of pictures, data base and knowledge, is then in the folder `shared`, for the whole run too.
     Raises ValueError for a shard of a step that has none, and for a first step without pictures.
     """
     if shard is not None and parse_shard(shard) == (0, 1):
@@ -222,7 +224,7 @@ def commands(
     line = line_of(plan)
     found: list[Command] = []
     for step in steps:
-        kind, output = STEPS[step], plan.out / STEPS[step].output
+        kind, output = STEPS[step], _folder(plan, step, steps, None, shared) / STEPS[step].output
         words: list[str] = []
         inputs: list[Path] = []
         if shard and not kind.line:
@@ -242,7 +244,7 @@ def commands(
             words += ["--out", str(output)]
         for flag, source in kind.given.items():
             if source in plan.steps and flag not in plan.steps[step]:
-                place = _folder(plan, source, steps, frozen) / STEPS[source].output
+                place = _folder(plan, source, steps, frozen, shared) / STEPS[source].output
                 words += [f"--{flag}", str(place)]
                 inputs.append(place)
         words += _words(plan, step, names or {})
@@ -264,7 +266,9 @@ def waits_for(plan: Plan, step: str, steps: Sequence[str]) -> list[str]:
     return [name for name in (*before, *STEPS[step].given.values()) if name in steps]
 
 
-def _folder(plan: Plan, step: str, steps: Sequence[str], frozen: Path | None) -> Path:
+def _folder(plan: Plan, step: str, steps: Sequence[str], frozen: Path | None, shared: Path | None = None) -> Path:
+    if shared is not None and step not in line_of(plan):
+        return shared
     return plan.out if frozen is None or step in steps else frozen
 
 
