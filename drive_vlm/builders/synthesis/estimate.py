@@ -54,7 +54,13 @@ def _of_gate(path: Path) -> PerPicture:
     pictures = part(audit, "pictures", int, file, _WAY_OUT)
     spent = part(audit, "spent", dict | None, file, _WAY_OUT) or {}
     size = sum(item.stat().st_size for item in path.rglob("*") if item.is_file() and not item.is_symlink())
-    tokens = [spent[name] / pictures if name in spent else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, reply = (
+        spent[name] / pictures if name in spent else None for name in ("prompt_tokens", "completion_tokens")
+    )
     return PerPicture(
-        spent.get("requests", 0) / pictures, *tokens, None, size / pictures, f"a preview of {pictures:,} pictures"
+        calls=spent.get("requests", 0) / pictures,
+        prompt_tokens=prompt,
+        reply_tokens=reply,
+        bytes=size / pictures,
+        basis=f"a preview of {pictures:,} pictures",
     )
