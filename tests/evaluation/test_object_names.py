@@ -50,6 +50,8 @@ def test_precision_recall_and_their_change_are_those_of_a_count_by_hand():
         ("How many buses are there?", "There are two buses.", ("bus", True)),
         ("How many cars are there?", "There are no cars.", ("car", False)),
         ("Where is the bus?", "The bus is on the left.", ("bus", True)),
+        ("Where is the bus?", "On the left.", ("bus", True)),
+        ("Is there a bus?", "No, there is none.", ("bus", False)),
         ("Is there a car?", "A nocturnal scene.", None),
         ("Is it raining?", "Yes.", None),
     ],

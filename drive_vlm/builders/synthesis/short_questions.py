@@ -20,7 +20,7 @@ from drive_vlm.judges.judge import Request
 
 KINDS = ("existence", "count", "position")
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_PLACES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+_PLACES = {"left": "On the left.", "middle": "In the middle.", "right": "On the right."}
 _PLURALS = {"person": "persons", "bus": "buses"}
 # Raise it when the same objects give other questions.
 _VERSION = 1
@@ -65,22 +65,21 @@ def short_questions(
         return chance.sample(of, min(counts[kind], len(of)))
 
     found = [
-        ShortQuestion("existence", one, f"Is there a {one}?", f"Yes, there is a {one}.")
-        for one in some(there, "present")
+        ShortQuestion("existence", one, f"Is there a {one}?", "Yes, there is one.") for one in some(there, "present")
     ]
     found += [
-        ShortQuestion("existence", one, f"Is there a {one}?", f"No, there is no {one}.", True)
+        ShortQuestion("existence", one, f"Is there a {one}?", "No, there is none.", True)
         for one in some(absent, "absent")
     ]
     for one in some(there, "count"):
         number = len(boxes[one])
         words = _NUMBERS[number] if number < len(_NUMBERS) else str(number)
-        answer = f"There is one {one}." if number == 1 else f"There are {words} {plural(one)}."
+        answer = f"There {'is' if number == 1 else 'are'} {words}."
         found.append(ShortQuestion("count", one, f"How many {plural(one)} are there?", answer))
     for one in some([label for label in there if len(boxes[label]) == 1], "position"):
         (box,) = boxes[one]
         place = _PLACES[side_of((box[0] + box[2]) / 2, width)]
-        found.append(ShortQuestion("position", one, f"Where is the {one}?", f"The {one} is {place}."))
+        found.append(ShortQuestion("position", one, f"Where is the {one}?", place))
     return found
 
 
