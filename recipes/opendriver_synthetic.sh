@@ -23,7 +23,7 @@ ensure_environment eval,judge,trl,reward
 out="${OUT:-runs/opendriver_synthetic}"
 case "${SIZE:-full}" in
   full) scenes=1500 others=800 clip=250 human=100 sft=250 spin=30 log=25 ;;
-  small) scenes=450 others=300 clip=120 human=60 sft=80 spin=2 log=20 ;;
+  small) scenes=450 others=200 clip=120 human=60 sft=60 spin=2 log=20 ;;
   smoke) scenes=120 others=150 clip=10 human=2 sft=2 spin=2 log=1 ;;
   *) _fail "opendriver_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
