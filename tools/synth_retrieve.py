@@ -119,7 +119,8 @@ def run(args: Any) -> dict[str, Any] | None:
         {name: content_hash(folder / name) for name in ("vectors.npy", "names.jsonl")} for folder in database.folders
     ]
     settings = dataclasses.asdict(rule) | {"database": content}
-    return run_step(Step("retrieve", settings, {}, fields, counts), args, lambda: retrieving(database, rule))
+    step = Step("retrieve", settings, {}, fields, counts, pixels=False)
+    return run_step(step, args, lambda: retrieving(database, rule))
 
 
 def check_queries(entry: str, database: Any) -> None:

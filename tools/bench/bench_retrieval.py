@@ -9,6 +9,7 @@ hits of all sides must be equal. Without faiss (extra `retrieval`) ours is measu
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def run(args: Any, work: Path) -> dict[str, Any]:
     from drive_vlm.builders.synthesis.search import VectorIndex
 
     rows, queries = vectors(args.names, args.width, 0), vectors(args.batch, args.width, 1)
-    sides = {"ours": VectorIndex([rows]).search}
+    sides: dict[str, Callable[[Any, int], Any]] = {"ours": VectorIndex([rows]).search}
     if importlib.util.find_spec("faiss"):
         import faiss
 

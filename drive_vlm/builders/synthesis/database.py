@@ -81,7 +81,8 @@ def write_database(
     out: Path, crops: Path, embedder: dict[str, Any], views: dict[str, Any], left_out: set[int]
 ) -> DatabaseSettings:
     """DIR of the step's file `crops`, without the vectors `left_out`. Raises ValueError where nothing is left."""
-    entries, numbers = [], []
+    entries: list[Entry] = []
+    numbers: list[int] = []
     for entry, number in _entries(crops):
         if number not in left_out:
             entries.append(dataclasses.replace(entry, row=len(entries)))

@@ -58,11 +58,14 @@ class Picture:
             problem = f"the picture {self.path} does not exist or cannot be read ({error.strerror})"
             raise BadRow("image_missing", self.where, problem, CHECK_ROOT) from error
 
-    def key(self, *settings: Any) -> str:
-        """SHA-256 of everything that decides a step's line: the settings, the picture's name, group and bytes, the input's line. Raises
-        BadRow (image_missing)."""
+    def key(self, *settings: Any, pixels: bool = True) -> str:
+        """SHA-256 of everything that decides a step's line: the settings, the picture's name, group and bytes, the input's line.
+
+        Without `pixels`, the key in the input's line stands for the bytes, where it has one. Raises BadRow (image_missing).
+        """
         before = "" if self.source is None else hashlib.sha256(self.source.line(self.number).strip()).hexdigest()
-        parts = [settings, self.image, self.group, self.content(), before]
+        content = self.content() if pixels or "key" not in self.line else None
+        parts = [settings, self.image, self.group, content, before]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def load(self) -> "Image":
@@ -90,8 +93,9 @@ def is_step_file(path: str | Path) -> bool:
         return False
     rows = JsonlFile(path)
     first = rows[0] if len(rows) else None
-    named = isinstance(first, dict) and "image" in first and not first.keys() & set(_TURNS)
-    return named and bool(first.keys() & {"key", "boxes"})
+    if not isinstance(first, dict) or first.keys() & set(_TURNS):
+        return False
+    return "image" in first and bool(first.keys() & {"key", "boxes"})
 
 
 def read_pictures(

@@ -65,13 +65,14 @@ def vote(database: Database, vectors: np.ndarray, k: int) -> list[Vote]:
 
 def retrieving(database: Database, rule: Rule) -> Make:
     """The make of the step, for the lines of synth_embed.py."""
+    known = set(database.names)
 
     def make(pictures: Sequence[Picture]) -> Iterator[Made | BadRow]:
         for picture in pictures:
             line = picture.line
             items: list[Crop] = field_of(line, "items", picture.where)
             votes = vote(database, vectors_of(picture, items), rule.k) if items else []
-            yield _named(line, picture.where, items, votes, rule, set(database.names))
+            yield _named(line, picture.where, items, votes, rule, known)
 
     return make
 

@@ -35,7 +35,7 @@ class VectorIndex:
         self.width = widths.pop()
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._kept: list[np.ndarray] | None = None
-        self._faiss = _faiss_index(self.shards, self.width) if faiss else None
+        self._faiss: Any = _faiss_index(self.shards, self.width) if faiss else None
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -86,8 +86,12 @@ def regions_of(masks: Masks, named: Sequence[FoundBox], limits: Limits) -> tuple
     boxes = np.array([item.box for item in named], dtype=np.float64).reshape(-1, 4)
     for mask, score in sorted(masks, key=lambda item: -item[1]):
         share = float(mask.mean())
-        if share < limits.least_area or share > limits.most_area:
-            dropped["too_small" if share < limits.least_area else "too_large"] += 1
+        # A mask may have no pixel at all.
+        if not share or share < limits.least_area:
+            dropped["too_small"] += 1
+            continue
+        if share > limits.most_area:
+            dropped["too_large"] += 1
             continue
         box = box_of(mask)
         if len(boxes) and overlaps(np.array([box]), boxes).max() >= limits.named_overlap:

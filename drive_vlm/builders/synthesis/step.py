@@ -76,6 +76,8 @@ class Step:
     Attributes:
         models: role -> fingerprint of the models that this step uses.
         counts: numbers of a line that the audit sums, such as {"boxes": 3}.
+        pixels: whether the step looks at the picture. One that does not runs where the pictures are not: the key of its input's line
+            stands for their bytes.
         store: writes what is kept beside the lines of OUT, such as vectors, and gives the lines to write.
     """
 
@@ -84,6 +86,7 @@ class Step:
     models: dict[str, Any]
     fields: tuple[str, ...]
     counts: Callable[[dict[str, Any]], dict[str, int]] = lambda line: {}
+    pixels: bool = True
     store: Callable[[Path, Sequence["Place"]], Iterator[dict[str, Any]]] | None = None
 
 
@@ -154,7 +157,7 @@ class _Run:
         models = {role: identity(model) for role, model in sorted(now.models.items())}
         for picture in pictures:
             try:
-                self.keys[picture.image] = picture.key(step.name, step.settings, models)
+                self.keys[picture.image] = picture.key(step.name, step.settings, models, pixels=step.pixels)
                 self.pictures.append(picture)
             except BadRow as error:
                 note_bad(error)
@@ -190,8 +193,8 @@ class _Run:
         seconds = max(gather(time.monotonic() - began))
         if not topology.is_main:
             return None
-        distinct = list({tuple(fact.values()): fact for part in facts for fact in part}.values())
-        return self._join({"made_again": again, "seconds": round(seconds, 3)}, len(known), distinct)
+        rows = [fact for part in facts for fact in part]
+        return self._join({"made_again": again, "seconds": round(seconds, 3)}, len(known), rows)
 
     def _check_named(self, before: set[str]) -> None:
         """Raises ValueError for finished lines of pictures that --data does not name: they would be lost."""
@@ -203,26 +206,36 @@ class _Run:
 
     def _make(self, mine: list[Picture], make: Make, batch_size: int) -> None:
         """Append a line for each picture to this rank's part, as they come."""
-        from rich.progress import track
+        from rich.progress import Progress
 
         topology = read_topology()
         blocks = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-        shown = track(blocks, self.step.name, disable=not topology.is_main)
-        with LineWriter(self.out.with_name(f"{self.out.name}.part{topology.rank}")) as file:
-            for block in until_stopped(shown):
+        part = self.out.with_name(f"{self.out.name}.part{topology.rank}")
+        # Not rich's track(): its generator would be closed whenever the collector finds it, and join a thread that may wait for a lock
+        # which this one holds.
+        with LineWriter(part) as file, Progress(disable=not topology.is_main) as progress:
+            task = progress.add_task(self.step.name, total=len(mine))
+            for block in until_stopped(blocks):
                 for picture, result in zip(block, make(block), strict=True):
                     if isinstance(result, BadRow):
                         self.note_bad(result)
                     else:
                         file.append(self._line(picture, result))
+                    progress.advance(task)
 
     def _line(self, picture: Picture, made: Made) -> dict[str, Any]:
         unknown = made.fields.keys() - set(self.step.fields)
         assert not unknown, f"{self.step.name} writes {unknown}, which it does not name"
         line: dict[str, Any] = {"key": self.keys[picture.image], "image": picture.image, "group": picture.group}
         line |= {name: value for name, value in picture.line.items() if name not in line} | made.fields
-        own: dict[str, Any] = {"dropped": made.dropped, "tokens": made.tokens, "cost": made.cost}
-        return line | {name: line.get(name, {}) | {self.step.name: value} for name, value in own.items() if value}
+        for name, value in (("dropped", made.dropped), ("tokens", made.tokens), ("cost", made.cost)):
+            # What a line says of this step already is of another run of it, which has made the input.
+            by_step = {step: known for step, known in line.pop(name, {}).items() if step != self.step.name}
+            if value:
+                by_step[self.step.name] = value
+            if by_step:
+                line[name] = by_step
+        return line
 
     def _join(self, made: dict[str, Any], kept: int, bad: list[dict[str, str]]) -> dict[str, Any]:
         """Write OUT from itself and the parts, which are removed, and count."""
@@ -233,9 +246,15 @@ class _Run:
         for path in parts_of(self.out):
             path.unlink()
         audit |= {"pictures": len(self.names), "made": len(known) - kept}
-        audit["bad_rows"] = {"total": len(bad), "by_reason": dict(Counter(b["reason"] for b in bad)), "rows": bad}
+        audit["bad_rows"] = _bad_rows(bad)
         write_json(audit_path(self.out), audit)
         return audit
+
+
+def _bad_rows(rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Of an audit: each bad row once, and counts by reason."""
+    rows = list({tuple(row.values()): row for row in rows}.values())
+    return {"total": len(rows), "by_reason": dict(Counter(row["reason"] for row in rows)), "rows": rows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +324,7 @@ def merge_steps(step: Step, shards: Sequence[str], out: Path) -> dict[str, Any]:
     places: list[Place] = []
     first: dict[str, Place] = {}
     with sole_writer(out):
+        then = read_settings(out) if out.is_file() else None
         for path, made in zip(paths, settings, strict=True):
             if made is None or made.step != step.name:
                 raise ValueError(f"{path}: not a file of the step {step.name} ({settings_path(path)} does not say so).")
@@ -316,13 +336,17 @@ def merge_steps(step: Step, shards: Sequence[str], out: Path) -> dict[str, Any]:
                     raise ValueError(f"{place.image!r} is in {other} and in {path}. Give the shards of one run.")
                 places.append(place)
         assert settings[0] is not None
+        if then is not None:
+            settings[0].check(then, out)
         write_settings(out, settings[0])
         audit = write_step(step, settings[0], out, places)
         for path in parts_of(out):
             path.unlink()
-        bad = [row for path in paths for row in _audit_of(path).get("bad_rows", {}).get("rows", [])]
-        audit["bad_rows"] = {"total": len(bad), "by_reason": dict(Counter(b["reason"] for b in bad)), "rows": bad}
-        audit["pictures"] = sum(_audit_of(path).get("pictures", 0) for path in paths)
+        audits = [_audit_of(path) for path in paths]
+        # A row that names no picture is bad in every shard.
+        rows = [row for other in audits for row in other.get("bad_rows", {}).get("rows", [])]
+        audit["bad_rows"] = _bad_rows(rows)
+        audit |= {name: sum(other.get(name, 0) for other in audits) for name in ("pictures", "made", "seconds")}
         write_json(audit_path(out), audit)
     return audit
 

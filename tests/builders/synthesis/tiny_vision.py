@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# First: it lets torchvision's wheel live beside a CPU torch.
+import drive_vlm  # noqa: F401
+
 WORDS = (
     "[PAD]",
     "[UNK]",
@@ -163,4 +166,51 @@ def tiny_sam2(out: Path, size: int = 64) -> Path:
     hf.Sam2Model(config).save_pretrained(out)
     mask_size = {"height": size // 4, "width": size // 4}
     hf.Sam2ImageProcessor(size={"height": size, "width": size}, mask_size=mask_size).save_pretrained(out)
+    return out
+
+
+def tiny_sam3(out: Path, size: int = 56) -> Path:
+    """A SAM3 of `size` pixels with a tokenizer of letters."""
+    import transformers as hf
+
+    _seeded()
+    tokenizer = tiny_clip_tokenizer(out)
+    patches = size // 14
+    backbone = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": size,
+        "window_size": 2,
+    }
+    backbone |= {"global_attn_indexes": [0], "pretrain_image_size": size}
+    sizes = [[patches * scale, patches * scale] for scale in (4, 2, 1)]
+    vision = {
+        "backbone_config": {"model_type": "sam3_vit_model"} | backbone,
+        "fpn_hidden_size": 32,
+        "backbone_feature_sizes": sizes,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text |= {
+        "projection_dim": 32,
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    part: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2}
+    layers = part | {"num_layers": 1, "intermediate_size": 32}
+    config = hf.Sam3Config(
+        vision_config=vision, text_config=text, geometry_encoder_config=layers, detr_encoder_config=layers,
+        detr_decoder_config=layers | {"num_queries": 6}, mask_decoder_config=part,
+    )  # fmt: skip
+    hf.Sam3Model(config).save_pretrained(out)
+    pictures = hf.Sam3ImageProcessor(size={"height": size, "width": size})
+    hf.Sam3Processor(pictures, tokenizer).save_pretrained(out)
     return out
