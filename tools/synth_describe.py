@@ -53,7 +53,7 @@ def run(args: Any) -> dict[str, Any] | None:
     """The audit. Raises ValueError."""
     knowledge = Knowledge(args.knowledge, args.sentences)
     settings = {"knowledge": knowledge.content, "sentences": args.sentences}
-    step = Step("describe", settings, {}, ("descriptions", "found_by"), counts)
+    step = Step("describe", settings, {}, ("descriptions", "found_by"), counts, pixels=False)
     if args.merge:
         return merge_steps(step, args.merge, args.out)
 

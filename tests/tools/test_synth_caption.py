@@ -182,6 +182,21 @@ def test_preview_shows_ten_lines_and_the_estimate_uses_it(caption: Callable, fol
     assert caption().returncode == 0 and len(chat_server.requests) == 6
 
 
+def test_a_picture_that_cannot_be_read_stops_the_run_or_is_counted(
+    caption: Callable, folder: Path, chat_server: Any
+) -> None:
+    whole = (folder / "pictures" / "2.png").read_bytes()
+    (folder / "pictures" / "2.png").write_bytes(whole[: len(whole) // 2])
+    done = caption()
+    assert done.returncode == 2 and "2.png" in done.stderr and "--on_bad_row skip" in done.stderr
+    paid = len(chat_server.requests)
+    done = caption("--on_bad_row", "skip")
+    assert done.returncode == 0, done.stderr
+    assert [line["image"] for line in lines_of(folder / "out.jsonl")] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    assert audit_of(folder / "out.jsonl")["bad_rows"]["by_reason"] == {"image_corrupt": 1}
+    assert len(chat_server.requests) == paid == 5, "what was asked beside the bad picture is in the cache"
+
+
 def test_objects_stand_in_the_prompt_by_flag(run_here: Callable, folder: Path, chat_server: Any) -> None:
     box = {"box": [0, 0, 16, 24], "label": "traffic cone", "score": 0.5, "by": "retrieval"}
     lines = [{"key": "k", "image": "0.png", "group": "g", "size": [64, 48], "objects": [box]}]
@@ -218,7 +233,7 @@ def test_a_local_model_captions_and_a_rerun_gives_the_same(run_here: Callable, f
     )
     for name in ("a", "b"):
         if name == "b":
-            assert run_here("tools/synth_caption.py", *words, "--out", folder / "b.jsonl", "--limit", 1).returncode == 0
+            assert run_here("tools/synth_caption.py", *words, "--out", folder / "b.jsonl", "--limit", 2).returncode == 0
         done = run_here("tools/synth_caption.py", *words, "--out", folder / f"{name}.jsonl", "--temperature", 0.0)
         assert done.returncode == 0, done.stderr
     assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()

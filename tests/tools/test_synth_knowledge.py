@@ -56,6 +56,8 @@ def test_titles_aliases_and_search_in_this_order(build: Callable, tmp_path: Path
     assert found("ladder truck") == ("Aerial ladder truck", "search")
     # Its text has every word, but its title has not the name.
     assert found("excavator") == found("machine used for digging") == found("truck fire") == (None, "not_found")
+    # "Aerial ladder truck" holds the word, and is no ladder.
+    assert found("ladder") == (None, "not_found")
     assert found("wagon") == (None, "no_sentence") and found('"') == found("") == (None, "not_found")
     entry, _ = knowledge.lookup("fire engine")
     assert (
@@ -177,5 +179,5 @@ def test_a_real_extract_of_wikipedia(build: Callable, tmp_path: Path) -> None:
         entry, how = knowledge.lookup(name)
         assert entry is not None and how == "title" and entry.licence == "CC BY-SA 4.0", name
         assert entry.url == f"https://en.wikipedia.org/wiki/{entry.title}" and len(entry.text) >= 1
-    for name in ("traffic cone", "excavator", "stop sign", "machine used for digging"):
+    for name in ("traffic cone", "excavator", "stop sign", "machine used for digging", "cone", "barrier", "person"):
         assert knowledge.lookup(name)[0] is None, name

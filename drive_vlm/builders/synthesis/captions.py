@@ -20,6 +20,7 @@ class Captions:
 
     name = "caption"
     role = "captioner"
+    pixels = True
     fields = ("caption_raw", "finish_reason", "model", "refused", "prompt_sha")
 
     def __init__(self, model: str, prompts: Path, words: tuple[int, int], with_objects: bool) -> None:

@@ -3,8 +3,9 @@
 Names of objects are few and titles are many, so a wrong page is the danger, not a missing one. A name is looked up in this order:
 1. the title, letter for letter, then without case, hyphens and a regular plural; "Crane (machine)" is also an alias "crane";
 2. an alias; one that stands for several titles stands for none ("ambiguous");
-3. BM25 over titles and aliases that hold the whole name ("Ladder truck" for "ladder"); never over texts, which say something of
-   every word;
+3. for a name of several words, BM25 over pages whose title or an alias holds the whole name ("Aerial ladder truck" for "ladder
+   truck"); never because a text has the words. A single word is not searched for: among 10,033 introductions of Wikipedia the search
+   found pages for 7 of our names, all of one word and all wrong ("cone": Southern Cone, "barrier": Great Barrier Reef);
 4. else there is no description.
 Of a text at most two sentences are taken, and none with a year: what an object has been since 1885 does not help to drive.
 """
@@ -313,7 +314,7 @@ class Knowledge:
     def _search(self, name: str) -> int | None:
         """The best page whose title or aliases hold the whole name, as words in their order."""
         words = re.findall(_WORD, name)
-        if not words:
+        if len(words) < 2:
             return None
         phrase = f'"{" ".join(words)}"'
         # The first part lets texts take part in the rank, the second demands the name in the title or an alias.

@@ -52,11 +52,13 @@ class TextStep(Protocol):
         name: of the step; role: of its model ("captioner", "teacher").
         fields: what its lines may hold, first the one that no line of its input holds.
         settings: what decides its lines besides pictures, model and the flags of the writer.
+        pixels: whether the model is sent pictures.
     """
 
     name: str
     role: str
     settings: dict[str, Any]
+    pixels: bool
 
     @property
     def fields(self) -> tuple[str, ...]: ...
@@ -87,7 +89,9 @@ def run_paid(text: TextStep, args: Any) -> dict[str, Any] | None:
     if args.backend == "openai":
         sampling["schema_mode"] = args.schema_mode
     fields = (*text.fields, "calls")
-    step = Step(text.name, text.settings | sampling, {text.role: model_of(args)}, fields, counting(text))
+    step = Step(
+        text.name, text.settings | sampling, {text.role: model_of(args)}, fields, counting(text), pixels=text.pixels
+    )
     if args.merge:
         return merge_steps(step, args.merge, Path(args.out))
     out = Path(args.out)

@@ -119,7 +119,7 @@ class Questions:
     fields = ("rows", "unread", "given_up")
 
     def __init__(self, prompts: Path, rules: QuestionRules) -> None:
-        self.rules = rules
+        self.rules, self.pixels = rules, rules.show_picture
         self.prompts: dict[str, Turns] = {task: read_prompt(prompts / f"{task}.txt", PLACES[task]) for task in TASKS}
         self.seeds = read_seeds(prompts / "questions.json")
         self.shas = {task: self._sha(task) for task in TASKS}

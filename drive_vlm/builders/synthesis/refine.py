@@ -70,6 +70,7 @@ class Refinement:
 
     name = "refine"
     role = "teacher"
+    pixels = False
     fields = ("caption_fine", "used_objects", "dropped_claims", "refused", "prompt_sha")
 
     def __init__(self, prompts: Path, words: tuple[int, int], added: Sequence[Added], settings: dict[str, Any]) -> None:
