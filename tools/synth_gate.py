@@ -11,6 +11,8 @@ Gates: form, grounding, positions, duplicates, decontamination, judge, balance (
 named in --gates, and must not be the author of the rows.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from drive_vlm.builders.synthesis.gates.rubric import RubricGate
     from drive_vlm.builders.synthesis.human import HumanRows
     from drive_vlm.builders.synthesis.rows import Line
+    from drive_vlm.data.samples import BadRow
     from drive_vlm.rewards.text.open_names import OpenNames
 
 EXAMPLES = """
@@ -74,7 +77,7 @@ def make_parser() -> CommandParser:
     add("--picture_vectors", help="folder with vectors.npy and names.jsonl of whole pictures, for look-alikes")
     add("--decontaminate_vectors", help="the same of the evaluation pictures")
     add_dataclass(parser, JudgeConfig, "judge")
-    add("--judge_prompt", default=str(Path(__file__).parent / "prompts" / "synth_rubric.txt"), help="the rubric")
+    add("--judge_prompt", default=str(Path(__file__).parent / "prompts" / "synthesis" / "rubric.txt"), help="the rubric")
     flag("--judge_may_be_author", False, "let a model judge rows that it wrote itself")
     add(
         "--max_cost",
@@ -85,6 +88,7 @@ def make_parser() -> CommandParser:
         "--picture_tokens", type=int, help="what the judge's server counts for a picture, for --max_cost and --estimate"
     )
     flag("--estimate", False, "run the free gates, say what the judge may cost, ask nobody and write nothing")
+    human_flags(parser)
     flag("--held_out", 0, "groups that go to held_out.jsonl", least=0)
     flag("--round", 0, "number of the round, which each row holds", least=0)
     flag(
@@ -97,6 +101,17 @@ def make_parser() -> CommandParser:
         ("link", "copy"),
         "OUT/images: a link to the image root, or a copy of each picture that a row names",
     )
+    flag("--page_pictures", 24, "pictures in sample.html; 0: no page", least=0)
+    flag("--workers", 4, "threads that read and draw pictures")
+    flag("--seed", 0, "of the choices under caps, of the split, of the sample and of intervals")
+    flag("--on_bad_row", ("error", "skip"), "a line whose picture cannot be read: stop, or leave it out and count it")
+    add("--json", help="write the audit here as well")
+    return parser
+
+
+def human_flags(parser: CommandParser) -> None:
+    """What is mixed into the synthetic rows."""
+    add, flag = parser.add_argument, parser.flag
     add("--human", nargs="+", default=[], metavar="ROWS", help="rows that people wrote, mixed into rows.jsonl")
     add("--human_root", help="folder that their pictures start from (default: the file's own)")
     flag("--human_share", 0.0, "share of human rows in rows.jsonl", least=0, most=0.99)
@@ -105,11 +120,6 @@ def make_parser() -> CommandParser:
         ("error", "cut"),
         "too few human rows for the share: stop, or leave synthetic rows out, counted",
     )
-    flag("--page_pictures", 24, "pictures in sample.html; 0: no page", least=0)
-    flag("--workers", 4, "threads that read and draw pictures")
-    flag("--seed", 0, "of the choices under caps, of the split, of the sample and of intervals")
-    add("--json", help="write the audit here as well")
-    return parser
 
 
 def check_flags(rules: GateRules, args: Any) -> None:
@@ -143,8 +153,10 @@ def read_held(args: Any, ngram: int) -> "EvaluationRows | None":
     paths = {path: path for sample in samples for path in sample.images}
     vectors = read_vectors(args.decontaminate_vectors) if args.decontaminate_vectors else {}
     # Vectors are named by paths below the root, prints by files.
-    roots = {file.root for file in files}
-    known = {str(Path(root) / name): value for root in roots for name, value in vectors.items()}
+    by_file = {
+        os.path.abspath(os.path.join(file.root, name)): value for file in files for name, value in vectors.items()
+    }
+    known = {path: by_file[os.path.abspath(path)] for path in paths if os.path.abspath(path) in by_file}
     missing = sorted(paths.keys() - known.keys()) if vectors else []
     if missing:
         raise ValueError(
@@ -185,33 +197,39 @@ def open_reader(args: Any, lines: "list[Line]") -> "OpenNames":
     )
 
 
-def open_lines(args: Any) -> "tuple[list[Line], str, dict[str, str], list[str]]":
+def open_lines(args: Any, note_bad: "Callable[[BadRow], None]") -> "tuple[list[Line], str, dict[str, str], list[str]]":
     """(lines, image root, role -> model, models that wrote text)."""
     from drive_vlm.builders.synthesis.rows import fixed_questions, model_name, read_question_lines
     from drive_vlm.builders.synthesis.settings import models_of, read_settings
 
     settings = [found for path in args.data if (found := read_settings(Path(path)))]
-    root = args.image_root or next((found.image_root for found in settings if found.image_root), None)
-    if root is None:
-        raise ValueError(f"--image_root is needed: {args.data[0]}.settings.json does not say where pictures start from")
+    roots = sorted({found.image_root for found in settings if found.image_root})
+    if args.image_root is None and len(roots) != 1:
+        problem = (
+            f"pictures of --data start from {' and '.join(roots)}"
+            if roots
+            else "no settings file says where pictures start from"
+        )
+        raise ValueError(f"--image_root is needed: {problem}")
+    root = args.image_root or roots[0]
     models = models_of(args.data)
     authors = [model_name(model, False) for role, model in models.items() if role not in SILENT]
-    lines = list(read_question_lines(args.data, root, fixed_questions(args.fixed_questions)))
-    if not lines:
-        raise ValueError(f"--data {' '.join(args.data)}: no line in it")
+    lines = list(read_question_lines(args.data, root, note_bad, fixed_questions(args.fixed_questions)))
     return lines, root, {role: model_name(model) for role, model in models.items()}, authors
 
 
-def prints_of(args: Any, lines: "list[Line]") -> "list[Print]":
+def prints_of(args: Any, lines: "list[Line]", note_bad: "Callable[[BadRow], None]") -> "list[Print]":
     from drive_vlm.builders.synthesis.gates.pictures import read_vectors, take_prints
 
     vectors = read_vectors(args.picture_vectors) if args.picture_vectors else None
     if vectors is not None and (missing := [line.image for line in lines if line.image not in vectors]):
         raise ValueError(f"--picture_vectors: no vector of {missing[0]!r} and of {len(missing) - 1} other pictures")
-    return take_prints({line.image: line.path for line in lines}, vectors, args.workers)
+    return take_prints({line.image: line.path for line in lines}, vectors, args.workers, note_bad)
 
 
-def open_gates(args: Any, rules: GateRules, lines: "list[Line]", authors: list[str]) -> "Gates":
+def open_gates(
+    args: Any, rules: GateRules, lines: "list[Line]", authors: list[str], note_bad: "Callable[[BadRow], None]"
+) -> "Gates":
     """Everything that the chosen gates need: reader, prints of pictures, evaluation rows, judge."""
     from drive_vlm.builders.synthesis.gate import Gates
 
@@ -219,7 +237,7 @@ def open_gates(args: Any, rules: GateRules, lines: "list[Line]", authors: list[s
     rubric = open_rubric(args, authors) if "judge" in rules.chosen else None
     held = read_held(args, rules.ngram)
     reader = open_reader(args, lines) if rules.read_texts else None
-    prints = {one.name: one for one in prints_of(args, lines)}
+    prints = {one.name: one for one in prints_of(args, lines, note_bad)}
     return Gates(rules, reader, prints, held, rubric, args.seed)
 
 
@@ -239,15 +257,29 @@ def run(args: Any) -> dict[str, Any]:
     """Read, gate, write; returns the audit, after --estimate what the judge may cost."""
     rules = from_namespace(GateRules, args)
     check_flags(rules, args)
-    lines, root, models, authors = open_lines(args)
+    bad: list[BadRow] = []
+
+    def note_bad(error: "BadRow") -> None:
+        if args.on_bad_row == "error":
+            raise error
+        bad.append(error)
+
+    lines, root, models, authors = open_lines(args, note_bad)
+    gates = open_gates(args, rules, lines, authors, note_bad)
+    lines = [line for line in lines if line.image in gates.prints]
+    if not lines:
+        raise ValueError(
+            f"--data {' '.join(args.data)}: no line with a picture that can be read" + (f"; {bad[0]}" if bad else "")
+        )
     if args.estimate:
-        return {"estimate": estimate_judge(open_gates(args, rules, lines, authors), lines, args)}
+        return {"estimate": estimate_judge(gates, lines, args)}
     with sole_writer(args.out / "rows.jsonl"):
-        gates = open_gates(args, rules, lines, authors)
-        return gate_rows(args, gates, lines, root, models)
+        return gate_rows(args, gates, lines, root, models, bad)
 
 
-def gate_rows(args: Any, gates: "Gates", lines: "list[Line]", root: str, models: dict[str, str]) -> dict[str, Any]:
+def gate_rows(
+    args: Any, gates: "Gates", lines: "list[Line]", root: str, models: dict[str, str], bad: "list[BadRow]"
+) -> dict[str, Any]:
     """Pass the rows of `lines` through the gates and write what comes of them; the audit."""
     from drive_vlm.builders.synthesis.gate import run_gates
     from drive_vlm.builders.synthesis.gate_files import (
@@ -259,6 +291,7 @@ def gate_rows(args: Any, gates: "Gates", lines: "list[Line]", root: str, models:
         write_rows,
     )
     from drive_vlm.builders.synthesis.gates.pictures import merged_groups
+    from drive_vlm.data.table import audit_bad_rows
 
     given = [row for line in lines for row in line.candidates]
     before = {row.image: row.group for row in given}
@@ -280,6 +313,7 @@ def gate_rows(args: Any, gates: "Gates", lines: "list[Line]", root: str, models:
     audit["can_see"] = None if gates.reader is None else sorted(gates.reader.visible)
     audit["figures"] = None if gates.reader is None else figures_of(given, done, gates.reader, args.seed)
     audit["spent"] = None if gates.rubric is None else gates.rubric.judge.spent()
+    audit["bad_lines"] = audit_bad_rows(bad)
     audit["rules"] = plain(gates.rules)
     write_audit(args.out, audit)
     write_page(args, done, lines, audit)
@@ -363,6 +397,8 @@ def show(audit: dict[str, Any], args: Any) -> str | int | None:
     if human := audit["human"]:
         gone = ", ".join(f"{count:,} {reason}" for reason, count in human["left_out"].items()) or "none"
         print(f"human rows: {human['used']:,} of {human['given']:,} used; left out: {gone}")
+    for reason, count in audit["bad_lines"]["by_reason"].items():
+        print(f"left out with their rows: {count:,} pictures, {reason}")
     merged = audit["groups"]["before"] - audit["groups"]["after"]
     print(f"{merged:,} groups were joined to others, since they hold the same pictures")
     for name, count in audit["files"].items():

@@ -17,7 +17,7 @@ table { border-collapse: collapse; width: 100%; margin: .4rem 0 1rem }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border: 1px solid #ddd; overflow-wrap: anywhere }
 th { background: #f4f4f4; font-weight: 600 } .kept { color: #1a7a2e } .gone { color: #a3121f } tr.out td { background: #fdf1f1 }
 dl { margin: .3rem 0 } dt { font-weight: 600 } dd { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere }
-.swatch { display: inline-block; width: .8em; height: .8em; border: 1px solid #333; margin-right: .3em }
+td:first-child { white-space: nowrap } .swatch { display: inline-block; width: .8em; height: .8em; border: 1px solid #333; margin-right: .3em }
 """
 # Colours of boxes by who named them.
 _COLOURS = {"detector": PALETTE[0], "retrieval": PALETTE[1], "unknown": PALETTE[6], "region": PALETTE[2]}

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -242,6 +243,49 @@ def test_planted_evaluation_rows_are_found_and_zero_is_printed(gate, data):
     assert audit(data)["decontamination"]["rows"]["ngram"] == 1
     gone = [row for row in read(data / "out/rejected.jsonl") if row["reason"] == "ngram"]
     assert [row["question"] for row in gone] == [planted["question"]] and "e1" in gone[0]["detail"]
+
+
+def test_evaluation_pictures_are_found_by_vectors_too(gate, data):
+    """Vectors of whole pictures in the form of a data base's folder: picture 3 is near the evaluation's, by nothing else."""
+    (data / "eval").mkdir()
+    picture(77).save(data / "eval/other.png")
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    evaluation = write(data / "eval/test.jsonl", [{"id": "e1", "image": "other.png", "messages": turns}])
+    vectors = np.eye(8, dtype=np.float16)
+    vectors[3] = [0, 0, 0, 0.2, 0, 0, 0, 0.98]
+    for name, images, rows in (
+        ("v", [f"day/{i}.png" for i in range(6)], vectors[:6]),
+        ("w", ["other.png"], vectors[7:]),
+    ):
+        (data / name).mkdir()
+        np.save(data / name / "vectors.npy", rows)
+        write(
+            data / name / "names.jsonl", [{"row": i, "name": "scene", "image": image} for i, image in enumerate(images)]
+        )
+    flags = ["--decontaminate", evaluation, "--picture_vectors", data / "v", "--decontaminate_vectors", data / "w"]
+    done = gate(*flags, "--gates", "decontamination")
+    assert done.returncode == 0, done.stderr
+    assert audit(data)["decontamination"]["pictures"] == {"bytes": 0, "look": 0, "embedding": 1}
+    assert {row["image"] for row in read(data / "out/rejected.jsonl")} == {"day/3.png"}
+    write(data / "v/names.jsonl", [{"row": 0, "image": "day/0.png"}])
+    assert "--picture_vectors: no vector of 'day/1.png' and of 4 other pictures" in gate(*flags).stderr
+
+
+def test_a_picture_that_cannot_be_read_stops_or_is_counted(gate, data):
+    (data / "pics/day/2.png").unlink()
+    whole = (data / "pics/day/4.png").read_bytes()
+    (data / "pics/day/4.png").write_bytes(whole[: len(whole) // 2])
+    stopped = gate()
+    assert stopped.returncode == 2 and "day/2.png" in stopped.stderr and not (data / "out").exists()
+    done = gate("--on_bad_row", "skip", "--pictures", "copy")
+    assert done.returncode == 0, done.stderr
+    found = audit(data)
+    assert (found["pictures"], found["given"], found["used"], found["rejected"]) == (4, 28, 12, 16)
+    assert found["bad_lines"]["by_reason"] == {"image_missing": 1, "image_corrupt": 1}
+    names = sorted(path.name for path in (data / "out/images/day").iterdir())
+    assert names == ["0.png", "1.png", "3.png", "5.png"] and not (data / "out/images").is_symlink()
+    refused = gate("--on_bad_row", "skip")
+    assert refused.returncode == 2 and "is a folder of pictures already" in refused.stderr
 
 
 def test_human_rows_have_their_share_in_every_round(gate, data):

@@ -17,6 +17,7 @@ from drive_vlm.builders.synthesis.rows import (
     PLAIN,
     Line,
     draw_region,
+    keep_regions,
     place_pictures,
     rejected_row,
     training_row,
@@ -97,6 +98,7 @@ def write_rows(
         regions = [row for row, _ in run.passed if row.region is not None]
         with ThreadPoolExecutor(how.workers) as threads:
             list(threads.map(lambda row: draw_region(row, how.out), regions))
+        keep_regions(regions, how.out)
         place_pictures((row.image for row, _ in run.passed), how.root, how.out / PLAIN, how.copy)
         rows: dict[str, list[Row]] = {ROWS: [], **({HELD_OUT: []} if held_out else {})}
         for row, scores in run.passed:

@@ -7,7 +7,7 @@ pictures of region rows. So one image root serves all rows, the default one.
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from drive_vlm.builders.synthesis.drawing import draw_box
 from drive_vlm.builders.synthesis.gates.candidate import Candidate, SourceObject, plain_words
 from drive_vlm.builders.synthesis.records import check_box, descriptions_of, field_of
 from drive_vlm.data.jsonl import JsonlFile
-from drive_vlm.data.samples import IMAGE, resolve_below
+from drive_vlm.data.samples import IMAGE, BadRow, resolve_below
 from drive_vlm.data.vision import checked_image_size, load_image
 from drive_vlm.evaluation.codalm import QUESTIONS
 from drive_vlm.store.cache import cache_key
+from drive_vlm.store.fingerprint import content_hash
 
 TASKS = ("general", "region", "suggestion", "vqa")
 PLAIN, BOXED = "images", "images_w_boxes"
@@ -58,12 +59,15 @@ def fixed_questions(path: str | None) -> frozenset[tuple[str, ...]]:
 
 
 def read_question_lines(
-    data: Sequence[str], image_root: str, fixed: frozenset[tuple[str, ...]] = frozenset()
+    data: Sequence[str],
+    image_root: str,
+    note_bad: Callable[[BadRow], None],
+    fixed: frozenset[tuple[str, ...]] = frozenset(),
 ) -> Iterator[Line]:
-    """Every line of the files, in order; `fixed`: questions that are a benchmark's.
+    """Every line of the files, in order; `fixed`: questions that are a benchmark's. `note_bad` counts a line whose picture cannot be read,
+    or raises it.
 
-    Raises ValueError, naming file and line, for what is damaged and for a picture that comes twice; BadRow for a picture that cannot be
-    read.
+    Raises ValueError, naming file and line, for what is damaged and for a picture that comes twice.
     """
     seen: dict[str, str] = {}
     for path in data:
@@ -75,8 +79,12 @@ def read_question_lines(
             if image in seen:
                 raise ValueError(f"{where}: {image!r} came before at {seen[image]}. Give each picture's line once.")
             seen[image] = where
-            picture = resolve_below(image_root, image, where)
-            height, width = checked_image_size(picture, where)
+            try:
+                picture = resolve_below(image_root, image, where)
+                height, width = checked_image_size(picture, where)
+            except BadRow as error:
+                note_bad(error)
+                continue
             candidates = tuple(_candidates(line, where, image, picture, (width, height), fixed))
             yield Line(where, image, picture, candidates, file, number)
 
@@ -275,7 +283,7 @@ def draw_region(candidate: Candidate, out: Path) -> str:
     # A rectangle of another run may lie under the same id.
     box = ",".join(f"{value:g}" for value in candidate.region.box)
     target = out / boxed_name(candidate)
-    mark = f"{box} {os.stat(candidate.path).st_mtime_ns}".encode()
+    mark = f"{box} {content_hash(candidate.path)}".encode()
     if not target.is_file() or _comment(target) != mark:
         drawn = draw_box(load_image(candidate.path, candidate.where), candidate.region.box)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -284,6 +292,14 @@ def draw_region(candidate: Candidate, out: Path) -> str:
         drawn.save(part, format="JPEG", quality=92, subsampling=0, comment=mark)
         os.replace(part, target)
     return str(target)
+
+
+def keep_regions(candidates: Iterable[Candidate], out: Path) -> None:
+    """Remove the pictures of region rows that an earlier run has drawn and no row names any more."""
+    named = {out / boxed_name(candidate) for candidate in candidates}
+    for path in (out / BOXED).glob("*.jpg"):
+        if path not in named:
+            path.unlink()
 
 
 def _comment(path: Path) -> bytes:

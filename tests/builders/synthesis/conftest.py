@@ -1,4 +1,4 @@
-"""What the tests of synthesis share: rows to change, a reader of texts, pictures, a step that needs no model."""
+"""What the tests of synthesis share: rows to change, a reader of texts, pictures, steps that need no model."""
 
 import argparse
 import json

@@ -5,7 +5,7 @@ products of 256 numbers.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,20 +46,33 @@ class Twin:
 
 
 def take_prints(
-    paths: Mapping[str, str], vectors: Mapping[str, np.ndarray] | None = None, workers: int = 4
+    paths: Mapping[str, str],
+    vectors: Mapping[str, np.ndarray] | None = None,
+    workers: int = 4,
+    note_bad: Callable[[BadRow], None] | None = None,
 ) -> list[Print]:
-    """A print of each picture, name -> path, decoded by threads. Raises BadRow for one that cannot be read."""
+    """A print of each picture, name -> path, decoded by threads. One that cannot be read is left to `note_bad`; without that it is raised
+    as BadRow."""
 
-    def take(item: tuple[str, str]) -> Print:
+    def take(item: tuple[str, str]) -> Print | BadRow:
         name, path = item
         try:
-            digest = content_hash(path)
+            return Print(name, content_hash(path), likeness_grid(load_image(path, name)), (vectors or {}).get(name))
         except OSError as error:
-            raise BadRow("image_missing", name, f"{path} cannot be read ({error.strerror})", CHECK_ROOT) from error
-        return Print(name, digest, likeness_grid(load_image(path, name)), (vectors or {}).get(name))
+            return BadRow("image_missing", name, f"{path} cannot be read ({error.strerror})", CHECK_ROOT)
+        except BadRow as error:
+            return error
 
+    found = []
     with ThreadPoolExecutor(max(1, workers)) as threads:
-        return list(threads.map(take, paths.items()))
+        for one in threads.map(take, paths.items()):
+            if isinstance(one, Print):
+                found.append(one)
+            elif note_bad is None:
+                raise one
+            else:
+                note_bad(one)
+    return found
 
 
 def read_vectors(folder: str | Path) -> dict[str, np.ndarray]:

@@ -1,5 +1,8 @@
 """Gate 1, form: both sides of every threshold, and what it must not take for a fault."""
 
+import json
+from collections import Counter
+
 import pytest
 
 from drive_vlm.builders.synthesis.gates.form import FormLimits, check_form
@@ -119,3 +122,16 @@ def test_echo_script_and_marks(row):
     assert check_form(row(answer="前方有一辆汽车.")).reason == "other_script"
     assert check_form(row(answer="The sign of Café Škoda is lit.")).reason == ""
     assert check_form(row(answer="<image> A car.")).reason == "special_tokens"
+
+
+@pytest.mark.kit
+def test_answers_that_people_checked_pass_but_for_their_length(row, kit):
+    """847 reference answers of CODA-LM: what the gate says of them besides their length would be wrong."""
+    folder = kit / "noncommercial" / "codalm_text" / "prediction"
+    if not folder.is_dir():
+        pytest.skip("the kit has no codalm_text")
+    lines = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    reasons = Counter(
+        check_form(row(question=line["question"], answer=line["answer"], fixed=True)).reason for line in lines
+    )
+    assert len(lines) == 847 and set(reasons) == {"", "too_long"} and reasons["too_long"] == 23
