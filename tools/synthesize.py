@@ -229,8 +229,8 @@ def handing_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        for handled, handler in kept.items():
+            signal.signal(handled, handler)
 
 
 def cost_of(output: Path) -> float | None:

@@ -89,6 +89,7 @@ class Ask:
     name = "ask"
     role = "answerer"
     fields = ("rows", "unread")
+    pixels = True
 
     def __init__(self, names: Sequence[str], counts: Mapping[str, int], seed: int) -> None:
         self.names, self.counts_of, self.seed = sorted(set(names)), dict(counts), seed
