@@ -11,7 +11,11 @@
 #   DIRECT      the model before fine-tuning, evaluated for the table (optional)
 #   OUT         folder of the chain (runs/spin); IMAGE_ROOT  folder of the pictures (default: that of DATA)
 #   ROUND=t     that round only (0: evaluate MODEL), or ROUNDS=N: rounds 0 to N in a row (4)
-#   STEP        generate, pairs, train or evaluate: that step of ROUND only, for job graphs; --shard I/N behind all words
+#   STEP        generate, pairs, train or evaluate (with SYNTH regenerate before them): that step of ROUND only, for job graphs; --shard
+#               I/N behind all words
+#   SYNTH       plan file of tools/synthesize.py: each round trains on rows that the model of the round before has written again, with
+#               the pictures' objects found once (FROZEN=OUT/frozen) and HUMAN_SHARE of DATA's rows among them (0.3); recipes/synth_rounds.sh
+#   SYNTH_FLAGS for tools/synthesize.py, e.g. "--max_cost 50"
 #   MARGIN      how far the metric may fall in one round before the chain stops (0.02)
 #   BETAS LEARNING_RATES   one for each round, the last one stays
 #   LAYOUT      name in ds_configs, empty: no DeepSpeed; LORA  rank of an adapter, which all rounds train (default: full)
@@ -28,7 +32,7 @@
 # ends it. OUT/rounds.json holds the state of the chain (tools/rounds.py).
 
 _settings=(MODEL DATA EVAL_DATA HELD_OUT DIRECT OUT IMAGE_ROOT ROUND ROUNDS STEP MARGIN BETAS LEARNING_RATES TEMPERATURE TOP_P MAX_NEW_TOKENS
-  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE)
+  GENERATE_FLAGS BACKEND BASE_URL PAIRS_FLAGS SCORE METRIC EVALUATE_FLAGS JUDGE LAYOUT LORA MODEL_FLAGS FREEZE SYNTH SYNTH_FLAGS HUMAN_SHARE FROZEN)
 
 _state() { run python "$DRIVE_VLM_ROOT/tools/rounds.py" "$1" --out "$OUT" "${@:2}"; }
 
@@ -48,12 +52,40 @@ _have() {
 # The $1-th word of the rest, or the last one.
 _nth() { local words=("${@:2}"); echo "${words[$(($1 <= ${#words[@]} ? $1 : ${#words[@]})) - 1]}"; }
 
+# The training rows of round $1; those that are written again have their pictures below OUT.
+_rows_of() { if [ -n "$SYNTH" ]; then echo "$OUT/round-$1/rows.jsonl"; else echo "$_train"; fi; }
+_rows_root() { if [ -n "$SYNTH" ]; then echo "$OUT"; else echo "$_root"; fi; }
+
+_synthesize() {
+  local more
+  read -ra more <<<"$SYNTH_FLAGS"
+  run python "$DRIVE_VLM_ROOT/tools/synthesize.py" --plan "$SYNTH" "$@" "${more[@]}"
+}
+
+# What a detector and the data base say of the pictures is the same in every round; captions, questions and answers are written again.
+# A shard writes, and the call without one joins the shards, gates the rows and mixes human ones in.
+_regenerate() {
+  local model folder="$OUT/round-$1/synthetic" human=()
+  model="$(_model_of $(($1 - 1)))"
+  local frozen="${FROZEN:-$OUT/frozen}"
+  local written=(--frozen "$frozen" --out "$folder" --model "$model" --round "$1")
+  if [ "${#_shard[@]}" -gt 0 ]; then
+    _synthesize --steps caption..ask "${written[@]}" "${_shard[@]}"
+    return
+  fi
+  [ "$HUMAN_SHARE" = 0 ] || human=("gate.human=$_train" "gate.human_root=$_root" "gate.human_share=$HUMAN_SHARE" gate.on_few_human=cut)
+  _synthesize --steps ..describe --out "$frozen"
+  _synthesize --steps caption..gate "${written[@]}" --set "${human[@]}" "gate.decontaminate=$_eval" "gate.decontaminate_root=$_eval_root"
+  _state take --round "$1" --model "$model" --synthetic "$folder/gate"
+  _state record --round "$1" --step regenerate
+}
+
 _generate() {
   local server=() more=() model
   read -ra model <<<"$MODEL_FLAGS"
   [ "$BACKEND" = hf ] || server=(--backend "$BACKEND" --base_url "$BASE_URL")
   read -ra more <<<"$GENERATE_FLAGS"
-  launch generate --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "$_train" --image_root "$_root" --out "$OUT/round-$1/generated.jsonl" \
+  launch generate --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "$(_rows_of "$1")" --image_root "$(_rows_root)" --out "$OUT/round-$1/generated.jsonl" \
     --temperature "$TEMPERATURE" --top_p "$TOP_P" --max_new_tokens "$MAX_NEW_TOKENS" --seed "$1" "${server[@]}" "${more[@]}" "${_shard[@]}"
 }
 
@@ -61,7 +93,7 @@ _pairs() {
   local more=()
   read -ra more <<<"$PAIRS_FLAGS"
   _state record --round "$1" --step generate
-  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$_train" --image_root "$_root" --predictions "$OUT/round-$1/generated.jsonl" \
+  run python "$DRIVE_VLM_ROOT/tools/build_pairs.py" --data "$(_rows_of "$1")" --image_root "$(_rows_root)" --predictions "$OUT/round-$1/generated.jsonl" \
     --round "$1" --out "$OUT/round-$1/pairs.jsonl" "${more[@]}"
   _state record --round "$1" --step pairs
 }
@@ -78,7 +110,7 @@ _train() {
   read -ra rates <<<"$LEARNING_RATES"
   read -ra parts <<<"$FREEZE"
   [ "${#parts[@]}" -eq 0 ] || memory+=(--freeze "${parts[@]}")
-  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "${pairs[@]}" --image_root "$_root" \
+  RESUME="${RESUME:-auto}" launch spin --model "$(_model_of $(($1 - 1)))" "${model[@]}" --data "${pairs[@]}" --image_root "$(_rows_root)" \
     --beta "$(_nth "$1" "${betas[@]}")" --learning_rate "$(_nth "$1" "${rates[@]}")" "${memory[@]}" "${spin_flags[@]}" \
     --output_dir "$OUT/round-$1/model" "${_flags[@]}"
 }
@@ -111,7 +143,7 @@ _check_flags() {
 
 _round() {
   local step
-  for step in generate pairs train evaluate; do
+  for step in ${SYNTH:+regenerate} generate pairs train evaluate; do
     [ "$1" -gt 0 ] || [ "$step" = evaluate ] || continue
     [ -z "$STEP" ] || [ "$STEP" = "$step" ] || continue
     if _have "$1" "$step"; then
@@ -151,6 +183,7 @@ _start_chain() {
   [ -z "$EVAL_DATA" ] || more+=(--eval_data "$EVAL_DATA")
   [ -z "$DIRECT" ] || more+=(--direct "$DIRECT")
   [ -z "$IMAGE_ROOT" ] || more+=(--image_root "$IMAGE_ROOT")
+  [ -z "$SYNTH" ] || more+=(--synth "$SYNTH" --human_share "$HUMAN_SHARE")
   _state start --model "$MODEL" --data "$DATA" --held_out "$HELD_OUT" "${more[@]}" --metric "$METRIC" \
     --sampling "$BACKEND, temperature $TEMPERATURE, top_p $TOP_P, $MAX_NEW_TOKENS tokens${GENERATE_FLAGS:+, $GENERATE_FLAGS}"
 }
@@ -167,7 +200,7 @@ read_settings() {
   if [ $# -ge 2 ] && [ "${*: -2:1}" = --shard ]; then _shard=("${@: -2}") _flags=("${@:1:$#-2}"); fi
   _user_words=("${_flags[@]}")
   : "${EVAL_DATA=}" "${DIRECT=}" "${IMAGE_ROOT=}" "${ROUND=}" "${ROUNDS=4}" "${STEP=}" "${GENERATE_FLAGS=}" "${BASE_URL=}" "${PAIRS_FLAGS=}" "${JUDGE=}"
-  : "${LAYOUT=}" "${LORA=}" "${MODEL_FLAGS=}" "${FREEZE=}"
+  : "${LAYOUT=}" "${LORA=}" "${MODEL_FLAGS=}" "${FREEZE=}" "${SYNTH=}" "${SYNTH_FLAGS=}" "${HUMAN_SHARE=0.3}" "${FROZEN=}"
   : "${OUT=runs/spin}" "${HELD_OUT=500}" "${MARGIN=0.02}" "${TEMPERATURE=1}" "${TOP_P=1}" "${MAX_NEW_TOKENS=256}" "${BACKEND=hf}"
   : "${SCORE=python $DRIVE_VLM_ROOT/tools/qa_eval.py}" "${METRIC=checkpoints.answers.accuracy}" "${EVALUATE_FLAGS=--max_new_tokens 256}"
 }
@@ -175,10 +208,14 @@ read_settings() {
 _check_settings() {
   [ -n "${MODEL:-}" ] && [ -n "${DATA:-}" ] || _fail "rounds: MODEL (the fine-tuned model) and DATA (training rows) are needed, e.g. MODEL=runs/sft DATA=train.jsonl"
   [[ "$ROUND" =~ ^[0-9]*$ ]] && [[ "$ROUNDS" =~ ^[1-9][0-9]*$ ]] || _fail "rounds: ROUND=$ROUND ROUNDS=$ROUNDS: whole numbers are needed."
-  case "$STEP" in "" | generate | pairs | train | evaluate) ;; *) _fail "rounds: STEP=$STEP: generate, pairs, train or evaluate." ;; esac
+  case "$STEP" in "" | generate | pairs | train | evaluate) ;;
+    regenerate) [ -n "$SYNTH" ] || _fail "rounds: STEP=regenerate needs SYNTH, the plan file of tools/synthesize.py." ;;
+    *) _fail "rounds: STEP=$STEP: generate, pairs, train or evaluate, and with SYNTH regenerate." ;;
+  esac
+  [ -z "$SYNTH" ] || [ -f "$SYNTH" ] || [ -n "${DRY_RUN:-}${PLAN:-}" ] || _fail "rounds: SYNTH=$SYNTH: no such plan file."
   [ -z "$STEP" ] || [ -n "$ROUND" ] || _fail "rounds: STEP=$STEP of which round? Give ROUND."
   [ "$BACKEND" = hf ] || [ -n "$BASE_URL" ] || _fail "rounds: BACKEND=$BACKEND needs BASE_URL, e.g. http://localhost:8000/v1"
-  [ "${#_shard[@]}" -eq 0 ] || [ "$STEP" = generate ] || _fail "rounds: --shard is for STEP=generate."
+  [ "${#_shard[@]}" -eq 0 ] || [ "$STEP" = generate ] || [ "$STEP" = regenerate ] || _fail "rounds: --shard is for STEP=generate and STEP=regenerate."
 }
 
 run_rounds() {

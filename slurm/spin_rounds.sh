@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Submits a whole chain of self-play rounds to Slurm: for each round an array that answers the training rows, then jobs that make the
-# pairs, train and evaluate, each after the one before has succeeded. docs/slurm.md describes the jobs themselves.
+# pairs, train and evaluate, each after the one before has succeeded; with --regenerate first an array that writes the rows again and a
+# job that gates and mixes them. docs/slurm.md describes the jobs themselves.
 set -euo pipefail
 # shellcheck source=../recipes/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"
@@ -12,7 +13,8 @@ usage: bash slurm/spin_rounds.sh --rounds N --shards S --time T [options] -- SET
   --rounds N          rounds of the chain
   --shards S          shards of each generation; --at-once K runs at most K of them at a time
   --recipe FILE       (default recipes/spin_rounds.sh)
-  --time T            of a training job; --generate-time T  --evaluate-time T  --pairs-time T (default: T)
+  --regenerate        each round writes its rows again (setting SYNTH), in as many shards
+  --time T            of a training job; --generate-time T  --evaluate-time T  --pairs-time T  --regenerate-time T (default: T)
   --nodes N           nodes of a training job (default 1); every other job takes one node
   --dry-run           print the table and submit nothing
   any other option    as for slurm/submit.sh, for every job: --gpus-per-node, --partition, --account, --setup, --mem ...
@@ -23,10 +25,11 @@ again the chain goes on: steps that are done end at once, and of a generation on
 TEXT
 }
 
-rounds="" shards="" at_once="" recipe="recipes/spin_rounds.sh" time="" nodes=1 generate_time="" evaluate_time="" pairs_time="" dry="" options=() words=()
+rounds="" shards="" at_once="" recipe="recipes/spin_rounds.sh" time="" nodes=1 generate_time="" evaluate_time="" pairs_time="" regenerate_time="" regenerate="" dry="" options=() words=()
 
 declare -A variable=([--rounds]=rounds [--shards]=shards [--at-once]=at_once [--recipe]=recipe [--time]=time [--nodes]=nodes
-  [--generate-time]=generate_time [--evaluate-time]=evaluate_time [--pairs-time]=pairs_time)
+  [--generate-time]=generate_time [--evaluate-time]=evaluate_time [--pairs-time]=pairs_time
+  [--regenerate-time]=regenerate_time)
 
 read_arguments() {
   while [ $# -gt 0 ]; do
@@ -36,6 +39,7 @@ read_arguments() {
       --) words=("${@:2}"); return ;;
       --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
       --array | --after | --dependency | --name | --parsable) _fail "spin_rounds.sh: $1 is the graph's own." ;;
+      --regenerate) regenerate=1 ;;
       --no-plan | --force) options+=("$1") ;;
       --*)
         [ $# -ge 2 ] && [ -n "$2" ] && [[ "$2" != --* ]] || _fail "spin_rounds.sh: $1 needs a value."
@@ -52,7 +56,8 @@ check_arguments() {
   for name in rounds shards nodes; do [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || _fail "spin_rounds.sh: --$name ${!name:-is missing}: a whole number from 1 on is needed."; done
   [[ "$at_once" =~ ^([1-9][0-9]*)?$ ]] || _fail "spin_rounds.sh: --at-once $at_once: a whole number from 1 on is needed."
   [ -n "$time" ] || _fail "spin_rounds.sh: --time is missing: how long a training job may run, e.g. --time 12:00:00."
-  generate_time="${generate_time:-$time}" evaluate_time="${evaluate_time:-$time}" pairs_time="${pairs_time:-$time}"
+  [ -n "$regenerate" ] || [[ " ${words[*]}" != *" SYNTH="?* ]] || _fail "spin_rounds.sh: SYNTH is given: --regenerate makes its jobs."
+  generate_time="${generate_time:-$time}" regenerate_time="${regenerate_time:-$time}" evaluate_time="${evaluate_time:-$time}" pairs_time="${pairs_time:-$time}"
   [ "${#words[@]}" -gt 0 ] || _fail "spin_rounds.sh: settings of the recipe are missing, e.g. -- MODEL=runs/sft DATA=train.jsonl"
 }
 
@@ -61,6 +66,11 @@ print_graph() {
   local t before="round0-evaluate"
   echo "round0-evaluate 0 evaluate 1 - $evaluate_time -"
   for ((t = 1; t <= rounds; t++)); do
+    if [ -n "$regenerate" ]; then
+      echo "round$t-write $t regenerate 1 0-$((shards - 1))${at_once:+%$at_once} $regenerate_time $before"
+      echo "round$t-regenerate $t regenerate 1 - $regenerate_time round$t-write"
+      before="round$t-regenerate"
+    fi
     echo "round$t-generate $t generate 1 0-$((shards - 1))${at_once:+%$at_once} $generate_time $before"
     echo "round$t-pairs $t pairs 1 - $pairs_time round$t-generate"
     echo "round$t-train $t train $nodes - $time round$t-pairs"
@@ -69,7 +79,7 @@ print_graph() {
   done
 }
 
-print_table() { { echo "job round step nodes array time after"; print_graph; } | awk '{ printf "%-18s %5s  %-9s %5s  %-10s %-12s %s\n", $1, $2, $3, $4, $5, $6, $7 }'; }
+print_table() { { echo "job round step nodes array time after"; print_graph; } | awk '{ printf "%-18s %5s  %-10s %5s  %-10s %-12s %s\n", $1, $2, $3, $4, $5, $6, $7 }'; }
 
 # submit_job NAME ROUND STEP NODES ARRAY TIME BEFORE: sets id.
 submit_job() {

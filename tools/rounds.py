@@ -1,6 +1,7 @@
 """The state of a chain of self-play rounds (rounds.json), for recipes/spin_rounds.sh and for people.
 
 start: begins a chain, or checks that the one in --out has the same settings; without --eval_data it holds rows out.
+take: writes the training rows of a round that regenerates, from its gate step, with what to watch of them.
 done: ends with 0 when a step of a round is done, 1 when it is to do, 2 when the state does not fit its files.
 record: writes down what a finished step made. decide: ends with 3 when a round made the evaluation worse by more than
 --margin. table: Direct, SFT and all rounds, printed and as JSON and PNG, there with the margin over the steps of each round.
@@ -45,6 +46,9 @@ def make_parser() -> CommandParser:
     add("--image_root", help="start: folder that picture paths start from (default: the file's own)")
     flag("--sampling", "", "start: how answers are generated, as words to be kept")
     flag("--metric", "checkpoints.answers.accuracy", "start: the number in scores.json that counts; higher is better")
+    add("--synth", help="start: plan file of tools/synthesize.py, with which every round writes its rows again")
+    flag("--human_share", 0.3, "start: share of human rows in every such round", 0, 1)
+    add("--synthetic", help="take: folder of the gate step, whose rows the model of the round before has written")
     flag("--margin", 0.02, "decide: how far the metric may fall from one round to the next")
     add("--arena", help="table: JSON of tools/judge_arena.py on the rounds' answers, for win rates")
     add("--seconds", type=float, help="check: how long the rounds took, to be printed")
@@ -70,6 +74,7 @@ def start(args: Any) -> None:
         **held_out,
         "sampling": args.sampling,
         "metric": args.metric,
+        **({"regenerate": {"path": args.synth, "hash": content_hash(args.synth)}, "human_share": args.human_share} if args.synth else {}),
     }  # fmt: skip
     new = not (Path(args.out) / "rounds.json").is_file()
     if new:
@@ -83,7 +88,7 @@ def split(args: Any) -> None:
     A group (of the row's "group", else its pictures or video) is never cut. Raises ValueError where both sides share an
     id, a group or a picture.
     """
-    from drive_vlm.builders.splits import find_leaks, split_position
+    from drive_vlm.builders.splits import split_position
     from drive_vlm.data.sources import open_sources
     from drive_vlm.store.keyed_lines import write_lines
 
@@ -97,10 +102,7 @@ def split(args: Any) -> None:
             "train": [row for row, group in zip(rows, groups, strict=True) if group not in chosen],
             "eval": [row for row, group in zip(rows, groups, strict=True) if group in chosen],
         }
-    if leaks := find_leaks({name: map(keys_of, part) for name, part in parts.items()}):
-        raise ValueError(
-            f"{len(leaks)} leaks between training and held-out rows, e.g. {leaks[0]}. Split by scene or picture, and give EVAL_DATA."
-        )
+    check_leaks(parts)
     if not args.eval_data:
         folder = Path(args.out) / "data"
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,7 @@ def rows_of(sources: list["Source"]) -> list[tuple[dict[str, Any], list[str]]]:
     rows = []
     for source in sources:
         for i in range(len(source.rows)):
-            sample = read_sample(source, i)
+            sample = read_sample(source, i, need_answer=False)
             media = [*sample.images, *filter(None, [sample.video])]
             rows.append((source.row(i), [os.path.relpath(path, source.root) for path in media]))
     return rows
@@ -133,6 +135,31 @@ def keys_of(row: tuple[dict[str, Any], list[str]]) -> dict[str, Any]:
 def group_of(row: tuple[dict[str, Any], list[str]]) -> str:
     """The row's group, else its pictures or its video, else its id."""
     return str(row[0].get("group") or " ".join(row[1]) or row[0].get("id"))
+
+
+def take(args: Any) -> None:
+    """Write round-T/rows.jsonl and what to watch of it."""
+    from drive_vlm.rounds.regenerated import take_rows
+
+    for flag in ("model", "synthetic"):
+        if getattr(args, flag) is None:
+            raise ValueError(f"take needs --{flag}")
+    number = number_of(args)
+    audit = take_rows(Chain(args.out), number, args.model, Path(args.synthetic))
+    print(
+        f"round {number}: {audit['human']:,} human and {audit['synthetic']:,} synthetic rows ({audit['human_share']:.1%} human), "
+        f"{audit['gate']['given']:,} written"
+    )
+
+
+def check_leaks(files: dict[str, list[tuple[dict[str, Any], list[str]]]]) -> None:
+    """Raises ValueError where two of the files share an id, a group or a picture."""
+    from drive_vlm.builders.splits import find_leaks
+
+    if leaks := find_leaks({name: map(keys_of, rows) for name, rows in files.items()}):
+        raise ValueError(
+            f"{len(leaks)} leaks between {' and '.join(files)}, e.g. {leaks[0]}. Split by scene or picture, and give EVAL_DATA."
+        )
 
 
 def done(args: Any) -> None:
@@ -204,7 +231,39 @@ def show(args: Any) -> None:
     ]
     head = ("model", name, "interval", "pairs", "margin first -> last", "win rate against SFT", "decision")
     print_table(f"{args.out}: {name} on held-out rows, 95 % interval", head, cells, left=len(head), width=140)
+    if watched := [(row["model"], row["rows"]) for row in rows if "rows" in row]:
+        show_rows(args.out, watched)
     print(f"{chain.out / 'table.json'}, {chain.out / 'table.png'}")
+
+
+def show_rows(out: str, watched: list[tuple[str, dict[str, Any]]]) -> None:
+    """What the model of the round before has written for each round."""
+
+    def shown(entry: dict[str, Any], form: str) -> str:
+        return "" if entry["value"] is None else f"{entry['value']:{form}}{interval(entry, form)}"
+
+    cells = [
+        (
+            name,
+            f"{found['human']:,} + {found['synthetic']:,}",
+            *(shown(found[key], ".3f") for key in ("distinct_1", "distinct_2")),
+            shown(found["answer_words"], ".1f"),
+            *(shown(found["hallucinated"][key], ".1%") for key in ("given", "used")),
+            "" if found["changed"] is None else f"{found['changed']:.1%}",
+        )
+        for name, found in watched
+    ]
+    head = (
+        "rows of",
+        "human + synthetic",
+        "distinct-1",
+        "distinct-2",
+        "words",
+        "invented, written",
+        "invented, gated",
+        "changed",
+    )
+    print_table(f"{out}: rows that the model of the round before has written", head, cells, left=len(head), width=180)
 
 
 def check(args: Any) -> None:
@@ -237,6 +296,7 @@ def forget(args: Any) -> None:
 
 ACTIONS: dict[str, Callable[[Any], None]] = {
     "start": start,
+    "take": take,
     "done": done,
     "record": record,
     "decide": decide,

@@ -16,7 +16,8 @@ from drive_vlm.store.keyed_lines import check_same, short
 STATE = "rounds.json"
 _FORMAT = 1
 _WAY_OUT = "Restore the file, or give another OUT."
-STEPS = ("generate", "pairs", "train", "evaluate")
+# The first one only in chains whose rows the model of the round before writes again (setting "regenerate").
+STEPS = ("regenerate", "generate", "pairs", "train", "evaluate")
 # The model before any fine-tuning, for the table only.
 DIRECT = "direct"
 _SHARD = re.compile(r"generated\.shard-(\d+)-of-(\d+)\.jsonl")
@@ -36,7 +37,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def identified(folder: Path, step: str) -> Path:
     """The file, or the model directory, whose hash stands for the step."""
-    return folder / {"generate": "generated.jsonl", "pairs": "pairs.jsonl", "train": "model", "evaluate": "answers.jsonl"}[step]  # fmt: skip
+    return folder / {"regenerate": "rows.jsonl", "generate": "generated.jsonl", "pairs": "pairs.jsonl", "train": "model", "evaluate": "answers.jsonl"}[step]  # fmt: skip
 
 
 def identity(folder: Path, step: str) -> Any:
@@ -123,6 +124,8 @@ class Chain:
             write_json(path, {"format": _FORMAT, "settings": settings, "rounds": {}})
         chain = cls(out)
         was = chain.content["settings"]
+        if was.get("regenerate") and "regenerate" not in settings:
+            raise ValueError(f"{path}: its rounds regenerate their rows. Give SYNTH again, or another OUT.")
         agreed = {name: _agreed(was.get(name), now) for name, now in settings.items()}
         moved = [name for name, value in agreed.items() if value is None]
         then, now = ({name: found.get(name) for name in moved} for found in (was, settings))
@@ -136,6 +139,11 @@ class Chain:
     @property
     def settings(self) -> dict[str, Any]:
         return self.content["settings"]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of each round of this chain, in their order."""
+        return STEPS if self.settings.get("regenerate") else STEPS[1:]
 
     def folder(self, number: str) -> Path:
         return self.out / (number if number == DIRECT else f"round-{number}")
@@ -170,7 +178,7 @@ class Chain:
         self._check_position(number, step)
         # Records are made in order, and each looks at those before it again: pairs of answers that were replaced later, for example,
         # are not the pairs of this round.
-        for before in STEPS[: STEPS.index(step)] if number not in (DIRECT, "0") else ():
+        for before in self.steps[: self.steps.index(step)] if number not in (DIRECT, "0") else ():
             if before not in self.entry(number):
                 raise ValueError(f"round {number}: {step} cannot be recorded before {before}, which is not")
             self.is_done(number, before)
@@ -229,6 +237,8 @@ class Chain:
             raise ValueError(
                 f"{number}: the models that a chain starts from are only evaluated, not put through {step}"
             )
+        if step not in self.steps:
+            raise ValueError(f"{self.path}: this chain regenerates no rows, and its rounds have no step {step}")
 
 
 def _agreed(then: Any, now: Any) -> Any:
@@ -238,6 +248,16 @@ def _agreed(then: Any, now: Any) -> Any:
     if "path" in now:
         return now if then.get("hash") == now["hash"] else None
     return same_model(then, now)
+
+
+def _record_rows(chain: Chain, number: str) -> dict[str, Any]:
+    path = chain.folder(number) / "rows.jsonl"
+    file = path.with_name(f"{path.name}.audit.json")
+    audit = read_json(file)
+    _check_model(chain, number, part(audit, "model", dict, file, _WAY_OUT), path)
+    kinds = {"rows": int, "human": int, "synthetic": int, "human_share": float, "gate": dict, "changed": dict | None}
+    facts = {name: part(audit, name, kind, file, _WAY_OUT) for name, kind in kinds.items()}
+    return {"file": _relative(chain, path), **facts}
 
 
 def _record_generation(chain: Chain, number: str) -> dict[str, Any]:
@@ -340,6 +360,7 @@ def _relative(chain: Chain, path: Path) -> str:
 
 
 RECORDERS: dict[str, Callable[[Chain, str], dict[str, Any]]] = {
+    "regenerate": _record_rows,
     "generate": _record_generation,
     "pairs": _record_pairs,
     "train": _record_training,

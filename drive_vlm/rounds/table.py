@@ -28,8 +28,25 @@ def table(chain: Chain, arena: dict[str, Any] | None = None) -> list[dict[str, A
             "sampling": generation.get("settings"),
             "win_rate": None if number in (DIRECT, "0") else _win_rate(arena, number),
             "decision": entry.get("decision", {}).get("words"),
+            **({"rows": rows_of_round(entry["regenerate"])} if "regenerate" in entry else {}),
         })  # fmt: skip
     return rows
+
+
+def rows_of_round(facts: dict[str, Any]) -> dict[str, Any]:
+    """What to watch of the rows that a round has written again, flat: counts, the figures of rows that passed the gates, the
+    objects that nothing has seen before the gates and after, and the share of rows whose answer or question is new."""
+    figures, changed = facts["gate"]["figures"], facts["changed"]
+    none = {"value": None, "low": None, "high": None}
+    used, given = (figures.get(name, {}) for name in ("used", "given"))
+    return {
+        **{key: facts[key] for key in ("human", "synthetic", "human_share")},
+        **{key: used.get(key, none) for key in ("distinct_1", "distinct_2", "answer_words")},
+        "hallucinated": {"given": given.get("hallucinated", none), "used": used.get("hallucinated", none)},
+        "changed": None
+        if changed is None
+        else (changed["changed"] + changed["new"]) / (changed["both"] + changed["new"]),
+    }
 
 
 def _win_rate(arena: dict[str, Any] | None, number: str) -> dict[str, float] | None:

@@ -123,6 +123,8 @@ PLANNED = [
     ("spin_minicpm_v_8b", ("DATA=rows.jsonl",)),
     ("spin_cogvlm2_19b", ("DATA=rows.jsonl",)),
     ("spin_rounds", ("MODEL=internvl3_1b", "DATA=rows.jsonl")),
+    ("synth_rounds", ("SYNTH=plan.yaml", "MODEL=internvl3_1b", "DATA=rows.jsonl")),
+    ("opendriver", ("FAMILY=llava_next_8b", "SYNTH=plan.yaml")),
 ]
 # Demonstrations make their models on the way; `generate` is not planned.
 NOT_PLANNED = {
@@ -131,6 +133,7 @@ NOT_PLANNED = {
     "spin_synthetic",
     "bddoia_synthetic",
     "clarify_synthetic",
+    "opendriver_synthetic",
     "generate",
 }
 

@@ -18,8 +18,18 @@ ROUNDS = {
     "spin_llava_next_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower"},
     "spin_minicpm_v_8b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LAYOUT": "zero3"},
     "spin_cogvlm2_19b": {"NPROC_PER_NODE": "8", "ROUND": "1", "LORA": "64", "FREEZE": "vision_tower projector"},
+    "synth_rounds": {"NPROC_PER_NODE": "8", "MODEL": "runs/sft", "ROUNDS": "2", "SYNTH": "plan.yaml"},
 }
-DEMONSTRATIONS = ("quickstart", "drive_vlm_synthetic", "spin_synthetic", "bddoia_synthetic", "clarify_synthetic")
+# The whole of OpenDriver: other recipes one after the other.
+CHAINS = {"opendriver": ("FAMILY=minicpm_v_8b", "SYNTH=plan.yaml", "JUDGE_FLAGS=--judge_model judge")}
+DEMONSTRATIONS = (
+    "quickstart",
+    "drive_vlm_synthetic",
+    "spin_synthetic",
+    "bddoia_synthetic",
+    "clarify_synthetic",
+    "opendriver_synthetic",
+)
 # Two processes, or one, on one machine, always.
 OWN_TOPOLOGY = {*DEMONSTRATIONS, "drive_vlm_4090", "bddoia_4090", "clarify_4090"}
 STEP = {
@@ -68,6 +78,8 @@ def test_dry_run_of_every_topology_is_the_golden_text(dry, recipe):
     flags: tuple[str, ...] = () if recipe in DEMONSTRATIONS else ("--data", "my rows.jsonl")
     if recipe in ROUNDS:
         topologies, flags = {"eight GPUs": ROUNDS[recipe]}, ("DATA=my data/train.jsonl", "--seed", "3")
+    if recipe in CHAINS:
+        topologies, flags = {"eight GPUs": {"NPROC_PER_NODE": "8"}}, CHAINS[recipe]
     texts = []
     for name, env in topologies.items():
         done = dry(f"recipes/{recipe}.sh", *flags, **env)
@@ -102,12 +114,14 @@ PLANNED = {
     "internvl3_1b_sft": [],
     "llava_next_8b_sft": [],
     "minicpm_v_8b_sft": [],
+    "opendriver": ["FAMILY=cogvlm2_19b", "SYNTH=plan.yaml"],
     "qwen2_5_vl_sft": [],
     "qwen3_vl_sft": [],
     "spin_cogvlm2_19b": ["DATA=rows.jsonl"],
     "spin_llava_next_8b": ["DATA=rows.jsonl"],
     "spin_minicpm_v_8b": ["DATA=rows.jsonl"],
     "spin_rounds": ["MODEL=internvl3_1b", "DATA=rows.jsonl"],
+    "synth_rounds": ["SYNTH=plan.yaml", "RECIPE=spin_llava_next_8b", "DATA=rows.jsonl"],
 }
 
 

@@ -27,9 +27,26 @@ def test_the_table_of_the_graph_is_the_golden_text(run):
     assert done.stdout == GOLDEN.read_text()
 
 
+def test_rounds_that_regenerate_have_an_array_that_writes_and_a_job_that_gates(run):
+    more = ("--at-once", 2, "--time", "12:00:00", "--regenerate-time", "6:00:00", "--regenerate", "--dry-run")
+    done = run([*GRAPH, *more, "--", "SYNTH=plan.yaml", "MODEL=runs/sft", "DATA=train.jsonl"])
+    assert done.returncode == 0, done.stderr
+    lines = [
+        line.split()
+        for line in done.stdout.splitlines()
+        if line.startswith(("round2-write", "round2-re", "round2-gen"))
+    ]
+    assert lines == [
+        ["round2-write", "2", "regenerate", "1", "0-3%2", "6:00:00", "round1-evaluate"],
+        ["round2-regenerate", "2", "regenerate", "1", "-", "6:00:00", "round2-write"],
+        ["round2-generate", "2", "generate", "1", "0-3%2", "12:00:00", "round2-regenerate"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--time", 30, "--", "SYNTH=plan.yaml"), "--regenerate makes its jobs"),
         (("--", "MODEL=m"), "--time is missing"),
         (("--time", 30), "settings of the recipe are missing"),
         (("--time", 30, "--shards", 0, "--", "MODEL=m"), "--shards 0"),
