@@ -77,7 +77,9 @@ def make_parser() -> CommandParser:
     add("--picture_vectors", help="folder with vectors.npy and names.jsonl of whole pictures, for look-alikes")
     add("--decontaminate_vectors", help="the same of the evaluation pictures")
     add_dataclass(parser, JudgeConfig, "judge")
-    add("--judge_prompt", default=str(Path(__file__).parent / "prompts" / "synthesis" / "rubric.txt"), help="the rubric")
+    add(
+        "--judge_prompt", default=str(Path(__file__).parent / "prompts" / "synthesis" / "rubric.txt"), help="the rubric"
+    )
     flag("--judge_may_be_author", False, "let a model judge rows that it wrote itself")
     add(
         "--max_cost",
