@@ -8,7 +8,7 @@
 # Paper       OpenDriver: retrieval-augmented synthetic rows, SFT, rounds that regenerate them; recipes/opendriver.sh has its sizes
 # Hardware    two CPU cores; no GPU, no hub
 # Memory      4 GB
-# Time        not measured on quiet cores
+# Time        SIZE=small: steps 4 to 8 took 604 s on two cores at load 6 to 14; the full size is not measured
 # Result      docs/synthesis.md; the recipe ends with its claims and fails when one does not hold
 # Command     bash recipes/opendriver_synthetic.sh      results in runs/opendriver_synthetic/ (summary.json, synthetic/gate/sample.html)
 #             SIZE=small: the claims about rows, and training that is too short to claim anything; SIZE=smoke: two steps of everything
