@@ -56,7 +56,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
             raise ValueError(f'{annotations}: scene {scene}: no "key_frames"')
         for frame, parts in frames.items():
             where = f"{annotations}: scene {scene} frame {frame}"
-            views = {camera: _below(path) for camera, path in parts.get("image_paths", {}).items()}
+            views = {camera: below_samples(path) for camera, path in parts.get("image_paths", {}).items()}
             problem = _problem_of_views(views, images, where)
             unknown = set(parts.get("QA", {})) - set(CATEGORIES)
             if unknown:
@@ -64,7 +64,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
             yield problem or Frame(scene, frame, views, parts.get("QA", {}))
 
 
-def _below(path: str) -> str:
+def below_samples(path: str) -> str:
     """An official path ("../nuscenes/samples/CAM_FRONT/x.jpg") from "samples/" on."""
     _, found, rest = path.rpartition("samples/")
     return f"samples/{rest}" if found else path

@@ -82,8 +82,8 @@ def denormalise_tags(text: str) -> str:
     return _NORMALISED_TAG.sub(replace, text)
 
 
-def stitch(views: Mapping[str, "Image"]) -> "Image":
-    """One RGB picture of 2688x896 from the six views, given by camera.
+def stitch(views: Mapping[str, "Image"], layout: Mapping[str, tuple[int, int]] = LAYOUT) -> "Image":
+    """One RGB picture of 2688x896 from the six views, given by camera, each at its column and row of `layout`.
 
     Raises ValueError for a missing or unknown camera.
     """
@@ -94,7 +94,7 @@ def stitch(views: Mapping[str, "Image"]) -> "Image":
         raise ValueError(f"a stitched picture needs the six cameras; missing {missing}, unknown {unknown}")
     picture = Image.new("RGB", STITCHED_SIZE)
     for camera, view in views.items():
-        column, row = LAYOUT[camera]
+        column, row = layout[camera]
         tile = view.convert("RGB").resize(TILE_SIZE, Image.Resampling.BICUBIC)
         picture.paste(tile, (column * TILE_SIZE[0], row * TILE_SIZE[1]))
     return picture
