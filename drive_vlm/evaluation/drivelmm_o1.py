@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from drive_vlm.evaluation.answers import Said, json_object, options_of, read_choice, unread
+from drive_vlm.evaluation.answers import Said, json_object, options_of, read_choice
 from drive_vlm.evaluation.score_table import ScoreTable
 
 BENCHMARK, VERSION = "DriveLMM-o1", "mbzuai-oryx/DriveLMM-o1@9c2b983"
@@ -33,7 +34,7 @@ _MARKS = (
 )  # fmt: skip
 _CHOSEN = re.compile(r"([A-F])\)\s*(.+)")
 _TAG = re.compile(r"<o\d+\s*,\s*CAM_[A-Z_]+[^<>]*>")
-_STEM = re.compile(r"\s*\(?A[).:]\s")
+_STEM = re.compile(r"(?<![\w.])\(?A[).:]\s")
 
 
 def question_number(idx: str) -> int | None:
@@ -51,10 +52,10 @@ def reasoning_text(steps: str, final: str) -> str:
     return f"**Step-by-Step Reasoning**: {steps} **Final Answer**: {final}"
 
 
-def final_part(text: str) -> str:
-    """What stands behind the last of the first mark that the text has; "" without any, by the script's order of marks."""
+def final_part(text: str) -> str | None:
+    """What stands behind the last place of a mark, the first in the script's order that the text has; None without any."""
     mark = next((mark for mark in _MARKS if mark in text), None)
-    return text.rpartition(mark)[2] if mark else ""
+    return text.rpartition(mark)[2] if mark else None
 
 
 def official_letter(text: str) -> str:
@@ -70,9 +71,14 @@ def read_rubric(reply: str) -> dict[str, float] | None:
     if fields is None:
         return None
     fields = {_ALSO.get(name, name): value for name, value in fields.items()}
-    found = {name: fields.get(name) for name in (*ASPECTS, OVERALL)}
-    rated = {name: float(value) for name, value in found.items() if type(value) in (int, float) and 1 <= value <= 10}
-    return rated if len(rated) == len(found) else None
+    wanted = (*ASPECTS, OVERALL)
+    rated: dict[str, float] = {}
+    for name in wanted:
+        value: Any = fields.get(name)
+        # Not isinstance: True is an int.
+        if type(value) in (int, float) and 1 <= value <= 10:
+            rated[name] = float(value)
+    return rated if len(rated) == len(wanted) else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ class Item:
 
     def read(self, text: str) -> Said[str]:
         """The choice behind the mark of the final answer; of the whole text where there is no mark."""
-        return read_choice(final_part(text) or text, self.options) if text.strip() else unread("empty")
+        part = final_part(text)
+        return read_choice(text if part is None else part, self.options)
 
     @cached_property
     def said(self) -> Said[str]:
@@ -115,7 +122,7 @@ class Item:
 
     @property
     def strict(self) -> bool:
-        return official_letter(final_part(self.prediction)) == official_letter(self.final_answer)
+        return official_letter(final_part(self.prediction) or "") == official_letter(self.final_answer)
 
     @property
     def lenient(self) -> bool:
