@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.drivelmm_o1 import FINAL, REASONING, SIX, STITCHED, build
+from drive_vlm.builders.preamble import read_preamble
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.evaluation.drivelmm_o1 import CHOICES
 
@@ -34,6 +35,7 @@ def make_parser() -> CommandParser:
         "error: stop at a missing camera or picture and at an empty text; skip: leave the question out and count it",
     )
     flag("--on_missing", ("error", "skip"), "a question whose pictures are not there: stop, or leave it out, counted")
+    flag("--workers", 4, "threads that stitch pictures")
     add("--json", help="write the counts here")
     return parser
 
@@ -43,17 +45,13 @@ def run(args: Any) -> dict[str, Any]:
     annotations = {name: Path(path) for name, path in (("train", args.train), ("test", args.test)) if path}
     if not annotations:
         raise ValueError("give --train DriveLMMo1_TRAIN.json, --test DriveLMMo1_TEST.json, or both")
-    preamble = ""
-    if args.preamble:
-        try:
-            preamble = Path(args.preamble).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--preamble {args.preamble}: cannot be read ({error})") from error
+    preamble = read_preamble(args.preamble)
     where = (Path(args.image_root), Path(args.out))
-    return build(annotations, *where, args.views, args.target, preamble, args.on_bad_row, args.on_missing)
+    return build(annotations, *where, args.views, args.target, preamble, args.on_bad_row, args.on_missing, args.workers)
 
 
-def show(result: dict[str, Any], args: Any) -> None:
+def show(result: dict[str, Any], args: Any) -> str | None:
+    """Print the counts; the exit status, which says when training and test leak."""
     for name, rows in result["rows"].items():
         choices = sum(count for number, count in result["numbers"][name].items() if int(number) in CHOICES)
         print(
@@ -61,11 +59,11 @@ def show(result: dict[str, Any], args: Any) -> None:
         )
     for reason, count in result["bad_rows"]["by_reason"].items():
         print(f"left out: {count:,} {reason}")
-    for leak in result["leaks"]:
-        print(f"training and test share {leak}")
     print(
         f"wrote {', '.join(f'{args.out}/{name}.jsonl' for name in result['rows'])}; image root: {result['image_root']}"
     )
+    leaks = result["leaks"]
+    return f"{len(leaks):,} leaks between the splits, e.g. {leaks[0]}" if leaks else None
 
 
 if __name__ == "__main__":

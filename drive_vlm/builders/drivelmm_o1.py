@@ -14,9 +14,8 @@ from typing import Any
 
 from drive_vlm.builders.drivelm import below_samples
 from drive_vlm.builders.row_writer import Row, RowWriter, meta_entry
-from drive_vlm.builders.stitching import stitch
+from drive_vlm.builders.stitching import Job, stitch_files
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.vision import load_image
 from drive_vlm.evaluation.drivelmm_o1 import BENCHMARK, question_number, reasoning_text
 from drive_vlm.store.cache import read_json, write_json
 
@@ -107,13 +106,6 @@ def _views(item: dict[str, Any], root: Path, where: str) -> dict[str, str] | Bad
     return {camera: found[0] for camera, found in views.items()}
 
 
-def stitch_views(views: dict[str, str], root: Path, target: Path, where: str) -> None:
-    """Write a stitched picture. Raises ValueError, naming the file, for a view that cannot be decoded."""
-    stitch({camera: load_image(str(root / path), where) for camera, path in views.items()}, LAYOUT).save(
-        target, quality=95
-    )
-
-
 def build(
     annotations: dict[str, Path],
     root: Path,
@@ -123,16 +115,16 @@ def build(
     preamble: str,
     on_bad_row: str,
     on_missing: str,
+    workers: int,
 ) -> dict[str, Any]:
     """Write NAME.jsonl of each file, meta.json (InternVL), pictures and audit.json; gives {"rows": by file, "numbers": {file: {question
     number: rows}}, "bad_rows", "leaks"}."""
     numbers: dict[str, Counter[str]] = {name: Counter() for name in annotations}
+    jobs: dict[str, Job] = {}
     with RowWriter(out, on_bad_row) as writer:
-        (out / "images").mkdir(parents=True, exist_ok=True)
         for name, path in annotations.items():
             writer.add(f"{name}.jsonl", ())
             seen: set[str] = set()
-            stitched: set[str] = set()
             for found in rows_of(read_items(path), str(path), root, views, target, preamble):
                 if isinstance(found, BadRow):
                     writer.reject(found, on_missing == "skip" and found.reason == "image_missing")
@@ -142,11 +134,14 @@ def build(
                     writer.reject(BadRow("duplicate_id", str(path), f"idx {row['id']!r} comes twice", SKIP))
                     continue
                 seen.add(row["id"])
-                if views == STITCHED and row["image"] not in stitched:
-                    stitch_views(cameras, root, out / row["image"], f"{path}: {row['id']}")
-                    stitched.add(row["image"])
+                if views == STITCHED and row["image"] not in jobs:
+                    of = {camera: root / name for camera, name in cameras.items()}
+                    jobs[row["image"]] = Job(out / row["image"], of, f"{path}: {row['id']}")
                 numbers[name][str(row["question_number"])] += 1
                 writer.add(f"{name}.jsonl", [row], name)
+        if jobs:
+            (out / "images").mkdir(exist_ok=True)
+            stitch_files(list(jobs.values()), workers, LAYOUT)
     audit = writer.audit()
     place = str(out if views == STITCHED else root)
     write_json(

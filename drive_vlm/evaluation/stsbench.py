@@ -13,7 +13,7 @@ import numpy as np
 
 from drive_vlm.evaluation.answers import Said, read_choice
 from drive_vlm.evaluation.score_table import ScoreTable
-from drive_vlm.evaluation.statistics import group_sums, pooled
+from drive_vlm.evaluation.statistics import Estimate, group_sums, pooled
 
 BENCHMARK, VERSION = "STSBench", "LRP-IVC/STSBench@38c5174"
 # Verified questions of the nuScenes benchmark.
@@ -90,8 +90,12 @@ def _add_means(table: ScoreTable, name: str, items: Sequence[Item], right: np.nd
     sums = group_sums(columns, [item.group for item in items])
     for group, found in pooled(sums, scores, table.seed).items():
         part = [item for item in items if group in ("average", item.scenario_group)]
+        logs = len({item.group for item in part})
+        if logs < 2:
+            # Resamples of the other recordings' rows would only repeat the value.
+            found = Estimate(found.value, None, None)
         silent = sum(not item.said.read for item in part) if name == "lenient" else 0
-        table.add_estimate(f"{group}, {name}", found, len(part), len({item.group for item in part}), silent)
+        table.add_estimate(f"{group}, {name}", found, len(part), logs, silent)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

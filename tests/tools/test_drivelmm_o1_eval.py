@@ -90,17 +90,22 @@ def test_training_answers_and_six_pictures(data: Path, build: Any) -> None:
     (data / "train.json").write_text(json.dumps({item["idx"]: item for item in train}))
     (data / "preamble.txt").write_text("Think first.")
     words = ("--train", data / "train.json", "--views", "six", "--target", "final", "--preamble", data / "preamble.txt")
-    done = build(*words)
+    # The same pictures stand in both files here, under other scenes.
+    assert "leaks between the splits" in build(*words, ok=False).stderr
     row = rows_of(data / "rows/train.jsonl")[1]
     assert row["image"][:2] == ["samples/CAM_FRONT_LEFT/0.jpg", "samples/CAM_FRONT/0.jpg"] and len(row["image"]) == 6
     assert row["conversations"] == [
         {"from": "human", "value": f"Think first.\n{'<image>' + chr(10)}" + "<image>\n" * 5 + MOVES},
         {"from": "gpt", "value": "B) Going ahead"},
     ]
-    build("--train", data / "train.json", "--views", "six")
+    build("--train", data / "train.json", "--views", "six", ok=False)
     assert rows_of(data / "rows/train.jsonl")[1]["conversations"][1]["value"] == whole
-    # The same pictures stand in both files here, under other scenes.
-    assert "training and test share" in done.stdout
+
+
+def test_a_view_that_cannot_be_decoded_leaves_no_rows(data: Path, build: Any) -> None:
+    (data / "samples/CAM_BACK/1.jpg").write_text("no picture")
+    assert "samples/CAM_BACK/1.jpg: cannot be decoded" in build(ok=False).stderr
+    assert not (data / "rows/test.jsonl").exists()
 
 
 @pytest.mark.parametrize(
