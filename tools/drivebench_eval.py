@@ -179,6 +179,10 @@ def run(args: Any) -> dict[str, Any]:
     items = matched(args, rows)
     if not items:
         raise ValueError("no row has a prediction")
+    if not any(item.reference for item in items):
+        raise ValueError(
+            f"{' '.join(args.data)}: no row has a reference; the challenge hides them, and nothing can be scored here"
+        )
     benchmark = str(next(iter(rows.values())).get("benchmark", "DriveBench"))
     table = ScoreTable(benchmark, VERSION, len(rows), len(items), seed=args.seed)
     spent: dict[str, Any] = {}

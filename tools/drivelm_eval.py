@@ -47,6 +47,7 @@ def make_parser() -> CommandParser:
     add("--annotations", required=True, help="test_eval.json of the challenge")
     flag("--stitched", False, "answers name points of the stitched 3x2 picture; map them back")
     add("--judge_prompt", help="text file with {reference} and {answer}, instead of the built-in prompt")
+    add("--blind_predictions", help="the model's answers to blank pictures, for the accuracy part")
     flag(
         "--judge_seeds",
         1,
@@ -222,7 +223,8 @@ def run(args: Any) -> dict[str, Any]:
     judges = make_judges(args, spent)
     result = score(questions, answers, judges[0] if judges else None)
     record = {"predictions": args.predictions, "reference": args.annotations, "judge_model": args.judge_model}
-    table = accuracy_table(questions, answers, args.seed)
+    blind = load_answers(args.blind_predictions, questions, args.stitched) if args.blind_predictions else None
+    table = accuracy_table(questions, answers, args.seed, blind)
     return (
         record
         | plain(result)

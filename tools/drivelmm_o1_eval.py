@@ -80,7 +80,7 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.evaluation.score_table import ScoreTable, constant_column
 
     rows = benchmark_rows(args.data, BENCHMARK, COLUMNS, BUILDER)
-    train = benchmark_rows(args.train, BENCHMARK, COLUMNS, BUILDER) if args.train else {}
+    train = benchmark_rows(args.train, BENCHMARK, COLUMNS, BUILDER) if args.train else None
     pairs = answered_rows(rows, args.data, args.predictions, args.on_missing)
     items = [to_item(row, found.prediction) for row, found in pairs]
     table = ScoreTable(BENCHMARK, VERSION, len(rows), len(items), seed=args.seed)
@@ -94,8 +94,8 @@ def run(args: Any) -> dict[str, Any]:
     else:
         add_rubric(table, rated)
     if choices:
-        known = [item for row in train.values() if (item := to_item(row, "")).is_choice]
-        add_guesses(table, choices, known or choices)
+        known = None if train is None else [item for row in train.values() if (item := to_item(row, "")).is_choice]
+        add_guesses(table, choices, known)
         if args.blind_predictions:
             blind = read_blind(args.blind_predictions, [found for _, found in pairs], need_reference=False)
             said = [

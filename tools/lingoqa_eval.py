@@ -75,7 +75,10 @@ def run(args: Any) -> dict[str, Any]:
     known = list(read_items(args.train)[1].values()) if args.train else None
     pairs = answered_rows(rows, args.data, args.predictions, args.on_missing)
     items = [all_items[found.id] for _, found in pairs]
-    said = {"": [found.prediction for _, found in pairs], "majority, ": commonest_answers(items, known)}
+    said = {
+        "": [found.prediction for _, found in pairs],
+        "majority, " if known else "majority of these rows, ": commonest_answers(items, known),
+    }
     if args.blind_predictions:
         blind = read_blind(args.blind_predictions, [found for _, found in pairs], need_reference=False)
         said["blind, "] = [found.prediction for found in blind]

@@ -57,7 +57,8 @@ def run(args: Any) -> dict[str, Any]:
     from drive_vlm.evaluation.stsbench import BENCHMARK, PUBLISHED, VERSION, add_scores, by_scenario
 
     rows = benchmark_rows(args.data, BENCHMARK, COLUMNS, "build_stsbench.py")
-    train = benchmark_rows(args.train, BENCHMARK, COLUMNS, "build_stsbench.py") if args.train else {}
+    train = benchmark_rows(args.train, BENCHMARK, COLUMNS, "build_stsbench.py") if args.train else None
+    known = None if train is None else [to_item(name, row, "") for name, row in train.items()]
     pairs = answered_rows(rows, args.data, args.predictions, args.on_missing)
     items = [to_item(found.id, row, found.prediction) for row, found in pairs]
     table = ScoreTable(BENCHMARK, VERSION, len(rows), len(items), seed=args.seed)
@@ -66,7 +67,7 @@ def run(args: Any) -> dict[str, Any]:
     if reason := constant_column([item.scenario for item in items], "scenario"):
         table.partial.append(reason)
     add_scores(table, items)
-    add_guesses(table, items, [to_item(name, row, "") for name, row in train.items()] or items)
+    add_guesses(table, items, known)
     if args.blind_predictions:
         blind = read_blind(args.blind_predictions, [found for _, found in pairs], need_reference=False)
         said = [item.read(found.prediction) for item, found in zip(items, blind, strict=True)]

@@ -52,12 +52,13 @@ def most_often(item: Choice, counts: Mapping[tuple[str, str], int]) -> Any:
     return max(choices, key=lambda choice: counts.get((template, words_of(item, choice)), 0))
 
 
-def add_guesses(table: ScoreTable, choices: Sequence[Choice], known: Sequence[Choice]) -> None:
-    """The majority of the `known` questions, and chance, on `choices`, whose gold is read."""
+def add_guesses(table: ScoreTable, choices: Sequence[Choice], known: Sequence[Choice] | None) -> None:
+    """The majority of the `known` questions, and chance, on `choices`, whose gold is read. None: the majority of `choices` themselves,
+    under a name that says so."""
     groups = [item.group for item in choices]
-    counts = count_right(known)
+    counts = count_right(choices if known is None else known)
     guessed = [float(most_often(item, counts) == item.gold.value) for item in choices]
-    table.add("majority", guessed, groups, section=BASELINES)
+    table.add("majority of these rows" if known is None else "majority", guessed, groups, section=BASELINES)
     table.add("chance", [1 / (len(item.options) or 2) for item in choices], groups, section=BASELINES)
 
 

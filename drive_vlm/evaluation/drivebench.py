@@ -239,7 +239,8 @@ def add_baselines(
     choices = [item for item in items if item.kind == MCQ and item.setting != NO_IMAGE and item.gold.read]
     if not choices:
         return
-    add_guesses(table, choices, [item for item in known if item.kind == MCQ])
+    own = known is items
+    add_guesses(table, choices, None if own else [item for item in known if item.kind == MCQ])
     if blind is not None:
         seen = [item for item in choices if item.question_id in blind]
         add_blind(table, seen, [item.read(blind[item.question_id]) for item in seen], len(choices))

@@ -217,9 +217,11 @@ def _pairs(counted: Sequence[Question], answers: Mapping[str, str]) -> dict[int,
     return {tag: [(answers.get(q.id, ""), q.target) for q in counted if tag in q.tags] for tag in _NAMES}
 
 
-def accuracy_table(questions: Sequence[Question], answers: Mapping[str, str], seed: int = 0) -> ScoreTable | None:
-    """The accuracy part by the official rule and by lenient reading side by side, with intervals by scene, and what a majority and
-    chance get; None where no question counts for it. It is no part of the official score.
+def accuracy_table(
+    questions: Sequence[Question], answers: Mapping[str, str], seed: int = 0, blind: Mapping[str, str] | None = None
+) -> ScoreTable | None:
+    """The accuracy part by the official rule and by lenient reading side by side, with intervals by scene, and what a majority, chance
+    and `blind` answers (official id -> text) get; None where no question counts for it. It is no part of the official score.
 
     Lenient: the same choice of the question's options, else the same yes or no, else the same words after `normalize_answer`.
     """
@@ -236,7 +238,7 @@ def accuracy_table(questions: Sequence[Question], answers: Mapping[str, str], se
     table.add("strict", [float(item.strict) for item in items], groups)
     table.add("lenient", [float(right) for right in lenient], groups, unread=table.unread)
     table.differ = sum(item.strict != right for item, right in zip(items, lenient, strict=True))
-    add_baselines(table, items, items, None)
+    add_baselines(table, items, items, blind)
     return table
 
 

@@ -39,6 +39,7 @@ SAYS = (
     '{{"reason": "B or C?", "final_answer": "{L}"}}', '{{"Answer": ["{L}"]}}', '{{"option": "{W}"}}', 'Here it is: {{"answer": "{L}"}}', '["{L}"]',
     "<think>Is it A? Or B, or C?</think>{L}", "<think>The answer is A. No: B.</think>\nThe answer is {L}.", "<answer>{L}</answer>", "<answer>({l})</answer> since it moves",
     "It moves. <answer>{L}. {W}</answer>", "So \\boxed{{{L}}}", "$\\boxed{{\\text{{{L}}}}}$", "{L}<|im_end|>", "Final Answer: {L}", "# Answer\n{L}",
+    'The moving status of object <c1,CAM_BACK,1088.3,497.5> is "{W}."', "The status of the car is {w}.", "The car in front is “{W}”.",
     "A. Going ahead. B. Turn left. C. Stopped. D. Reverse parking. The answer is {L}.",
 )  # fmt: skip
 # What names no letter, two, or one and another option's words. {M}, {V}: another option.
@@ -48,7 +49,7 @@ UNCLEAR = (
     "The answer is not {L}.", "I don't think the answer is {L}.", "Neither {L} nor {M} is correct.", "Is the answer {L}?", "Is it {L}?", "{L}?", "E", "The answer is E.", "(F)",
     "I cannot tell.", "A car turns left there.", "The answer is a car.", "It is a truck on the left.", "I think it moves.", "None of them.", "unknown",
     '{{"answer": "{L} or {M}"}}', '{{"answer": ["{L}", "{M}"]}}', '{{"answer": "{L}", "choice": "{M}"}}', '{{"answer": 1}}', '{{"answer": null}}', '{{"speed": "3", "lane": "{L}"}}', '{{"answer": "{L}"',
-    "<answer>{L}</answer><answer>{M}</answer>", "<think>It is {L}", "<think>{L}</think>", "{W}. {V}.", "ABCD", "{L}{M}", "Option {L} is wrong.", "The options are A, B, C and D.",
+    "<answer>{L}</answer><answer>{M}</answer>", "<think>It is {L}", "<think>{L}</think>", "{W}. {V}.", "ABCD", "{L}{M}", "The car is not {w}.", 'The status is not "{W}".', "Whether it is {w}.", "It was {w} and now is {v}.", '"{W}" or "{V}"', "Is the car {w}?", "Option {L} is wrong.", "The options are A, B, C and D.",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def spelled(rng: Rng, forms: tuple[str, ...], form: int) -> tuple[str, str]:
         "w": OPTIONS[letter].lower(),
         "M": other,
         "V": OPTIONS[other],
+        "v": OPTIONS[other].lower(),
     }
     text = forms[form % len(forms)].format(**words)
     disguise = rng.choice((str, str, str, lambda t: f" {t}\n", lambda t: f"```\n{t}\n```", fence))
@@ -80,6 +82,24 @@ def test_generated_choices_are_read_right_and_never_wrong() -> None:
     assert not wrong, wrong[:5]
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A person is crossing. The answer is B.", "B"), ("B is incorrect, so the answer is C.", "C"), ("The answer is B, not C.", "B"), ("The answer is B because option A is blocked.", "B"),
+        ("Between A and B, the answer is A.", "A"), ("ANSWER IS B", "B"), ("B) Turn left.", "B"), ("A)Going ahead", "A"), ("Ｂ", "B"), ("Well: {\"answer\": \"B\"} since the answer is B.", "B"),
+        ("A. Going ahead is wrong. B. Turn left is not correct. The answer is C.", "C"), ("Options: A. Going ahead B. Turn left\nAnswer: D", "D"), ("A is wrong.\nC", "C"),
+        ("Option A: Going ahead is wrong. Option B: Turn left is possible.", "B"), ("The answer is B. Option C is also correct.", None), ("Not A, B", None), ("A. Going ahead is not correct.", None),
+        ("Answer: A) Going ahead, B) Turn left", None), ("B\nC", None), ("This is B-pillar glass.", None), ("It is C-class.", None), ("The vehicle in lane D is right behind.", None),
+        ("So I turn left there.", None), ("So a car stops.", None), ('The answer is A. {"answer": "B"}', None), ("None of A, B, C", None), ("A? No. B.", None), ("Answer: None", None),
+        ("The correct answer isn't A.", None), ("The answer could be A.", None), ("The answer is B. Wait, it is red. It is A.", None), ("I do not choose A.", None), ("It is A car.", None),
+        ("B. Turn left, as option A is blocked.", None), ("The answer is either A or B.", None), ("Answer: E. None of these", None), ("A or B? I choose A.", None),
+    ],
+)  # fmt: skip
+def test_choices_that_invite_a_wrong_reading(text: str, letter: str | None) -> None:
+    """Where a reader could doubt, unread is right: a wrong letter would be scored as an answer."""
+    assert read_choice(text, OPTIONS).value == letter
+
+
 def test_strict_takes_the_bare_letter_alone() -> None:
     rng = random.Random(SEED)
     assert [strict_choice(letter, OPTIONS).value for letter in OPTIONS] == list(OPTIONS)
@@ -94,6 +114,18 @@ def test_whatever_is_strict_is_lenient_the_same() -> None:
     assert read_choice("The answer is B.", dict.fromkeys("ABCD", "")).value == "B"
 
 
+def test_options_of_several_sentences() -> None:
+    straight, slow, fast = "The ego vehicle is going straight.", "It is driving slowly.", "It is driving fast."
+    options = options_of(f"Select: A. {straight} {fast} B. {straight} {slow} C. {straight}")
+    assert options == {"A": f"{straight} {fast}"[:-1], "B": f"{straight} {slow}"[:-1], "C": straight[:-1]}
+    assert read_choice(f"{straight} {slow}", options).value == "B"
+    assert read_choice(f"B. {straight} {slow}", options).value == "B"
+    assert read_choice(f"A. {straight} {fast}", options).value == "A"
+    # The letter of one option before the words of another.
+    assert read_choice(f"A. {straight} {slow}", options).value is None
+    assert read_choice(f"The answer is A: {straight} {slow}", options).value is None
+
+
 def test_options_of_a_question() -> None:
     asked = "What is the status of <c3,CAM_FRONT,784.2,486.7>? Please select: A. Reverse parking. B. Going ahead. C. Turn left. D. Stopped."
     assert options_of(asked) == {"A": "Reverse parking", "B": "Going ahead", "C": "Turn left", "D": "Stopped"}
@@ -103,8 +135,8 @@ def test_options_of_a_question() -> None:
 
 YES_NO = {
     True: ("Yes", "yes", "Yes.", "YES!", "Yes, there is no car.", "**Yes**", "The answer is yes.", "Answer: Yes", '{"answer": "yes"}', '{"answer": true}', "<think>no?</think>Yes", "True", "```\nyes\n```"),
-    False: ("No", "no.", "No, there is a car.", "No. It stops.", "The answer is no.", "Answer: no, it waits", '{"answer": false}', "<answer>No</answer>", "False", "no\nIt waits."),
-    None: ("", "Yes and no.", "Yes or no?", "Yes/No", "No, yes.", "Yes. No.", "Maybe", "Not sure", "None", "Nothing", "Yesterday", "North", '{"answer": 1}', "The answer is yes. The answer is no.", "There is no car.", "Yes?"),
+    False: ("No", "no.", "No, there is a car.", "No. It stops.", "No, no car is there.", "The answer is no.", "Answer: no, it waits", '{"answer": false}', "<answer>No</answer>", "False", "no\nIt waits."),
+    None: ("", "Yes and no.", "Yes or no?", "Yes/No", "No, yes.", "Yes. No.", "Maybe", "Not sure", "None", "Nothing", "Yesterday", "North", '{"answer": 1}', "The answer is yes. The answer is no.", "There is no car.", "Yes?", "No doubt it will.", "True or false", "True, false"),
 }  # fmt: skip
 
 
@@ -167,7 +199,7 @@ def test_spellings_of_a_trajectory(text: str) -> None:
     "text",
     [
         "", "stop", "[]", "[(1,2),(3,4.5),(5", "[(1,2),(3,4.5),(5,]", "[(1,2),(3,4.5),(5,-6.25),(7", "[1,2,3,4.5,5,-6.25]", "[(nan,1),(3,4),(5,6)]", "[(1,2),(nan,1),(3,4)]",
-        "[(1e999,2),(3,4),(5,6)]", "[(1,2),(3,4,5),(5,6)]", "[(1,2),(three,4),(5,6)]", "[(1,2),(3,4)]", "[(9,9),(8,8),(7,7)] [(1,2),(3,4.5),(5,-6.25)]",
+        "[(1e999,2),(3,4),(5,6)]", "[(1,2),(3,4,5),(5,6)]", "[(1,2),(three,4),(5,6)]", "[(1,2),(3,4),...]", "From (0,0) to (10,5) and (3,4)", "[(9,9),(8,8),(7,7)] [(1,2),(3,4.5),(5,-6.25)]",
         '{"trajectory": [[1,2],[3,4],[5,null]]}', '{"trajectory": [1,2,3]}', '{"trajectory": [[1,2],[3,4],[5,true]]}', "<wp>1,2,3,4,5,6</wp>", "<wp></wp>", '{"speed": 3, "lane": 2}',
     ],
 )  # fmt: skip

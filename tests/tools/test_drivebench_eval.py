@@ -196,7 +196,7 @@ def test_baselines_know_words_not_letters(data: Path, rows: Any, score: Any) -> 
     predict(data / "p.jsonl", rows["clean"])
     blind = predict(data / "blind.jsonl", rows["noimage"], mcq="B")
     result, _ = score(data / "p.jsonl", words=("--blind_predictions", blind))
-    assert result["baselines"]["majority"]["value"] == 100
+    assert result["baselines"]["majority of these rows"]["value"] == 100
     assert result["baselines"]["chance"]["value"] == pytest.approx(100 * (3 / 4 + 3 / 2) / 6, abs=1e-6)
     assert (result["baselines"]["blind, lenient"]["value"], result["baselines"]["blind, lenient"]["unread"]) == (50, 3)
     # Training knows "Turn left" as C elsewhere: here it is C too, and never right.
@@ -246,6 +246,14 @@ def test_replies_without_a_total_are_left_out_and_counted(data: Path, rows: Any,
     result, _ = score(predict(data / "p.jsonl", rows["clean"]), words=words)
     entry = result["scores"]["clean: all vqa, judge"]
     assert (entry["value"], entry["n"], entry["of"], entry["unread"]) == (50, 3, 6, 3)
+
+
+def test_hidden_references_cannot_be_scored(data: Path, rows: Any, score: Any) -> None:
+    path = predict(data / "p.jsonl", rows["clean"])
+    for row in rows["clean"]:
+        del row["conversations"][1]
+    (data / "out/clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows["clean"]))
+    assert "no row has a reference; the challenge hides them" in score(path, ok=False)
 
 
 @pytest.mark.parametrize("fault", ["another version", "other rows", "twice", "fifteen", "no reference", "constant"])

@@ -247,10 +247,17 @@ def test_judge_seeds_and_lenient_accuracy(files, run_here, chat_server):
     chat_server.answer = lambda body: str(60 + 10 * bool(body["temperature"]) + body.get("seed", 0))
     words = ("--predictions", files / "output.json", "--annotations", files / "test.json", "--json", files / "s.json")
     judge = ("--judge_model", "j", "--judge_url", chat_server.url, "--cache", files / "cache", "--judge_seeds", 3)
-    done = run_here("tools/drivelm_eval.py", *words, *judge, "--judge_attempts", 2)
+    for name in ("test.json", "output.json"):
+        text = (files / name).read_text().replace("497.5>?", "497.5>? Options: A. Going ahead. B. Stopped.")
+        (files / name).write_text(text)
+    (files / "blank.json").write_text((files / "output.json").read_text().replace('"answer": "A"', '"answer": "b."'))
+    blind = ("--blind_predictions", files / "blank.json")
+    done = run_here("tools/drivelm_eval.py", *words, *judge, *blind, "--judge_attempts", 2)
     assert done.returncode == 0, done.stderr
     result = json.loads((files / "s.json").read_text())
     assert result["judge_seeds"]["gpt"]["values"] == [60, 72, 74] and result["gpt"] == 60
     assert result["judge_seeds"]["final"]["values"][0] == result["final"]
     assert "over 3 seeds of the judge: 60.0000, 72.0000, 74.0000" in done.stdout
     assert result["accuracy_table"]["scores"]["strict"]["value"] == 100
+    baselines = {name: entry["value"] for name, entry in result["accuracy_table"]["baselines"].items()}
+    assert baselines == {"majority of these rows": 100, "chance": 50, "blind, lenient": 0}

@@ -250,7 +250,7 @@ def test_intervals_and_baselines(tmp_path: Path, score: Any) -> None:
     (tmp_path / "p.jsonl").rename(tmp_path / "blind.jsonl")
     result, _ = score("--blind_predictions", tmp_path / "blind.jsonl", said=["A"] * 9)
     # Words most often right by group: ego A (3 of 4), ego_agent C, agent D (2 of 3), agent_agent A.
-    assert result["baselines"]["majority"]["value"] == pytest.approx(100 * 7 / 9, abs=1e-6)
+    assert result["baselines"]["majority of these rows"]["value"] == pytest.approx(100 * 7 / 9, abs=1e-6)
     assert result["baselines"]["chance"]["value"] == pytest.approx(20, abs=1e-6)
     assert (result["baselines"]["blind, lenient"]["value"], result["baselines"]["blind, lenient"]["unread"]) == (
         pytest.approx(500 / 9),

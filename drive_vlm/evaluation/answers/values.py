@@ -8,14 +8,17 @@ from typing import Any
 from drive_vlm.evaluation.answers.said import Said, agreed, answer_parts, json_object, of_fields, plain, unread
 
 _WORDS = {"yes": True, "no": False, "true": True, "false": False}
-_BEGINS = re.compile(r"\W*(?:answer\s*[:=]?\s*)?(yes|no|true|false)\b", re.IGNORECASE)
+_BEGINS = re.compile(
+    r"\W*(?:answer\s*[:=]?\s*)?(yes|no|true|false)\b(?!\s+(?:doubt|question|problem|matter|longer))", re.IGNORECASE
+)
 _SAYS = re.compile(
     r"\banswer(?:\s+(?:is|would be|should be)\b(?:\s+(?:clearly|probably|likely|definitely|a|an))*(?:\s*:)?|\s*[:=])\s*[\"'(]*(yes|no|true|false)\b(?!\s*\?)",
     re.IGNORECASE,
 )
 # "Yes" is an answer wherever it stands; "no" also begins "no car", so it counts before a mark or the end alone.
 _ELSEWHERE = re.compile(r"\b(?:(yes)|(no)(?=\s*(?:[.,;:!?]|$)))", re.IGNORECASE)
-_HEDGE = re.compile(r"\W*(?:yes|no)\s*(?:/|\bor\b|\band\b)\s*(?:yes|no)\b|\W*(?:yes|no)\s*\?", re.IGNORECASE)
+_ANY = r"(?:yes|no|true|false)"
+_HEDGE = re.compile(rf"\W*({_ANY})\s*(?:/|,|\bor\b|\band\b)\s*(?!\1\b){_ANY}\b|\W*{_ANY}\s*\?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![\d.]*\d)"
 )
