@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.builders.drivebench import BLACK, build, default_settings, read_questions
+from drive_vlm.builders.preamble import read_preamble
 from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.evaluation.drivebench import CORRUPTED, NO_IMAGE, PUBLISHED, SETTINGS
 from drive_vlm.report.tables import print_table
@@ -50,12 +51,7 @@ def run(args: Any) -> dict[str, Any]:
     root = Path(args.image_root)
     questions = read_questions(Path(args.annotations))
     settings = list(dict.fromkeys(args.settings or default_settings(root)))
-    prompt = ""
-    if args.preamble:
-        try:
-            prompt = Path(args.preamble).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--preamble {args.preamble}: cannot be read ({error})") from error
+    prompt = read_preamble(args.preamble)
     return build(
         questions, settings, root, Path(args.out), prompt, args.benchmark, args.on_bad_row, args.on_missing
     ) | {"questions": len(questions)}

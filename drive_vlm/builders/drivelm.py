@@ -9,10 +9,9 @@ from typing import Any
 
 from drive_vlm.builders.row_writer import RowWriter
 from drive_vlm.builders.splits import assign_split
-from drive_vlm.builders.stitching import LAYOUT, normalise_tags, stitch
+from drive_vlm.builders.stitching import LAYOUT, Job, normalise_tags, stitch_files
 from drive_vlm.config import nearest
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.vision import load_image
 from drive_vlm.evaluation.drivelm import CATEGORIES
 
 # The order of the six pictures in a row: that of `image_paths` in the official files.
@@ -56,7 +55,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
             raise ValueError(f'{annotations}: scene {scene}: no "key_frames"')
         for frame, parts in frames.items():
             where = f"{annotations}: scene {scene} frame {frame}"
-            views = {camera: _below(path) for camera, path in parts.get("image_paths", {}).items()}
+            views = {camera: below_samples(path) for camera, path in parts.get("image_paths", {}).items()}
             problem = _problem_of_views(views, images, where)
             unknown = set(parts.get("QA", {})) - set(CATEGORIES)
             if unknown:
@@ -64,7 +63,7 @@ def read_frames(annotations: Path, images: Path, scenes: Sequence[str] | None = 
             yield problem or Frame(scene, frame, views, parts.get("QA", {}))
 
 
-def _below(path: str) -> str:
+def below_samples(path: str) -> str:
     """An official path ("../nuscenes/samples/CAM_FRONT/x.jpg") from "samples/" on."""
     _, found, rest = path.rpartition("samples/")
     return f"samples/{rest}" if found else path
@@ -129,29 +128,18 @@ def _normalised(text: str, where: str) -> str:
         raise ValueError(f"{where}: {error}") from error
 
 
-def stitch_frame(frame: Frame, images: Path, target: Path) -> None:
-    """Write the stitched picture of a frame; raises ValueError, naming the file, for one that cannot be decoded."""
-    views = {}
-    for camera in CAMERAS:
-        path = images / frame.views[camera]
-        try:
-            views[camera] = load_image(str(path), f"scene {frame.scene} frame {frame.id}")
-        except BadRow as error:
-            raise ValueError(f"{error.where}: {path}: cannot be decoded ({error.problem})") from error
-    stitch(views).save(target, quality=95)
-
-
 def stitch_frames(frames: list[Frame], images: Path, out: Path, workers: int) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from rich.console import Console
-    from rich.progress import track
-
+    """Write the stitched picture of every frame; raises ValueError as stitch_files does."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        done = pool.map(lambda frame: stitch_frame(frame, images, out / "images" / f"{frame.name}.jpg"), frames)
-        for _ in track(done, "stitching", total=len(frames), console=Console(stderr=True)):
-            pass
+    jobs = [
+        Job(
+            out / "images" / f"{frame.name}.jpg",
+            {camera: images / frame.views[camera] for camera in CAMERAS},
+            f"scene {frame.scene} frame {frame.id}",
+        )
+        for frame in frames
+    ]
+    stitch_files(jobs, workers)
 
 
 def write_split_rows(

@@ -7,8 +7,12 @@ stitched width and height. The brackets mark the second form, so that nothing is
 """
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from drive_vlm.data.samples import BadRow
+from drive_vlm.data.vision import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +35,14 @@ QUANTISATION_ERROR = tuple(0.5 / 1000 * STITCHED_SIZE[axis] * VIEW_SIZE[axis] / 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _PIXEL_TAG = re.compile(rf"<(c\d+)\s*,\s*(CAM_[A-Z_]+)\s*,{_NUMBER},{_NUMBER}>")
 _NORMALISED_TAG = re.compile(rf"<(c\d+)\s*,\s*(CAM_[A-Z_]+)\s*,\s*\[{_NUMBER},{_NUMBER}\]\s*>")
+
+
+class Job(NamedTuple):
+    """A picture to be stitched: where it goes, the six views by camera, and `where` for messages."""
+
+    target: Path
+    views: Mapping[str, Path]
+    where: str
 
 
 def to_stitched(camera: str, x: float, y: float) -> tuple[float, float]:
@@ -82,8 +94,8 @@ def denormalise_tags(text: str) -> str:
     return _NORMALISED_TAG.sub(replace, text)
 
 
-def stitch(views: Mapping[str, "Image"]) -> "Image":
-    """One RGB picture of 2688x896 from the six views, given by camera.
+def stitch(views: Mapping[str, "Image"], layout: Mapping[str, tuple[int, int]] = LAYOUT) -> "Image":
+    """One RGB picture of 2688x896 from the six views, given by camera, each at its column and row of `layout`.
 
     Raises ValueError for a missing or unknown camera.
     """
@@ -94,10 +106,34 @@ def stitch(views: Mapping[str, "Image"]) -> "Image":
         raise ValueError(f"a stitched picture needs the six cameras; missing {missing}, unknown {unknown}")
     picture = Image.new("RGB", STITCHED_SIZE)
     for camera, view in views.items():
-        column, row = LAYOUT[camera]
+        column, row = layout[camera]
         tile = view.convert("RGB").resize(TILE_SIZE, Image.Resampling.BICUBIC)
         picture.paste(tile, (column * TILE_SIZE[0], row * TILE_SIZE[1]))
     return picture
+
+
+def stitch_files(jobs: Sequence[Job], workers: int, layout: Mapping[str, tuple[int, int]] = LAYOUT) -> None:
+    """Write the stitched picture of each job, by threads, with a progress bar on stderr.
+
+    Raises ValueError, naming place and file, for a view that cannot be decoded.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.console import Console
+    from rich.progress import track
+
+    def work(job: Job) -> None:
+        views = {}
+        for camera, path in job.views.items():
+            try:
+                views[camera] = load_image(str(path), job.where)
+            except BadRow as error:
+                raise ValueError(f"{error.where}: {path}: cannot be decoded ({error.problem})") from error
+        stitch(views, layout).save(job.target, quality=95)
+
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for _ in track(pool.map(work, jobs), "stitching", total=len(jobs), console=Console(stderr=True)):
+            pass
 
 
 def _place(camera: str) -> tuple[int, int]:

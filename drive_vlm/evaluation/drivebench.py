@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from drive_vlm.evaluation.answer_accuracy import normalize_answer
 from drive_vlm.evaluation.answers import Said, options_of, read_choice, read_yes_no
-from drive_vlm.evaluation.score_table import BASELINES, ScoreTable
+from drive_vlm.evaluation.choice_baselines import add_blind, add_guesses
+from drive_vlm.evaluation.score_table import ScoreTable
 
 VERSION = "worldbench/DriveBench@0911602, robosense2025 track 1@6493851"
 CLEAN, NO_IMAGE, CORRUPTED = "clean", "noimage", "corrupted"
@@ -241,39 +239,8 @@ def add_baselines(
     choices = [item for item in items if item.kind == MCQ and item.setting != NO_IMAGE and item.gold.read]
     if not choices:
         return
-    groups = [item.group for item in choices]
-    counts = count_right(known)
-    guessed = [most_often(item, counts) == item.gold.value for item in choices]
-    name = "majority of these rows" if known is items else "majority"
-    table.add(name, np.array(guessed, dtype=float), groups, section=BASELINES)
-    table.add("chance", [1 / (len(item.options) or 2) for item in choices], groups, section=BASELINES)
+    own = known is items
+    add_guesses(table, choices, None if own else [item for item in known if item.kind == MCQ])
     if blind is not None:
         seen = [item for item in choices if item.question_id in blind]
-        said = [item.read(blind[item.question_id]) for item in seen]
-        right = [float(reading == item.gold) for reading, item in zip(said, seen, strict=True)]
-        unread_rows = sum(not reading.read for reading in said)
-        table.add("blind, lenient", right, [item.group for item in seen], len(choices), unread_rows, BASELINES)
-
-
-def words_of(item: Item, choice: Any) -> str:
-    """What a choice says, so that "B. Stopped" and "C. Stopped" are the same."""
-    return normalize_answer(item.options[choice]) if item.options else str(choice)
-
-
-def count_right(known: Sequence[Item]) -> dict[tuple[str, str], int]:
-    """How often words are right, by (template, words), and by ("", words) over all templates."""
-    counts: dict[tuple[str, str], int] = {}
-    for item in known:
-        if item.kind == MCQ and item.gold.read:
-            for template in (item.template, ""):
-                key = (template, words_of(item, item.gold.value))
-                counts[key] = counts.get(key, 0) + 1
-    return counts
-
-
-def most_often(item: Item, counts: Mapping[tuple[str, str], int]) -> Any:
-    """The choice whose words are right most often in `counts`; of equal ones the first."""
-    choices: list[Any] = list(item.options) or [True, False]
-    seen = any(template == item.template for template, _ in counts)
-    template = item.template if seen else ""
-    return max(choices, key=lambda choice: counts.get((template, words_of(item, choice)), 0))
+        add_blind(table, seen, [item.read(blind[item.question_id]) for item in seen], len(choices))

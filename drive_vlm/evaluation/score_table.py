@@ -17,7 +17,7 @@ import numpy as np
 from drive_vlm.data.predictions import Prediction
 from drive_vlm.evaluation.answer_accuracy import normalize_answer
 from drive_vlm.evaluation.answers.said import Said
-from drive_vlm.evaluation.statistics import Result, paired_difference, summarize
+from drive_vlm.evaluation.statistics import Estimate, Result, paired_difference, summarize
 
 T = TypeVar("T")
 # Sections of a table, in the order they are printed.
@@ -80,6 +80,15 @@ class ScoreTable:
             score = Score(len(kept), of, found.groups, found.mean, plain["low"], plain["high"], unread)
         else:
             score = Score(0, of, 0, None, None, None, unread)
+        self.sections.setdefault(section, {})[name] = score
+        return score
+
+    def add_estimate(
+        self, name: str, found: Estimate, n: int, groups: int, unread: int = 0, section: str = SCORES
+    ) -> Score:
+        """A score that is no mean of rows (BLEU, a mean of means), of `n` rows in `groups` scenes."""
+        value, low, high = (None if x is None else self.scale * x for x in (found.value, found.low, found.high))
+        score = Score(n, n, groups, value, low, high, unread)
         self.sections.setdefault(section, {})[name] = score
         return score
 
