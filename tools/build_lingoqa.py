@@ -1,7 +1,7 @@
 """LingoQA's Parquet table and frames -> JSONL rows.
 
 Reads val.parquet (evaluation) or train.parquet (scenery, action) and the folder of its pictures, images/val/SEGMENT/0.jpg ... A row of
---rows question has all references of its question, which tools/lingoqa_eval.py scores; --rows answer makes a row of each answer, for
+--row_of question has all references of its question, which tools/lingoqa_eval.py scores; --row_of answer makes a row of each answer, for
 training. The frames are several pictures of a row, or with --shown video one video.
 """
 
@@ -14,7 +14,7 @@ from drive_vlm.evaluation.lingoqa import PUBLISHED
 
 EXAMPLES = """
 python tools/build_lingoqa.py --table data/lingoqa/evaluation/val.parquet --out data/lingoqa/rows
-python tools/build_lingoqa.py --table data/lingoqa/action/train.parquet --rows answer --name action --out data/lingoqa/rows
+python tools/build_lingoqa.py --table data/lingoqa/action/train.parquet --row_of answer --name action --out data/lingoqa/rows
 python tools/build_lingoqa.py --table val.parquet --image_root evaluation --frames images/val --shown video --out data/videos
 """
 
@@ -30,7 +30,7 @@ def make_parser() -> CommandParser:
     )
     add("--out", required=True, help="folder for NAME.jsonl and NAME.audit.json")
     add("--name", help="name of the file of rows (default: the table's)")
-    flag("--rows", (PER_QUESTION, PER_ANSWER), "a row of each question with all its references, or of each answer")
+    flag("--row_of", (PER_QUESTION, PER_ANSWER), "a row of each question with all its references, or of each answer")
     flag("--shown", (PICTURES, VIDEO), "the frames of a row as its pictures, or as one video")
     flag(
         "--on_bad_row",
@@ -49,7 +49,7 @@ def run(args: Any) -> dict[str, Any]:
     folder = args.frames or f"images/{table.name.partition('.')[0]}"
     name = args.name or table.name.partition(".")[0]
     return build(
-        args.table, root, folder, Path(args.out), name, args.shown, args.rows, args.on_bad_row, args.on_missing
+        args.table, root, folder, Path(args.out), name, args.shown, args.row_of, args.on_bad_row, args.on_missing
     ) | {"image_root": str(root), "name": name}
 
 
@@ -57,7 +57,7 @@ def show(result: dict[str, Any], args: Any) -> None:
     print(f"{result['rows']:,} rows: {result['questions']:,} questions of {result['segments']:,} segments")
     for what, of in (("answers", "questions"), ("frames", "segments")):
         print("; ".join(f"{count:,} {of} have {number} {what}" for number, count in result[what].items()))
-    if args.rows == PER_QUESTION and result["name"].startswith("val") and result["questions"] != PUBLISHED:
+    if args.row_of == PER_QUESTION and result["name"].startswith("val") and result["questions"] != PUBLISHED:
         print(f"the published evaluation set has {PUBLISHED:,} questions")
     for reason, count in result["bad_rows"]["by_reason"].items():
         print(f"left out: {count:,} {reason}")

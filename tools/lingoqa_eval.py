@@ -26,7 +26,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/lingoqa_eval.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
     add("--predictions", required=True, help="predictions JSONL of one model")
-    add("--data", required=True, help="the rows that were to be answered (tools/build_lingoqa.py --rows question)")
+    add("--data", required=True, help="the rows that were to be answered (tools/build_lingoqa.py --row_of question)")
     flag("--on_missing", ("error", "skip"), "rows without a prediction: stop, or count them; the score is partial then")
     add("--lingo_judge", help="folder with the weights of wayveai/Lingo-Judge; without it the score is partial")
     flag("--device", "cpu", "where Lingo-Judge runs: cpu, cuda, cuda:1 ...")

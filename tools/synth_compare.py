@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from drive_vlm.builders.synthesis.gates.candidate import Candidate
 
 EXAMPLES = """
-python tools/synth_compare.py --rows round0/rows.jsonl round1/rows.jsonl --can_see synth/detect.jsonl --json rounds.json
-python tools/synth_compare.py --rows ungated/rows.jsonl gated/rows.jsonl --can_see coco
+python tools/synth_compare.py --data round0/rows.jsonl round1/rows.jsonl --can_see synth/detect.jsonl --json rounds.json
+python tools/synth_compare.py --data ungated/rows.jsonl gated/rows.jsonl --can_see coco
 """
 FIGURES = ("hallucinated", "rows_hallucinated", "answer_words", "distinct_1", "distinct_2")
 
@@ -24,7 +24,7 @@ FIGURES = ("hallucinated", "rows_hallucinated", "answer_words", "distinct_1", "d
 def make_parser() -> CommandParser:
     parser = CommandParser(prog="python tools/synth_compare.py", description=__doc__, examples=EXAMPLES)
     add, flag = parser.add_argument, parser.flag
-    add("--rows", nargs="+", required=True, help="rows.jsonl of tools/synth_gate.py, the earliest round first")
+    add("--data", nargs="+", required=True, help="rows.jsonl of tools/synth_gate.py, the earliest round first")
     add(
         "--can_see",
         nargs="+",
@@ -45,13 +45,13 @@ def run(args: Any) -> list[dict[str, Any]]:
     from drive_vlm.evaluation.synthesis import changed, figures
     from drive_vlm.rewards.text.open_names import OpenNames
 
-    read = [read_gated(path) for path in args.rows]
-    if empty := next((path for path, (rows, _) in zip(args.rows, read, strict=True) if not rows), None):
+    read = [read_gated(path) for path in args.data]
+    if empty := next((path for path, (rows, _) in zip(args.data, read, strict=True) if not rows), None):
         raise ValueError(f"{empty}: no synthetic row in it")
     reader = OpenNames(read_names(args.can_see) if args.can_see else labels_of(read), args.spacy_model)
     facts = [[facts_of(row, reader) for row in rows] for rows, _ in read]
     found = []
-    for i, (path, (rows, human)) in enumerate(zip(args.rows, read, strict=True)):
+    for i, (path, (rows, human)) in enumerate(zip(args.data, read, strict=True)):
         entry = {"file": path, "rows": len(rows), "human": human, "groups": len({row.group for row in rows})}
         entry |= {"figures": plain(figures(facts[i], args.seed))}
         found.append(entry | {"changed": plain(changed(facts[i - 1], facts[i], args.seed)) if i else None})

@@ -2,7 +2,7 @@
 
 --data takes folders whose pictures lie in folders by name (traffic_cone/1.jpg is a traffic cone), and lines with boxes and labels, such
 as those of synth_detect.py or {"image", "group", "boxes": [{"box", "label", "score", "by"}], "licence"}. Build it from training scenes
-alone: with --held_out, crops of evaluation pictures are found by their group, by their picture's bytes and by their embedding, and
+alone: with --against, crops of evaluation pictures are found by their group, by their picture's bytes and by their embedding, and
 stop the build. Finished crops are kept when the command is run again.
 """
 
@@ -18,8 +18,8 @@ from drive_vlm.report.tables import print_table
 
 EXAMPLES = """
 python tools/synth_database.py --data named/ --model google/siglip2-base-patch16-224 --licence CC-BY-4.0 --out database
-python tools/synth_database.py --data boxes.jsonl --image_root data/ --clip_model ViT-B-32 --held_out val.jsonl test.jsonl --out database
-python tools/synth_database.py --data named/ --model DIR --held_out val.jsonl --held_out_root data/val --on_leak skip --out database
+python tools/synth_database.py --data boxes.jsonl --image_root data/ --clip_model ViT-B-32 --against val.jsonl test.jsonl --out database
+python tools/synth_database.py --data named/ --model DIR --against val.jsonl --against_root data/val --on_leak skip --out database
 """
 
 
@@ -31,12 +31,12 @@ def make_parser() -> CommandParser:
     add("--image_root", help="folder that the picture paths of --data start from")
     flag("--licence", "not stated", "of the pictures whose line says none; it is kept with each name")
     add(
-        "--held_out",
+        "--against",
         nargs="+",
         default=[],
         help="rows, lines or folders of evaluation: nothing of them may be in the data base",
     )
-    add("--held_out_root", help="folder that the picture paths of --held_out start from")
+    add("--against_root", help="folder that the picture paths of --against start from")
     flag("--alike", 0.97, "crops of this similarity show one thing; not measured, look at what it finds", most=1)
     flag("--on_leak", ("error", "skip"), "a crop of an evaluation picture: stop, or leave it out and count it")
     flag("--on_bad_row", ("error", "skip"), "a picture that cannot be used: stop, or leave it out and count it")
@@ -56,11 +56,11 @@ def run(args: Any) -> dict[str, Any] | None:
     out = Path(args.out)
     crops, held_out = out / "crops.jsonl", out / "held_out.jsonl"
     audit = embed(args, embedder, args.data, args.image_root, crops, whole=False)
-    if args.held_out:
-        embed(args, embedder, args.held_out, args.held_out_root, held_out, whole=True)
+    if args.against:
+        embed(args, embedder, args.against, args.against_root, held_out, whole=True)
     if audit is None:
         return None
-    leaks = find_leaks(crops, held_out, args.alike) if args.held_out else []
+    leaks = find_leaks(crops, held_out, args.alike) if args.against else []
     counts = leak_counts(leaks)
     if leaks and args.on_leak == "error":
         words = ", ".join(f"{count} by {kind}" for kind, count in counts.items())
@@ -74,7 +74,7 @@ def run(args: Any) -> dict[str, Any] | None:
     )
     views = embedder_settings(args)
     settings = write_database(out, crops, embedder, views, {leak.vector for leak in leaks})
-    checked = counts if args.held_out else None
+    checked = counts if args.against else None
     return {"rows": settings.rows, "names": settings.names, "leaks_left_out": checked, "audit": audit}
 
 
@@ -105,7 +105,7 @@ def show(result: dict[str, Any], args: Any) -> None:
     rows += [(f"leaks by {kind}, left out", f"{count:,}") for kind, count in (result["leaks_left_out"] or {}).items()]
     print_table(None, ("data base", "count"), rows)
     if result["leaks_left_out"] is None:
-        print("not checked against evaluation pictures: give --held_out")
+        print("not checked against evaluation pictures: give --against")
     for row in result["audit"]["bad_rows"]["rows"][:10]:
         print(f"  {row['where']}: {row['reason']}: {row['problem']}")
     print(f"wrote {args.out}")

@@ -2,7 +2,7 @@
 
 --model takes a GroundingDINO, MM-GroundingDINO or OWLv2 of transformers (directory or hub id), and a SAM3, whose boxes have masks.
 Labels are asked for in groups; only texts that are a label of the list are kept, all others are counted (unknown_labels). Other
-sources: --yolo runs ultralytics weights (optional extra under AGPL-3.0), --detections reads what tools/cache_detections.py has
+sources: --yolo runs ultralytics weights (optional extra under AGPL-3.0), --detection_cache reads what tools/cache_detections.py has
 written. Several boxes of one object become one. Thresholds are those of the models' authors, not measured here.
 """
 
@@ -27,7 +27,7 @@ python tools/synth_detect.py --data pictures/ --model IDEA-Research/grounding-di
 python tools/synth_detect.py --data rows.jsonl --model google/owlv2-base-patch16-ensemble --labels labels.txt --out detect.jsonl --shard 3/16
 torchrun --nproc_per_node 8 tools/synth_detect.py --data pictures/ --model facebook/sam3 --labels car cone --out detect.jsonl
 python tools/synth_detect.py --data pictures/ --yolo yolov8n.pt --out detect.jsonl
-python tools/synth_detect.py --data rows.jsonl --detections detections.jsonl --out detect.jsonl
+python tools/synth_detect.py --data rows.jsonl --detection_cache detections.jsonl --out detect.jsonl
 python tools/synth_detect.py --merge detect.shard-*-of-16.jsonl --out detect.jsonl
 """
 # Of the models' own examples: GroundingDINO .25, OWLv2 .1, SAM3 .3.
@@ -48,12 +48,12 @@ def make_parser() -> CommandParser:
         help="weights of ultralytics YOLO, a local .pt file: a pickle, load only what you trust",
     )
     add("--sha256", help="refuse --yolo weights with another SHA-256")
-    add("--detections", help="a cache that tools/cache_detections.py has written, in place of a detector")
+    add("--detection_cache", help="a cache that tools/cache_detections.py has written, in place of a detector")
     add(
         "--labels",
         nargs="+",
         metavar="LABEL",
-        help="what to look for: words, or a file with one a line (default: a list for driving; of --yolo and --detections: all their classes)",
+        help="what to look for: words, or a file with one a line (default: a list for driving; of --yolo and --detection_cache: all their classes)",
     )
     flag("--group", 20, "labels in one question to GroundingDINO and OWLv2; at most 20", most=20)
     add(
@@ -89,10 +89,10 @@ def overlap(args: Any) -> tuple[float, float]:
 
 def source(args: Any, labels: list[str]) -> "tuple[dict[str, Any], Any, Any]":
     """(settings, what names the model, a function that opens the make of the step) of the source that the flags name."""
-    named = [name for name in ("model", "yolo", "detections") if getattr(args, name)]
+    named = [name for name in ("model", "yolo", "detection_cache") if getattr(args, name)]
     if len(named) != 1:
-        raise ValueError("give one of --model, --yolo and --detections: where boxes come from.")
-    if args.detections:
+        raise ValueError("give one of --model, --yolo and --detection_cache: where boxes come from.")
+    if args.detection_cache:
         return of_cache(args, labels)
     return of_yolo(args, labels) if args.yolo else of_model(args, labels)
 
@@ -139,9 +139,9 @@ def of_cache(args: Any, labels: list[str]) -> "tuple[dict[str, Any], Any, Any]":
     from drive_vlm.data.samples import BadRow
     from drive_vlm.rewards.detections import DetectionCache
 
-    cache = DetectionCache.load(args.detections)
+    cache = DetectionCache.load(args.detection_cache)
     if cache.detector is None:
-        raise ValueError(f"--detections {args.detections}: it holds no line.")
+        raise ValueError(f"--detection_cache {args.detection_cache}: it holds no line.")
     least = 0.0 if args.threshold is None else args.threshold
     by = Path(cache.detector.weights).stem
 
@@ -159,7 +159,7 @@ def of_cache(args: Any, labels: list[str]) -> "tuple[dict[str, Any], Any, Any]":
                 continue
             frame = entry.frames[0]
             if frame.sha256 != hashlib.sha256(shown.tobytes()).hexdigest():
-                problem = f"{picture.path} is not the picture that {args.detections} tells of"
+                problem = f"{picture.path} is not the picture that {args.detection_cache} tells of"
                 yield BadRow("picture_changed", picture.where, problem, "Run tools/cache_detections.py again")
                 continue
             objects = [item for item in frame.objects if item.score >= least]

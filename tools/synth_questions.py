@@ -39,7 +39,7 @@ def make_parser() -> CommandParser:
     paid_flags(parser, "teacher", temperature=0.7, max_tokens=768)
     flag = parser.flag
     flag("--tasks", [f"{task}:{share}" for task, share in SHARES.items()], "TASK:SHARE of the rows; they sum to 1")
-    flag("--rows", 7.0, "rows of a picture, on average, where it has objects enough", 0.1, 100)
+    flag("--rows_a_picture", 7.0, "rows of a picture, on average, where it has objects enough", 0.1, 100)
     parser.add_argument(
         "--names",
         type=Path,
@@ -77,7 +77,7 @@ def run(args: Any) -> dict[str, Any] | None:
     prompts = args.teacher_prompts or Path(__file__).parent / "prompts" / "synthesis"
     names = read_names(args.names or Path(__file__).parent / "prompts" / "synthesis" / "names.txt")
     rules = QuestionRules(
-        {task: shares.get(task, 0.0) for task in TASKS}, args.rows, names, args.absent_share, args.examples, args.min_area,
+        {task: shares.get(task, 0.0) for task in TASKS}, args.rows_a_picture, names, args.absent_share, args.examples, args.min_area,
         args.show_picture, args.seed, class_finder(),
     )  # fmt: skip
     return run_paid(Questions(prompts, rules), args)

@@ -13,8 +13,8 @@ from drive_vlm.config import CommandParser, run_tool
 from drive_vlm.launch.stop import listening
 
 EXAMPLES = """
-python tools/synth_truth.py --data data/synthetic/pictures_pool.jsonl --scenes data/synthetic/scenes.jsonl --out truth.jsonl
-python tools/synth_truth.py --data data/synthetic/images --image_root data/synthetic --scenes data/synthetic/scenes.jsonl --misses 0 --false_hits 0 --out truth.jsonl
+python tools/synth_truth.py --data data/synthetic/pictures_pool.jsonl --truth data/synthetic/scenes.jsonl --out truth.jsonl
+python tools/synth_truth.py --data data/synthetic/images --image_root data/synthetic --truth data/synthetic/scenes.jsonl --misses 0 --false_hits 0 --out truth.jsonl
 """
 
 
@@ -25,7 +25,7 @@ def make_parser() -> CommandParser:
     step_flags(parser, batch_size=64)
     add, flag = parser.add_argument, parser.flag
     add(
-        "--scenes",
+        "--truth",
         type=Path,
         required=True,
         help="scenes.jsonl of tools/build_synthetic.py, whose folder is the image root",
@@ -44,7 +44,7 @@ def run(args: Any) -> dict[str, Any] | None:
     from drive_vlm.store.fingerprint import content_hash
 
     shares = {name: getattr(args, name) for name in ("misses", "false_hits", "empty", "seed")}
-    source = {"name": "scene truth", "sha256": content_hash(args.scenes) if args.scenes.is_file() else None}
+    source = {"name": "scene truth", "sha256": content_hash(args.truth) if args.truth.is_file() else None}
     fields = ("size", "boxes", "unknown_labels", "regions")
 
     def counts(line: dict[str, Any]) -> dict[str, int]:
@@ -53,8 +53,8 @@ def run(args: Any) -> dict[str, Any] | None:
     step = Step("truth", shares, {"detector": source, "segmenter": source}, fields, counts)
     if args.merge:
         return merge_steps(step, args.merge, Path(args.out))
-    scenes = read_scenes(args.scenes)
-    args.image_root = args.image_root or str(args.scenes.parent)
+    scenes = read_scenes(args.truth)
+    args.image_root = args.image_root or str(args.truth.parent)
     return run_step(step, args, lambda: finding(scenes, args.misses, args.false_hits, args.empty, args.seed))
 
 

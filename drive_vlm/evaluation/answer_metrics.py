@@ -1,9 +1,9 @@
-"""The scores by which answers to held-out rows are judged while a model trains (--eval_metric). METRICS is the one table of them.
+"""The scores by which answers to held-out rows are judged while a model trains (--eval_metric). METRICS is the table of them.
 
 A metric takes prediction rows (data/predictions.py: "prediction", "reference", the row's own columns) and their groups, and
 gives one value with its 95 % interval, in which whole groups are drawn. What cannot be read is counted as unread, and gets no
 value in its place: it is no right answer. A metric that needs more of a row than its own answer says what is missing, before
-anything is trained. A new one is a function and a line in METRICS.
+anything is trained. A new one is a function, a line here and its words in metric_help.py.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 from drive_vlm.evaluation import meta_actions, oia, planning, text_overlap
 from drive_vlm.evaluation.answer_accuracy import correct_answers, normalize_answer
 from drive_vlm.evaluation.answers import options_of_row, read_choice, strict_choice
+from drive_vlm.evaluation.metric_help import METRIC_HELP
 from drive_vlm.evaluation.oia_labels import ACTION_TEXTS
 from drive_vlm.evaluation.statistics import Estimate, group_sums, pooled
 
@@ -191,16 +192,17 @@ def _lacks_meta_action(row: Row) -> str:
     return "speed_class, path_class and classes (tools/build_meta_actions.py writes them)"
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(accuracy, "the row's own answer, after normalising"),
-    "choice": Metric(choice, "the right option of a multiple-choice question", _lacks_choice),
-    "f1": Metric(macro_f1, "mean F1 over the different answers (rare ones count as much as common ones)"),
-    "word_f1": Metric(word_f1, "F1 of the words"),
-    "rouge_l": Metric(rouge_l, "ROUGE-L"),
-    "meta_action": Metric(meta_action, "speed and path", _lacks_meta_action),
-    "plan_hit": Metric(plan_hit, "trajectories that end within 2 m of the true end", _lacks_future),
-    "oia_f1": Metric(oia_actions, "F1_all of BDD-OIA's actions", _lacks_actions),
+_LINES: dict[str, tuple[Any, ...]] = {
+    "accuracy": (accuracy,),
+    "choice": (choice, _lacks_choice),
+    "f1": (macro_f1,),
+    "word_f1": (word_f1,),
+    "rouge_l": (rouge_l,),
+    "meta_action": (meta_action, _lacks_meta_action),
+    "plan_hit": (plan_hit, _lacks_future),
+    "oia_f1": (oia_actions, _lacks_actions),
 }
+METRICS = {name: Metric(score, METRIC_HELP[name], *lacks) for name, (score, *lacks) in _LINES.items()}
 
 
 def check_rows(names: Sequence[str], rows: Sequence[Row], places: Sequence[str]) -> None:

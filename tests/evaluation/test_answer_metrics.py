@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from drive_vlm.evaluation import meta_actions, planning
 from drive_vlm.evaluation.answer_metrics import METRICS, check_rows
+from drive_vlm.evaluation.metric_help import METRIC_HELP
 from drive_vlm.evaluation.oia_labels import text_answer
 from drive_vlm.evaluation.statistics import bootstrap_interval
 
@@ -156,3 +157,7 @@ def test_what_a_row_lacks_is_said_with_its_place_and_the_other_metrics() -> None
         check_rows(["oia_f1"], rows(("", "yes"), ("", "no"), actions=[1, 0]), ["r:1", "r:2"])
     with pytest.raises(ValueError, match=r"1 of 2 rows .* r:2 lacks an answer of its own"):
         check_rows(["accuracy"], rows(("", "yes"), ("", " ")), ["r:1", "r:2"])
+
+
+def test_help_names_every_metric() -> None:
+    assert list(METRIC_HELP) == list(METRICS)

@@ -117,7 +117,7 @@ def test_questions_have_all_their_references_and_frames_in_order(tmp_path: Path,
     for where, row in JsonlFile(tmp_path / "rows/val.jsonl").places():
         sample = parse_row(row, where, str(tmp_path))
         assert len(sample.images) == 5 and all(Path(path).is_file() for path in sample.images)
-    build("--rows", "answer", "--shown", "video", "--name", "train")
+    build("--row_of", "answer", "--shown", "video", "--name", "train")
     rows = rows_of(tmp_path / "rows/train.jsonl")
     assert len(rows) == len({row["id"] for row in rows}) == 6 and "references" not in rows[0]
     assert sorted(row["conversations"][1]["value"] for row in rows) == sorted(line[3] for line in LINES)

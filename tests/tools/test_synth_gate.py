@@ -423,7 +423,7 @@ def test_rounds_are_compared(gate, data, run_here):
     write(data / "q.jsonl", [line(i, second) for i in range(6)])
     assert gate(out="b").returncode == 0
     files = [data / name / "rows.jsonl" for name in "ab"]
-    done = run_here("tools/synth_compare.py", "--rows", *files, "--can_see", "coco", "--json", data / "c.json")
+    done = run_here("tools/synth_compare.py", "--data", *files, "--can_see", "coco", "--json", data / "c.json")
     assert done.returncode == 0, done.stderr
     first, now = json.loads((data / "c.json").read_text())
     assert (first["rows"], now["rows"], first["changed"]) == (42, 18, None)

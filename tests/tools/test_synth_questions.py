@@ -16,7 +16,7 @@ from PIL import Image
 from drive_vlm.store.keyed_lines import read_lines
 
 CAPTION = "A red car waits on the left at a light, and a cone stands on the right of the wet road."
-ONE_EACH = ("--rows", 4, "--tasks", "general:0.25", "region:0.25", "suggestion:0.25", "vqa:0.25")
+ONE_EACH = ("--rows_a_picture", 4, "--tasks", "general:0.25", "region:0.25", "suggestion:0.25", "vqa:0.25")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_is_prose_or_breaks_the_form_or_the_facts_is_unread_and_asked_again
         [*bad.values(), json.dumps(pair | {"answer": "It is a blue car and a cone."}), *[json.dumps(pair)] * 4]
     )
     chat_server.answer = lambda body: next(replies)
-    done = ask("--rows", 1, "--tasks", "region:1")
+    done = ask("--rows_a_picture", 1, "--tasks", "region:1")
     assert done.returncode == 0, done.stderr
     lines = lines_of(folder / "out.jsonl")
     first = ["not_json", "schema", "refusal", "no_rectangle", "name_missing"]
@@ -186,7 +186,7 @@ def test_a_teacher_that_contradicts_boxes_or_invents_gives_no_row(
         "vqa": {"question": "Is something there?", "answer": "Perhaps in the green one."},
     }  # fmt: skip
     chat_server.answer = lambda body: json.dumps(wrong[task])
-    done = ask("--rows", 1, "--tasks", f"{task}:1", "--attempts", 1)
+    done = ask("--rows_a_picture", 1, "--tasks", f"{task}:1", "--attempts", 1)
     assert done.returncode == 0, done.stderr
     lines = lines_of(folder / "out.jsonl")
     assert all(line["rows"] == [] for line in lines)
@@ -197,7 +197,7 @@ def test_a_teacher_that_contradicts_boxes_or_invents_gives_no_row(
 
 def test_the_teacher_sees_the_rectangle_drawn(ask: Callable, folder: Path, chat_server: Any) -> None:
     done = ask(
-        "--rows",
+        "--rows_a_picture",
         2,
         "--tasks",
         "region:0.5",
@@ -238,7 +238,7 @@ def test_a_killed_run_pays_nothing_twice_and_gives_the_same_rows(ask: Callable, 
     assert ask(*flags).returncode == 0
     assert (folder / "out.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
     assert len(chat_server.requests) == 2 * whole
-    settings = ask(*flags, "--rows", 8)
+    settings = ask(*flags, "--rows_a_picture", 8)
     assert settings.returncode == 2 and "rows: 7.0 then, 8.0 now" in settings.stderr
 
 
@@ -277,7 +277,7 @@ def test_a_real_small_model_as_teacher_of_one_picture(run_here: Callable, folder
         *more,
         "--schema_mode",
         "none",
-        "--rows",
+        "--rows_a_picture",
         2,
         "--tasks",
         "region:0.5",

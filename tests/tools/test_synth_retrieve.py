@@ -191,7 +191,7 @@ def test_the_leak_check_finds_planted_crops_and_says_how(
     scene(held / "f.png", [((10, 240, 250), [10, 10, 60, 60])])
     rows = held / "boxes.jsonl"
     rows.write_text(boxes_line("e.png", [("taxi", [10, 10, 60, 60])], "scene-1") + boxes_line("f.png", [], "scene-2"))
-    words = ("--data", named, *coloured, "--held_out", rows, "--out")
+    words = ("--data", named, *coloured, "--against", rows, "--out")
     clean = run_here("tools/synth_database.py", *words, tmp_path / "clean")
     assert clean.returncode == 0 and "leaks by look-alike, left out" in clean.stdout
     # An evaluation crop that was cut out and stored as JPEG: only what it shows tells.
@@ -213,7 +213,7 @@ def test_the_leak_check_finds_planted_crops_and_says_how(
     train.mkdir()
     scene(train / "t.png", [("cone", [10, 10, 60, 60])])
     (train / "boxes.jsonl").write_text(boxes_line("t.png", [("cone", [10, 10, 60, 60])], "scene-2"))
-    more = ("--data", train / "boxes.jsonl", *coloured, "--held_out", rows, "--out", tmp_path / "same")
+    more = ("--data", train / "boxes.jsonl", *coloured, "--against", rows, "--out", tmp_path / "same")
     assert "(1 by group, 0 by content, 0 by look-alike)" in run_here("tools/synth_database.py", *more).stderr
 
 

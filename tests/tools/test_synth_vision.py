@@ -127,7 +127,7 @@ def test_owlv2_boxes_are_of_the_padded_square(tiny: ModuleType, tmp_path: Path) 
 
 def test_bad_detector_flags_are_one_line(synth_step: Callable, pictures: Path, tmp_path: Path) -> None:
     data = ("--data", pictures)
-    assert "one of --model, --yolo and --detections" in synth_step("detect", *data, code=2)
+    assert "one of --model, --yolo and --detection_cache" in synth_step("detect", *data, code=2)
     assert "cannot be loaded" in synth_step("detect", *data, "--model", tmp_path / "none", code=2)
     assert "full stop" in synth_step("detect", *data, "--model", "m", "--labels", "a.b", code=2)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -152,18 +152,20 @@ def test_yolo_and_its_cache_are_sources(synth_step: Callable, run_here: Callable
         "tools/cache_detections.py", *data, "--weights", weights, "--imgsz", 320, "--conf", 0.25, "--out", cache
     )
     assert done.returncode == 0, done.stderr
-    cached, audit = synth_step("detect", *data, "--detections", cache, out="cached.jsonl")
+    cached, audit = synth_step("detect", *data, "--detection_cache", cache, out="cached.jsonl")
     assert direct[0]["boxes"] and [line["boxes"] for line in cached] == [line["boxes"] for line in direct]
     assert audit["models"]["detector"]["name"] == "yolov8n.pt"
-    few, audit = synth_step("detect", *data, "--detections", cache, "--labels", "person", out="few.jsonl")
+    few, audit = synth_step("detect", *data, "--detection_cache", cache, "--labels", "person", out="few.jsonl")
     cars = sum(box["label"] == "car" for line in direct for box in line["boxes"])
     assert not any(line["boxes"] for line in few) and sum(line["unknown_labels"]["car"] for line in few) >= cars
     first = sorted(folder.iterdir())[0]
     Image.new("RGB", (64, 64)).save(first)
-    assert "is not the picture that" in synth_step("detect", *data, "--detections", cache, out="cached.jsonl", code=2)
+    assert "is not the picture that" in synth_step(
+        "detect", *data, "--detection_cache", cache, out="cached.jsonl", code=2
+    )
     (tmp_path / "more").mkdir()
     shutil.copy(first, tmp_path / "more" / "new.jpg")
-    more = ("--data", tmp_path / "more", "--detections", cache)
+    more = ("--data", tmp_path / "more", "--detection_cache", cache)
     assert "no detections for 'new.jpg'" in synth_step("detect", *more, out="more.jsonl", code=2)
     _, audit = synth_step("detect", *more, "--on_bad_row", "skip", out="more.jsonl")
     assert audit["bad_rows"]["by_reason"] == {"no_detections": 1} and audit["lines"] == 0

@@ -197,7 +197,7 @@ def small(plan, chat_server, synthetic_data: Path, tmp_path: Path) -> Any:
             "data": str(rows),
             "image_root": str(synthetic_data),
             "steps": {
-                "truth": {"scenes": str(synthetic_data / "scenes.jsonl")},
+                "truth": {"truth": str(synthetic_data / "scenes.jsonl")},
                 "ask": ask | {"price_in": 10, "price_out": 10, "batch_size": 2, "picture_tokens": 10},
                 "gate": {"gates": "form,duplicates", "rouge": 0.9, "page_pictures": 0},
             },

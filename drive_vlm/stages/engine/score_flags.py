@@ -3,7 +3,7 @@
 import dataclasses
 
 from drive_vlm.config import field
-from drive_vlm.evaluation.answer_metrics import METRICS
+from drive_vlm.evaluation.metric_help import METRIC_HELP
 
 
 @dataclasses.dataclass
@@ -17,8 +17,8 @@ class ScoreFlags:
     )
     eval_metric: list[str] = field(
         [],
-        help="what the answers are scored by: " + "; ".join(f"{name}: {one.help}" for name, one in METRICS.items()),
-        choices=tuple(METRICS),
+        help="what the answers are scored by: " + "; ".join(f"{name}: {words}" for name, words in METRIC_HELP.items()),
+        choices=tuple(METRIC_HELP),
     )
     eval_max_new_tokens: int = field(128, help="tokens of such an answer, at most", least=1)
     eval_samples: int = field(
@@ -28,7 +28,7 @@ class ScoreFlags:
     def __post_init__(self) -> None:
         if self.eval_generate and not self.eval_metric:
             raise ValueError(
-                f"--eval_generate needs --eval_metric: say by what its answers are scored ({', '.join(METRICS)})."
+                f"--eval_generate needs --eval_metric: say by what its answers are scored ({', '.join(METRIC_HELP)})."
             )
         if self.eval_metric and not self.eval_generate:
             raise ValueError("--eval_metric scores the rows of --eval_generate. Give them, or leave it out.")
@@ -38,4 +38,6 @@ class ScoreFlags:
     @property
     def best(self) -> dict[str, bool]:
         """{name in the logs: whether greater is better} of the figures by which a best checkpoint can be chosen."""
+        from drive_vlm.evaluation.answer_metrics import METRICS
+
         return {f"eval_{name}": METRICS[name].greater_is_better for name in self.eval_metric}
