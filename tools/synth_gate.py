@@ -65,7 +65,7 @@ def make_parser() -> CommandParser:
         "labels that the lines hold); other objects of a text are neither right nor wrong",
     )
     flag("--spacy_model", "en_core_web_sm", "name or folder of the spaCy model that reads the texts")
-    flag("--workers", 1, "processes that read texts")
+    flag("--text_processes", 1, "processes that read texts")
     add(
         "--decontaminate",
         nargs="+",
@@ -195,7 +195,7 @@ def open_reader(args: Any, lines: "list[Line]") -> "OpenNames":
     from drive_vlm.rewards.text.open_names import OpenNames
 
     return OpenNames(
-        read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model, processes=args.workers
+        read_names(args.can_see) if args.can_see else names_seen(lines), args.spacy_model, processes=args.text_processes
     )
 
 
