@@ -16,7 +16,7 @@ Recorded = Callable[[str], dict[str, torch.Tensor]]
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=1e-5)
 
 
 def slices(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
