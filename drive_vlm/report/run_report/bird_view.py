@@ -1,7 +1,5 @@
 """Trajectories from above: the row's own and the model's, in metres, the ego vehicle at the origin, driving up."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,29 +20,16 @@ class Track:
 
 
 def read_track(text: str) -> Path2d | None:
-    """Points of a text that is a list of pairs as JSON or Python write it, with or without a name before it; None for any other.
+    """The trajectory of a text (evaluation/answers/points.py); None for one that holds none, or no way of a car.
 
     >>> read_track("PT = [(1.0, 2.0), (3.0, 4.0)]")
     [(1.0, 2.0), (3.0, 4.0)]
     """
-    start, end = text.find("["), text.rfind("]")
-    if start < 0 or end < start:
+    from drive_vlm.evaluation.answers import read_points
+
+    points = list(read_points(text).value or ())
+    if len(points) < 2 or any(abs(number) >= _FARTHEST for point in points for number in point):
         return None
-    try:
-        found = json.loads(text[start : end + 1].replace("(", "[").replace(")", "]"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, list) or len(found) < 2:
-        return None
-    points = []
-    for pair in found:
-        if not isinstance(pair, list) or len(pair) != 2:
-            return None
-        if not all(
-            type(number) in (int, float) and math.isfinite(number) and abs(number) < _FARTHEST for number in pair
-        ):
-            return None
-        points.append((float(pair[0]), float(pair[1])))
     return points
 
 
