@@ -1,7 +1,6 @@
 """Detect and segment, through their commands: tiny random models of the real classes, and YOLO on real pictures."""
 
 import importlib.util
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
