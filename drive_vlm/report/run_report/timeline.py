@@ -6,9 +6,6 @@ from typing import Any
 
 from drive_vlm.report.run_report.run_files import RunFiles, seconds
 
-# Seconds: run.json writes whole ones.
-_ROUNDING = 1.5
-
 
 @dataclass(frozen=True)
 class Attempt:
@@ -56,9 +53,10 @@ def read_timeline(run: RunFiles) -> Timeline | None:
     if not starts or not run.events:
         return None
     found: list[list[list[tuple[int, float]]]] = [[] for _ in starts]
-    for events in run.events:
-        owner = max((i for i, (moment, _) in enumerate(starts) if moment <= events[0][1] + _ROUNDING), default=0)
-        found[owner].append(events)
+    for number, events in enumerate(run.events):
+        # run.json writes whole seconds, so that two quick starts may stand at one. Where each start has a file, their order decides.
+        by_time = max((i for i, (moment, _) in enumerate(starts) if moment <= events[0][1]), default=0)
+        found[number if len(run.events) == len(starts) else by_time].append(events)
     firsts = [min((step for events in files for step, _ in events if step >= 0), default=None) for files in found]
     attempts = []
     for i, ((moment, record), files) in enumerate(zip(starts, found, strict=True)):

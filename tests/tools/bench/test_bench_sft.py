@@ -79,7 +79,7 @@ def test_different_tokens_are_refused(bench_sft, tmp_path, tiny_model, synthetic
     parts = load_processor(ModelConfig(model=str(tiny_model), max_tiles=1))
     encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
     table = build_table(open_sources([str(tmp_path / "data" / "mixed.jsonl")]), encoder)
-    dataset = bench_sft.peer_dataset(tmp_path)
+    dataset = bench_sft.peer_dataset(tmp_path / "data" / "mixed.jsonl")
     parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 1
     bench_sft.check_same_tokens(table, encoder, dataset, parts.processor)
     parts.processor.image_processor.min_patches = parts.processor.image_processor.max_patches = 4

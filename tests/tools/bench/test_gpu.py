@@ -111,7 +111,7 @@ def test_two_processes_play_two_gpus(work: Path) -> None:
 
 def test_a_case_that_takes_too_long_is_cut_and_one_without_time_is_left(load: Callable, tmp_path: Path) -> None:
     gpu, parts = load("gpu"), load("gpu_parts")
-    found = gpu.run_case("g", parts.Case("endless"), tmp_path, 0.2, True)
+    found = gpu.run_case("g", parts.PARTS["g"].cases[0], tmp_path, 0.2, True)
     assert found["state"] == "cut" and found["why"] == "it took more than its 0 s"
     result: dict[str, Any] = {"parts": {}}
     args = SimpleNamespace(out=tmp_path / "o.json")
