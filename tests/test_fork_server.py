@@ -98,8 +98,9 @@ def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     code = (
         "import os, signal, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('USR1', flush=True))\n"
-        "print(os.getpid(), flush=True)\n"
+        # Not print: the signal may come while the number is still being written, and a buffered file cannot be entered twice.
+        "signal.signal(signal.SIGUSR1, lambda *_: os.write(1, b'USR1\\n'))\n"
+        "os.write(1, b'%d\\n' % os.getpid())\n"
         "while True: time.sleep(0.05)\n"
     )
     yield subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
