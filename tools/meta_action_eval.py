@@ -48,9 +48,9 @@ def true_action(row: dict[str, Any], where: str) -> "tuple[MetaAction, str]":
 
     speed, path, classes = (row.get(name) for name in ("speed_class", "path_class", "classes"))
     if row.get("protocol") != VERSION:
-        told = repr(row["protocol"]) if "protocol" in row else "none"
+        found = repr(row["protocol"]) if "protocol" in row else "none"
         raise ValueError(
-            f"{where}: the row's protocol is {told}, expected {VERSION!r}; take rows of tools/build_meta_actions.py, or name the file "
+            f"{where}: the row's protocol is {found}, expected {VERSION!r}; take rows of tools/build_meta_actions.py, or name the file "
             "that has the classes (--data)"
         )
     if classes not in CLASSES or speed not in SPEEDS or path not in CLASSES[classes]:

@@ -1,6 +1,6 @@
 """What objects are and what they mean for a driver -> one knowledge file, in which tools/synth_describe.py looks up names.
 
-Three kinds of sources, told apart by --kind:
+Three kinds of sources; --kind says which:
   entries        JSON lines {title, aliases, text, url, licence, retrieved}; tools/prompts/synthesis/road_objects.jsonl is one
   wikipedia      a file of the data set wikimedia/wikipedia, rows {id, url, title, text}: .parquet or .jsonl
   introductions  one JSON object {title: {title, extract}}, as offline packages hold Wikipedia's introductions
@@ -38,7 +38,7 @@ def make_parser() -> CommandParser:
     add(
         "--data", nargs="+", default=[], help="files of one --kind; of two entries with one title the later one is kept"
     )
-    add("--out", type=output_file, required=True, help="the knowledge file, which is made anew")
+    add("--out", type=output_file, required=True, help="the knowledge file, which is replaced")
     flag("--kind", ("entries", "wikipedia", "introductions"), "what --data holds")
     add("--redirects", type=Path, help="JSON object {name: title}: further names of pages")
     flag("--retrieved", "", "day of the texts, noted with each that does not say its own")

@@ -88,10 +88,10 @@ def question(row: Row, rule: MetaBuild) -> str:
     """The user's words: what is known of the car, and which words are the answer's."""
     known = [f"The current speed is {row['speed']:.1f} m/s"] if isinstance(row.get("speed"), int | float) else []
     known += [f"the navigation command is '{row['command']}'"] if row.get("command") else []
-    told = f"{' and '.join(known)}. ".capitalize() if known else ""
+    context = f"{' and '.join(known)}. ".capitalize() if known else ""
     form = "Think in <think> </think> first, then answer in <answer> </answer> tags. " if rule.think else ""
     return (
-        f"{told}What should the car do in the next three seconds? {form}Answer with a SPEED of {', '.join(SPEEDS)} and a PATH of "
+        f"{context}What should the car do in the next three seconds? {form}Answer with a SPEED of {', '.join(SPEEDS)} and a PATH of "
         f"{', '.join(CLASSES[rule.classes])}, for example KEEP, STRAIGHT."
     )
 

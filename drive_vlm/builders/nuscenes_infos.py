@@ -95,8 +95,8 @@ def read_frames(path: Path) -> Iterator[PlanningFrame | BadRow]:
         except BadRow as error:
             yield error
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            yield BadRow("broken_frame", where, f"the frame cannot be read: {told}", SKIP)
+            problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            yield BadRow("broken_frame", where, f"the frame cannot be read: {problem}", SKIP)
 
 
 def _frame(info: Mapping[str, Any], frames: Mapping[str, Mapping[str, Any]], where: str) -> PlanningFrame:

@@ -178,11 +178,11 @@ def meta_action(rows: Sequence[Row], groups: Sequence[str]) -> Score:
         )
     true = [meta_actions.MetaAction(row["speed_class"], row["path_class"]) for row in rows]
     said = [meta_actions.read_meta_action(row["prediction"]) for row in rows]
-    wanted, told = (meta_actions.labels(actions, classes) for actions in (true, said))
-    found = meta_actions.scores(wanted, told, groups)
+    wanted, claimed = (meta_actions.labels(actions, classes) for actions in (true, said))
+    found = meta_actions.scores(wanted, claimed, groups)
     more = {f"f1_{kind}": found[f"macro F1 {kind}"].value for kind in meta_actions.KINDS}
     given = {name: value for name, value in more.items() if value is not None}
-    return Score(found["accuracy"], int((~told.read).sum()), given)
+    return Score(found["accuracy"], int((~claimed.read).sum()), given)
 
 
 def _lacks_meta_action(row: Row) -> str:

@@ -204,9 +204,9 @@ def plan_truth(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> PlanTruth:
 def _row_truth(where: str, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, float, int, str]:
     version = row.get("protocol")
     if version != VERSION:
-        told = "has no" if version is None else f"is of the protocol {version!r} and not of"
+        problem = "has no" if version is None else f"is of the protocol {version!r} and not of"
         raise ValueError(
-            f"{where}: the row {told} {VERSION!r}; take rows of tools/build_nuscenes_planning.py, or name the file that has the "
+            f"{where}: the row {problem} {VERSION!r}; take rows of tools/build_nuscenes_planning.py, or name the file that has the "
             "futures (--data)"
         )
     if row.get("step_s") != STEP_S or row.get("unit") != "m":

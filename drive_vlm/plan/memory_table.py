@@ -78,13 +78,20 @@ def typical(case: PlanCase, micro: int) -> Batch:
     return Batch(number, rows.tokens, number * rows.tiles, number * rows.labels)
 
 
+def own_sizes(case: PlanCase) -> list[WeightSize]:
+    """Sizes of the policy's weights."""
+    four_bit = case.flags.model.quantize == "nf4"
+    return [
+        WeightSize(w.elements, w.trains, NF4_BYTES if four_bit and w.four_bit else None) for w in case.model.weights
+    ]
+
+
 def sizes_of(case: PlanCase) -> list[WeightSize]:
     """Sizes of all weights on a process: the policy, plus a live reference.
 
     The reference is a full copy, or only the adapter's copy in grpo with LoRA.
     """
-    four_bit, weights = case.flags.model.quantize == "nf4", case.model.weights
-    sizes = [WeightSize(w.elements, w.trains, NF4_BYTES if four_bit and w.four_bit else None) for w in weights]
+    sizes, weights = own_sizes(case), case.model.weights
     if case.flags.reference != "live":
         return sizes
     if not case.flags.model.lora_rank:
@@ -199,13 +206,10 @@ def memory(case: PlanCase, limit: int, local_world: int) -> dict[str, Any]:
 
 
 def wire_of(case: PlanCase, layout: Layout, local_world: int) -> dict[str, Any]:
-    """What a process sends in an optimizer step."""
-    world, micros = case.flags.plan.world_size, case.accumulation
-    own = case.model.weights
-    four_bit = case.flags.model.quantize == "nf4"
-    # A live reference, which ZeRO-3 gathers in each forward pass too, is not counted.
-    sizes = [WeightSize(w.elements, w.trains, NF4_BYTES if four_bit and w.four_bit else None) for w in own]
-    sent = sent_bytes(sizes, layout, world, weight_bytes(case, layout), micros, case.checkpointing())
+    """What a process sends in an optimizer step. A live reference, which ZeRO-3 gathers in each forward pass too, is not counted."""
+    world = case.flags.plan.world_size
+    each = weight_bytes(case, layout)
+    sent = sent_bytes(own_sizes(case), layout, world, each, case.accumulation, case.checkpointing())
     return wire(sent, world, local_world)
 
 

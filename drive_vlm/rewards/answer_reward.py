@@ -4,6 +4,7 @@ A text that cannot be read is worth less than every answer that can: worth the s
 `choice`, `meta_action`, `trajectory` and `format` are made of this.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from drive_vlm.rewards.metric_alarm import MetricAlarm
 from drive_vlm.rewards.text import completion_text
 
-# From which share of unread answers on a run is told, and for how many batches.
+# The share of unread answers from which an alarm sounds, and for how many batches.
 _MOSTLY_UNREAD = 0.9
 
 
@@ -24,7 +25,7 @@ class Scored:
     said: Any = None
 
 
-class AnswerReward:
+class AnswerReward(abc.ABC):
     """A subclass names itself, and says what an answer is worth (`score`) and which rows it can score (`problem`).
 
     Attributes:
@@ -44,13 +45,13 @@ class AnswerReward:
         )
         return (MetricAlarm(f"{self.__name__}_unread", f"{self.__name__}/unread", words, most=_MOSTLY_UNREAD),)
 
+    @abc.abstractmethod
     def score(self, text: str, row: Mapping[str, Any]) -> Scored:
         """What an answer is worth; `row` holds the columns of its row and "prompt", the user's words."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Why the row cannot be scored, None where it can."""
-        raise NotImplementedError
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """One number a completion, in their order."""

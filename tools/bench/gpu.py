@@ -85,6 +85,7 @@ def child(case: Case, work: Path, log: Path, result: Path) -> None:
 
         gpu_measure.run_case(case, work, result)
         code = 0
+    # Whatever ends a case is written down for the parent, which goes on with the next one: a GPU out of memory, a refused flag.
     except BaseException as error:
         traceback.print_exc()
         first = str(error).strip().partition("\n")[0][:300]

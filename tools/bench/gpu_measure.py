@@ -1,8 +1,8 @@
 """What a case of tools/bench/gpu.py measures, in a process of its own: environment, training, TRL next to it, saving and resuming."""
 
 import os
-import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 
 import gpu_models
 import measure
-from gpu_parts import Case
+from gpu_parts import PARTS, Case
 
 from drive_vlm.store.cache import read_json, write_json
 
@@ -317,27 +317,26 @@ class Meter:
 
     def figures(self, steps: int) -> dict[str, Any]:
         """Rates of all ranks since `begin`, and the model FLOPs used, with and without those of the tower's tiles."""
+        from drive_vlm.launch.topology import read_topology
         from drive_vlm.stages.engine.throughput import device_peak_flops
 
-        seconds = now() - self.started
+        seconds, ranks = now() - self.started, read_topology().world_size
         # Ranks have equal shares of a step.
-        for name in ("rows", "tokens", "labels", "tiles"):
-            setattr(self, name, getattr(self, name) * int(os.environ.get("WORLD_SIZE", "1")))
+        rows, tokens, labels, tiles = (ranks * count for count in (self.rows, self.tokens, self.labels, self.tiles))
         found: dict[str, Any] = {
             "seconds a step": seconds / steps,
-            "samples/s": self.rows / seconds,
-            "tokens/s": self.tokens / seconds,
+            "samples/s": rows / seconds,
+            "tokens/s": tokens / seconds,
         }
         if peak := device_peak_flops(None):
-            flops = self.trainer.parts.flops
-            whole, without = flops(self.tokens, self.labels, self.tiles), flops(self.tokens, self.labels, 0)
-            peak *= int(os.environ.get("WORLD_SIZE", "1"))
+            flops, peak = self.trainer.parts.flops, peak * ranks
+            whole, without = flops(tokens, labels, tiles), flops(tokens, labels, 0)
             found |= {"MFU": whole / seconds / peak, "MFU without tower": without / seconds / peak}
         if self.parts:
             # What GRPO samples are completions: their tokens are those with labels.
             found |= {f"{name} s": spent / steps for name, spent in self.parts.items()}
             found |= {"learning s": (seconds - sum(self.parts.values())) / steps}
-            found |= {"sampled tokens/s": self.labels / self.parts["sampling"]}
+            found |= {"sampled tokens/s": labels / self.parts["sampling"]}
         self.losses = [float(loss) for loss in self.losses]
         return found
 
@@ -374,18 +373,12 @@ def losses_against(case: Case, work: Path, losses: list[float]) -> dict[str, Any
     if case.against is None:
         return found
     name, tolerance = case.against
-    letter = re.match(r"[a-z]", work_part(case)).group()  # type: ignore[union-attr]
+    letter = next(letter for letter, part in PARTS.items() if case in part.cases)
     file = work / f"{letter}-{name}.json"
     if not file.is_file() or "figures" not in (before := read_json(file)):
         return found | {"equal": f"not known: {name} has no figures"}
     apart = max(abs(a / b - 1) for a, b in zip(losses, before["figures"]["losses"], strict=False))
     return found | {"apart": apart, "equal": apart <= tolerance}
-
-
-def work_part(case: Case) -> str:
-    from gpu_parts import PARTS
-
-    return next(letter for letter, part in PARTS.items() if case in part.cases)
 
 
 # ---- TRL on the same rows
@@ -449,8 +442,6 @@ def save(case: Case, work: Path, result: Path, cuda: bool) -> None:
 
     words = words_of(case, work, cuda)
     out = work / "runs" / "saved"
-    import shutil
-
     shutil.rmtree(out, ignore_errors=True)
     words[words.index("--output_dir") + 1] = str(out)
 

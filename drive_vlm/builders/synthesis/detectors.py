@@ -1,5 +1,6 @@
 """Open-vocabulary detectors of transformers: pictures and labels in, boxes out, and words that are no label."""
 
+import abc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def _short_enough(groups: list[list[str]], processor: Any, most: int) -> list[li
     return done
 
 
-class _Grouped:
+class _Grouped(abc.ABC):
     """A detector that is asked for one group of labels after the other."""
 
     def __init__(
@@ -102,9 +103,9 @@ class _Grouped:
                         item.boxes.append(FoundBox(_ordered(box), label, round(score, 4), self.name))
         return found
 
+    @abc.abstractmethod
     def ask(self, pictures: Sequence["Image"], group: list[str]) -> list[dict[str, Any]]:
         """{"boxes" float[N, 4] in pixels, "scores" float[N], "text_labels": N texts} of each picture."""
-        raise NotImplementedError
 
     def forward(self, pictures: Sequence["Image"], text: list[list[str]], **options: Any) -> tuple[Any, Any]:
         """(outputs, inputs) of one pass over the pictures."""

@@ -14,7 +14,7 @@ DRIVING = (
 
 def read_labels(words: Sequence[str]) -> list[str]:
     """Labels of the command line; a word that is a file gives one label a line. Raises ValueError for a label that is empty, holds a full
-    stop (it parts labels for GroundingDINO), or cannot be told from another."""
+    stop (it parts labels for GroundingDINO), or is another one but for marks and case."""
     labels: list[str] = []
     for word in words:
         lines = Path(word).read_text(encoding="utf-8").splitlines() if Path(word).is_file() else [word]

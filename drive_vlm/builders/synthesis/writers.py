@@ -270,7 +270,7 @@ def writer_flags(parser: CommandParser, who: str, temperature: float, max_tokens
     flag(
         "--schema_mode",
         SCHEMA_MODES,
-        "how the server is told the form of replies in JSON; they are checked in any case",
+        "how the server learns the form of replies in JSON; they are checked in any case",
     )
     flag("--workers", 8, "requests at a time")
     flag("--timeout", 120.0, "seconds that one request may take", 0.1, 86_400)

@@ -1,10 +1,12 @@
 """tools/bench/gpu.sh at toy size on a CPU: every part, what a kill leaves, and the real sizes on the meta device."""
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,16 +159,21 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path, words: tuple
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_missing_package_comes_from_the_wheels(tmp_path: Path) -> None:
-    """A wheel with one module: the machine has none of that name."""
-    import zipfile
-
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+@pytest.mark.parametrize("with_wheel", [False, True])
+@pytest.mark.slow
+def test_a_missing_package_comes_from_the_wheels(tmp_path: Path, with_wheel: bool) -> None:
+    """A wheel of that name, and no time for any case: the one that needs it is left, and no longer skipped."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    with zipfile.ZipFile(wheels / "only_in_a_wheel-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("sitecustomize_of_the_bench.py", "print('from the wheel')\n")
-    done = start(command(tmp_path / "o.json", tmp_path / "w", "--wheels", wheels, "--parts", "z"))
-    assert done.returncode == 2 and (wheels / "unpacked" / "sitecustomize_of_the_bench.py").is_file()
+    name = "bitsandbytes" if with_wheel else "another"
+    with zipfile.ZipFile(wheels / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}/__init__.py", "")
+    out = tmp_path / "o.json"
+    done = start(command(out, tmp_path / "w", "--wheels", wheels, "--parts", "f", "--minutes", 0.1))
+    assert done.returncode == 0, done.stderr
+    found = read_parts(out)["f"]["cases"]["bf16_nf4"]
+    assert found["state"] == ("left" if with_wheel else "skipped"), found
 
 
 # ---- gpu_tables.py
