@@ -122,7 +122,7 @@ def test_the_cache_holds_what_the_tower_says(model: Path, videos: Path, cache: P
     before = torch.zeros(FRAMES, 16, 48)
     for i, name in enumerate((*CLIPS, *FILES)):
         sample = read_sample(source, i)
-        pixels = encoder.load_vision(sample, None)[0]["pixel_values"]
+        pixels = family.vision.decimals(encoder.load_vision(sample, None)[0])
         pictures = load_video(str(videos / name), FRAMES, "test")
         assert pixels.shape == (len(pictures), 3, 64, 64)
         with torch.inference_mode():

@@ -66,7 +66,7 @@ def best_grid(height: int, width: int, tile: tuple[int, int], limit: int) -> tup
 
 
 class InternVLVision(VisionAdapter[int]):
-    """Picture side of InternVL: `pixel_values float[P, 3, H, W]` holds the tiles of all pictures, each one's thumbnail last."""
+    """Picture side of InternVL: `pixel_values uint8[P, 3, H, W]` holds the tiles of all pictures, each one's thumbnail last."""
 
     tiling: InternVLTiling
 
@@ -91,10 +91,30 @@ class InternVLVision(VisionAdapter[int]):
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
+        import torch
+
         limit = self.tiling.share(len(images), 1 if is_video else max_tiles)
-        crop = {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
-        out = self.processor.image_processor(images=list(images), return_tensors="pt", **crop)
-        return {"pixel_values": out["pixel_values"]}, [int(n) for n in out["num_patches"]]
+        tiles = [self._cut(image, limit) for image in images]
+        return {"pixel_values": torch.cat(tiles)}, [len(one) for one in tiles]
+
+    def _cut(self, image: "Image", limit: int) -> "torch.Tensor":
+        """The tiles uint8[P, 3, H, W] of a picture row by row, its thumbnail last.
+
+        The pixels are those of GotOcr2ImageProcessor.crop_image_to_patches, which copies each of them four times on the way.
+        """
+        import torch
+
+        from drive_vlm.models.pixels import planes, resized
+
+        (high, wide), processor, pixels = self.tiling.tile, self.processor.image_processor, planes(image)
+        columns, rows = best_grid(image.height, image.width, self.tiling.tile, limit)
+        if columns * rows == 1:
+            return resized(pixels, high, wide, processor)[None]
+        tiles = torch.empty(columns * rows + 1, 3, high, wide, dtype=torch.uint8)
+        canvas = resized(pixels, rows * high, columns * wide, processor).view(3, rows, high, columns, wide)
+        tiles[:-1].view(rows, columns, 3, high, wide).copy_(canvas.permute(1, 3, 0, 2, 4))
+        tiles[-1] = resized(pixels, high, wide, processor)
+        return tiles
 
 
 def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:

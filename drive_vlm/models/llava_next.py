@@ -104,7 +104,7 @@ def best_resolution(height: int, width: int, grids: Sequence[Sequence[int]]) -> 
 
 
 class LlavaNextVision(VisionAdapter[Crops]):
-    """`pixel_values float[P, 3, H, W]` holds the crops of all pictures, `image_sizes int64[N, 2]` their (height, width)."""
+    """`pixel_values uint8[P, 3, H, W]` holds the crops of all pictures, `image_sizes int64[N, 2]` their (height, width)."""
 
     tiling: LlavaNextTiling
     keys = ("pixel_values", "image_sizes")
@@ -132,10 +132,12 @@ class LlavaNextVision(VisionAdapter[Crops]):
     ) -> tuple[dict[str, "torch.Tensor"], list[Crops]]:
         import torch
 
+        from drive_vlm.models.pixels import AS_THEY_ARE
+
         if is_video:
             images = [image.resize(self.tiling.tile) for image in images]
         # One call a picture: together they would be padded to the most crops among them.
-        out = [self.processor.image_processor(images=[image], return_tensors="pt") for image in images]
+        out = [self.processor.image_processor(images=[image], return_tensors="pt", **AS_THEY_ARE) for image in images]
         crops, sizes = [one["pixel_values"][0] for one in out], [one["image_sizes"] for one in out]
         layouts = [(len(c), self.tiling.layout(*size[0].tolist())[1]) for c, size in zip(crops, sizes, strict=True)]
         return {"pixel_values": torch.cat(crops), "image_sizes": torch.cat(sizes)}, layouts

@@ -72,7 +72,7 @@ class SmolVLMTiling(Tiling[Grid]):
 
 
 class SmolVLMVision(VisionAdapter[Grid]):
-    """Picture side of SmolVLM: `pixel_values float[P, 1, 3, H, W]` holds the tiles of all pictures, each one's whole last.
+    """Picture side of SmolVLM: `pixel_values uint8[P, 1, 3, H, W]` holds the tiles of all pictures, each one's whole last.
 
     There is no `pixel_attention_mask`: tiles are never padded, and the model takes every pixel where it gets none.
     """
@@ -107,12 +107,15 @@ class SmolVLMVision(VisionAdapter[Grid]):
     ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
         import torch
 
-        pixels, layouts = [], []
+        from drive_vlm.models.pixels import AS_THEY_ARE
+
+        # Padding a batch of one picture changes nothing but the type of its pixels.
+        pixels, layouts, common = [], [], {**AS_THEY_ARE, "do_pad": False}
         for image in images:
             longest = self.tiling.cut(image.height, image.width, len(images), 1 if is_video else max_tiles)[1]
             settings = {"size": {"longest_edge": longest}} if longest else {"do_image_splitting": False}
             out = self.processor.image_processor(
-                images=[[image]], return_row_col_info=True, return_tensors="pt", **settings
+                images=[[image]], return_row_col_info=True, return_tensors="pt", **common, **settings
             )
             tiles = out["pixel_values"][0]
             pixels.append(tiles[:, None])

@@ -5,6 +5,7 @@ plan asks it. Its `VisionAdapter` holds the real processor, asks the same tiling
 """
 
 import abc
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from transformers import ProcessorMixin
+
+    from drive_vlm.models.pixels import Normalisation
 
 # How one picture is cut: its number of tiles; or (tiles, ...) where its tokens depend on more than that.
 Layout = int | tuple[int, ...]
@@ -79,7 +82,8 @@ class VisionAdapter(abc.ABC, Generic[L]):
         processor: the model's own processor.
         tiling: how it cuts pictures.
         image_token: the token that the chat template writes for one picture.
-        keys: names of the vision tensors, each float[P, ...] or int64[P, ...] with the tiles or pictures of a row first.
+        keys: names of the vision tensors, each with the tiles or pictures of a row first. `pixel_values` are uint8[P, ...] until
+            the model's own forward pass (pixels.py), or decimals where an adapter normalises them itself.
         last_answer_only: whether the model learns the last answer of a row only: its layout writes earlier ones without an end.
         apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
@@ -117,6 +121,21 @@ class VisionAdapter(abc.ABC, Generic[L]):
         frames than the model takes.
         """
         return text.replace("<video>", "\n".join([self.image_token] * len(layouts)))
+
+    @functools.cached_property
+    def normalisation(self) -> "Normalisation":
+        """What the processor makes of the levels 0 to 255."""
+        from drive_vlm.models.pixels import Normalisation
+
+        return Normalisation.of(self.processor.image_processor)
+
+    def decimals(self, vision: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """`pixel_values` as the processor normalises them, float32 of the same shape, where their device is. `vision` are the
+        vision tensors of a row or a batch; pixels that are decimals already are handed on."""
+        from drive_vlm.models.pixels import is_levels
+
+        pixels = vision["pixel_values"]
+        return self.normalisation(pixels) if is_levels(pixels) else pixels
 
     @abc.abstractmethod
     def load_pixels(

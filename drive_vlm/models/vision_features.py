@@ -75,7 +75,8 @@ def tower_features(family: Family, vision: Mapping[str, torch.Tensor]) -> torch.
     body = family.base.model
     if family.spec.cached is not None:
         return family.spec.cached.features(body, vision)
-    pixel_values = vision["pixel_values"]
+    assert family.vision is not None, "a tower belongs to a family with pictures"
+    pixel_values = family.vision.decimals(vision).to(body.dtype)
     if hasattr(body, "tower_features"):
         return body.tower_features(pixel_values)
     layer = getattr(body.config, "vision_feature_layer", -1)

@@ -95,6 +95,35 @@ def test_the_plain_tiling_is_the_processors(kind: str, tiny_of: Callable[[str], 
     assert tiling.frame_layout() == parts.vision.frame_layout()
 
 
+@pytest.mark.parametrize("kind", ["internvl", "siglip_qwen", *FAMILIES])
+def test_pixels_are_the_processors_to_the_last_bit(kind: str, tiny_of: Callable[[str], Path]) -> None:
+    """They stay uint8 until the device, and what is normalised there equals the real processor's decimals: all levels of all
+    channels, cameras and odd sizes, alone and together, upright and turned."""
+    parts = load_processor(ModelConfig(model=str(tiny_of(kind))))
+    vision = parts.vision
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pictures = [
+        Image.fromarray(np.stack([levels, levels.T, levels[::-1]], -1)).resize((64, 64), Image.Resampling.NEAREST)
+    ]
+    # Slivers are refused by some families.
+    pictures += [picture(*size) for size in sizes(12, 300) if max(size) < 20 * min(size) and min(size) > 20]
+    for row in (*([one] for one in pictures), pictures[:3], pictures[3:5]):
+        tensors, layouts = vision.load_pixels(row, None, False)
+        assert tensors["pixel_values"].dtype == torch.uint8
+        ours = vision.decimals(tensors)
+        assert ours.dtype == torch.float32
+        alone = {} if kind != "internvl" else {
+            "crop_to_patches": (limit := vision.tiling.share(len(row), None)) > 1, "min_patches": 1, "max_patches": limit
+        }  # fmt: skip
+        native = [parts.processor.image_processor(images=[one], return_tensors="pt", **alone) for one in row]
+        if kind == "minicpmv":
+            # Slices of several pictures are padded to the longest of all.
+            native = [parts.processor.image_processor(images=row)]
+        expected = torch.cat([one["pixel_values"].reshape(-1, *ours.shape[1:]) for one in native])
+        assert torch.equal(ours, expected), [one.size for one in row]
+        assert sum(tiles_in(layout) for layout in layouts) == len(ours)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5, 6, 12, 24])
 def test_grids_of_internvl_are_the_processors(limit: int) -> None:
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class CogVLM2Vision(VisionAdapter[int]):
     """Picture side for the data path: pictures and frames alike are one tile.
 
-    boi and eoi come from the adapter: all tokens of a picture are the same placeholder, which is the padding token as well.
+    `pixel_values uint8[P, 3, H, W]` holds them. boi and eoi come from the adapter: all tokens of a picture are the same placeholder, which is the padding token as well.
     """
 
     tiling: Squares
@@ -36,7 +36,9 @@ class CogVLM2Vision(VisionAdapter[int]):
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
-        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        from drive_vlm.models.pixels import AS_THEY_ARE
+
+        out = self.processor.image_processor(images=list(images), return_tensors="pt", **AS_THEY_ARE)
         return {"pixel_values": out["pixel_values"]}, [1] * len(images)
 
 

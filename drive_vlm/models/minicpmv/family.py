@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MiniCPMVVision(VisionAdapter[Grid]):
-    """`pixel_values float[P, 3, p, p * L]` holds the slices of all pictures, padded to the longest; `tgt_sizes int64[P, 2]` rows
+    """`pixel_values uint8[P, 3, p, p * L]` holds the slices of all pictures, padded to the longest; `tgt_sizes int64[P, 2]` rows
     and columns of each one's patches."""
 
     tiling: MiniCPMVTiling
@@ -44,6 +44,12 @@ class MiniCPMVVision(VisionAdapter[Grid]):
         cut = [self.processor.image_processor.cells(image, most) for image in images]
         slices = [self.processor.image_processor.patches(cell) for cells, _ in cut for cell in cells]
         return join_slices(slices), [layout for _, layout in cut]
+
+    def decimals(self, vision: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        from drive_vlm.models.pixels import is_levels
+
+        pixels = vision["pixel_values"]
+        return self.processor.image_processor.normalised(pixels, vision["tgt_sizes"]) if is_levels(pixels) else pixels
 
     def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         import torch

@@ -1,9 +1,9 @@
 """Pictures into slices, and the processor with its chat template; file names and settings are the published ones."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessingKwargs
 
 from drive_vlm.models.minicpmv.tiling import WHOLE, Grid, grid_of, sizes_of
 from drive_vlm.models.minicpmv.versions import VERSIONS, Version
+from drive_vlm.models.pixels import Normalisation, planes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -95,35 +96,47 @@ class MiniCPMVImageProcessor(ImageProcessingMixin):
         return cells, (len(cells), rows, columns)
 
     def patches(self, cell: "Picture") -> tuple[torch.Tensor, tuple[int, int]]:
-        """(float32[3, p, p * L]: the patches of a slice next to each other, row after row; rows and columns of patches)."""
-        pixels = np.asarray(cell.convert("RGB"), dtype=np.float32) / 255
-        mean, std = (np.asarray(values, dtype=np.float32) for values in (self.norm_mean, self.norm_std))
-        planes = torch.from_numpy(((pixels - mean) / std).transpose(2, 0, 1))
-        return patchify(planes, self.patch_size)
+        """(uint8[3, p, p * L]: the patches of an RGB slice next to each other, row after row; rows and columns of patches)."""
+        return patchify(planes(cell), self.patch_size)
+
+    def normalised(self, pixels: torch.Tensor, tgt_sizes: torch.Tensor) -> torch.Tensor:
+        """`pixel_values uint8[P, 3, p, p * L]` as float32 of the same shape; zeros where a slice has no patches (`tgt_sizes
+        int64[P, 2]`: rows and columns of each one's)."""
+        columns = torch.arange(pixels.shape[-1], device=pixels.device)
+        behind = columns >= (tgt_sizes.prod(1) * pixels.shape[-2])[:, None]
+        decimals = _normalisation(tuple(self.norm_mean), tuple(self.norm_std))(pixels)
+        return decimals.masked_fill_(behind[:, None, None], 0.0)
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:
         """`pixel_values float32[P, 3, p, p * L]` of the slices of all pictures, `tgt_sizes int64[P, 2]`."""
         pictures: list[Any] = list(make_flat_list_of_images(images))  # type: ignore[arg-type]
         cells = [cell for image in pictures for cell in self.cells(image.convert("RGB"))[0]]
-        return BatchFeature(join_slices([self.patches(cell) for cell in cells]))
+        joined = join_slices([self.patches(cell) for cell in cells])
+        return BatchFeature({**joined, "pixel_values": self.normalised(joined["pixel_values"], joined["tgt_sizes"])})
 
 
-def patchify(planes: torch.Tensor, patch: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """float[3, H, W] -> (float[3, patch, patch * L], rows and columns of patches)."""
-    channels, height, width = planes.shape
+@functools.lru_cache(maxsize=8)
+def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalisation:
+    # Not an attribute of the processor: all of these are saved with it.
+    return Normalisation(mean, std, 1 / 255, fused=False)
+
+
+def patchify(pixels: torch.Tensor, patch: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """[3, H, W] -> ([3, patch, patch * L], rows and columns of patches)."""
+    channels, height, width = pixels.shape
     rows, columns = height // patch, width // patch
-    grid = planes.reshape(channels, rows, patch, columns, patch)
+    grid = pixels.reshape(channels, rows, patch, columns, patch)
     return grid.permute(0, 2, 1, 3, 4).reshape(channels, patch, -1).contiguous(), (rows, columns)
 
 
 def join_slices(slices: Sequence[tuple[torch.Tensor, tuple[int, int]]]) -> dict[str, torch.Tensor]:
-    """`pixel_values float[P, 3, p, p * L]`, zeros behind the shorter ones, and `tgt_sizes int64[P, 2]`."""
+    """`pixel_values [P, 3, p, p * L]`, zeros behind the shorter ones, and `tgt_sizes int64[P, 2]`."""
     pixels = pad_slices([tensor[None] for tensor, _ in slices])
     return {"pixel_values": pixels, "tgt_sizes": torch.tensor([size for _, size in slices], dtype=torch.int64)}
 
 
 def pad_slices(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors float[P_i, ..., L_i] as one float[P, ..., L], zeros behind the shorter ones."""
+    """Tensors [P_i, ..., L_i] as one [P, ..., L], zeros behind the shorter ones."""
     longest = max(tensor.shape[-1] for tensor in pixels)
     return torch.cat([torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in pixels])
 

@@ -1,5 +1,6 @@
 """The families `qwen2_5_vl` and `qwen3_vl`: one picture side, two ways to say when a video's frames are."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from drive_vlm.models.pixels import Normalisation
+
 
 class QwenVision(VisionAdapter[Grid]):
-    """`pixel_values float[P, 4, D]` holds the patches of each tile, `image_grid_thw int64[N, 3]` the patches of each picture.
+    """`pixel_values uint8[P, 4, D]` holds the patches of each tile, `image_grid_thw int64[N, 3]` the patches of each picture.
 
     A piece of a video stands among the pictures, so that a batch enters the tower once.
     """
@@ -45,20 +48,24 @@ class QwenVision(VisionAdapter[Grid]):
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
-        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        from drive_vlm.models.pixels import AS_THEY_ARE
+
+        out = self.processor.image_processor(images=list(images), return_tensors="pt", **AS_THEY_ARE)
         return self._tensors(out["pixel_values"], out["image_grid_thw"].tolist(), [STILL] * len(images))
 
     def load_video(
         self, frames: Sequence["Image"], max_tiles: int | None, expected: Sequence[Grid]
     ) -> tuple[dict[str, "torch.Tensor"], list[Grid]]:
         """Frames of other sizes than the first one's are scaled to it. The times are those of `expected`."""
+        from drive_vlm.models.pixels import AS_THEY_ARE
+
         frames = [frame if frame.size == frames[0].size else frame.resize(frames[0].size) for frame in frames]
         height, width = self.tiling.frame_size(frames[0].height, frames[0].width, len(frames))
         # A frame alone stands twice, as a picture does.
         frames = frames * self.tiling.temporal if len(frames) == 1 else frames
-        settings: dict[str, Any] = {"do_sample_frames": False, "do_resize": False, "return_tensors": "pt"}
+        as_they_are: dict[str, Any] = {"do_sample_frames": False, "do_resize": False, **AS_THEY_ARE}
         resized = [self._resized(frames, height, width)]
-        out = self.processor.video_processor(videos=resized, **settings)
+        out = self.processor.video_processor(videos=resized, return_tensors="pt", **as_they_are)
         (times, rows, columns), pieces = out["video_grid_thw"][0].tolist(), len(expected)
         grids = [(times // pieces, rows, columns)] * pieces
         return self._tensors(out["pixel_values_videos"], grids, [layout[-1] for layout in expected])
@@ -82,6 +89,24 @@ class QwenVision(VisionAdapter[Grid]):
             tiling.grid(t, h * tiling.patch, w * tiling.patch, at) for (t, h, w), at in zip(grids, when, strict=True)
         ]
         return {"pixel_values": tiles, **self.beside_pixels(layouts)}, layouts
+
+    @functools.cached_property
+    def normalisation(self) -> "Normalisation":
+        """Raises ValueError where pictures and videos are normalised in two ways: their patches stand in one tensor."""
+        from drive_vlm.models.pixels import Normalisation
+
+        if Normalisation.of(self.processor.video_processor) != (own := super().normalisation):
+            raise ValueError(
+                "image_mean, image_std or rescale_factor of the video processor differ from those of the image processor. Make "
+                "video_preprocessor_config.json agree with preprocessor_config.json."
+            )
+        return own
+
+    def decimals(self, vision: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
+        """The numbers of a patch are those of its channels, one after the other."""
+        tiles = vision["pixel_values"]
+        channels = tiles.reshape(*tiles.shape[:2], 3, -1, 1)
+        return super().decimals({"pixel_values": channels}).reshape(tiles.shape)
 
     def beside_pixels(self, layouts: Sequence[Grid]) -> dict[str, "torch.Tensor"]:
         import torch

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class SiglipQwenVision(VisionAdapter[int]):
-    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens."""
+    """Picture side for the data path: pictures and frames alike are one tile of `image_seq_length` tokens.
+
+    `pixel_values uint8[P, 3, H, W]` holds them in the order of their row.
+    """
 
     tiling: WholeFrames
 
@@ -43,8 +46,12 @@ class SiglipQwenVision(VisionAdapter[int]):
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
-        out = self.processor.image_processor(images=list(images), return_tensors="pt")
-        return {"pixel_values": out["pixel_values"]}, [1] * len(images)
+        import torch
+
+        from drive_vlm.models.pixels import planes, resized
+
+        frames = [resized(planes(image), *self.tiling.tile, self.processor.image_processor) for image in images]
+        return {"pixel_values": torch.stack(frames).contiguous()}, [1] * len(images)
 
 
 def register() -> None:

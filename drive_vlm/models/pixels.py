@@ -1,0 +1,107 @@
+"""Pictures stay uint8 from the file to the device and become decimals in the model's own forward pass.
+
+A quarter of the bytes pass the pipe of a loader worker and the bus, and the workers leave out the slowest step of a processor.
+`Normalisation` computes what the processor would have, bit for bit.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from drive_vlm.models.vision import VisionAdapter
+
+# What a processor is told, so that it hands pixels on as they are.
+AS_THEY_ARE = {"do_rescale": False, "do_normalize": False}
+
+
+class Normalisation:
+    """Pixels uint8[..., 3, H, W] -> float32, as an image processor rescales and normalises them.
+
+    The order of operations is that of the processor's backend, so that every level of every channel gives the same bits:
+    torchvision's divides mean and deviation by the factor once (TorchvisionBackend.rescale_and_normalize of transformers),
+    numpy's multiplies in float64 and rounds (image_transforms.rescale).
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], factor: float | None, fused: bool) -> None:
+        """`factor` multiplies the levels 0 to 255 first; None leaves them."""
+        self._rule = (tuple(mean), tuple(std), factor, fused)
+        self._factor = None if fused else factor
+        scale = 1.0 / factor if fused and factor is not None else 1.0
+        self._mean, self._std = (torch.tensor(values)[:, None, None] * scale for values in (mean, std))
+        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def of(cls, processor: Any) -> "Normalisation":
+        """That of an image (or video) processor of transformers."""
+        factor = processor.rescale_factor if processor.do_rescale else None
+        if not processor.do_normalize:
+            return cls((0.0,) * 3, (1.0,) * 3, factor, fused=False)
+        fused = getattr(processor, "backend", "torchvision") == "torchvision"
+        return cls(tuple(processor.image_mean), tuple(processor.image_std), factor, fused)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Normalisation) and self._rule == other._rule
+
+    def __hash__(self) -> int:
+        return hash(self._rule)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.device not in self._on:
+            # Copied once for each device: a copy in every step would make the host wait.
+            self._on[pixels.device] = (self._mean.to(pixels.device), self._std.to(pixels.device))
+        mean, std = self._on[pixels.device]
+        levels = pixels.float() if self._factor is None else (pixels.double() * self._factor).float()
+        return levels.sub_(mean).div_(std)
+
+
+def planes(picture: "Image") -> torch.Tensor:
+    """An RGB picture as uint8[3, H, W]; the channels of a pixel stay next to each other in memory, which scaling is fastest with."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def resized(pixels: torch.Tensor, height: int, width: int, processor: Any) -> torch.Tensor:
+    """uint8[..., 3, H, W] scaled as TorchvisionBackend.resize of `processor` scales it, whatever the order in memory."""
+    from transformers.image_utils import SizeDict
+
+    return processor.resize(pixels, SizeDict(height=height, width=width), resample=processor.resample)
+
+
+def is_levels(pixels: Any) -> bool:
+    """Whether these are pixels of 8 bits, which are still to be normalised."""
+    return isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8
+
+
+def normalise_on_device(body: Any, vision: "VisionAdapter") -> None:
+    """Let `body.get_image_features`, and `body.tower_features` where there is one, take pixels as uint8; decimals and cached
+    features pass as they are."""
+
+    def taking_levels(own: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(own)
+
+        @functools.wraps(own)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            if is_levels(given.get("pixel_values")):
+                # In the model's precision, as DeepSpeed casts the decimals of a batch.
+                pixels = vision.decimals(given).to(body.dtype)
+                # By name or by place, as it came: transformers' decorators look at how an argument is given.
+                if "pixel_values" in kwargs:
+                    kwargs["pixel_values"] = pixels
+                else:
+                    args = (pixels, *args[1:])
+            return own(*args, **kwargs)
+
+        return call
+
+    # Patch, of these methods of model.model: the ways from a batch to the tower, in training, generation and caches.
+    for name in ("get_image_features", "tower_features"):
+        if hasattr(body, name):
+            setattr(body, name, taking_levels(getattr(body, name)))
