@@ -20,6 +20,7 @@ CORE = [
     "tensorboard>=2.20",
     "numpy>=2.2",
     "pillow>=11",
+    "simplejpeg>=1.8",
     "pyyaml>=6",
     "rich>=14",
     "num2words>=0.5.14",  # the processor of SmolVLM refuses to load without it

@@ -22,7 +22,7 @@ For each sequence, in the loader's workers (`EncodedRows` in collate.py):
 7. encoder.py     text -> `input_ids int64[T]`, `labels int64[T]` (IGNORE_INDEX but for the assistant's words), each image token
                   replaced by the tokens of its picture.
 8. vision.py      pictures, frames -> RGB, upright; the family's `VisionAdapter` makes its tensors of them (InternVL: `pixel_values
-                  float[P, 3, H, W]`). With --feature_cache: `vision_features float[P, L, Dv]` from caches/, no file opened.
+                  uint8[P, 3, H, W]`, which the model normalises: models/pixels.py). With --feature_cache: `vision_features float[P, L, Dv]` from caches/, no file opened.
 
 For each micro-batch:
 

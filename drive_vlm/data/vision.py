@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from drive_vlm.data.picture_modes import PLAIN, as_rgb, check_mode, plain_jpeg
 from drive_vlm.data.turns import BadRow, RunError
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ T = TypeVar("T")
 
 # The pictures that are read, by Pillow's names. Its other formats run programs (EPS), hold no pixels of the file's size (ICO), or are nobody's cameras.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-# How pixels become RGB of 8 bits, by Pillow's mode: as they are, laid over white, or 16 bits scaled to 8. Other modes (32 bits, Lab)
-# have no range that every file keeps to: they are refused.
-_PLAIN = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
-_LAYERED = {"LA", "La", "PA", "RGBA", "RGBa"}
-_DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}
-_KINDS = {"F": "32-bit decimal numbers", "I": "32-bit or signed whole numbers"}
 # EXIF 2.3, tag 0x0112: how a stored picture is turned to be upright.
 _EXIF_TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
@@ -62,7 +57,7 @@ def image_size(path: str) -> tuple[int, int]:
 
     image: Any
     with _open_regular(path) as file, Image.open(file, formats=_formats()) as image:
-        _check_mode(image, path, "")
+        check_mode(image, path, "")
         # Of a TIFF, Pillow has swapped `size` already.
         width, height = image.size if image.format != "TIFF" else (image.tag_v2[256], image.tag_v2[257])
         turned = _header_orientation(image, file) in _TRANSPOSED
@@ -83,12 +78,14 @@ def load_image(path: str, where: str) -> "Image":
 
     try:
         with _open_regular(path) as file:
-            content = io.BytesIO(file.read())
-        with Image.open(content, formats=_formats()) as image:
-            _check_mode(image, path, where)
-            image.load()
+            content = file.read()
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            check_mode(image, path, where)
+            picture = plain_jpeg(image, content)
+            if picture is None:
+                image.load()
+                picture = as_rgb(image)
             turn = _EXIF_TURNS.get(_orientation(image))
-            picture = _as_rgb(image)
             return picture.transpose(Image.Transpose[turn]) if turn else picture
     except Exception as error:
         raise _bad_picture(path, where, error) from error
@@ -102,7 +99,7 @@ def picture_bytes(path: str, where: str) -> bytes:
     content = Path(path).read_bytes()
     file = io.BytesIO(content)
     with Image.open(file) as image:
-        shown = image.format in ("JPEG", "MPO", "PNG", "GIF", "WEBP") and image.mode in _PLAIN
+        shown = image.format in ("JPEG", "MPO", "PNG", "GIF", "WEBP") and image.mode in PLAIN
         if shown and not image.has_transparency_data and _header_orientation(image, file) not in _EXIF_TURNS:
             return content
     written = io.BytesIO()
@@ -123,15 +120,6 @@ def _formats() -> list[str]:
 
     Image.init()
     return [name for name in PICTURE_FORMATS if name in Image.OPEN]
-
-
-def _check_mode(image: Any, path: str, where: str) -> None:
-    # Pillow reads PGM files of 16 bits as 32-bit numbers of 0 to 65,535.
-    if image.mode in _PLAIN | _LAYERED | _DEEP or (image.mode == "I" and image.format == "PPM"):
-        return
-    kind = _KINDS.get(image.mode, f"Pillow's mode {image.mode}")
-    way_out = "Write it as a picture of 8 or 16 bits, with the range that you mean, or use --on_bad_row skip"
-    raise BadRow("image_mode", where, f"the pixels of {path} are {kind}, whose range is not known", way_out)
 
 
 def _orientation(image: Any) -> int:
@@ -168,35 +156,6 @@ def _without_pixels(file: IO[bytes]) -> IO[bytes]:
             kept += [head, file.read(length + 4)]
     end = struct.pack(">I4sI", 0, b"IDAT", 0x35AF061E) + struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
     return io.BytesIO(b"".join(kept) + end)
-
-
-def _as_rgb(image: Any) -> "Image":
-    """A decoded picture as RGB of 8 bits: deep ones scaled by their full range, transparent ones on white."""
-    from PIL import Image
-
-    if image.mode in _DEEP or image.mode == "I":
-        image = _of_8_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-    layers = (image.convert(straight) if straight else image).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
-
-
-def _of_8_bits(image: Any) -> Any:
-    """L, or LA where one value is declared transparent. TIFF may hold 12 bits in 16, and white as 0, which Pillow leaves as they are."""
-    from PIL import Image
-
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    top = (1 << int(np.max(tags.get(258, 16)))) - 1
-    deep = np.asarray(image).astype(np.uint32)
-    grey = ((deep * 255 + top // 2) // top).clip(0, 255).astype(np.uint8)
-    if tags.get(262) == 0:
-        grey = 255 - grey
-    clear = image.info.get("transparency")
-    if clear is None:
-        return Image.fromarray(grey)
-    return Image.fromarray(np.stack([grey, np.where(deep == clear, 0, 255).astype(np.uint8)], axis=-1))
 
 
 def _bad_picture(path: str, where: str, error: Exception) -> BadRow:

@@ -100,7 +100,8 @@ class InternVLVision(VisionAdapter[int]):
     def _cut(self, image: "Image", limit: int) -> "torch.Tensor":
         """The tiles uint8[P, 3, H, W] of a picture row by row, its thumbnail last.
 
-        The pixels are those of GotOcr2ImageProcessor.crop_image_to_patches, which copies each of them four times on the way.
+        The pixels are those of GotOcr2ImageProcessor.crop_image_to_patches, which copies each of them four times on the way. The
+        channels of a pixel stay next to each other in memory: copies are of whole lines.
         """
         import torch
 
@@ -108,13 +109,15 @@ class InternVLVision(VisionAdapter[int]):
 
         (high, wide), processor, pixels = self.tiling.tile, self.processor.image_processor, planes(image)
         columns, rows = best_grid(image.height, image.width, self.tiling.tile, limit)
+        whole = resized(pixels, high, wide, processor)[None]
         if columns * rows == 1:
-            return resized(pixels, high, wide, processor)[None]
-        tiles = torch.empty(columns * rows + 1, 3, high, wide, dtype=torch.uint8)
-        canvas = resized(pixels, rows * high, columns * wide, processor).view(3, rows, high, columns, wide)
-        tiles[:-1].view(rows, columns, 3, high, wide).copy_(canvas.permute(1, 3, 0, 2, 4))
-        tiles[-1] = resized(pixels, high, wide, processor)
-        return tiles
+            return whole
+        canvas = resized(pixels, rows * high, columns * wide, processor).permute(1, 2, 0)
+        tiles = torch.empty(columns * rows + 1, high, wide, 3, dtype=torch.uint8)
+        cells = canvas.view(rows, high, columns, wide, 3).transpose(1, 2)
+        tiles[:-1].view(rows, columns, high, wide, 3).copy_(cells)
+        tiles[-1] = whole[0].permute(1, 2, 0)
+        return tiles.permute(0, 3, 1, 2)
 
 
 def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -56,8 +56,11 @@ class Normalisation:
             # Copied once for each device: a copy in every step would make the host wait.
             self._on[pixels.device] = (self._mean.to(pixels.device), self._std.to(pixels.device))
         mean, std = self._on[pixels.device]
-        levels = pixels.float() if self._factor is None else (pixels.double() * self._factor).float()
-        return levels.sub_(mean).div_(std)
+        # Plane by plane in memory, however the levels lie: towers are fastest with that, and round alike.
+        order = {"memory_format": torch.contiguous_format}
+        if self._factor is None:
+            return pixels.to(torch.float32, **order).sub_(mean).div_(std)
+        return (pixels.to(torch.float64, **order) * self._factor).float().sub_(mean).div_(std)
 
 
 def planes(picture: "Image") -> torch.Tensor:

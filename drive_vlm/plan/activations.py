@@ -94,8 +94,8 @@ def inference(
     projector = b * _projector(model.vision, text, features, batch.tiles * model.pictures.tokens)
     if model.pictures.features:
         return b * batch.tiles * model.pictures.features + layer
-    given = batch.tiles * model.pictures.pixels if model.has("vision_tower") else features * width
-    return b * given + max(tower, features * width * b + projector, layer)
+    given = batch.tiles * model.pictures.pixels if model.has("vision_tower") else features * width * b
+    return given + max(tower, features * width * b + projector, layer)
 
 
 def kept_features(model: ModelSizes, tiles: int, bytes_each: int) -> int:
@@ -143,14 +143,15 @@ def _tower(model: ModelSizes, trains: set[str], batch: Batch, b: int, checkpoint
     width, inner = vision.width, vision.inner
     tower_tokens = batch.tiles * pictures.tower_tokens
     layer = tower_tokens * b * (8 * width + 2 * inner + (2 * width if vision.scaled else 0))
-    kept = batch.tiles * pictures.pixels * b
+    # A batch brings its pixels as a byte each; the tower takes them normalised.
+    kept, taken = batch.tiles * pictures.pixels, batch.tiles * pictures.pixels * b
     if not model.has("vision_tower"):
         kept, work = tower_tokens * b * width, 0
     elif "vision_tower" in trains:
-        kept += vision.layers * (tower_tokens * b * width if checkpointing else layer)
+        kept += taken + vision.layers * (tower_tokens * b * width if checkpointing else layer)
         work = tower_tokens * b * (2 * inner + 2 * width) + (layer if checkpointing else 0)
     else:
-        work = tower_tokens * b * (2 * inner + 2 * width)
+        work = taken + tower_tokens * b * (2 * inner + 2 * width)
     if trains & {"vision_tower", "temporal_embeddings", "projector"}:
         kept += b * _projector(vision, model.text, tower_tokens, batch.tiles * pictures.tokens)
     return kept, work

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from drive_vlm.clip.encoder import ClipEncoder, ImageError
+from drive_vlm.data import picture_modes
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.vision import checked_image_size, load_image, picture_bytes
 
@@ -188,3 +190,77 @@ def test_bytes_behind_the_end_of_a_png_change_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (9, 9, 9)).save(path)
     path.write_bytes(path.read_bytes() + b"hello world, from an editor")
     assert checked_image_size(str(path), "row") == (20, 30) and (grey_of(path) == 9).all()
+
+
+@pytest.fixture
+def by_pillow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], np.ndarray]:
+    """uint8[H, W, 3] of a picture, or the reason and text of its BadRow, as on a machine without simplejpeg."""
+
+    def read(path: Path) -> np.ndarray:
+        with monkeypatch.context() as patch:
+            patch.setattr(picture_modes, "_jpeg_decoder", lambda: None)
+            return np.asarray(load_image(str(path), "f:1"))
+
+    return read
+
+
+def noisy(height: int, width: int) -> np.ndarray:
+    """uint8[H, W, 3]: a slope with noise, so that every way of rounding would show."""
+    slope = np.linspace(0, 200, width)[None, :, None] + np.array([0, 20, 55])
+    return (slope + np.random.default_rng(height).integers(-40, 40, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("options", [
+    {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"quality": 100},
+    {"restart_marker_blocks": 3}, {"keep_rgb": True}, {"optimize": True},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 48), (33, 130)])
+def test_a_jpeg_has_pillows_pixels(options: dict, size: tuple[int, int], by_pillow: Callable, tmp_path: Path) -> None:
+    """The faster decoder gives what Pillow gives, level by level, for every way to store colours and for grey pictures."""
+    assert picture_modes._jpeg_decoder() is not None, "the test extra installs simplejpeg"
+    for mode in ("RGB",) if "keep_rgb" in options else ("RGB", "L"):
+        path = tmp_path / f"{mode}.jpg"
+        Image.fromarray(noisy(*size)).convert(mode).save(path, "JPEG", **options)
+        with Image.open(path) as opened:
+            assert picture_modes.plain_jpeg(opened, path.read_bytes()) is not None, "Pillow would have decoded it"
+        assert (np.asarray(load_image(str(path), "f:1")) == by_pillow(path)).all()
+
+
+def test_other_jpegs_are_left_to_pillow(by_pillow: Callable, tmp_path: Path) -> None:
+    """Four colours, two pictures in one file, a warning of libjpeg that Pillow takes, and bytes behind the end."""
+    plain, path = io.BytesIO(), tmp_path / "a.jpg"
+    Image.fromarray(noisy(48, 64)).save(plain, "JPEG")
+    whole = plain.getvalue()
+    four = io.BytesIO()
+    Image.fromarray(noisy(48, 64)).convert("CMYK").save(four, "JPEG")
+    # A byte that belongs to nothing in front of the second marker.
+    odd = whole[:20] + b"\0" + whole[20:]
+    for content in (four.getvalue(), whole + whole, odd, whole + b"junk"):
+        path.write_bytes(content)
+        assert (np.asarray(load_image(str(path), "f:1")) == by_pillow(path)).all()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, 0.5, 0.98, -2])
+def test_a_jpeg_that_was_cut_off_is_refused_in_pillows_words(keep: float, by_pillow: Callable, tmp_path: Path) -> None:
+    written, path = io.BytesIO(), tmp_path / "cut.jpg"
+    Image.fromarray(noisy(96, 128)).save(written, "JPEG")
+    content = written.getvalue()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    said = []
+    for read in (lambda path: np.asarray(load_image(str(path), "f:1")), by_pillow):
+        try:
+            said.append(read(path).tobytes())
+        except BadRow as error:
+            said.append((error.reason, str(error)))
+    # Pillow itself takes a picture that lacks nothing but its end marker.
+    assert said[0] == said[1] and (keep == -2 or said[0][0] == "image_corrupt")
+
+
+def test_real_jpegs_have_pillows_pixels(kit: Path, by_pillow: Callable) -> None:
+    """Of cameras: a few of each folder of the kit."""
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(kit.rglob("*.jpg")):
+        folders.setdefault(path.parent, []).append(path)
+    assert folders
+    for path in (path for paths in folders.values() for path in paths[:3]):
+        assert (np.asarray(load_image(str(path), "f:1")) == by_pillow(path)).all(), path.name

@@ -1,8 +1,12 @@
-"""Speed of what surrounds training: opening a JSONL file, rendering synthetic scenes, scoring texts with the physics reward.
+"""Speed of what surrounds training: opening a JSONL file, pictures, rendering synthetic scenes, the physics reward.
 
 jsonl: seconds and peak memory to open a file of --rows rows and read its last (or --row), next to json.loads of every line into
 a list. Each step runs in a fresh process: index, open again and read (ours), read all (the peer). Imports do not count in the
 seconds; they do in the peak memory.
+pictures: from a JPEG of 1600 x 900 to nine normalised tiles of 448 px, as the data path does it (simplejpeg, uint8 through the
+worker's pipe, normalised behind it), next to Pillow and the model's own processor, which normalises in the worker. CPU
+milliseconds a row in one thread, of the rows in turns; and rows a second with no loader worker and with one, where the
+other end computes for as long as our row takes without one: a worker can win 2x at most.
 synthetic: pictures a second of --size pixels, drawn, rendered and described by --workers processes. Starting them does not count.
 reward: texts a second, parsed and scored in each of --processes, and scored alone. The texts are made up from sentences of a
 drive, --words words each, no two alike, so that no memo helps. Loading spaCy does not count, starting its processes does.
@@ -11,6 +15,7 @@ drive, --words words each, no two alike, so that no memo helps. Loading spaCy do
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -29,11 +34,13 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 python tools/bench/bench_data.py jsonl --json runs/bench_jsonl.json
+python tools/bench/bench_data.py pictures --pictures 40
 python tools/bench/bench_data.py synthetic --scenes 4000 --size 448
 python tools/bench/bench_data.py reward --spacy_model en_core_web_md --texts 500 --processes 1 4
 """
 NUMBERS = {
     "rows": (1_000_000, 1, "jsonl: rows of the file"),
+    "pictures": (40, 4, "pictures: rows, each of one picture"),
     "scenes": (1000, 1, "synthetic: pictures to render"),
     "size": (224, 1, "synthetic: width and height in pixels"),
     "workers": (os.cpu_count() or 1, 1, "synthetic: processes that render"),
@@ -119,6 +126,116 @@ def show_jsonl(result: dict[str, Any]) -> None:
     print_table(title, ("", "seconds", "peak RSS MB"), rows)
 
 
+# ---- pictures
+
+
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    """`count` JPEGs of 1600 x 900: soft shapes with a camera's grain, about 300 KB each."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, paths = np.random.default_rng(0), []
+    for i in range(count):
+        shapes = Image.fromarray(draw.integers(0, 255, (18, 32, 3), np.uint8)).resize(
+            (1600, 900), Image.Resampling.BICUBIC
+        )
+        grain = draw.normal(0, 6, (900, 1600, 1))
+        pixels = (np.asarray(shapes) + grain).clip(0, 255).astype(np.uint8)
+        paths.append(folder / f"{i:04d}.jpg")
+        Image.fromarray(pixels).save(paths[-1], "JPEG", quality=90)
+    return paths
+
+
+class Rows:
+    """Vision tensors of a picture each: ours, or as the processor makes them."""
+
+    def __init__(self, vision: Any, paths: list[Path], ours: bool) -> None:
+        self.vision, self.paths, self.ours = vision, paths, ours
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Any:
+        if self.ours:
+            from drive_vlm.data.vision import load_image
+
+            return self.vision.load_pixels([load_image(str(self.paths[i]), "row")], None, False)[0]["pixel_values"]
+        from PIL import Image
+
+        cut = {"crop_to_patches": True, "min_patches": 1, "max_patches": self.vision.tiling.max_tiles}
+        with Image.open(self.paths[i]) as picture:
+            return self.vision.processor.image_processor(images=[picture], return_tensors="pt", **cut)["pixel_values"]
+
+
+def rows_a_second(rows: Rows, workers: int, compute: float) -> float:
+    """Through a DataLoader whose other end normalises a row and computes for `compute` seconds of its CPU time."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    square, started, count = torch.ones(256, 256), 0.0, 0
+    # The first rows hide the start of the worker.
+    for i, pixels in enumerate(DataLoader(rows, batch_size=None, num_workers=workers)):  # type: ignore[arg-type]
+        if i == 3:
+            started = time.perf_counter()
+        rows.vision.decimals({"pixel_values": pixels})
+        until = time.process_time() + compute
+        while time.process_time() < until:
+            square @ square
+        count += i >= 3
+    return (count - 1) / (time.perf_counter() - started)
+
+
+def measure_pictures(args: Any, work: Path) -> dict[str, Any]:
+    import torch
+
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.models import load_processor
+
+    torch.set_num_threads(1)
+    data = measure.build_synthetic(work, scenes=40, size=64)
+    model = measure.build_tiny(work, "model", data / "captions_train.jsonl", image_size=448, max_tiles=12)
+    vision: Any = load_processor(ModelConfig(model=str(model))).vision
+    paths = write_pictures(work / "pictures", args.pictures)
+    sides = {"ours": Rows(vision, paths, True), "peer": Rows(vision, paths, False)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(len(paths)):
+        tiles = []
+        for name, rows in sides.items():
+            started = time.process_time()
+            tiles.append(vision.decimals({"pixel_values": rows[i]}))
+            seconds[name].append(time.process_time() - started)
+        assert torch.equal(*tiles), f"{paths[i]}: the pixels differ"
+    result: dict[str, Any] = {}
+    compute = statistics.median(seconds["ours"])
+    for name, rows in sides.items():
+        pixels, rates = rows[0], {n: rows_a_second(rows, n, compute) for n in (0, 1)}
+        result[name] = {
+            "cpu_ms_a_row": 1000 * statistics.median(seconds[name]),
+            "pipe_mb_a_row": pixels.numel() * pixels.element_size() / 1e6,
+            "rows_per_s": rates,
+            "one_worker": rates[1] / rates[0],
+        }
+    ratio = result["peer"]["cpu_ms_a_row"] / result["ours"]["cpu_ms_a_row"]
+    return {**result, "ratio": ratio, "tiles": len(sides["ours"][0])}
+
+
+def show_pictures(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{part['cpu_ms_a_row']:.1f}",
+            f"{part['pipe_mb_a_row']:.1f}",
+            *(f"{rate:.1f}" for rate in part["rows_per_s"].values()),
+            f"{part['one_worker']:.2f}x",
+        ]
+        for name, part in (("drive-vlm", result["ours"]), ("Pillow and the processor", result["peer"]))
+    ]
+    title = f"a JPEG of 1600 x 900 to {result['tiles']} tiles: {result['ratio']:.2f}x rows a CPU second, equal pixels"
+    columns = ("", "CPU ms a row", "MB through the pipe", "rows/s, no worker", "one worker", "one over none")
+    print_table(title, columns, rows)
+
+
 # ---- synthetic
 
 
@@ -202,6 +319,7 @@ def show_reward(result: dict[str, Any]) -> None:
 
 CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "jsonl": (measure_jsonl, show_jsonl),
+    "pictures": (measure_pictures, show_pictures),
     "synthetic": (measure_synthetic, show_synthetic),
     "reward": (measure_reward, show_reward),
 }

@@ -13,6 +13,17 @@ def test_jsonl(bench):
     assert "drive-vlm, indexed" in text
 
 
+def test_pictures(bench):
+    """The bench itself compares the tiles of both sides; a quarter of the bytes pass the pipe."""
+    result, text = bench("bench_data", "pictures", "--pictures", 6)
+    ours, peer = result["ours"], result["peer"]
+    assert result["tiles"] == 9 and peer["pipe_mb_a_row"] == 4 * ours["pipe_mb_a_row"] == pytest.approx(
+        9 * 3 * 448**2 * 4e-6
+    )
+    assert all(side["one_worker"] == side["rows_per_s"]["1"] / side["rows_per_s"]["0"] for side in (ours, peer))
+    assert result["ratio"] == peer["cpu_ms_a_row"] / ours["cpu_ms_a_row"] and "1600 x 900 to 9 tiles" in text
+
+
 def test_synthetic(bench):
     result, text = bench("bench_data", "synthetic", "--scenes", 20, "--size", 64, "--workers", 2)
     assert result["ours"] > 0 and "images/s at 64 x 64 on 2 processes" in text
