@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-# Where the rows of a pack end, as transformers' flash attention takes it (FlashAttentionKwargs): made by the collator.
-ROW_ENDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 _NAME = "drive_vlm_on_host"
 
 

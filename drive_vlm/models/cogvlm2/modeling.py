@@ -13,12 +13,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from drive_vlm.config import ROW_ENDS
 from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
 from drive_vlm.models.cogvlm2.language import ExpertLlama, RotaryEmbedding
 from drive_vlm.models.cogvlm2.positions import Routes, lay_out, picture_places, row_starts, vision_experts
 from drive_vlm.models.cogvlm2.vision import PatchEmbedding, Projector, Tower
 from drive_vlm.models.generation import PictureGenerationMixin
-from drive_vlm.models.host_copies import ROW_ENDS, known_on_host, to_device
+from drive_vlm.models.host_copies import known_on_host, to_device
 
 # Names in the published files -> names here, which are those of the parts; transformers undoes it when it saves.
 RENAMINGS = {
