@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from drive_vlm.config import IGNORE_INDEX
+from drive_vlm.config import IGNORE_INDEX, ROW_ENDS
 from drive_vlm.data.encoder import Encoder
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import RowTable
@@ -52,7 +52,9 @@ class Collator:
 
     Unpacked: right padding and `attention_mask int64[B, T]`. Packed: `position_ids int64[B, T]` that restart at 0 for
     each row, no attention mask, and the trailing padding is a segment of its own. With `flatten` the packs are laid end
-    to end in one sequence (B = 1): flash attention separates segments in a batch of one only.
+    to end in one sequence (B = 1): flash attention separates segments in a batch of one only. Where they end is said too
+    (ROW_ENDS: `int32[S + 1]` and the longest, a plain number): from the positions every layer would work it out, and ask the
+    device for it.
     An empty list of sequences (a short last step) gives one token with no label: a forward pass without a loss.
     """
 
@@ -78,6 +80,8 @@ class Collator:
             batch |= {name: torch.cat([row[name] for row in pictures]) for name in pictures[0]}
         elif self.vision is not None:
             batch |= self.vision.collate_vision(pictures)
+        if self.flatten:
+            batch |= self._row_ends(batch["position_ids"].numpy())
         batch["num_tokens"] = sum(len(row["input_ids"]) for sequence in rows for row in sequence)
         batch["sample_ids"] = [row["sample_id"] for sequence in rows for row in sequence]
         batch["bad_rows"] = bad
@@ -100,6 +104,14 @@ class Collator:
             positions[b, end:] = np.arange(width - end)
         side = {"position_ids": positions} if self.packed else {"attention_mask": mask}
         return {"input_ids": input_ids, "labels": labels, **side}
+
+    def _row_ends(self, positions: np.ndarray) -> dict[str, Any]:
+        """ROW_ENDS of `positions int64[1, T]`, which restart at 0 for each row and for the padding."""
+        import torch
+
+        ends = np.append(np.flatnonzero(positions[0] == 0), positions.shape[1]).astype(np.int32)
+        where, longest = torch.from_numpy(ends), int(np.diff(ends).max())
+        return dict(zip(ROW_ENDS, (where, where, longest, longest), strict=True))
 
     def _filler(self) -> dict[str, np.ndarray]:
         """One unlabelled token, int64[1, 1]. A rank without rows must still run the forward pass: ZeRO-3 gathers weights in it."""

@@ -116,7 +116,7 @@ def load_family(
     if for_training:
         from drive_vlm.models.training_forward import install_training_forward
 
-        install_training_forward(family.model, family.vision.dummy_inputs() if family.vision else None, chunk_tokens)
+        install_training_forward(family.model, family.vision, chunk_tokens)
     if extend is not None:
         extend_model(family, extend, path)
     elif not for_training:

@@ -108,6 +108,8 @@ class LlavaNextVision(VisionAdapter[Crops]):
 
     tiling: LlavaNextTiling
     keys = ("pixel_values", "image_sizes")
+    # The model asks for each picture's size several times.
+    read_by_host = ("image_sizes",)
 
     def __init__(self, processor: Any, tiling: LlavaNextTiling) -> None:
         super().__init__(processor, tiling)

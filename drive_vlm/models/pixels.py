@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from drive_vlm.models.host_copies import to_device
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -53,8 +55,7 @@ class Normalisation:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.device not in self._on:
-            # Copied once for each device: a copy in every step would make the host wait.
-            self._on[pixels.device] = (self._mean.to(pixels.device), self._std.to(pixels.device))
+            self._on[pixels.device] = (to_device(self._mean, pixels.device), to_device(self._std, pixels.device))
         mean, std = self._on[pixels.device]
         # Plane by plane in memory, however the levels lie: towers are fastest with that, and round alike.
         order = {"memory_format": torch.contiguous_format}

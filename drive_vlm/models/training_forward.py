@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from drive_vlm.config import CHUNK_ELEMENTS, IGNORE_INDEX
+from drive_vlm.models.host_copies import install_placeholder_check, places_before_labels, rows_of, to_device, told
+from drive_vlm.models.vision import VisionAdapter
 
 
 def _losses(
@@ -50,10 +52,10 @@ def _policy(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     temperature: float,
-    never: Sequence[int],
+    never: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = F.linear(hidden, weight, bias).float() / temperature
-    logits = logits.index_fill(1, torch.tensor(never, dtype=torch.long, device=logits.device), NEVER)
+    logits = logits.index_fill(1, never, NEVER)
     scale = logits.logsumexp(1)
     return logits.gather(1, labels[:, None])[:, 0] - scale, scale - (logits.softmax(1) * logits).sum(1)
 
@@ -70,8 +72,9 @@ def chunked_policy(
     """(log-probabilities of `labels int64[N]`, entropies), float32[N] each, under softmax((hidden float[N, D] @ weight.T
     float[D, V] + bias) / temperature) over all tokens but `never`, with as many logits at a time as in
     `chunked_cross_entropy`."""
+    left_out = to_device(torch.tensor(never, dtype=torch.long), hidden.device)
     parts = [
-        checkpoint(_policy, h, weight, bias, y, temperature, never, use_reentrant=False)
+        checkpoint(_policy, h, weight, bias, y, temperature, left_out, use_reentrant=False)
         for h, y in _chunks(hidden, weight, labels, chunk_tokens)
     ]
     log_probs, entropies = zip(*parts, strict=True)
@@ -105,9 +108,7 @@ def chunked_cross_entropy(
     return -torch.cat(losses) if apart else sum(losses, hidden.new_zeros((), dtype=torch.float32))
 
 
-def install_training_forward(
-    model: Any, dummy_vision: dict[str, torch.Tensor] | None, chunk_tokens: int | None = None
-) -> None:
+def install_training_forward(model: Any, vision: VisionAdapter | None, chunk_tokens: int | None = None) -> None:
     """Replace `model.forward` for calls with `labels`; without labels the model's own forward runs.
 
     The model is a causal language model of transformers' two-level layout: `model.model` (the body) and an output
@@ -118,8 +119,11 @@ def install_training_forward(
     body.
     """
     own_forward, head = model.forward, model.get_output_embeddings()
-    if dummy_vision is not None:
-        _install_tower_pass(model.model, dummy_vision)
+    dummy_vision = vision.dummy_inputs() if vision else None
+    if vision is not None and dummy_vision is not None:
+        _install_tower_pass(model.model, dummy_vision, vision.read_by_host)
+        # Patch 4, of model.model.get_placeholder_mask where there is one: the host counts the tokens of pictures.
+        install_placeholder_check(model.model)
 
     def head_forward(
         self: torch.nn.Linear,
@@ -159,29 +163,35 @@ def install_training_forward(
         kwargs["use_cache"] = False
         if dummy_vision is not None and all(kwargs.get(key) is None for key in (*dummy_vision, "vision_features")):
             kwargs["tower_pass"] = True
-        hidden = model.model(*args, **kwargs)[0]
-        following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        labelled = following != IGNORE_INDEX
+        # From here on nothing waits for the device where the host knows the batch (host_copies.py).
+        with told(rows_of(kwargs.get("position_ids"), kwargs.get("attention_mask"))):
+            hidden = model.model(*args, **kwargs)[0]
+        places = places_before_labels(labels, IGNORE_INDEX)
+        states = hidden.flatten(0, 1).index_select(0, places)
+        # The label of a place is the token behind it. No place is the last of its sequence.
+        wanted = labels.flatten().index_select(0, places + 1)
         if token_log_probs and temperature is not None:
             # The rows that the head predicts the tokens from are those that the values are of.
-            states = hidden[labelled]
-            log_probs, entropies = head(states, labels=following[labelled], temperature=temperature, never=never)
+            log_probs, entropies = head(states, labels=wanted, temperature=temperature, never=never)
             if value_gradient is None:
                 return TokenLogProbs(log_probs, entropies)
             # Asked for at each call: peft puts a wrapper in its place.
             return TokenLogProbs(log_probs, entropies, model.value_head(states if value_gradient else states.detach()))
         if token_log_probs:
-            return TokenLogProbs(head(hidden[labelled], labels=following[labelled], apart=True))
-        total = head(hidden[labelled], labels=following[labelled])
-        count = labelled.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+            return TokenLogProbs(head(states, labels=wanted, apart=True))
+        total = head(states, labels=wanted)
+        if num_items_in_batch is None:
+            num_items_in_batch = torch.full((), len(places), device=total.device)
+        count = torch.as_tensor(num_items_in_batch)
         return CausalLMOutputWithPast(loss=total / count.clamp(min=1).to(total.device))
 
     # Patch 2, of model.forward: this is where a training's loss is computed.
     model.forward = forward
 
 
-def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
-    """Let `body(input_ids=..., tower_pass=True)` add zero times the dummy picture's features to the token embeddings.
+def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor], read_by_host: Sequence[str]) -> None:
+    """Let `body(input_ids=..., tower_pass=True)` add zero times the dummy picture's features to the token embeddings. Tensors of
+    the names `read_by_host` stay on the host.
 
     This happens inside the body's forward, since ZeRO-3 compares the order in which ranks enter modules: top, body,
     embeddings, tower, projector, language model, with a picture or without.
@@ -194,9 +204,11 @@ def _install_tower_pass(body: Any, dummy: dict[str, torch.Tensor]) -> None:
     def forward(*args: Any, tower_pass: bool = False, **kwargs: Any) -> Any:
         if tower_pass:
             embeds = body.get_input_embeddings()(kwargs.pop("input_ids"))
-            features = body.get_image_features(
-                **{key: value.to(embeds.device) for key, value in body.tower_pass_inputs.items()}, return_dict=True
-            )
+            picture = {
+                key: value if key in read_by_host else to_device(value, embeds.device)
+                for key, value in body.tower_pass_inputs.items()
+            }
+            features = body.get_image_features(**picture, return_dict=True)
             # Some families return a tensor for each picture; Qwen3-VL also features of deeper layers (DeepStack).
             made = (features.pooler_output, getattr(features, "deepstack_features", None))
             total = torch.stack([one.sum() for one in _tensors(made)]).sum()

@@ -84,11 +84,13 @@ class VisionAdapter(abc.ABC, Generic[L]):
         image_token: the token that the chat template writes for one picture.
         keys: names of the vision tensors, each with the tiles or pictures of a row first. `pixel_values` are uint8[P, ...] until
             the model's own forward pass (pixels.py), or decimals where an adapter normalises them itself.
+        read_by_host: those of the keys that the model reads number by number: they stay on the host, whatever the device.
         last_answer_only: whether the model learns the last answer of a row only: its layout writes earlier ones without an end.
         apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
 
     keys: tuple[str, ...] = ("pixel_values",)
+    read_by_host: tuple[str, ...] = ()
     apart = True
     last_answer_only = False
 

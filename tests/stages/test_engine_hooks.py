@@ -26,6 +26,7 @@ HOOKS: dict[str, dict[str, tuple[str, ...]]] = {
         "_init_training_state": (
             "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial",
         ),
+        "_prepare_input": ("data",),
         "_prepare_inputs": ("inputs",),
         "_maybe_log_save_evaluate": (
             "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate",

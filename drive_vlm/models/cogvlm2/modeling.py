@@ -13,11 +13,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from drive_vlm.config import ROW_ENDS
 from drive_vlm.models.cogvlm2.configuration import CogVLM2Config
 from drive_vlm.models.cogvlm2.language import ExpertLlama, RotaryEmbedding
 from drive_vlm.models.cogvlm2.positions import Routes, lay_out, picture_places, row_starts, vision_experts
 from drive_vlm.models.cogvlm2.vision import PatchEmbedding, Projector, Tower
 from drive_vlm.models.generation import PictureGenerationMixin
+from drive_vlm.models.host_copies import known_on_host, to_device
 
 # Names in the published files -> names here, which are those of the parts; transformers undoes it when it saves.
 RENAMINGS = {
@@ -138,22 +140,20 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
         if filled:
             if rotary_positions is None:
                 raise ValueError("Behind a filled cache rotary_positions int64[B, T] must say where the tokens stand.")
-            words = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-            routes, positions = Routes.of(words, 0), rotary_positions
+            none = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+            routes, positions = Routes.of(none, 0), rotary_positions
         else:
-            like = inputs_embeds[..., 0] if input_ids is None else input_ids
-            starts = row_starts(packed, like)
-            if token_type_ids is not None:
-                places = token_type_ids == 1
-            elif input_ids is not None:
-                places = picture_places(input_ids, self.config.pad_token_id, attention_mask, starts)
-            else:
-                places = torch.zeros_like(starts)
-            experts = vision_experts(places, starts)
-            # The one moment at which the host waits for the device.
-            seen, count = torch.stack([places.sum(), experts.sum()]).tolist()
-            inputs_embeds = self._with_pictures(inputs_embeds, places, seen, pixel_values, vision_features)
-            routes, positions = Routes.of(experts, count), lay_out(places, attention_mask, starts)
+            device, words = inputs_embeds.device, torch.zeros(inputs_embeds.shape[:2], dtype=torch.int64)
+            given = (words if input_ids is None else input_ids, attention_mask, packed, token_type_ids)
+            known = [known_on_host(one) for one in given]
+            # All of it is worked out on the host where it knows the batch, else on the device, for which the host waits once.
+            at_home = all(one is not None or other is None for one, other in zip(known, given, strict=True))
+            like, *rest = known if at_home else (to_device(one, device) if one is not None else None for one in given)
+            routes, positions, places, seen = self._lay_out(input_ids is not None, like, *rest)
+            inputs_embeds = self._with_pictures(
+                inputs_embeds, to_device(places, device), seen, pixel_values, vision_features
+            )
+            routes, positions = routes.to(device), to_device(positions, device)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -167,10 +167,31 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
             routes,
             attention_mask=mask,
             past_key_values=past_key_values,
-            # Flash attention finds the rows of a pack by them.
+            # Flash attention finds the rows of a pack by them, or is given where they end (data/collate.py).
             position_ids=packed,
+            **{name: kwargs[name] for name in ROW_ENDS if name in kwargs},
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+
+    def _lay_out(
+        self,
+        has_ids: bool,
+        like: Any,
+        mask: torch.Tensor | None,
+        packed: torch.Tensor | None,
+        kinds: torch.Tensor | None,
+    ) -> tuple[Routes, torch.Tensor, torch.Tensor, int]:
+        """(routes, positions int64[B, T], places bool[B, T] of pictures, their number) of `like int64[B, T]`: input_ids where `has_ids`."""
+        starts = row_starts(packed, like)
+        if kinds is not None:
+            places = kinds == 1
+        elif has_ids:
+            places = picture_places(like, self.config.pad_token_id, mask, starts)
+        else:
+            places = torch.zeros_like(starts)
+        experts = vision_experts(places, starts)
+        seen, count = torch.stack([places.sum(), experts.sum()]).tolist()
+        return Routes.of(experts, count), lay_out(places, mask, starts), places, seen
 
     def _with_pictures(
         self,

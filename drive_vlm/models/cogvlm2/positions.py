@@ -1,6 +1,6 @@
 """Which tokens are of pictures, which expert each token passes, and where it stands: from 0 again at every row of a pack.
 
-All of it is computed on the tensors' own device. The published code keeps token types next to the ids; here they are read from
+All of it is computed on the tensors' own device, which is the host where the body knows the batch there. The published code keeps token types next to the ids; here they are read from
 the ids, since padding and pictures share one id: no row begins with a picture, so a row that does is the padding of a pack.
 """
 
@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+
+from drive_vlm.models.host_copies import to_device
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -82,6 +84,9 @@ class Routes:
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         words = len(order) - count
         return cls(order[:words], order[words:], back)
+
+    def to(self, device: torch.device) -> "Routes":
+        return Routes(*(to_device(part, device) for part in (self.language, self.vision, self.back)))
 
     def apply(self, hidden: torch.Tensor, language: Layer, vision: Layer) -> torch.Tensor:
         """hidden float[B, T, D] -> float[B, T, D'], each token through its expert.

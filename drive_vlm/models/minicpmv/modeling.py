@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from drive_vlm.models.generation import PictureGenerationMixin
+from drive_vlm.models.host_copies import on_host
 from drive_vlm.models.minicpmv.configuration import MiniCPMVConfig
 from drive_vlm.models.minicpmv.resampler import CrossAttention, Resampler
 from drive_vlm.models.minicpmv.tower import MiniCPMVTower, places_of
@@ -61,8 +62,9 @@ class SliceEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, tgt_sizes: torch.Tensor) -> BaseModelOutputWithPooling:
         """As `MiniCPMVModel.get_image_features`. A frozen tower keeps nothing for a backward pass: gradient checkpointing turns on
         gradients of its embeddings."""
-        # The one place where the host waits for the device.
-        places = places_of(tgt_sizes.tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device)
+        places = places_of(
+            on_host(tgt_sizes).tolist(), pixel_values.shape[-1] // pixel_values.shape[-2], pixel_values.device
+        )
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             features = self.tower(pixel_values=pixel_values, places=places).last_hidden_state
@@ -160,7 +162,7 @@ class MiniCPMVModel(MiniCPMVPreTrainedModel):
         if image is None:
             raise ValueError("config.image_token_id is not set: its number is in the tokenizer (<unk>). Set it first.")
         places = input_ids == image
-        written, made = int(places.sum()), tokens.shape[0] * tokens.shape[1]
+        written, made = int((on_host(input_ids) == image).sum()), tokens.shape[0] * tokens.shape[1]
         if written != made:
             raise ValueError(
                 f"input_ids hold {written} image tokens, but {len(tokens)} slices are given, which need {made} ({queries} each). Was "

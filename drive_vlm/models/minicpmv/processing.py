@@ -12,6 +12,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessingKwargs
 
+from drive_vlm.models.host_copies import to_device
 from drive_vlm.models.minicpmv.tiling import WHOLE, Grid, grid_of, sizes_of
 from drive_vlm.models.minicpmv.versions import VERSIONS, Version
 from drive_vlm.models.pixels import Normalisation, planes
@@ -103,7 +104,8 @@ class MiniCPMVImageProcessor(ImageProcessingMixin):
         """`pixel_values uint8[P, 3, p, p * L]` as float32 of the same shape; zeros where a slice has no patches (`tgt_sizes
         int64[P, 2]`: rows and columns of each one's)."""
         columns = torch.arange(pixels.shape[-1], device=pixels.device)
-        behind = columns >= (tgt_sizes.prod(1) * pixels.shape[-2])[:, None]
+        # The host keeps the sizes (VisionAdapter.read_by_host).
+        behind = columns >= to_device(tgt_sizes.prod(1) * pixels.shape[-2], pixels.device)[:, None]
         decimals = _normalisation(tuple(self.norm_mean), tuple(self.norm_std))(pixels)
         return decimals.masked_fill_(behind[:, None, None], 0.0)
 

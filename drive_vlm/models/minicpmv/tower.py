@@ -11,6 +11,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
+from drive_vlm.models.host_copies import Rows, to_device, told
+
 
 @functools.lru_cache(maxsize=4096)
 def buckets(count: int, side: int) -> np.ndarray:
@@ -47,7 +49,7 @@ def places_of(sizes: Sequence[Sequence[int]], longest: int, device: torch.device
     widths, counts = (np.array(values)[:, None] for values in ([w for _, w in sizes], [h * w for h, w in sizes]))
     valid = index < counts
     rows, columns = np.where(valid, index // widths, 0), np.where(valid, index % widths, 0)
-    on_device = [torch.from_numpy(array).to(device) for array in (valid, rows, columns)]
+    on_device = [to_device(torch.from_numpy(array), device) for array in (valid, rows, columns)]
     return Places(sizes, None if valid.all() else on_device[0], *on_device[1:])
 
 
@@ -83,9 +85,10 @@ class MiniCPMVTower(Idefics2VisionTransformer):
         patch = self.embeddings.patch_embedding
         embeds = patch(pixel_values.to(patch.weight.dtype)).flatten(2).transpose(1, 2)
         ids = position_ids(places.sizes, embeds.shape[1], self.embeddings.num_patches_per_side, self.two_axes)
-        embeds = embeds + self.embeddings.position_embedding(ids.to(embeds.device))
+        embeds = embeds + self.embeddings.position_embedding(to_device(ids, embeds.device))
         mask: Any = None
         if places.valid is not None:
-            mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=places.valid)
+            with told(Rows(padded=True)):
+                mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=places.valid)
         hidden = self.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         return BaseModelOutput(last_hidden_state=self.post_layernorm(hidden))

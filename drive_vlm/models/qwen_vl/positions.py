@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from drive_vlm.models.host_copies import known_on_host, on_host, remember, to_device
+
 
 def lay_out(
     seen: np.ndarray, starts: np.ndarray, pieces: Iterator[tuple[int, int, int, float]], text: np.ndarray
@@ -61,28 +63,33 @@ def positions_of(
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """int64[3, B, T] of `input_ids int64[B, T]`.
+    """int64[3, B, T] of `input_ids int64[B, T]`, on the host.
 
     `grids int64[N, 3]` are the patches of each picture, `steps int64[N]` microseconds from one pair of a video's frames to the
     next. `position_ids int64[B, T]` restart at 0 where a row of a pack begins; without them each sequence is one row.
     """
     config = body.config
     merge, rate = config.vision_config.spatial_merge_size, getattr(config.vision_config, "tokens_per_second", 0)
-    ids = input_ids.cpu().numpy()
-    text = np.ones_like(ids, dtype=bool) if attention_mask is None else attention_mask.cpu().numpy().astype(bool)
-    given = [] if grids is None else grids.tolist()
-    between = [0] * len(given) if steps is None else steps.tolist()
+    ids = on_host(input_ids).numpy()
+    text = np.ones_like(ids, dtype=bool) if attention_mask is None else on_host(attention_mask).numpy().astype(bool)
+    given = [] if grids is None else on_host(grids).tolist()
+    between = [0] * len(given) if steps is None else on_host(steps).tolist()
     pieces = iter(
         [(t, h // merge, w // merge, rate * step / 1e6) for (t, h, w), step in zip(given, between, strict=True)]
     )
+    begins = None if position_ids is None else (on_host(position_ids) == 0).numpy()
     rows = []
     for b, sequence in enumerate(ids):
         seen = np.isin(sequence, (config.image_token_id, config.video_token_id)) & text[b] & bool(given)
         starts = np.zeros(1, dtype=np.int64)
-        if position_ids is not None:
-            starts = np.union1d(starts, np.flatnonzero(position_ids[b].cpu().numpy() == 0))
+        if begins is not None:
+            starts = np.union1d(starts, np.flatnonzero(begins[b]))
         rows.append(lay_out(seen, starts, pieces, text[b]))
-    return torch.from_numpy(np.stack(rows, axis=1)).to(input_ids.device)
+    return torch.from_numpy(np.stack(rows, axis=1))
+
+
+def _as_pictures(ids: torch.Tensor, body: Any) -> torch.Tensor:
+    return ids.masked_fill(ids == body.config.video_token_id, body.config.image_token_id)
 
 
 def install_positions(model: Any) -> None:
@@ -112,19 +119,17 @@ def install_positions(model: Any) -> None:
                 kwargs["second_per_grid_ts"] = second_per_grid_ts
         else:
             # Of words alone any id will do: only the ids of pictures are looked for.
-            ids = (
-                input_ids
-                if input_ids is not None
-                else kwargs["inputs_embeds"].new_full(kwargs["inputs_embeds"].shape[:2], -1, dtype=torch.long)
-            )
+            near = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            ids = input_ids if input_ids is not None else torch.full(near.shape[:2], -1)
             grids = kwargs.get("image_grid_thw")
-            laid = positions_of(body, ids, grids, second_per_grid_ts, mask, position_ids)
+            laid = to_device(positions_of(body, ids, grids, second_per_grid_ts, mask, position_ids), near.device)
             # The first of four axes says where rows begin: attention keeps them apart by it.
             position_ids = (
                 laid if position_ids is None else torch.cat([position_ids[None].expand(1, *laid.shape[1:]), laid])
             )
         if input_ids is not None and not native:
-            input_ids = input_ids.masked_fill(input_ids == body.config.video_token_id, body.config.image_token_id)
+            known = known_on_host(input_ids)
+            input_ids = remember(_as_pictures(input_ids, body), None if known is None else _as_pictures(known, body))
         return own_forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
 
     @functools.wraps(own_prepare)
@@ -137,7 +142,7 @@ def install_positions(model: Any) -> None:
         ):
             return own_prepare(inputs_tensor, model_kwargs)
         ids, mask = model_kwargs.get("input_ids", inputs_tensor), model_kwargs.get("attention_mask")
-        laid = positions_of(body, ids, grids, model_kwargs.get("second_per_grid_ts"), mask, None)
+        laid = positions_of(body, ids, grids, model_kwargs.get("second_per_grid_ts"), mask, None).to(ids.device)
         words = own_prepare(inputs_tensor, {**model_kwargs, "image_grid_thw": None})[:1]
         lengths = mask.sum(1) if mask is not None else torch.full_like(ids[:, 0], ids.shape[1])
         body.rope_deltas = (laid.amax((0, 2)) + 1 - lengths)[:, None]

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from drive_vlm.models.generation import PictureGenerationMixin
+from drive_vlm.models.host_copies import on_host, to_device
 from drive_vlm.models.siglip_qwen.configuration import SiglipQwenConfig
 from drive_vlm.models.siglip_qwen.projector import Resampler, build_projector
 from drive_vlm.models.siglip_qwen.tiling import too_many_frames
@@ -18,15 +19,15 @@ from drive_vlm.models.siglip_qwen.tiling import too_many_frames
 def frame_numbers(
     input_ids: torch.Tensor, position_ids: torch.Tensor | None, image_token_id: int, frame_tokens: int
 ) -> torch.Tensor:
-    """Number within its row of each frame that `input_ids int64[B, T]` speaks of, in reading order: int64[P].
+    """Number within its row of each frame that `input_ids int64[B, T]` speaks of, in reading order: int64[P], on the host.
 
     A frame is a group of `frame_tokens` image tokens; `position_ids int64[B, T]` that restart at 0 begin a new row of a pack.
     Padding holds no image tokens, so its side does not matter. Raises ValueError when a row's image tokens are no whole frames.
     """
-    is_image = input_ids == image_token_id
+    is_image = on_host(input_ids) == image_token_id
     before = is_image.cumsum(1) - is_image.long()
     if position_ids is not None:
-        starts = (position_ids == 0).expand_as(is_image)
+        starts = (on_host(position_ids) == 0).expand_as(is_image)
         before = before - (before * starts).cummax(1).values
     place = before[is_image]
     numbers = place[place % frame_tokens == 0] // frame_tokens
@@ -99,7 +100,7 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
         features = vision_features if pixel_values is None else self.tower_features(pixel_values)
         assert features is not None
         if frames is None:
-            frames = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+            frames = torch.zeros(len(features), dtype=torch.int64)
         if len(frames) != len(features):
             tokens = self.config.image_seq_length
             raise ValueError(
@@ -107,9 +108,10 @@ class SiglipQwenModel(SiglipQwenPreTrainedModel):
                 f"{len(features)} pictures are given, which need {len(features) * tokens}. Was a row cut off, or written by the "
                 "processor of another model?"
             )
-        if len(frames) and int(frames.max()) >= self.config.max_frames:
-            raise ValueError(too_many_frames(int(frames.max()) + 1, self.config.max_frames))
-        times = self.temporal_embeddings(frames)[:, None]
+        last = int(on_host(frames).max()) if len(frames) else 0
+        if last >= self.config.max_frames:
+            raise ValueError(too_many_frames(last + 1, self.config.max_frames))
+        times = self.temporal_embeddings(to_device(frames, features.device))[:, None]
         projected = self.projector(features.to(times.dtype) + times)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=projected)
 

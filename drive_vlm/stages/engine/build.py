@@ -77,9 +77,15 @@ class RunParts:
     @property
     def collator(self) -> Collator:
         """Joins sequences as the sampler draws them, packed or not."""
+        data, kernel = self.flags.data, self.flags.model.attn_implementation
         # flash separates packed rows in a batch of one only.
-        flatten = self.flags.data.packing and self.flags.model.attn_implementation == "flash"
-        return Collator(self.family.tokenizer.pad_token_id, self.family.vision, self.flags.data.packing, flatten)
+        made = Collator(
+            self.family.tokenizer.pad_token_id, self.family.vision, data.packing, data.packing and kernel == "flash"
+        )
+        if data.packing and kernel == "flex" and data.max_length:
+            # flex is compiled, again for each width: all packs have one.
+            made.pad_to_multiple_of = data.max_length
+        return made
 
     @property
     def on_bad_row(self) -> str:

@@ -18,6 +18,7 @@ from drive_vlm.data.samples import BadRow
 from drive_vlm.data.table import save_audit
 from drive_vlm.launch.checkpoint import cut_metrics, read_complete, set_aside_later
 from drive_vlm.launch.stop import StopRequested
+from drive_vlm.models.host_copies import to_device
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.cursor import DataCursor
 from drive_vlm.stages.engine.faults import StepLosses, spare_loader_worker
@@ -136,10 +137,29 @@ class DriveTrainerMixin(ScoreMixin, CheckpointMixin):
         return result
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        """Summed over all ranks (transformers gathers): here a rank that has its batches waits for one that still reads."""
+        """Trainer._get_num_items_in_batch (transformers 5.23), without its copy to the device, which waits. Summed over all ranks:
+        here a rank that has its batches waits for one that still reads."""
         if self.heartbeat.now.phase == "data":
             self.heartbeat.beat("communication")
-        return super()._get_num_items_in_batch(batch_samples, device)
+        if not (batch_samples and "labels" in batch_samples[0] and self.model_accepts_loss_kwargs):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batch_samples)
+        # Filled on the device: a copy of the host's number would wait for it.
+        items = torch.full((), count, device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return items.float()
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Trainer._prepare_input (transformers 5.23), whose copies wait for the device. What the host knows of a batch stays known
+        (models/host_copies.py); DeepSpeed's dtype is made on the device."""
+        if isinstance(data, Mapping):
+            vision = self.parts.family.vision
+            kept = vision.read_by_host if vision is not None else ()
+            return type(data)({k: v if k in kept else self._prepare_input(v) for k, v in data.items()})  # type: ignore[call-arg]
+        if not isinstance(data, torch.Tensor):
+            return super()._prepare_input(data)
+        return super()._prepare_input(to_device(data, self.args.device))
 
     def ids_of_this_step(self) -> list[str]:
         """Rows that this rank reads for the running step; [] where the Trainer samples for itself."""

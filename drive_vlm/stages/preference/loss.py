@@ -30,7 +30,9 @@ class Pairs:
 
 def answer_log_probs(token_log_probs: torch.Tensor, answer_tokens: torch.Tensor) -> torch.Tensor:
     """float[R]: sums of `token_log_probs float[N]` over the runs of `answer_tokens int64[R]` tokens that it consists of."""
-    owner = torch.repeat_interleave(torch.arange(len(answer_tokens), device=answer_tokens.device), answer_tokens)
+    rows = torch.arange(len(answer_tokens), device=answer_tokens.device)
+    # Without the size the host would ask the device for it.
+    owner = torch.repeat_interleave(rows, answer_tokens, output_size=len(token_log_probs))
     return token_log_probs.new_zeros(len(answer_tokens)).index_add(0, owner, token_log_probs)
 
 

@@ -10,6 +10,7 @@ from trl import DPOTrainer
 from trl.trainer.utils import use_adapter
 
 from drive_vlm.data.preference.pair_encoding import EncodedPairs, PairCollator
+from drive_vlm.models.host_copies import to_device
 from drive_vlm.stages.engine.build import RunParts
 from drive_vlm.stages.engine.trainer import DriveTrainerMixin
 from drive_vlm.stages.engine.training_flags import PAIR_FIGURES
@@ -95,7 +96,7 @@ class PreferenceTrainer(DriveTrainerMixin, DPOTrainer):
         """int64[2]: pairs and chosen tokens of the step, over all ranks, as `compute_loss` is given them."""
         super()._get_num_items_in_batch(batch_samples, device)
         tokens = torch.cat([batch["answer_tokens"][::2] for batch in batch_samples])
-        counts = torch.tensor([len(tokens), int(tokens.sum())], device=device)
+        counts = to_device(torch.tensor([len(tokens), int(tokens.sum())]), device)
         if dist.is_initialized():
             dist.all_reduce(counts)
         return counts

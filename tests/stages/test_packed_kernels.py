@@ -1,0 +1,173 @@
+"""What the packed kernels are given: where rows end, once, and no dense mask. All but the kernel itself is the real thing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import modeling_flash_attention_utils as flash_utils
+from transformers.integrations import flex_attention as flex
+
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+
+FAMILIES = (
+    "internvl", "siglip_qwen", "minicpmv", "cogvlm2", "llava_next", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows_file(synthetic_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five rows: two with a picture, one with two, two without."""
+    rows = [json.loads(line) for line in (synthetic_data / "train.jsonl").read_text().splitlines()[:5]]
+    rows[1]["image"] = [rows[1]["image"], rows[0]["image"]]
+    rows[1]["conversations"][0]["value"] = "<image>\n" + rows[1]["conversations"][0]["value"]
+    for row in rows[3:]:
+        del row["image"]
+        row["conversations"][0]["value"] = row["conversations"][0]["value"].removeprefix("<image>\n")
+    path = tmp_path_factory.mktemp("kernels") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def trainer_of(rows_file: Path, synthetic_data: Path, tmp_path: Path) -> Callable[[Path], Any]:
+    """`trainer_of(model)`: the SFT stage's Trainer for packs, in evaluation mode."""
+    from drive_vlm.stages.engine.stage import StageFlags
+    from drive_vlm.stages.sft import prepare
+
+    def make(model: Path) -> Any:
+        extra = {"output_dir": str(tmp_path), "report_to": [], "disable_tqdm": True, "use_cpu": True}
+        data = DataConfig(data=[str(rows_file)], image_root=str(synthetic_data), packing=True, max_length=800)
+        configs = (ModelConfig(model=str(model)), data, RunConfig())
+        trainer = prepare(StageFlags("sft", configs, extra))[0]
+        trainer.model.eval()
+        return trainer
+
+    return make
+
+
+def batch_of(trainer: Any, *packs: tuple[int, ...]) -> dict[str, Any]:
+    batch = trainer.data_collator([trainer.train_dataset[pack] for pack in packs])
+    return {name: value for name, value in batch.items() if name not in ("sample_ids", "bad_rows", "num_tokens")}
+
+
+@torch.no_grad()
+def log_probs(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    return trainer.model(**batch, token_log_probs=True).log_probs
+
+
+def rows_apart(trainer: Any, rows: tuple[int, ...]) -> torch.Tensor:
+    return torch.cat([log_probs(trainer, batch_of(trainer, (row,))) for row in rows])
+
+
+def use(trainer: Any, kernel: str) -> None:
+    """All of the model's attention by `kernel`; from_pretrained would refuse it without a GPU."""
+    for module in trainer.model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = kernel
+
+
+class FlashOnHost:
+    """flash_attn's two functions in plain torch, float[..., T, heads, D]; `varlen` notes what it is given."""
+
+    def __init__(self) -> None:
+        self.causal: list[tuple[torch.Tensor, Any]] = []
+
+    def dense(
+        self, q: Any, k: Any, v: Any, dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False
+    ) -> torch.Tensor:
+        groups = q.shape[-2] // k.shape[-2]
+        q, k, v = (x.transpose(-3, -2) for x in (q, k.repeat_interleave(groups, -2), v.repeat_interleave(groups, -2)))
+        scores = q @ k.transpose(-1, -2) * (softmax_scale or q.shape[-1] ** -0.5)
+        if causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+        return (scores.softmax(-1) @ v).transpose(-3, -2)
+
+    def varlen(
+        self, q: Any, k: Any, v: Any, cu_seqlens_q: Any = None, cu_seqlens_k: Any = None, max_seqlen_q: Any = None,
+        max_seqlen_k: Any = None, dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q.dtype == torch.int32
+        assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
+        if causal:
+            self.causal.append((cu_seqlens_q, max_seqlen_q))
+        sizes = cu_seqlens_q.diff().tolist()
+        parts = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([self.dense(*part, softmax_scale=softmax_scale, causal=causal) for part in parts])
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> FlashOnHost:
+    """The reference in the kernel's place; transformers' look at positions in every layer is refused."""
+    made = FlashOnHost()
+    names = (flash_utils._pad_input, flash_utils._unpad_input)
+    monkeypatch.setattr(flash_utils, "_lazy_imports", lambda *_, **__: (made.dense, made.varlen, None, *names))
+    for name in ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_process_flash_kwargs_fn"):
+        monkeypatch.setattr(flash_utils, name, None)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a layer works out where rows end")
+
+    monkeypatch.setattr(flash_utils, "prepare_fa_kwargs_from_position_ids", refuse)
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_is_given_where_rows_end(
+    family: str, tiny_families: Callable[[str], Path], trainer_of: Any, kernel: FlashOnHost
+) -> None:
+    trainer = trainer_of(tiny_families(family))
+    rows = (3, 0, 1, 4, 2)
+    expected = rows_apart(trainer, rows)
+    trainer.data_collator.flatten = True
+    batch = batch_of(trainer, rows[:2], rows[2:])
+    use(trainer, "flash_attention_2")
+    torch.testing.assert_close(log_probs(trainer, batch), expected, atol=2e-5, rtol=2e-5)
+
+    lengths = [len(trainer.train_dataset[(row,)][0]["input_ids"]) for row in rows]
+    padding = batch["input_ids"].shape[1] - sum(lengths)
+    ends = np.cumsum([0, *lengths, *([padding] if padding else [])]).tolist()
+    assert len(kernel.causal) == trainer.model.config.get_text_config().num_hidden_layers
+    for where, longest in kernel.causal:
+        assert where.tolist() == ends and longest == max(*lengths, padding) and type(longest) is int
+
+
+def test_wrong_ends_would_be_seen(tiny_model: Path, trainer_of: Any, kernel: FlashOnHost) -> None:
+    """The negative control: rows that see each other have other log-probabilities."""
+    trainer = trainer_of(tiny_model)
+    rows = (3, 0, 1)
+    expected = rows_apart(trainer, rows)
+    trainer.data_collator.flatten = True
+    batch = batch_of(trainer, rows)
+    batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = batch["cu_seq_lens_q"][[0, 2, -1]]
+    batch["max_length_q"] = batch["max_length_k"] = int(batch["cu_seq_lens_q"].diff().max())
+    use(trainer, "flash_attention_2")
+    assert (log_probs(trainer, batch) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flex_is_given_a_block_mask(
+    family: str, tiny_families: Callable[[str], Path], trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    masks: list[Any] = []
+
+    def eager(*args: Any, score_mod: Any = None, block_mask: Any = None, **kwargs: Any) -> Any:
+        masks.append(block_mask)
+        return flex_attention(*args, score_mod=score_mod, block_mask=block_mask, **kwargs)
+
+    # transformers compiles it, which takes a minute of a CPU; uncompiled it gives the same numbers.
+    monkeypatch.setattr(flex.WrappedFlexAttention, "__call__", lambda self: eager)
+    trainer = trainer_of(tiny_families(family))
+    rows = (3, 0, 1, 4, 2)
+    expected = rows_apart(trainer, rows)
+    use(trainer, "flex_attention")
+    found = log_probs(trainer, batch_of(trainer, rows[:2], rows[2:]))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+    assert (
+        sum(isinstance(mask, BlockMask) for mask in masks) >= trainer.model.config.get_text_config().num_hidden_layers
+    )
