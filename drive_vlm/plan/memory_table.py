@@ -219,15 +219,16 @@ def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:
         return f"{chosen} fits; the largest micro batch of longest rows is {table[chosen]['largest_micro_batch']}."
     fitting = [name for name, row in table.items() if row["fits"]]
     if fitting:
-        return f"{chosen} does NOT fit. First layout that does: {_flag(fitting[0])}."
+        return f"{chosen} does NOT fit. First layout that does: {flag_of(fitting[0])}."
     smaller = {name: row["largest_micro_batch"] for name, row in table.items() if row["largest_micro_batch"]}
     if smaller:
         name = next(iter(smaller))
-        return f"No layout fits this micro batch. With --per_device_train_batch_size {smaller[name]} and {_flag(name)} it does."
+        return f"No layout fits this micro batch. With --per_device_train_batch_size {smaller[name]} and {flag_of(name)} it does."
     if min(row["peak_with_checkpointing"] for row in table.values()) < min(row["peak"] for row in table.values()):
         return "No layout fits. Turn on --gradient_checkpointing, lower --max_length, or freeze and adapt more (--freeze, --lora_rank)."
     return "No layout fits one row. Lower --max_length, adapt with --lora_rank, or use more or larger GPUs."
 
 
-def _flag(layout: str) -> str:
+def flag_of(layout: str) -> str:
+    """The flag that chooses a layout."""
     return "no --deepspeed" if layout == "ddp" else f"--deepspeed {layout}"

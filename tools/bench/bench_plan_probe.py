@@ -26,7 +26,8 @@ def measure_stage(
 
     1. `change(trainer)` wraps what the tool wants to note of the trainer.
     2. Before step 2: found["static"], the bytes that stay between steps.
-    3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases; found["resident"], the peak RSS.
+       Also found["resident"], the peak RSS so far, and found["together"], what the process and its loaders hold.
+    3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases.
     """
 
     def metered(trainer: Any) -> None:
@@ -51,6 +52,9 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step != 1:
                 return
+            # Before the profiler, whose own records are resident too; step 1 has made the optimizer's states.
+            found["resident"] = peak_resident_bytes()
+            found["together"] = together()
             gc.collect()
             found["static"] = torch.cuda.memory_allocated() if cuda else storages()
             if cuda:
@@ -68,9 +72,19 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
                 profiler = found.pop("profiler")
                 profiler.__exit__(None, None, None)
                 found["peak"] = {name: found["static"] + size for name, size in largest_sums(profiler, phases).items()}
-            found["resident"] = peak_resident_bytes()
 
     return Meter()
+
+
+def together() -> int:
+    """Bytes that this process and its loader processes hold now; what they share counts once (PSS of /proc)."""
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    total = 0
+    for number in (os.getpid(), *map(int, task.read_text().split())):
+        for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
 
 
 def storages() -> int:
