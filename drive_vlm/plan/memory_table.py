@@ -104,12 +104,18 @@ def has_memo(model: ModelSizes, layout: Layout) -> bool:
     return model.has("vision_tower") and may_memoise("vision_tower" not in model.parts_that_train(), layout.stage)
 
 
+def fixed_of(case: PlanCase, layout: Layout) -> StaticMemory:
+    """What one process holds under `layout` whatever its batches are."""
+    each, optim = weight_bytes(case, layout), str(case.flags.training["optim"] or "adamw_torch")
+    autocast = case.half() and each == 4
+    setup = TrainingSetup(case.flags.plan.world_size, each, case.accumulation, optim, autocast)
+    return static(sizes_of(case), layout, setup)
+
+
 def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool) -> Peak:
     """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
-    flags, each, compute = case.flags, weight_bytes(case, layout), 2 if case.half() else 4
-    optim = str(flags.training["optim"] or "adamw_torch")
-    setup = TrainingSetup(flags.plan.world_size, each, case.accumulation, optim, autocast=case.half() and each == 4)
-    fixed = static(sizes_of(case), layout, setup)
+    flags, compute = case.flags, 2 if case.half() else 4
+    fixed = fixed_of(case, layout)
     memo = flags.groups is not None and has_memo(case.model, layout)
     model = case.model.without_tower() if memo else case.model
     live = work.activations(

@@ -2,7 +2,7 @@
 
 The tensors are those of memory_table.py. Next to them lie, measured with tools/bench/bench_plan.py:
 
-- the libraries, and what malloc keeps of memory that was released;
+- the libraries, and what malloc keeps of the activations when they are released;
 - the checkpoint. from_pretrained maps its file, and a weight in the file's dtype is a part of that map. DeepSpeed's stages 1 and
   2 copy the weights that train into a flat buffer, but the map lives on as long as one frozen weight is in it: what trains is resident twice.
   The second copy is the file's and unchanged, so that the system takes it back where memory is short;
@@ -19,25 +19,25 @@ from typing import Any
 from drive_vlm.launch.machine import machine_memory, slow_bf16
 from drive_vlm.launch.manifest import gpus
 from drive_vlm.plan.activations import Batch
-from drive_vlm.plan.bytes import Layout
+from drive_vlm.plan.bytes import Layout, Peak
 from drive_vlm.plan.flags import PlanFlags, memory_bytes
-from drive_vlm.plan.memory_table import PlanCase, flag_of, layouts, longest, peak_of, typical, weight_bytes
+from drive_vlm.plan.memory_table import PlanCase, fixed_of, flag_of, layouts, longest, peak_of, typical, weight_bytes
 
 _MIB = 1 << 20
-# Resident of Python, torch and transformers after a step, and what DeepSpeed adds: measured (docs/plan.md).
-LIBRARIES, DEEPSPEED = 700 * _MIB, 110 * _MIB
-# Of activations, and of gradients, the share that malloc keeps when it is released (blocks below 32 MiB): fitted to measured runs.
-KEPT_ACTIVATIONS, KEPT_GRADIENTS = 0.15, 0.2
+# Resident of Python, torch and transformers after two steps, and what DeepSpeed adds: measured (docs/plan.md).
+LIBRARIES, DEEPSPEED = 740 * _MIB, 40 * _MIB
+# glibc gives a block of this size or more back to the system when it is released (the upper end of M_MMAP_THRESHOLD).
+RETURNED = 32 * _MIB
 # Bytes that a loader process does not share with its rank: measured with pictures of 1600 x 900.
 LOADER = 100 * _MIB
 # Batches that a loader prepares ahead (torch's prefetch_factor).
 _AHEAD = 2
 # What the machine must have on top: the error of this page against measured runs, and the kernel with other processes (an assumption).
-MARGIN, SYSTEM = 0.05, 1 << 30
+MARGIN, SYSTEM = 0.08, 1 << 30
 
 OF_CPU = [
-    "on a CPU: 700 MiB of libraries (810 with DeepSpeed), 15 % of activations and 20 % of gradients that malloc keeps, 100 MiB and two "
-    "batches a loader process; the machine needs 5 % more and 1 GiB for everything else; drive_vlm/plan/resident.py.",
+    "on a CPU: 740 MiB of libraries (780 with DeepSpeed), the checkpoint's file mapped, 100 MiB and two batches a loader process, "
+    "8 % for the error of these figures and 1 GiB for the rest of the machine; drive_vlm/plan/resident.py.",
 ]
 
 
@@ -74,15 +74,30 @@ def resident(case: PlanCase, layout: Layout, batch: Batch, stored: int | None, l
     tensors = found.peak + found.cpu
     # The map goes with its last weight: without a frozen one it does not outlive the copy.
     mapped = trained if same and layout.stage and frozen else 0
-    slack = KEPT_ACTIVATIONS * found.activations + KEPT_GRADIENTS * found.gradients
+    slack = kept_by_malloc(case, layout, batch, found)
     process = libraries + tensors + mapped + slack
-    held = loaders(case, layout, batch, trained, 0 if same and not layout.stage else trained)
+    held = loaders(case, found, layout, batch, trained, 0 if same and not layout.stage else trained)
     shared = frozen if same else 0
     node = local_world * (process - mapped - shared + held) + shared
     return Resident(libraries, tensors, mapped, slack, process, held, node, node * (1 + MARGIN) + SYSTEM)
 
 
-def loaders(case: PlanCase, layout: Layout, batch: Batch, trained: float, written: float) -> float:
+def kept_by_malloc(case: PlanCase, layout: Layout, batch: Batch, found: Peak) -> float:
+    """Bytes above the tensors' peak, because malloc still keeps the activations' blocks while ZeRO's optimizer works.
+
+    The optimizer's flat buffers are large blocks of their own. Without ZeRO it finds room among the blocks that were released.
+    Activations are blocks of a hidden state and of the MLP: taken as half and half.
+    """
+    if not layout.stage:
+        return 0
+    text, tokens = case.model.text, batch.rows * batch.tokens * (2 if case.half() else 4)
+    share = sum(tokens * width < RETURNED for width in (text.width, text.inner)) / 2
+    fixed = fixed_of(case, layout)
+    step = fixed.resident + fixed.gradients + fixed.step
+    return max(0.0, step + share * found.activations - found.peak)
+
+
+def loaders(case: PlanCase, found: Peak, layout: Layout, batch: Batch, trained: float, written: float) -> float:
     """Bytes that the loader processes of one process hold: their own, the batches they prepare, and old pages of its weights.
 
     `written` bytes of trained weights are pages of its own that the optimizer writes. Moments are made in the first step: they
@@ -92,7 +107,6 @@ def loaders(case: PlanCase, layout: Layout, batch: Batch, trained: float, writte
     number = int(flags.training["dataloader_num_workers"] or 0)
     if not number:
         return 0
-    found = peak_of(case, layout, batch, case.checkpointing())
     if layout.stage == 3:
         written = trained / flags.plan.world_size
     old = written + found.master + (found.optimizer if several_epochs(case) else 0)
