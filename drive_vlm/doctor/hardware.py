@@ -4,15 +4,11 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from drive_vlm.doctor.finding import Finding, Setting, judge, ok, output_of
+from drive_vlm.launch.machine import bf16_units, cgroup_cores, machine_memory, slow_bf16
 
 _GIB = 2**30
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
-# cgroup v1 says "no limit" with a number near 2**63.
-_UNLIMITED = 1 << 60
 
 
 def driver_gpus() -> list[list[str]]:
@@ -73,56 +69,28 @@ def peer_to_peer(setting: Setting) -> Iterator[Finding]:
 def processors(setting: Setting) -> Iterator[Finding]:
     """Cores of the machine, of this process, and of its cgroup."""
     mine = len(os.sched_getaffinity(0))
-    # A container may see all cores and still get the time of a few: its control group decides.
     quota = cgroup_cores()
     seen = f"{os.cpu_count()} cores, {mine} for this process" + (f", cgroup limit {quota:.1f}" if quota else "")
+    units = bf16_units()
+    seen += "" if units is None else f", {'with' if units else 'no'} bf16 units"
     wanted = 4 * len(driver_gpus())
     todo = f"Pictures are decoded on the CPU: ask for {wanted} cores (4 a GPU), e.g. --cpus-per-task."
     few = f"Set OMP_NUM_THREADS so that ranks x threads stays within {quota or mine:.0f}."
-    yield judge("cpu", seen, (min(mine, quota or mine) < wanted, "warn", todo), (quota and quota < mine, "warn", few))
-
-
-def own_groups(controller: str) -> Iterator[Path]:
-    """Directories of this process's control group and those above it: of `controller` in v1, of the one tree in v2.
-
-    In a Slurm job the limits stand some levels down, in a container at the top.
-    """
-    for line in _OWN_CGROUP.read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        if names and controller not in names.split(","):
-            continue
-        top = _CGROUP / controller if names else _CGROUP
-        inner = top / path.lstrip("/")
-        yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(top) and folder.is_dir())
-
-
-def cgroup_cores() -> float | None:
-    """CPU quota of this process in cores, None without one."""
-    quotas = []
-    for group in own_groups("cpu"):
-        if (group / "cpu.max").is_file():
-            quota, period = (group / "cpu.max").read_text().split()
-            quotas += [] if quota == "max" else [int(quota) / int(period)]
-        elif (group / "cpu.cfs_quota_us").is_file():
-            microseconds = int((group / "cpu.cfs_quota_us").read_text())
-            quotas += [microseconds / int((group / "cpu.cfs_period_us").read_text())] if microseconds > 0 else []
-    return min(quotas, default=None)
-
-
-def cgroup_memory() -> int | None:
-    """Memory limit of this process in bytes, None without one."""
-    texts = []
-    for group in own_groups("memory"):
-        files = (group / "memory.max", group / "memory.limit_in_bytes")
-        texts += [file.read_text().strip() for file in files if file.is_file()]
-    return min((int(text) for text in texts if text != "max" and int(text) < _UNLIMITED), default=None)
+    # Where a GPU computes, the processor need not know bf16.
+    slow = slow_bf16() if not wanted else None
+    yield judge(
+        "cpu",
+        seen,
+        (min(mine, quota or mine) < wanted, "warn", todo),
+        (quota and quota < mine, "warn", few),
+        (slow, "warn", f"On the CPU {slow}"),
+    )
 
 
 def memory(setting: Setting) -> Iterator[Finding]:
     """Memory of the machine and of the cgroup."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    kibibytes = {words[0]: int(words[1]) for words in lines}
-    total, free, limit = kibibytes["MemTotal:"] * 1024, kibibytes["MemAvailable:"] * 1024, cgroup_memory()
+    found = machine_memory()
+    total, free, limit = found.total, found.available, found.limit
     seen = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} available"
     seen += f", cgroup limit {limit / _GIB:.1f}" if limit and limit < total else ""
     todo = "A rank needs about 1 GiB before its model: ask for more, e.g. --mem."

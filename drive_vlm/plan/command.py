@@ -19,6 +19,7 @@ python -m drive_vlm plan sft --model siglip2_qwen3_4b --lora_rank 32 --freeze vi
 python -m drive_vlm plan spin --model llava_next_8b --deepspeed zero3 --bf16 --gradient_checkpointing --max_length 2048 --world_size 8
 python -m drive_vlm plan grpo --model siglip2_qwen3_4b --lora_rank 32 --freeze vision_tower --bf16 --num_frames 16 --max_length 2048 --num_generations 2
 python -m drive_vlm plan systems
+python -m drive_vlm plan sft --model internvl3_1b --freeze vision_tower --deepspeed zero2 --gradient_checkpointing --use_cpu --cpu_memory 32GB
 PLAN=1 bash recipes/internvl3_1b_sft.sh --data train.jsonl
 """
 _SHOWN = (
@@ -101,6 +102,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     from drive_vlm.plan.cost import disk, time_and_tokens
     from drive_vlm.plan.flags import local_world_size, memory_bytes, parse
     from drive_vlm.plan.memory_table import PlanCase, has_memo, layouts, memory, weight_bytes
+    from drive_vlm.plan.resident import OF_CPU, cpu_memory
     from drive_vlm.plan.rows import typical_row
 
     flags = parse(stage, EXAMPLES, words, __doc__ or "")
@@ -119,6 +121,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
     all_layouts, chosen = layouts(flags)
     own = next(layout for layout in all_layouts if layout.name == chosen)
     check_training(flags.model, own.stage)
+    cpu = cpu_memory(case, local)
     return {
         "as_json": flags.plan.json,
         "stage": stage,
@@ -139,6 +142,7 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
         },
         "parameters": tally((weight.part, weight.elements, weight.trains) for weight in model.weights),
         "memory": memory(case, memory_bytes(flags.plan.gpu_memory), local),
+        "cpu": cpu,
         "cost": time_and_tokens(flags, loaded, rows, micro * accumulation * world, has_memo(loaded, own)),
         "disk": disk(flags, model.weights, weight_bytes(case, own)),
         "data": {
@@ -148,7 +152,11 @@ def make_plan(stage: str, words: Sequence[str]) -> dict[str, Any]:
             "missing": rows.missing,
             "audit": rows.audit,
         },
-        "assumptions": [*ASSUMPTIONS, *{"pairs": OF_PAIRS, "prompts": OF_GROUPS}.get(kind, ())],
+        "assumptions": [
+            *ASSUMPTIONS,
+            *{"pairs": OF_PAIRS, "prompts": OF_GROUPS}.get(kind, ()),
+            *(OF_CPU if cpu else ()),
+        ],
     }
 
 

@@ -29,6 +29,10 @@ class PlanConfig:
     world_size: int = field(1, help="processes of the run over all nodes")
     local_world_size: int | None = field(None, help="processes of one node (default: all, at most 8)", least=1)
     gpu_memory: str = field("80GB", help="memory of one GPU, such as 24GB; 1 GB is taken as 2^30 bytes")
+    cpu_memory: str | None = field(
+        None,
+        help="memory of the machine that trains on its CPU, such as 32GB (default: this one's, as its container limits it)",
+    )
     gpu: str | None = field(
         None, help="GPU whose peak FLOPS counts, such as H100 (default: the usual one of --gpu_memory)"
     )
@@ -135,15 +139,15 @@ def _name(word: str) -> str:
     return word[2:].split("=")[0].replace("-", "_")
 
 
-def memory_bytes(text: str) -> int:
+def memory_bytes(text: str, flag: str = "--gpu_memory") -> int:
     """'24GB' as bytes, a GB being 2^30. Raises ValueError for anything else."""
     number = text.upper().removesuffix("IB").removesuffix("B").removesuffix("G")
     try:
         size = int(float(number) * 2**30)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"--gpu_memory {text}: give it as 24GB.") from error
+        raise ValueError(f"{flag} {text}: give it as 24GB.") from error
     if size <= 0:
-        raise ValueError(f"--gpu_memory {text}: give it as 24GB.")
+        raise ValueError(f"{flag} {text}: give it as 24GB.")
     return size
 
 

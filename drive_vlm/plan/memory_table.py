@@ -104,12 +104,18 @@ def has_memo(model: ModelSizes, layout: Layout) -> bool:
     return model.has("vision_tower") and may_memoise("vision_tower" not in model.parts_that_train(), layout.stage)
 
 
+def fixed_of(case: PlanCase, layout: Layout) -> StaticMemory:
+    """What one process holds under `layout` whatever its batches are."""
+    each, optim = weight_bytes(case, layout), str(case.flags.training["optim"] or "adamw_torch")
+    autocast = case.half() and each == 4
+    setup = TrainingSetup(case.flags.plan.world_size, each, case.accumulation, optim, autocast)
+    return static(sizes_of(case), layout, setup)
+
+
 def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool) -> Peak:
     """The peak of one process under `layout`; in grpo the larger of learning, sampling and scoring."""
-    flags, each, compute = case.flags, weight_bytes(case, layout), 2 if case.half() else 4
-    optim = str(flags.training["optim"] or "adamw_torch")
-    setup = TrainingSetup(flags.plan.world_size, each, case.accumulation, optim, autocast=case.half() and each == 4)
-    fixed = static(sizes_of(case), layout, setup)
+    flags, compute = case.flags, 2 if case.half() else 4
+    fixed = fixed_of(case, layout)
     memo = flags.groups is not None and has_memo(case.model, layout)
     model = case.model.without_tower() if memo else case.model
     live = work.activations(
@@ -219,15 +225,16 @@ def advice(table: dict[str, dict[str, Any]], chosen: str) -> str:
         return f"{chosen} fits; the largest micro batch of longest rows is {table[chosen]['largest_micro_batch']}."
     fitting = [name for name, row in table.items() if row["fits"]]
     if fitting:
-        return f"{chosen} does NOT fit. First layout that does: {_flag(fitting[0])}."
+        return f"{chosen} does NOT fit. First layout that does: {flag_of(fitting[0])}."
     smaller = {name: row["largest_micro_batch"] for name, row in table.items() if row["largest_micro_batch"]}
     if smaller:
         name = next(iter(smaller))
-        return f"No layout fits this micro batch. With --per_device_train_batch_size {smaller[name]} and {_flag(name)} it does."
+        return f"No layout fits this micro batch. With --per_device_train_batch_size {smaller[name]} and {flag_of(name)} it does."
     if min(row["peak_with_checkpointing"] for row in table.values()) < min(row["peak"] for row in table.values()):
         return "No layout fits. Turn on --gradient_checkpointing, lower --max_length, or freeze and adapt more (--freeze, --lora_rank)."
     return "No layout fits one row. Lower --max_length, adapt with --lora_rank, or use more or larger GPUs."
 
 
-def _flag(layout: str) -> str:
+def flag_of(layout: str) -> str:
+    """The flag that chooses a layout."""
     return "no --deepspeed" if layout == "ddp" else f"--deepspeed {layout}"

@@ -24,6 +24,16 @@ _PARTS = {
     "peak": "peak",
     "needed": "needed",
 }
+# What lies next to the tensors on a CPU.
+_RESIDENT = {
+    "tensors": "peak",
+    "libraries": "libs",
+    "mapped": "file",
+    "slack": "slack",
+    "process": "resident",
+    "loaders": "loaders",
+    "needed": "machine",
+}
 
 
 def gib(number: float) -> str:
@@ -35,10 +45,15 @@ def show(plan: dict[str, Any]) -> None:
     console = Console(width=132, highlight=False, markup=False, emoji=False, soft_wrap=True)
     model = plan["model"]
     console.print(Text.assemble((model["name"], "bold"), f" (exact): {model['note']}"))
-    for table in (_configuration(plan), _parameters(plan), _memory(plan)):
+    cpu = plan["cpu"]
+    asked = bool(cpu and cpu["asked"])
+    for table in (_configuration(plan), _parameters(plan), _cpu_memory(plan) if asked else _memory(plan)):
         console.print(table)
     console.print(_batch(plan))
-    console.print(_memory_words(plan))
+    if not asked:
+        console.print(_memory_words(plan))
+    if cpu:
+        console.print(_cpu_words(cpu))
     console.print(_cost(plan))
     if plan["batch"]["world_size"] > 1:
         console.print(_wire(plan))
@@ -110,6 +125,37 @@ def _memory_words(plan: dict[str, Any]) -> str:
     return (
         f"Memory: {plan['memory']['advice']} Activations {gib(row['activations_with_checkpointing'])} GiB with checkpointing, "
         f"{gib(row['activations_without_checkpointing'])} GiB without; peak with typical rows {gib(row['peak_typical_row'])} GiB"
+    )
+
+
+def _cpu_memory(plan: dict[str, Any]) -> Table:
+    """What a process keeps resident on a CPU: parts of the tensors, then what lies next to them, then the machine's share."""
+    cpu, memory = plan["cpu"], plan["memory"]
+    title = (
+        f"GiB resident of one process on a CPU for {memory['micro_batch']} x {plan['batch']['longest_row']:,} tokens "
+        f"({'with' if plan['batch']['gradient_checkpointing'] else 'without'} gradient checkpointing); the node holds {cpu['processes']}"
+    )
+    parts = ("weights", "gradients", "master", "optimizer", "activations", "buffers")
+    columns = (*(_PARTS[part] for part in parts), *_RESIDENT.values(), f"fits {cpu['machine'] / 2**30:.1f}")
+    table = _table(title, "layout", *columns)
+    for name, row in cpu["layouts"].items():
+        mark = Text(f"> {name}", "bold") if name == cpu["chosen"] else Text(f"  {name}")
+        fit = Text("yes", "green") if row["fits"] else Text("no", "red")
+        tensors = [gib(memory["layouts"][name][part]) for part in parts]
+        table.add_row(mark, *tensors, *(gib(row[part]) for part in _RESIDENT), fit)
+    return table
+
+
+def _cpu_words(cpu: dict[str, Any]) -> str:
+    """Whether a training on the CPU fits, in words, with the way out; and whether bf16 is slow there."""
+    row = cpu["layouts"][cpu["chosen"]]
+    first = "CPU:" if cpu["asked"] else "CPU: this machine has no GPU, so the command would train on its CPU."
+    who = f"each of {cpu['processes']} processes" if cpu["processes"] > 1 else "the process"
+    verdict = "it fits." if cpu["fits"] else f"it does NOT fit, and the kernel would kill it. {cpu['way_out']}"
+    slow = f"\nbf16: {cpu['slow_bf16']}" if cpu["slow_bf16"] else ""
+    return (
+        f"{first} With {cpu['chosen']} {who} keeps up to {gib(row['process'])} GiB resident; the machine needs {gib(row['needed'])} GiB "
+        f"(with typical rows {gib(row['needed_typical_row'])}) and has {gib(cpu['machine'])}: {verdict}{slow}"
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from drive_vlm.doctor import hardware, software, storage
 from drive_vlm.doctor.finding import Check, Finding, Setting
+from drive_vlm.launch import machine
 
 SETTING = Setting(Path("runs"))
 
@@ -53,33 +54,19 @@ def test_a_built_op_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert finding.seen.startswith("0.") and "built: cpu_adam" in finding.seen
 
 
-def test_limits_of_a_job_stand_above_its_group_in_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own").write_text("0::/system.slice/job_7/step_0\n")
-    step = tmp_path / "groups" / "system.slice" / "job_7" / "step_0"
-    step.mkdir(parents=True)
-    for folder, cores, bytes_ in ((step, "max 100000", "max"), (step.parent, "250000 100000", str(8 << 30))):
-        (folder / "cpu.max").write_text(cores)
-        (folder / "memory.max").write_text(bytes_)
-    monkeypatch.setattr(hardware, "_OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path / "groups")
-    assert hardware.cgroup_cores() == 2.5 and hardware.cgroup_memory() == 8 << 30
-
-
-def test_limits_of_a_container_in_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own").write_text("4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n")
-    for name, files in {
-        "cpu": {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"},
-        "memory": {"memory.limit_in_bytes": str(4 << 30)},
-    }.items():
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / file).write_text(text)
-    monkeypatch.setattr(hardware, "_OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
-    assert hardware.cgroup_cores() == 1.5 and hardware.cgroup_memory() == 4 << 30
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**63 - 4096))
-    assert hardware.cgroup_cores() is None and hardware.cgroup_memory() is None
+def test_the_processor_line_says_whether_bf16_is_slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(hardware, "driver_gpus", lambda: [])
+    monkeypatch.setattr(hardware, "cgroup_cores", lambda: None)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512f\n")
+    without = only(hardware.processors)
+    assert without.verdict == "warn" and "no bf16 units" in without.seen and "several times slower" in without.todo
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx512_bf16\n")
+    assert only(hardware.processors).verdict == "ok" and "with bf16 units" in only(hardware.processors).seen
+    # A GPU computes: what the processor knows decides nothing.
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2\n")
+    monkeypatch.setattr(hardware, "driver_gpus", lambda: [["H200", "143771 MiB", "570.1"]])
+    assert "slower" not in only(hardware.processors).todo
 
 
 def test_gpus_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:

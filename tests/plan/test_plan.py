@@ -12,7 +12,7 @@ import pytest
 from drive_vlm.plan.flags import memory_bytes, origins
 
 TOP = {
-    "stage", "model", "configuration", "shown_defaults", "batch", "parameters", "memory", "cost", "disk", "data", "assumptions",
+    "stage", "model", "configuration", "shown_defaults", "batch", "parameters", "memory", "cpu", "cost", "disk", "data", "assumptions",
 }  # fmt: skip
 LAYOUTS = ["ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 RECIPE = [

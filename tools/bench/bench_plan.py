@@ -1,11 +1,12 @@
 """The plan's memory model next to real training: predicted and measured bytes of one process, through sft or grpo.
 
-Each case of sft trains three optimizer steps of a random InternVL in processes of its own. Before step 2 the memory that stays
-(weights, master copy, optimizer states) is read; during step 2 the peak. On a GPU both are torch.cuda's allocated bytes.
+Each case of sft trains three optimizer steps of a random InternVL in processes of its own. Before step 3 the memory that stays
+(weights, master copy, optimizer states) is read; during step 3 the peak. On a GPU both are torch.cuda's allocated bytes.
 On a CPU the first is the sum of all tensor storages, the second adds the largest sum of allocations that torch's
-profiler saw; peak RSS less the RSS before the model was loaded stands next to them. The prediction is drive_vlm.plan's
-for the very batch that step 2 had (rows, tokens, tiles, labels).
-Each case of grpo runs two steps on a CPU. Step 2 is measured in each phase apart: while it samples, scores and learns.
+profiler saw. The prediction is drive_vlm.plan's for the very batch that step 3 had (rows, tokens, tiles, labels).
+On a CPU stand next to them: "resident", the most that the process kept resident in steps 1 and 2 (RSS, libraries and all), and
+"together", what it and its loader processes hold between steps 2 and 3 (what they share counts once).
+Each case of grpo runs two steps on a CPU. Step 2, its last, is measured in each phase apart: while it samples, scores and learns.
 On a CPU the model has some 50 M weights. On a GPU the cases are InternVL3-1B at full size, and Qwen3-4B with LoRA behind
 its tower, with random weights from drive_vlm/models/architectures.
 """
@@ -47,6 +48,7 @@ CPU_CASES: dict[str, tuple[int, str, list[str]]] = {
     "zero2_2ranks_checkpointing": (2, "zero2", _CKPT),
     "zero2_2ranks_bf16": (2, "zero2", ["--bf16", "true"]),
     "zero2_2ranks_accumulation": (2, "zero2", ["--global_batch_size", "6", "--per_device_train_batch_size", "1"]),
+    "zero2_loaders": (1, "zero2", ["--dataloader_num_workers", "2"]),
     "zero2_lora": (1, "zero2", _LORA),
     "zero2_lora_checkpointing": (1, "zero2", [*_LORA, *_CKPT]),
     "zero3_1rank": (1, "zero3", []),
@@ -177,19 +179,19 @@ def run_case(stage: str, work: Path, name: str, ranks: int, words: list[str]) ->
     found = json.loads(out.read_text())
     measured = {"static": found["static"], **{name or PEAKS[stage][-1]: size for name, size in found["peak"].items()}}
     predicted = predict(stage, [*words, "--world_size", str(ranks)], found["batch"])
+    measured |= {key: found[key] for key in RESIDENT if key in predicted}
     error = {key: predicted[key] / measured[key] - 1 for key in measured}
-    grown = found["resident"] - found["resident_at_load"] if "resident_at_load" in found else 0
     return {
         "case": name,
         "batch": found["batch"],
-        "measured": measured | ({"rss": grown} if grown else {}),
+        "measured": measured,
         "predicted": predicted,
         "error": error,
     }
 
 
 def predict(stage: str, words: list[str], batch: Any) -> dict[str, float]:
-    """The plan's figures of a process for the `batch` that step 2 had: what stays between steps, and each peak.
+    """The plan's figures of a process for the `batch` of the last step: what stays between steps, each peak, RESIDENT on a CPU.
 
     Of sft a batch is [rows, tokens, tiles, labels], of grpo {"prompt", "completion", "tiles" of a row}. On a CPU TRL scores
     every position, not the completions' alone.
@@ -201,6 +203,7 @@ def predict(stage: str, words: list[str], batch: Any) -> dict[str, float]:
     from drive_vlm.plan.flags import parse
     from drive_vlm.plan.lookup import load_sizes
     from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
+    from drive_vlm.plan.resident import resident, stored_bytes
     from drive_vlm.plan.rows import RowStatistics
 
     parsed = parse(stage, "", words, "")
@@ -218,10 +221,17 @@ def predict(stage: str, words: list[str], batch: Any) -> dict[str, float]:
     all_layouts, chosen = layouts(parsed)
     layout = next(item for item in reversed(all_layouts) if item.name == chosen)
     peak = peak_of(case, layout, shape, case.checkpointing())
-    return {"static": peak.between_steps, **{name: getattr(peak, name) for name in PEAKS[stage]}}
+    figures = {"static": peak.between_steps, **{name: getattr(peak, name) for name in PEAKS[stage]}}
+    if stage == "sft" and parsed.training["use_cpu"]:
+        kept = resident(case, layout, shape, stored_bytes(parsed.model.model), 1)
+        # Between steps malloc keeps the blocks of the activations, which the next step takes again.
+        rest = kept.process - kept.tensors - kept.slack + peak.between_steps + peak.activations
+        figures |= {"resident": kept.process, "together": rest + kept.loaders}
+    return figures
 
 
-# What is measured of step 2 of a stage: each phase, and at last what lies outside of all phases.
+RESIDENT = ("resident", "together")
+# What is measured of the last step of a stage: each phase, and at last what lies outside of all phases.
 PEAKS = {"sft": ("peak",), "grpo": (*PHASES, "learning")}
 
 
@@ -245,7 +255,7 @@ def run(args: Any, work: Path) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: Any) -> None:
     """Predicted and measured MiB and the error of what stays and of each phase."""
-    columns = ("static", *PEAKS[args.stage])
+    columns = ("static", *PEAKS[args.stage], *(key for key in RESIDENT if key in result["cases"][0]["predicted"]))
     rows = []
     for row in result["cases"]:
         cells = []
@@ -255,8 +265,6 @@ def show(result: dict[str, Any], args: Any) -> None:
         rows.append([row["case"], *cells])
     print_table(None, ("case", *(word for name in columns for word in (name, "measured", "error"))), rows, width=150)
     print("MiB of one process; error = predicted / measured - 1")
-    for row in result["cases"] if args.stage == "sft" else ():
-        print(f"{row['case']}: RSS grew by {row['measured']['rss'] / 2**20:,.1f} MiB")
 
 
 def child(words: list[str]) -> None:

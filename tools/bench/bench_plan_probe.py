@@ -1,4 +1,4 @@
-"""The measured process of bench_plan.py: one run of sft or grpo that notes what its step 2 takes."""
+"""The measured process of bench_plan.py: one run of sft or grpo that notes what its last step takes."""
 
 import contextlib
 import gc
@@ -25,8 +25,9 @@ def measure_stage(
     """Run the command `stage` with `words`; rank 0 writes `found` to `out`.
 
     1. `change(trainer)` wraps what the tool wants to note of the trainer.
-    2. Before step 2: found["static"], the bytes that stay between steps.
-    3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases; found["resident"], the peak RSS.
+    2. Before the last step: found["static"], the bytes that stay between steps.
+       Also found["resident"], the peak RSS so far, and found["together"], what the process and its loaders hold.
+    3. After it: found["peak"], {phase: most bytes during it}, "" outside of all phases.
     """
 
     def metered(trainer: Any) -> None:
@@ -39,7 +40,7 @@ def measure_stage(
 
 
 def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
-    """A callback that measures step 2. "profiler" is in `found` while it runs."""
+    """A callback that measures the last step. "profiler" is in `found` while it runs."""
     import torch
     from transformers import TrainerCallback
 
@@ -49,8 +50,11 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
 
     class Meter(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step != 1:
+            if state.global_step != args.max_steps - 1:
                 return
+            # Before the profiler, whose own records are resident too.
+            found["resident"] = peak_resident_bytes()
+            found["together"] = together()
             gc.collect()
             found["static"] = torch.cuda.memory_allocated() if cuda else storages()
             if cuda:
@@ -60,7 +64,7 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
                 found["profiler"].__enter__()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step != 2:
+            if state.global_step != args.max_steps:
                 return
             if cuda:
                 found["peak"] = {"": torch.cuda.max_memory_allocated()}
@@ -68,9 +72,22 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
                 profiler = found.pop("profiler")
                 profiler.__exit__(None, None, None)
                 found["peak"] = {name: found["static"] + size for name, size in largest_sums(profiler, phases).items()}
-            found["resident"] = peak_resident_bytes()
 
     return Meter()
+
+
+def together() -> int:
+    """Bytes that this process and its loader processes hold now; what they share counts once, files as this process has them."""
+    fields = ("Pss_Anon:", "Pss_Shmem:")
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    lines = [line for number in (os.getpid(), *children) for line in _proc(number, "smaps_rollup") if line[0] in fields]
+    lines += [line for line in _proc(os.getpid(), "status") if line[0] == "RssFile:"]
+    return sum(int(line[1]) * 1024 for line in lines)
+
+
+def _proc(process: int | str, name: str) -> list[list[str]]:
+    """The words of each line of a file of /proc/PROCESS."""
+    return [line.split() for line in Path(f"/proc/{process}/{name}").read_text().splitlines()]
 
 
 def storages() -> int:
@@ -120,24 +137,14 @@ def largest_sums(profiler: Any, phases: Sequence[str] = ()) -> dict[str, int]:
 
 
 def measure_sft(out: Path, words: list[str]) -> None:
-    """Run sft with `words` and write what step 2 took to `out` (rank 0)."""
-    from drive_vlm import models
-
+    """Run sft with `words` and write what its last step took to `out` (rank 0)."""
     found: dict[str, Any] = {}
-    load = models.load_family
-
-    def load_family(*args: Any, **kwargs: Any) -> Any:
-        with open("/proc/self/statm") as file:
-            found["resident_at_load"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return load(*args, **kwargs)
-
-    models.load_family = load_family
 
     def change(trainer: Any) -> None:
         step = trainer.training_step
 
         def training_step(model: Any, inputs: dict[str, Any], *rest: Any, **kwargs: Any) -> Any:
-            if trainer.state.global_step == 1:
+            if trainer.state.global_step == trainer.args.max_steps - 1:
                 rows, tokens = inputs["input_ids"].shape
                 tiles = inputs["pixel_values"].shape[0] if inputs.get("pixel_values") is not None else 0
                 found["batch"] = [rows, tokens, tiles, int((inputs["labels"] != -100).sum())]

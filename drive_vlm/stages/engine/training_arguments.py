@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drive_vlm.config import ModelConfig, RunConfig, nearest
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
+from drive_vlm.launch.machine import slow_bf16
 from drive_vlm.launch.stop import check_launcher
 from drive_vlm.launch.topology import accumulation_steps, read_topology
 from drive_vlm.stages.engine.score_flags import ScoreFlags
@@ -102,6 +104,8 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
     check_same_checkpoint(resume)
     check_schedule(args)
     check_attention(flags.model, args)
+    if topology.is_main:
+        warn_of_bf16(flags.model, args)
     return args, resume
 
 
@@ -193,6 +197,12 @@ def check_attention(model: ModelConfig, args: "TrainingArguments") -> None:
         raise ValueError(
             f"--attn_implementation {model.attn_implementation} trains on GPUs only. Use sdpa or eager on a CPU."
         )
+
+
+def warn_of_bf16(model: ModelConfig, args: "TrainingArguments") -> None:
+    """A line where bf16 runs on a processor that has no units for it: a step would take minutes and nothing would say why."""
+    if args.use_cpu and (args.bf16 or model.dtype == "bfloat16") and (slow := slow_bf16()):
+        print(f"warning: {slow}", file=sys.stderr, flush=True)
 
 
 def model_dtype(model: ModelConfig, args: "TrainingArguments") -> "torch.dtype":

@@ -46,14 +46,16 @@ def test_largest_sums_of_each_phase_without_what_other_threads_release(run):
 @pytest.mark.fresh("its memory is measured")
 @pytest.mark.slow
 def test_planned_memory_is_near_the_measured(bench):
-    cases = ["one_process", "zero2_2ranks", "zero3_2ranks"]
+    cases = ["one_process", "zero2_2ranks", "zero2_loaders", "zero3_2ranks"]
     result, text = bench("bench_plan", "--cases", *cases, "--hidden_size", 256, "--max_length", 256, timeout=800)
     print(text)
     assert [row["case"] for row in result["cases"]] == cases
     for row in result["cases"]:
         assert abs(row["error"]["static"]) < 0.1, row
         assert abs(row["error"]["peak"]) < 0.25, row
-        assert row["measured"]["rss"] > 0, row
+        # Libraries, and what malloc keeps of small blocks, differ by processor and number of threads: 100 MiB.
+        for key in ("resident", "together"):
+            assert abs(row["predicted"][key] - row["measured"][key]) < 0.1 * row["measured"][key] + (100 << 20), row
 
 
 @pytest.mark.fresh("its memory is measured")
