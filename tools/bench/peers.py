@@ -21,7 +21,7 @@ CHILD = measure.BENCH / "peer_child.py"
 # Rows of the one step that is compared before anything is timed: two periods of the mixed rows.
 CHECKED = 16
 # The picture path is measured on what a driving camera gives and on InternVL's own tiles: eight and the thumbnail.
-PICTURE = {"size": (900, 1600), "tile": 448, "max_tiles": 12, "tiles": 9}
+PICTURE_SIZE, TILE, MAX_TILES, TILES = (900, 1600), 448, 12, 9
 # float32 sums in another order; a row that sees another row, or a picture of other pixels, is off by more.
 LOSS_TOLERANCE = 1e-4
 
@@ -163,7 +163,7 @@ class Bench:
             "workers": self.args.workers,
             "steps": -1,
             "encoded": False,
-            "pad_id": tokenizer_numbers(self.work / "model"),
+            "pad_id": padding_id(self.work / "model"),
             "training": self.training,
             "out": str(out),
         }
@@ -203,12 +203,12 @@ class Bench:
         """Milliseconds of a row of one camera picture, from JPEG to collated tiles, in one process."""
         out = self.work / f"pictures_{peer.name}{repeat}.json"
         changes = {"model": str(model), "folder": str(self.work / "pictures"), "rows": "pictures", "max_length": 8192}
-        job = self.job(peer.name, out, tiles=PICTURE["max_tiles"], workers=0, **changes)
+        job = self.job(peer.name, out, tiles=MAX_TILES, workers=0, **changes)
         self.start(peer, "pictures", [job], out.with_suffix(".log"))
         return json.loads(out.read_text())
 
 
-def tokenizer_numbers(model: Path) -> int:
+def padding_id(model: Path) -> int:
     """The id of the padding token of the tiny `model`, which no row holds."""
     return int(json.loads((model / "config.json").read_text())["text_config"]["pad_token_id"])
 
@@ -334,7 +334,7 @@ def check_against_ours(work: Path, files: Sequence[Path]) -> None:
 
 
 def write_pictures(work: Path, count: int) -> None:
-    """`count` pictures of a driving camera's size in work/pictures, JPEG of about 200 KB, and rows that ask one question of each."""
+    """`count` pictures of a driving camera's size in work/pictures, as JPEG, and rows that ask one question of each."""
     import numpy as np
     from PIL import Image
 
@@ -345,7 +345,7 @@ def write_pictures(work: Path, count: int) -> None:
     folder.mkdir(exist_ok=True)
     rows = []
     for i in range(count):
-        drawn = render(make_scene(0, i, PICTURE["size"])).astype(np.int16)
+        drawn = render(make_scene(0, i, PICTURE_SIZE)).astype(np.int16)
         # A rendered scene is smoother than a camera's: noise gives its JPEG the size and the work of a photograph.
         noise = np.random.default_rng(i).normal(0, 6, drawn.shape).round().astype(np.int16)
         Image.fromarray(np.clip(drawn + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=85)
@@ -375,11 +375,9 @@ def our_pictures(work: Path, model: Path, out: Path) -> None:
 def measure_pictures(bench: Bench, count: int, repeats: int) -> dict[str, Any]:
     """{side: wall_ms, cpu_ms of a row, ...}, ours and the peers in turns. Raises ValueError where they do not make the same tiles."""
     write_pictures(bench.work, count)
-    sizes = {"image_size": PICTURE["tile"], "patch_size": 14, "hidden_size": 32, "vision_layers": 1, "text_layers": 1}
+    sizes = {"image_size": TILE, "patch_size": 14, "hidden_size": 32, "vision_layers": 1, "text_layers": 1}
     rows = bench.work / "pictures" / "pictures.jsonl"
-    model = measure.build_tiny(
-        bench.work, "picture_model", rows, **sizes, max_tiles=PICTURE["max_tiles"], vocab_size=400
-    )
+    model = measure.build_tiny(bench.work, "picture_model", rows, **sizes, max_tiles=MAX_TILES, vocab_size=400)
 
     def ours(repeat: int) -> dict[str, Any]:
         out = bench.work / f"pictures_ours{repeat}.json"
@@ -392,10 +390,10 @@ def measure_pictures(bench: Bench, count: int, repeats: int) -> dict[str, Any]:
         sides[peer.name] = lambda repeat, peer=peer: bench.pictures(peer, repeat, model)  # type: ignore[misc]
     found = measure.compare(measure.in_turns(sides, repeats), "ours")
     for side, values in found.items():
-        if values["tiles"] != PICTURE["tiles"]:
-            raise ValueError(f"{side} cut a picture into {values['tiles']:.0f} tiles, not into {PICTURE['tiles']}.")
+        if values["tiles"] != TILES:
+            raise ValueError(f"{side} cut a picture into {values['tiles']:.0f} tiles, not into {TILES}.")
     weight = sum(file.stat().st_size for file in (bench.work / "pictures").glob("*.jpg")) / count / 1000
-    return {"sides": found, "pictures": count, "size": PICTURE["size"], "jpeg_kb": weight}
+    return {"sides": found, "pictures": count, "size": PICTURE_SIZE, "jpeg_kb": weight}
 
 
 # ---- what is printed
@@ -464,5 +462,5 @@ def _show_pictures(path: Mapping[str, Any]) -> None:
         for side, found in path["sides"].items()
     ]
     height, width = path["size"]
-    title = f"{width} x {height} JPEG of {path['jpeg_kb']:.0f} KB to {PICTURE['tiles']} tiles of {PICTURE['tile']} pixels, one row"
+    title = f"{width} x {height} JPEG of {path['jpeg_kb']:.0f} KB to {TILES} tiles of {TILE} pixels, one row"
     print_table(title, ("", "ms a row", "CPU ms a row", "pixels", "CPU next to ours"), rows)
