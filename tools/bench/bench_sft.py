@@ -1,5 +1,8 @@
 """Speed and memory of our SFT (packed) next to TRL's SFTTrainer (unpacked, as it comes) on the same rows and tiny model.
 
+With --peers also next to LLaMA-Factory and ms-swift, as they come and packed, each in an environment of its own, and our way
+from a camera's JPEG to tiles next to theirs. One step of each is compared first: token ids, labels and loss (peers.py).
+
 Rows have mixed lengths: short answers, long captions, six pictures as in DriveLM, no picture. Both sides train one
 epoch in processes of their own, in turns, with equal weights, float32, no gradient checkpointing, adamw_torch, loader
 workers, threads and a frozen vision tower, and with the same non-padding tokens a step: TRL's batch size follows from
@@ -14,14 +17,19 @@ of the tower with its projector, and of the rest, which is the language model's;
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measure
+import peer_child
+import peers
 
 EXAMPLES = """
 python tools/bench/bench_sft.py --json runs/bench_sft.json
 python tools/bench/bench_sft.py --family qwen3_vl
+python tools/bench/bench_sft.py --peers llamafactory=lf/bin/python swift=swift/bin/python --json runs/bench_peers.json
 python tools/bench/bench_sft.py --rows 2000 --hidden_size 256 --max_length 1024 --batch_size 4 --threads 2
 """
 SHARED: dict[str, Any] = measure.TRAINING | {
@@ -32,6 +40,7 @@ SHARED: dict[str, Any] = measure.TRAINING | {
 }
 # Whose tiny twin trains, and what stands between its pictures where TRL writes them: InternVL's template writes the newline itself.
 BETWEEN = {"internvl": "\n", "qwen3_vl": "", "qwen2_5_vl": ""}
+TITLES = {"ours": "drive-vlm sft --packing", "peer": "TRL SFTTrainer"}
 SIZES = ("image_size", "patch_size", "hidden_size", "vision_layers", "text_layers", "vocab_size")
 NUMBERS = {
     "rows": (480, 16, "training rows"),
@@ -46,6 +55,7 @@ NUMBERS = {
     "vocab_size": (4000, 1, "tokens of the tokenizer, at most"),
     "image_size": (112, 1, "pixels of a picture's side; one tile each"),
     "patch_size": (7, 1, "pixels of a patch's side; 4 patches make a token"),
+    "pictures": (24, 0, "camera pictures from JPEG to tiles, with --peers; 0: leave it out"),
 }
 
 
@@ -157,14 +167,17 @@ def our_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     counted = last["tokens_per_second"] * seconds
     assert abs(counted / plan["timed"]["tokens"] - 1) < 1e-6, "the run did not follow the plan"
     rates = {name: last[name] for name in ("samples_per_second", "tokens_per_second", "data_wait_share")}
-    return rates | {"seconds": seconds, "last_loss": last["loss"]} | json.loads((out / "parts.json").read_text())
+    parts = json.loads((out / "parts.json").read_text())
+    cpu = peers.cpu_ms_per_row(parts.pop("cpu_seconds"), plan["timed"]["tokens"], plan)
+    return rates | {"seconds": seconds, "last_loss": last["loss"], "cpu_ms_per_row": cpu} | parts
 
 
 def peer_rates(out: Path, plan: dict[str, Any]) -> dict[str, float]:
     timed = json.loads((out / "timed.json").read_text())
     assert timed["steps"] == plan["steps"]["peer"]
     rates = {f"{name}_per_second": timed[name] / timed["seconds"] for name in ("samples", "tokens")}
-    return rates | {name: timed[name] for name in ("seconds", "tower_ms", "language_ms")}
+    cpu = peers.cpu_ms_per_row(timed["cpu_seconds"], timed["tokens"], plan)
+    return rates | {"cpu_ms_per_row": cpu} | {name: timed[name] for name in ("seconds", "tower_ms", "language_ms")}
 
 
 # ---- both sides: the parts of a step
@@ -234,8 +247,15 @@ class PartClock:
 def train_ours(out: Path, words: list[str]) -> None:
     """`sft WORDS` in this process; writes parts.json."""
     clocks: list[PartClock] = []
-    measure.run_stage("sft", words, lambda trainer: clocks.append(PartClock(trainer)))
-    (out / "parts.json").write_text(json.dumps(clocks[0].milliseconds()))
+    window = peer_child.window_clock()
+
+    def watch(trainer: Any) -> None:
+        trainer.add_callback(window)
+        clocks.append(PartClock(trainer))
+
+    measure.run_stage("sft", words, watch)
+    cpu = window.window()["cpu_seconds"]
+    (out / "parts.json").write_text(json.dumps(clocks[0].milliseconds() | {"cpu_seconds": cpu}))
 
 
 # ---- TRL's side, in processes of their own
@@ -315,7 +335,8 @@ def train_peer(work: Path, out: Path, workers: int) -> None:
         **plan["shared"],
     )
     dataset = peer_dataset(work / "data" / "mixed.jsonl")
-    rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock()]}
+    window = peer_child.window_clock()
+    rest = {"train_dataset": dataset, "processing_class": family.processor, "callbacks": [Clock(), window]}
     trainer = SFTTrainer(family.model, config, **rest)
     parts = PartClock(trainer)
     trainer.train()
@@ -325,18 +346,24 @@ def train_peer(work: Path, out: Path, workers: int) -> None:
         "samples": len(dataset) - plan["batch"]["peer"],
         "tokens": last["tokens"] - first["tokens"],
         "steps": last["step"],
+        "cpu_seconds": window.window()["cpu_seconds"],
         **parts.milliseconds(),
     }
     (out / "timed.json").write_text(json.dumps(timed))
 
 
 def child(words: list[str]) -> None:
-    """`plan WORK MAX_LENGTH BATCH_SIZE`, `ours OUT FLAGS`, or `train WORK OUT WORKERS`, which is TRL's side."""
+    """`plan WORK MAX_LENGTH BATCH_SIZE`, `ours OUT FLAGS`, `train WORK OUT WORKERS`, which is TRL's side, `check WORK FILES`
+    (what the peers' first step held), or `pictures WORK MODEL OUT`, our side of the picture path."""
     work = Path(words[1])
     if words[0] == "plan":
         plan_and_check(work, int(words[2]), int(words[3]))
     elif words[0] == "ours":
         train_ours(work, words[2:])
+    elif words[0] == "check":
+        peers.check_against_ours(work, [Path(word) for word in words[2:]])
+    elif words[0] == "pictures":
+        peers.our_pictures(work, Path(words[2]), Path(words[3]))
     else:
         train_peer(work, Path(words[2]), int(words[3]))
 
@@ -345,15 +372,21 @@ def child(words: list[str]) -> None:
 
 
 def run(args: Any, work: Path) -> dict[str, Any]:
-    """Both sides in turns. This process loads no torch: a child begins with the peak RSS of the process that forks it."""
+    """All sides in turns. This process loads no torch: a child begins with the peak RSS of the process that forks it."""
+    found = peers.find_peers(args.peers, args.family)
     prepare(args, work)
     env, own = measure.environment(work, args.threads), [sys.executable, __file__, "--child"]
     measure.start([*own, "plan", work, args.max_length, args.batch_size], work / "check.log", env)
     plan = json.loads((work / "plan.json").read_text())
+    others = peers.Bench(found, work, args, SHARED)
+    checked = {}
+    if found:
+        measure.start([*own, "check", work, *others.check()], work / "checked.log", env)
+        checked = {"checked": json.loads((work / "checked.json").read_text())}
 
     def timed(command: list[Any], out: Path) -> dict[str, float]:
         out.mkdir()
-        return {"peak_rss_mb": measure.start(command, out.with_suffix(".log"), env)["peak_rss_mb"]}
+        return peers.used_rates(measure.start(command, out.with_suffix(".log"), env))
 
     def ours(repeat: int) -> dict[str, float]:
         out = work / f"ours{repeat}"
@@ -363,10 +396,16 @@ def run(args: Any, work: Path) -> dict[str, Any]:
         out = work / f"peer{repeat}"
         return timed([*own, "train", work, out, args.workers], out) | peer_rates(out, plan)
 
-    sides = measure.compare(measure.in_turns({"ours": ours, "peer": peer}, args.repeats), "peer")
-    for name, side in sides.items():
-        side |= {key: plan[key][name] for key in ("tokens_per_step", "steps", "batch")}
-    return sides | {name: plan[name] for name in ("rows", "tokens", "lengths", "shared")}
+    runs: dict[str, Callable[[int], dict[str, Any]]] = {"ours": ours, "peer": peer}
+    runs |= {side: partial(others.train, side, plan=plan) for side in others.sides()}
+    sides = measure.compare(measure.in_turns(runs, args.repeats), "peer")
+    for name in ("ours", "peer"):
+        sides[name] |= {key: plan[key][name] for key in ("tokens_per_step", "steps", "batch")}
+    faster = {"against": peers.against(sides), "best_peer": peers.best_peer(sides), "titles": TITLES | others.titles()}
+    pictures = peers.measure_pictures(others, args.pictures, args.repeats) if found and args.pictures else {}
+    versions = {"peer_versions": {peer.name: peer.versions for peer in found}}
+    facts = {name: plan[name] for name in ("rows", "tokens", "lengths", "shared")}
+    return sides | facts | faster | versions | checked | ({"picture_path": pictures} if pictures else {})
 
 
 def show(result: dict[str, Any], args: Any) -> None:
@@ -381,13 +420,23 @@ def show(result: dict[str, Any], args: Any) -> None:
         "tokens_per_step": ("tokens a step", ".0f"),
         "steps": ("steps", "d"),
     }
-    measure.print_sides(title, result, {"ours": "drive-vlm sft --packing", "peer": "TRL SFTTrainer"}, columns)
+    measure.print_sides(title, result, TITLES, columns)
     print(f"model: {args.family},", ", ".join(f"{name} {getattr(args, name)}" for name in SIZES))
     print(f"{args.threads} threads, {args.workers} loader workers, float32; padding is not counted as tokens")
     print(f"ratio in tokens/s: {result['ours']['ratio']['tokens_per_second']:.2f}")
+    if args.peers:
+        peers.show(result)
 
 
 if __name__ == "__main__":
     parser = measure.bench_parser("bench_sft", __doc__, EXAMPLES, NUMBERS)
-    parser.flag("--family", tuple(BETWEEN), "whose tiny random model both sides train")
+    parser.flag("--family", tuple(BETWEEN), "whose tiny random model all sides train")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        type=peers.peer_word,
+        default=[],
+        metavar="NAME=PYTHON",
+        help=f"peers to compare with too, each by the python of the environment that has it: {', '.join(peers.SPECS)}",
+    )
     measure.run_bench(parser, run, show, child=child)

@@ -101,7 +101,7 @@ def environment(work: Path, threads: int | None = None) -> dict[str, str]:
 
 
 def start(command: Sequence[Any], log: Path, env: Mapping[str, str], first: Path | None = None) -> dict[str, float]:
-    """Run `command` to its end with its output in `log`: {"seconds", "peak_rss_mb" of its largest process}.
+    """Run `command` to its end, its output in `log`: {"seconds", "cpu_seconds" of all its processes, "peak_rss_mb" of the largest}.
 
     With `first`, a file that the command writes: also "seconds_to_first", until it was there. Raises ValueError with the
     reason, or the end of its output, when it fails.
@@ -124,7 +124,8 @@ def start(command: Sequence[Any], log: Path, env: Mapping[str, str], first: Path
         text = log.read_text(errors="replace")
         reason = text.rsplit("error: ", 1)[-1].splitlines()[0] if process.returncode == 2 else text[-3000:]
         raise ValueError(f"{log.stem} ended with code {process.returncode}: {reason}")
-    return found | {"seconds": time.perf_counter() - started, "peak_rss_mb": usage.ru_maxrss / 1024}
+    used = {"peak_rss_mb": usage.ru_maxrss / 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    return found | {"seconds": time.perf_counter() - started} | used
 
 
 def torchrun(processes: int) -> list[str]:

@@ -27,7 +27,11 @@ def test_both_sides_run(family, bench, tmp_path):
         assert ours["ratio"][name] == pytest.approx(ours[name] / peer[name])
     assert ours["tokens_per_step"] == pytest.approx(peer["tokens_per_step"], rel=0.05)
     assert min(ours["peak_rss_mb"], peer["peak_rss_mb"]) > 100
+    assert result["best_peer"] == "peer" and result["peer_versions"] == {} and "checked" not in result
+    assert result["against"]["peer"]["cpu_ms_per_row"] == pytest.approx(peer["cpu_ms_per_row"] / ours["cpu_ms_per_row"])
     for side in (ours, peer):
+        # A row's processor time is of the window; the run's own holds imports too.
+        assert 0 < side["cpu_ms_per_row"] * (96 - side["batch"]) / 1000 < side["run_cpu_seconds"]
         assert min(side["tower_ms"], side["language_ms"]) > 0
         passes = (side["tower_ms"] + side["language_ms"]) * (side["steps"] - 1) / 1000
         # Data and optimizer take the rest of the time between the two logs.
