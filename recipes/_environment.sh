@@ -89,6 +89,8 @@ _install_environment() {
   [ ! -f "$stamp" ] && [ ! -f "${VIRTUAL_ENV:-$CONDA_PREFIX}/.drive_vlm_dev_$state" ] || return 0
   constraint="$DRIVE_VLM_ROOT/constraints/cpu.txt"
   [ "$(_gpu_count)" -eq 0 ] || constraint="$DRIVE_VLM_ROOT/constraints/cuda.txt"
+  # tests/oldest.sh asks for the oldest versions.
+  constraint="${DRIVE_VLM_CONSTRAINT:-$constraint}"
   _say "Installing drive-vlm${extras:+[$extras]} into ${VIRTUAL_ENV:-$CONDA_PREFIX} with $(basename "$constraint") (minutes the first time, once)"
   python -m pip install --quiet --disable-pip-version-check -c "$constraint" -e "$DRIVE_VLM_ROOT${extras:+[$extras]}"
   touch "$stamp"

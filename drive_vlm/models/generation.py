@@ -55,11 +55,12 @@ class PictureGenerationMixin(GenerationMixin):
         """Repeat rows with all their pictures: transformers would repeat each picture, and mix the pictures of a row's copies."""
         if expand_size == 1:
             return input_ids, kwargs
-        expand = GenerationMixin._expand_inputs_for_generation
+        # A static method in transformers 5.17 and one of the instance in 5.23: its own descriptor knows how to bind it.
+        expand = vars(GenerationMixin)["_expand_inputs_for_generation"].__get__(self)
         pictures = {key: kwargs.pop(key) for key in self.picture_inputs if kwargs.get(key) is not None}
         if pictures:
             counts = list(self.pictures_of_rows(input_ids, kwargs.get("attention_mask")))
             for key, value in pictures.items():
                 pictures[key] = torch.cat([row for row in value.split(counts) for _ in range(expand_size)])
-        input_ids, kwargs = expand(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | pictures

@@ -103,7 +103,8 @@ def _vision(config: Any) -> VisionSizes:
     elif kind == "resampler":
         layers = config.resampler_layers
     return VisionSizes(
-        layers=vision.num_hidden_layers,
+        # Qwen's configurations call it depth; transformers 5.17 gives it no other name.
+        layers=vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers,
         width=vision.hidden_size,
         inner=vision.intermediate_size,
         # InternViT and DINOv2 scale the output of each layer.

@@ -1,8 +1,8 @@
 """Flags of the TrainingArguments classes from a shipped list of their fields, without importing transformers.
 
 training_fields.json is the list of the versions that it names; with others installed the classes are asked, which takes the
-seconds of importing torch. A library that is not installed (TRL is an extra) has no class to ask. `python -m drive_vlm plan record` writes it again; tests/plan/test_flags.py compares it with the
-classes.
+seconds of importing torch. A library that is not installed (TRL is an extra) has no class to ask: the list is the best there is.
+`python -m drive_vlm plan record` writes it again; tests/plan/test_flags.py compares it with the classes.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ FIELDS = Path(__file__).with_name("training_fields.json")
 def training_fields(training_class: str) -> dict[str, list[Any]]:
     """{field: [its kind, its default]} of a TrainingArguments class that a stage names."""
     shipped = json.loads(FIELDS.read_text())
-    if training_class in shipped and all(
-        _installed(library) in (known, None) for library, known in shipped["versions"].items()
+    unasked = _installed(training_class.partition(".")[0]) is None
+    if training_class in shipped and (
+        unasked or all(_installed(library) in (known, None) for library, known in shipped["versions"].items())
     ):
         return shipped[training_class]
     return record_fields(training_class)

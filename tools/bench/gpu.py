@@ -24,6 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import gpu_wheels
 import measure
 from gpu_parts import PARTS, Case, Part
 
@@ -40,6 +41,8 @@ bash tools/bench/gpu.sh --wheels wheels --out gpu.json --resume
 # Seconds that a case needs at least to be worth a start.
 _LEAST = 8.0
 _FORMAT = 1
+# Wheels that were given and cannot be used: {package: what it lacks}.
+_LEFT_OUT: dict[str, str] = {}
 
 
 def make_parser() -> CommandParser:
@@ -63,7 +66,9 @@ def make_parser() -> CommandParser:
 def skipped(case: Case) -> str:
     """Why `case` cannot run here; "" where it can."""
     if missing := [name for name in case.needs if importlib.util.find_spec(name) is None]:
-        return f"not installed: {', '.join(missing)}"
+        lacks = {name: _LEFT_OUT.get(name.replace("_", "-")) for name in missing}
+        shown = [name + (f" (its wheel needs {lacks[name]})" if lacks[name] else "") for name in missing]
+        return f"not installed: {', '.join(shown)}"
     if case.words.get("attn_implementation") in ("flash", "flex") and device_name() == "CPU":
         return "this kernel needs a GPU"
     return "one GPU" if case.gpus == 0 and number_of_gpus() < 2 else ""
@@ -92,8 +97,10 @@ def child(case: Case, work: Path, log: Path, result: Path) -> None:
         if isinstance(error, SystemExit):
             # A command that refuses its flags says so on stderr.
             first = log.read_text(errors="replace").rpartition("error: ")[2].partition("\n")[0][:300]
+        lacking = missing_package(error)
+        found = {"lacks": lacking} if lacking else {"why": f"{type(error).__name__}: {first}"}
         if not result.is_file() and os.environ.get("RANK", "0") == "0":
-            write_json(result, {"why": f"{type(error).__name__}: {first}"})
+            write_json(result, found)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -101,8 +108,18 @@ def child(case: Case, work: Path, log: Path, result: Path) -> None:
         os._exit(code)
 
 
+def missing_package(error: BaseException) -> str:
+    """The package that was not found, where that is what `error` comes of; "" elsewhere. Libraries that import late wrap it."""
+    step: BaseException | None = error
+    while step is not None:
+        if isinstance(step, ModuleNotFoundError) and step.name and not step.name.startswith("drive_vlm"):
+            return step.name.partition(".")[0]
+        step = step.__cause__ or step.__context__
+    return ""
+
+
 def run_case(part: str, case: Case, work: Path, seconds: float, fresh: bool) -> dict[str, Any]:
-    """{"state": done | failed | cut, "seconds", "figures" or "why", "log"} of one case with at most `seconds`."""
+    """{"state": done | skipped | failed | cut, "seconds", "figures" or "why", "log"} of one case with at most `seconds`."""
     ranks = case.gpus or number_of_gpus()
     log, result = work / f"{part}-{case.name}.log", work / f"{part}-{case.name}.json"
     log.unlink(missing_ok=True)
@@ -127,6 +144,9 @@ def run_case(part: str, case: Case, work: Path, seconds: float, fresh: bool) -> 
     taken = {"seconds": round(time.monotonic() - started, 1), "log": str(log)}
     if "figures" in found:
         return {"state": "done", "figures": found["figures"], **taken}
+    if "lacks" in found:
+        # A requirement of a package that is there itself.
+        return {"state": "skipped", "why": f"not installed: {found['lacks']}", **taken}
     if status is None:
         return {"state": "cut", "why": f"it took more than its {seconds:.0f} s", **taken}
     return {"state": "failed", "why": found.get("why", f"ended with status {status} and no figures"), **taken}
@@ -208,9 +228,9 @@ def run_part(letter: str, part: Part, work: Path, result: dict[str, Any], args: 
     """The cases of one part that are not done yet, until the time of the part is over."""
     entry = result["parts"].setdefault(letter, {"title": part.title, "cases": {}})
     states = {name: case["state"] for name, case in entry["cases"].items()}
-    # What failed may fail again: first what has not been tried.
-    for case in sorted(part.cases, key=lambda case: states.get(case.name) == "failed"):
-        if states.get(case.name) in ("done", "skipped"):
+    # What failed may fail again, what was skipped may lack its package still: first what has not been tried.
+    for case in sorted(part.cases, key=lambda case: states.get(case.name) in ("failed", "skipped")):
+        if states.get(case.name) == "done":
             continue
         left = until - time.monotonic()
         if why := skipped(case):
@@ -276,9 +296,8 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    if (wheels := os.environ.get("GPU_BENCH_WHEELS")) and wheels not in sys.path:
-        # Behind what the machine has: only what is missing comes from there.
-        sys.path.append(wheels)
+    if wheels := os.environ.get("GPU_BENCH_WHEELS"):
+        _LEFT_OUT |= gpu_wheels.add(Path(wheels))
     if sys.argv[1:2] == ["--child"]:
         letter, name, folder, log_file, result_file = sys.argv[2:7]
         child(

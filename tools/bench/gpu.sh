@@ -17,14 +17,16 @@ while [ $# -gt 0 ]; do
 done
 if [ -n "$wheels" ]; then
   [ -d "$wheels" ] || { echo "gpu.sh: --wheels $wheels: no such folder. Make it with tools/bench/gpu_wheels.sh." >&2; exit 2; }
-  # Unpacked, since packages look for their data files next to their code.
+  ls "$wheels"/*.whl >/dev/null 2>&1 || { echo "gpu.sh: --wheels $wheels holds no wheel. Make it with tools/bench/gpu_wheels.sh." >&2; exit 2; }
+  # Unpacked, since packages look for their data files next to their code; anew when the wheels are others, so that no two versions mix.
   unpacked="$(cd "$wheels" && pwd)/unpacked"
-  mkdir -p "$unpacked"
-  for wheel in "$wheels"/*.whl; do
-    [ -e "$wheel" ] || { echo "gpu.sh: --wheels $wheels holds no wheel. Make it with tools/bench/gpu_wheels.sh." >&2; exit 2; }
-    mark="$unpacked/.$(basename "$wheel")"
-    [ -e "$mark" ] || { python3 -m zipfile -e "$wheel" "$unpacked" && touch "$mark"; }
-  done
+  list="$(cd "$wheels" && ls -1 -- *.whl)"
+  if [ "$list" != "$(cat "$unpacked/.wheels" 2>/dev/null)" ]; then
+    rm -rf "$unpacked"
+    mkdir "$unpacked"
+    for wheel in "$wheels"/*.whl; do "${PYTHON:-python3}" -m zipfile -e "$wheel" "$unpacked/$(basename "$wheel" .whl)"; done
+    echo "$list" >"$unpacked/.wheels"
+  fi
   # Behind what the machine has: only what is missing there comes from the wheels.
   export GPU_BENCH_WHEELS="$unpacked"
 fi

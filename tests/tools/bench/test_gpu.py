@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -174,6 +175,54 @@ def test_a_missing_package_comes_from_the_wheels(tmp_path: Path, with_wheel: boo
     assert done.returncode == 0, done.stderr
     found = read_parts(out)["f"]["cases"]["bf16_nf4"]
     assert found["state"] == ("left" if with_wheel else "skipped"), found
+
+
+def test_a_wheel_that_lacks_a_requirement_stays_off_the_path(
+    load: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` without pyarrow would end every case: transformers imports it wherever it finds it. TRL asks for `datasets`."""
+    asked = {
+        "tables": ["no-such-arrow>=21", "numpy"],
+        "learner": ["tables>=4.7", "torch"],
+        "Deep_Speed": ["ninja", "torch", "wheel.of-here<2"],
+        "wheel_of_here": ["no-such-thing; extra == 'all'", "no-such-thing; python_version < '3'"],
+    }
+    for name, lines in asked.items():
+        info = tmp_path / f"{name}-1.0-py3-none-any" / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        requires = "".join(f"Requires-Dist: {line}\n" for line in lines)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{requires}")
+    gpu, before = load("gpu"), list(sys.path)
+    monkeypatch.setattr(sys, "path", list(before))
+    left_out = load("gpu_wheels").add(tmp_path)
+    assert left_out == {"tables": "no-such-arrow", "learner": "tables"}
+    assert sys.path == [
+        *before,
+        str(tmp_path / "Deep_Speed-1.0-py3-none-any"),
+        str(tmp_path / "wheel_of_here-1.0-py3-none-any"),
+    ]
+    monkeypatch.setattr(gpu, "_LEFT_OUT", {"no-such-package": "another"})
+    case = load("gpu_parts").Case("x", needs=("no_such_package", "json"))
+    assert gpu.skipped(case) == "not installed: no_such_package (its wheel needs another)"
+
+
+def test_a_package_missing_within_a_library_is_named(load: Callable, tmp_path: Path) -> None:
+    """As TRL's late imports wrap it. The case is skipped, and tried again by --resume: the package may be there by then."""
+    gpu, parts = load("gpu"), load("gpu_parts")
+    wrapped = RuntimeError("Failed to import trl")
+    wrapped.__cause__ = ModuleNotFoundError("No module named 'pyarrow.lib'", name="pyarrow.lib")
+    assert gpu.missing_package(wrapped) == "pyarrow"
+    assert gpu.missing_package(ModuleNotFoundError("our own mistake", name="drive_vlm.nothing")) == ""
+    result = {"parts": {"x": {"title": "x", "cases": {"one": {"state": "skipped", "why": "not installed: pyarrow"}}}}}
+    part = parts.Part("x", 1, (parts.Case("one"),))
+    args = SimpleNamespace(out=tmp_path / "o.json")
+    gpu.run_part("x", part, tmp_path, result, args, time.monotonic(), True)
+    assert result["parts"]["x"]["cases"]["one"]["state"] == "skipped", "without time nothing changes"
+    ran = {"state": "done", "seconds": 0.0, "figures": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "run_case", lambda *words: ran)
+        gpu.run_part("x", part, tmp_path, result, args, time.monotonic() + 99, True)
+    assert result["parts"]["x"]["cases"]["one"] == ran
 
 
 # ---- gpu_tables.py
