@@ -5,9 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from drive_vlm.__main__ import main
+from drive_vlm.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "dry_run"
@@ -125,13 +129,53 @@ PLANNED = {
 }
 
 
-@pytest.mark.parametrize("gpus", ["1", "2", "4", "8"])
+@pytest.fixture
+def plans_of(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`plans_of(recipe, *words, gpus)`: what PLAN=1 prints. The recipe's own plan commands run in this process, which saves their start."""
+    stages, asked = tmp_path / "stages", tmp_path / "asked"
+    stages.write_text("".join(f"{name}\n" for name in STAGES))
+    (tmp_path / "python").write_text(
+        f"""#!/bin/bash
+case "$*" in
+  "-m drive_vlm stages") cat {stages} ;;
+  "-m drive_vlm plan "*) printf '%s\\0' "$DRIVE_VLM_RECIPE" "$DRIVE_VLM_USER_WORDS" "${{@:3}}" >>{asked}; printf '\\0' >>{asked} ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    (tmp_path / "python").chmod(0o755)
+
+    def plans(recipe: str, *words: str, gpus: int) -> str:
+        asked.unlink(missing_ok=True)
+        env = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = run(["bash", f"recipes/{recipe}.sh", *words], PLAN="1", NPROC_PER_NODE=str(gpus), **env)
+        assert done.returncode == 0, done.stderr
+        for command in asked.read_text().removesuffix("\0\0").split("\0\0"):
+            name, count, *words_of_plan = command.split("\0")
+            monkeypatch.setenv("DRIVE_VLM_RECIPE", name)
+            monkeypatch.setenv("DRIVE_VLM_USER_WORDS", count)
+            monkeypatch.setattr(sys, "argv", ["drive_vlm", *words_of_plan])
+            main()
+        return capsys.readouterr().out
+
+    return plans
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
 @pytest.mark.parametrize("recipe", PLANNED)
-def test_a_recipe_runs_unchanged_on_any_number_of_gpus(run, recipe, gpus):
+def test_a_recipe_runs_unchanged_on_any_number_of_gpus(plans_of, recipe, gpus):
     """The global batch is a multiple of what all GPUs take at once, and so are the groups of a generation batch."""
+    assert f" accumulation x {gpus} GPUs" in plans_of(recipe, *PLANNED[recipe], gpus=gpus)
+
+
+def test_a_plan_of_a_recipe_is_that_of_its_command(run, plans_of):
     env = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = run(["bash", f"recipes/{recipe}.sh", *PLANNED[recipe]], PLAN="1", NPROC_PER_NODE=gpus, **env)
-    assert done.returncode == 0 and f" accumulation x {gpus} GPUs" in done.stdout, done.stderr
+    done = run(
+        ["bash", "recipes/drive_vlm_stage3.sh", *PLANNED["drive_vlm_stage3"]], PLAN="1", NPROC_PER_NODE="2", **env
+    )
+    assert done.returncode == 0 and done.stdout == plans_of("drive_vlm_stage3", *PLANNED["drive_vlm_stage3"], gpus=2)
 
 
 @pytest.mark.parametrize(
