@@ -257,7 +257,10 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code."""
+    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code.
+
+    `run_here("drive_vlm", "plan", ...)` is `python -m drive_vlm plan ...`.
+    """
 
     def start(tool: str, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
         for name, value in env.items():
@@ -268,7 +271,10 @@ def run_here(
         capsys.readouterr()
         status: Any = 0
         try:
-            runpy.run_path(tool, run_name="__main__")
+            if tool == "drive_vlm":
+                runpy.run_module(tool, run_name="__main__")
+            else:
+                runpy.run_path(tool, run_name="__main__")
         except SystemExit as stopped:
             status = stopped.code
         said = capsys.readouterr()
