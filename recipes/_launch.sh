@@ -8,6 +8,8 @@
 #
 # Topology comes from the environment; inside a Slurm step (srun) Slurm's own variables win:
 #   NPROC_PER_NODE   processes on this node (default: number of GPUs, at least 1)
+#   OMP_NUM_THREADS  threads of every process; without it a command of one process takes all cores that the recipe may use (those of the
+#                    Slurm task, or of its affinity), and ranks without GPUs divide them. RANK_THREADS=N gives each of several ranks N
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes without Slurm
 #   LAUNCHER         torchrun (default) or deepspeed
 #   MAX_RESTARTS     how often torchrun starts all ranks again after one has died (default 0)
@@ -84,6 +86,9 @@ _read_topology() {
   fi
 }
 
+# Cores that the recipe may use. nproc counts those of its affinity, and would obey OMP_NUM_THREADS as well.
+_cores() { echo "${SLURM_CPUS_PER_TASK:-$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)}"; }
+
 # --- the command: _environment (NAME=VALUE words) and _command
 
 _set() { _environment+=("$1=$2"); }
@@ -158,8 +163,9 @@ _build_command() {
   _environment=() _hostfile=""
   gpus="$(_gpu_count)"
   if [ "$gpus" -eq 0 ]; then
-    threads="${SLURM_CPUS_PER_TASK:-$(nproc)}"
+    threads="$(_cores)"
     [ "$_layout" = slurm_ranks ] || threads=$(((threads + _procs - 1) / _procs))
+    [ "$((_nodes * _procs))" -eq 1 ] || threads="${RANK_THREADS:-$threads}"
     _set DS_ACCELERATOR cpu
     _set OMP_NUM_THREADS "${OMP_NUM_THREADS:-$threads}"
   fi
@@ -272,7 +278,10 @@ run() {
     _print_command "$@"
   elif [ -z "${PLAN:-}" ]; then
     _ask_before "$@"
-    _patiently "$@"
+    # Another recipe divides the cores itself. Threads sleep while they wait: on a machine that others use they would take its cores.
+    local threads=()
+    [ "$1" != python ] || threads=(OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(_cores)}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}")
+    _patiently env "${threads[@]}" "$@"
   fi
 }
 

@@ -29,7 +29,7 @@ case "${SIZE:-full}" in
   *) _fail "bddoia_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
 start_over "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 shared=(--freeze vision_tower --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --save_strategy no)
 rl=(--data "$data/oia_json_train.jsonl" --rewards clip action_reason structure --reward_weights 1 1 0.5 --action_reason_mode labels

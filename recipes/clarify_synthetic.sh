@@ -27,7 +27,7 @@ case "${SIZE:-full}" in
   *) _fail "clarify_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
 start_over "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 world="$out/world" rows="$out/rows"
 pictures=(--size 64 --image_format png --questions_per_scene 0)
 shared=(--freeze vision_tower --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --save_strategy no)

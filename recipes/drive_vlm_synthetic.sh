@@ -28,7 +28,7 @@ case "${SIZE:-full}" in
   *) _fail "drive_vlm_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
 start_over "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 shared=(--num_frames 8 --feature_cache "$out/features" --deepspeed zero2 --lr_scheduler_type cosine --warmup_steps 0.05 --logging_steps "$((steps1 / 4 + 1))" --save_strategy no)
 answer=(--num_frames 8 --batch_size 64)

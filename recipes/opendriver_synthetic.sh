@@ -29,7 +29,7 @@ case "${SIZE:-full}" in
   *) _fail "opendriver_synthetic: SIZE=$SIZE: full, small or smoke." ;;
 esac
 start_over "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 world="$out/world" other="$out/other" synth="$out/synthetic" human_rows="$out/world/labelled_human.jsonl"
 plan="$out/plan.json"
 pictures=(--size 64 --image_format png --questions_per_scene 0)

@@ -19,7 +19,7 @@ ensure_environment eval
 out=runs/quickstart
 run rm -rf "$out"
 run mkdir -p "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 
 step "1/7  synthetic driving scenes"
 # Three of the world's 22 question templates: what a model this small can begin to see in two minutes from nothing.

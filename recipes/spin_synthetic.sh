@@ -25,7 +25,7 @@ case "${SIZE:-full}" in
   *) _fail "spin_synthetic: SIZE=$SIZE: full or smoke." ;;
 esac
 start_over "$out"
-export NPROC_PER_NODE=2 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export NPROC_PER_NODE=2 RANK_THREADS=1 HF_HUB_OFFLINE=1
 data="$out/data"
 
 step "1/4  synthetic driving scenes"

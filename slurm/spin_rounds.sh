@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=../recipes/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"
+# shellcheck source=_graph.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_graph.sh"
 
 usage() {
   cat <<'TEXT'
@@ -25,37 +27,16 @@ again the chain goes on: steps that are done end at once, and of a generation on
 TEXT
 }
 
-rounds="" shards="" at_once="" recipe="recipes/spin_rounds.sh" time="" nodes=1 generate_time="" evaluate_time="" pairs_time="" regenerate_time="" regenerate="" dry="" options=() words=()
-
+rounds="" recipe="recipes/spin_rounds.sh" nodes=1 generate_time="" evaluate_time="" pairs_time="" regenerate_time="" regenerate=""
+own=(--array --after --dependency --name --parsable) behind="Settings and flags of the recipe stand behind --."
+declare -A switches=([--dry-run]=dry [--regenerate]=regenerate)
 declare -A variable=([--rounds]=rounds [--shards]=shards [--at-once]=at_once [--recipe]=recipe [--time]=time [--nodes]=nodes
   [--generate-time]=generate_time [--evaluate-time]=evaluate_time [--pairs-time]=pairs_time
   [--regenerate-time]=regenerate_time)
 
-read_arguments() {
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      -h | --help) usage; exit 0 ;;
-      --dry-run) dry=1 ;;
-      --) words=("${@:2}"); return ;;
-      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
-      --array | --after | --dependency | --name | --parsable) _fail "spin_rounds.sh: $1 is the graph's own." ;;
-      --regenerate) regenerate=1 ;;
-      --no-plan | --force) options+=("$1") ;;
-      --*)
-        [ $# -ge 2 ] && [ -n "$2" ] && [[ "$2" != --* ]] || _fail "spin_rounds.sh: $1 needs a value."
-        if [ -n "${variable[$1]:-}" ]; then printf -v "${variable[$1]}" %s "$2"; else options+=("$1" "$2"); fi
-        shift ;;
-      *) _fail "spin_rounds.sh: unexpected word $1. Settings and flags of the recipe stand behind --." ;;
-    esac
-    shift
-  done
-}
-
 check_arguments() {
-  local name
-  for name in rounds shards nodes; do [[ "${!name}" =~ ^[1-9][0-9]*$ ]] || _fail "spin_rounds.sh: --$name ${!name:-is missing}: a whole number from 1 on is needed."; done
-  [[ "$at_once" =~ ^([1-9][0-9]*)?$ ]] || _fail "spin_rounds.sh: --at-once $at_once: a whole number from 1 on is needed."
-  [ -n "$time" ] || _fail "spin_rounds.sh: --time is missing: how long a training job may run, e.g. --time 12:00:00."
+  require_counts rounds shards nodes
+  require_limits "a training job"
   [ -n "$regenerate" ] || [[ " ${words[*]}" != *" SYNTH="?* ]] || _fail "spin_rounds.sh: SYNTH is given: --regenerate makes its jobs."
   generate_time="${generate_time:-$time}" regenerate_time="${regenerate_time:-$time}" evaluate_time="${evaluate_time:-$time}" pairs_time="${pairs_time:-$time}"
   [ "${#words[@]}" -gt 0 ] || _fail "spin_rounds.sh: settings of the recipe are missing, e.g. -- MODEL=runs/sft DATA=train.jsonl"
@@ -67,11 +48,11 @@ print_graph() {
   echo "round0-evaluate 0 evaluate 1 - $evaluate_time -"
   for ((t = 1; t <= rounds; t++)); do
     if [ -n "$regenerate" ]; then
-      echo "round$t-write $t regenerate 1 0-$((shards - 1))${at_once:+%$at_once} $regenerate_time $before"
+      echo "round$t-write $t regenerate 1 $(shard_range) $regenerate_time $before"
       echo "round$t-regenerate $t regenerate 1 - $regenerate_time round$t-write"
       before="round$t-regenerate"
     fi
-    echo "round$t-generate $t generate 1 0-$((shards - 1))${at_once:+%$at_once} $generate_time $before"
+    echo "round$t-generate $t generate 1 $(shard_range) $generate_time $before"
     echo "round$t-pairs $t pairs 1 - $pairs_time round$t-generate"
     echo "round$t-train $t train $nodes - $time round$t-pairs"
     echo "round$t-evaluate $t evaluate 1 - $evaluate_time round$t-train"
@@ -79,7 +60,7 @@ print_graph() {
   done
 }
 
-print_table() { { echo "job round step nodes array time after"; print_graph; } | awk '{ printf "%-18s %5s  %-10s %5s  %-10s %-12s %s\n", $1, $2, $3, $4, $5, $6, $7 }'; }
+print_table() { { echo "job round step nodes array time after"; echo "$1"; } | awk '{ printf "%-18s %5s  %-10s %5s  %-10s %-12s %s\n", $1, $2, $3, $4, $5, $6, $7 }'; }
 
 # submit_job NAME ROUND STEP NODES ARRAY TIME BEFORE: sets id.
 submit_job() {
@@ -90,22 +71,16 @@ submit_job() {
 }
 
 submit_graph() {
-  local name line id
-  declare -A job=()
+  local line
   # Check the plan before anything is submitted: a chain that fails in the middle would leave jobs in the queue.
-  read -r -a line <<<"$(print_graph | grep '^round1-train ')"
+  read -r -a line <<<"$(grep '^round1-train ' <<<"$1")"
   bash "$DRIVE_VLM_ROOT/slurm/submit.sh" "$recipe" --dry-run --nodes "${line[3]}" --time "${line[5]}" "${options[@]}" \
     -- ROUND=1 STEP=train "${words[@]}" </dev/null >/dev/null
-  while read -r -a line; do
-    name="${line[0]}"
-    submit_job "${line[@]}" || { _say "spin_rounds.sh: $name was not submitted. Cancel the others: scancel ${job[*]}"; exit 2; }
-    job["$name"]="$id"
-    echo "$name $id"
-  done < <(print_graph)
-  echo "cancel all: scancel ${job[*]}"
+  submit_lines "$1"
 }
 
 read_arguments "$@"
 check_arguments
-print_table
-if [ -z "$dry" ]; then submit_graph; fi
+graph="$(print_graph)"
+print_table "$graph"
+if [ -z "$dry" ]; then submit_graph "$graph"; fi

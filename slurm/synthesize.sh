@@ -4,6 +4,8 @@
 set -euo pipefail
 # shellcheck source=../recipes/_environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipes/_environment.sh"
+# shellcheck source=_graph.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_graph.sh"
 
 usage() {
   cat <<'TEXT'
@@ -20,34 +22,14 @@ Submitted again the synthesis goes on: shards and steps that are done end at onc
 TEXT
 }
 
-plan="" shards="" at_once="" steps="" time="" dry="" options=() words=()
-
+plan="" steps="" own=(--array --after --dependency --name --parsable --nodes) behind="Flags of tools/synthesize.py stand behind --."
+declare -A switches=([--dry-run]=dry)
 declare -A variable=([--plan]=plan [--shards]=shards [--at-once]=at_once [--steps]=steps [--time]=time)
-
-read_arguments() {
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      -h | --help) usage; exit 0 ;;
-      --dry-run) dry=1 ;;
-      --) words=("${@:2}"); return ;;
-      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
-      --array | --after | --dependency | --name | --parsable | --nodes) _fail "synthesize.sh: $1 is the graph's own." ;;
-      --no-plan | --force) options+=("$1") ;;
-      --*)
-        [ $# -ge 2 ] && [ -n "$2" ] && [[ "$2" != --* ]] || _fail "synthesize.sh: $1 needs a value."
-        if [ -n "${variable[$1]:-}" ]; then printf -v "${variable[$1]}" %s "$2"; else options+=("$1" "$2"); fi
-        shift ;;
-      *) _fail "synthesize.sh: unexpected word $1. Flags of tools/synthesize.py stand behind --." ;;
-    esac
-    shift
-  done
-}
 
 check_arguments() {
   [ -n "$plan" ] || _fail "synthesize.sh: --plan is missing: the plan file of tools/synthesize.py."
-  [[ "$shards" =~ ^[1-9][0-9]*$ ]] || _fail "synthesize.sh: --shards ${shards:-is missing}: a whole number from 1 on is needed."
-  [[ "$at_once" =~ ^([1-9][0-9]*)?$ ]] || _fail "synthesize.sh: --at-once $at_once: a whole number from 1 on is needed."
-  [ -n "$time" ] || _fail "synthesize.sh: --time is missing: how long a job may run, e.g. --time 12:00:00."
+  require_counts shards
+  require_limits "a job"
 }
 
 # One line a job: step, array, time, the steps that it waits for. What the plan and the flags do not allow ends here, before a job.
@@ -55,7 +37,7 @@ print_graph() {
   local step kind reads
   python "$DRIVE_VLM_ROOT/tools/synthesize.py" --plan "$plan" --graph ${steps:+--steps "$steps"} "${words[@]}" |
     while read -r step kind reads; do
-      if [ "$kind" = shards ]; then echo "$step 0-$((shards - 1))${at_once:+%$at_once} $time $reads"; else echo "$step 0 $time $reads"; fi
+      if [ "$kind" = shards ]; then echo "$step $(shard_range) $time $reads"; else echo "$step 0 $time $reads"; fi
     done
 }
 
@@ -68,19 +50,8 @@ submit_job() {
     "${options[@]}" ${after:+--after "$after"} -- --plan "$plan" --steps "$1" "${words[@]}" </dev/null)"
 }
 
-submit_graph() {
-  local line id
-  declare -A job=()
-  while read -r -a line; do
-    submit_job "${line[@]}" || { _say "synthesize.sh: ${line[0]} was not submitted. Cancel the others: scancel ${job[*]}"; exit 2; }
-    job["${line[0]}"]="$id"
-    echo "${line[0]} $id"
-  done <<<"$1"
-  echo "cancel all: scancel ${job[*]}"
-}
-
 read_arguments "$@"
 check_arguments
 graph="$(print_graph)"
 { echo "step array time after"; echo "$graph"; } | awk '{ printf "%-12s %-10s %-12s %s\n", $1, $2, $3, $4 }'
-if [ -z "$dry" ]; then submit_graph "$graph"; fi
+if [ -z "$dry" ]; then submit_lines "$graph"; fi

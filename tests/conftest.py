@@ -59,12 +59,22 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
+    """Every second worker of xdist imports the files from the last to the first: in a fresh clone each then compiles half of them."""
+    report = yield
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    if isinstance(collector, pytest.Directory) and int(number) % 2:
+        report.result.reverse()
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first; a file's own order stays, so that what it shares is made once."""
+    """Files with slow tests first; a file's own order stays, so that what it shares is made once. The same order in every worker."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     last = len(LONGEST)
     place = {path: LONGEST.index(path.stem) if path.stem in LONGEST else last for path in slow}
-    items.sort(key=lambda item: place.get(item.path, last + 1))
+    items.sort(key=lambda item: (place.get(item.path, last + 1), item.path))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -91,16 +101,18 @@ def _fresh_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         monkeypatch.setenv("FRESH_PYTHON", "1")
 
 
-def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> Path:
-    """`python WORDS --out FOLDER`, run by the first worker that asks; the folder is kept for the whole test run."""
+def _build_once(factory: pytest.TempPathFactory, name: str, *words: object, fresh: bool = False) -> Path:
+    """`python WORDS --out FOLDER`, run by the first worker that asks; the folder is kept for the whole test run.
+
+    `fresh`: the tool starts as a user starts it, with all its imports.
+    """
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     out = shared / name
     with FileLock(f"{out}.lock"):
         if not out.exists():
             part = shared / f"{name}.part"
-            # Fresh: the tools that all tests build on start as a user starts them.
-            env = os.environ | {"FRESH_PYTHON": "1"}
+            env = os.environ | ({"FRESH_PYTHON": "1"} if fresh else {})
             subprocess.run(
                 [sys.executable, *map(str, words), "--out", part], check=True, cwd=ROOT, timeout=300, env=env
             )
@@ -112,16 +124,15 @@ def _build_once(factory: pytest.TempPathFactory, name: str, *words: object) -> P
 def synthetic_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built data set: 60 scenes of 64 x 64 pixels and 4 clips of 4 frames. Read only: copy what a test changes."""
     flags = ("--scenes", 60, "--clips", 4, "--num_frames", 4, "--size", 64, "--workers", 1)
-    return _build_once(tmp_path_factory, "synthetic_data", "tools/build_synthetic.py", *flags)
+    return _build_once(tmp_path_factory, "synthetic_data", "tools/build_synthetic.py", *flags, fresh=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, synthetic_data: Path) -> Path:
     """A tiny random InternVL whose tokenizer knows the words of `synthetic_data`: 56 pixels and 16 tokens a tile, 4 tiles."""
     corpus = sorted(synthetic_data.glob("*train.jsonl"))
-    return _build_once(
-        tmp_path_factory, "tiny_model", "tools/build_tiny_model.py", "--image_size", 56, "--corpus", *corpus
-    )
+    words = ("tools/build_tiny_model.py", "--image_size", 56, "--corpus", *corpus)
+    return _build_once(tmp_path_factory, "tiny_model", *words, fresh=True)
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +257,10 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code."""
+    """`run_here("tools/x.py", ...)`: as `run` starts it, but in this process, which saves the start; any exit code.
+
+    `run_here("drive_vlm", "plan", ...)` is `python -m drive_vlm plan ...`.
+    """
 
     def start(tool: str, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
         for name, value in env.items():
@@ -257,7 +271,10 @@ def run_here(
         capsys.readouterr()
         status: Any = 0
         try:
-            runpy.run_path(tool, run_name="__main__")
+            if tool == "drive_vlm":
+                runpy.run_module(tool, run_name="__main__")
+            else:
+                runpy.run_path(tool, run_name="__main__")
         except SystemExit as stopped:
             status = stopped.code
         said = capsys.readouterr()

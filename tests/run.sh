@@ -24,5 +24,10 @@ lint() {
   shellcheck -x recipes/*.sh slurm/* tools/bench/*.sh tests/*.sh tests/slurm/*.sh .ci/run
 }
 part "lint" lint
+# Many images set this. Without bytecode each of the tests' processes would compile the package again, and each worker all tests.
+unset PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-$(if [ "$(_gpu_count)" -gt 0 ]; then echo cuda; else echo cpu; fi)}"
-part "tests" python -m pytest -n "${PYTEST_WORKERS:-2}" --dist worksteal "$@"
+# The quick tests compute. Of the slow ones many wait, for time limits of Slurm and for watchdogs: a third worker has the cores meanwhile.
+workers=3
+case "$*" in *"not slow"*) workers=2 ;; esac
+part "tests" python -m pytest -n "${PYTEST_WORKERS:-$workers}" --dist worksteal "$@"

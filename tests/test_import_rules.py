@@ -1,6 +1,10 @@
 """Imports go down only, heavy ones happen where they are needed, and every --help is instant: checked from the source."""
 
 import ast
+import functools
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +49,11 @@ FLOOR_OF = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in 
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -79,7 +88,7 @@ def named_in_literals(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down_only(path: Path) -> None:
-    tree, room = ast.parse(path.read_text()), part_of(path)
+    tree, room = tree_of(path), part_of(path)
     assert room in FLOOR_OF, f"drive_vlm/{room} is new: give it a floor here and in the design"
     for name in [*imported(tree), *named_in_literals(tree)]:
         parts = name.split(".")
@@ -97,7 +106,7 @@ def test_every_import_of_the_package_names_a_module_that_exists() -> None:
         f"{path.relative_to(ROOT)}:{node.lineno} {node.module}"
         for folder in ("drive_vlm", "tools", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.ImportFrom)
         and (node.module or "").split(".")[0] == "drive_vlm"
         and node.module not in MODULES
@@ -107,7 +116,7 @@ def test_every_import_of_the_package_names_a_module_that_exists() -> None:
 
 def modules_used(path: Path) -> set[str]:
     """Modules of the package that the source of `path` names, wherever: in functions and TYPE_CHECKING blocks too."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     names = {name for name in [*imported(tree), *named_in_literals(tree)] if name.startswith("drive_vlm")}
     return {name if name in MODULES else name.rsplit(".", 1)[0] for name in names} & MODULES.keys()
 
@@ -143,52 +152,96 @@ def test_a_circle_is_found() -> None:
 @pytest.mark.parametrize("part", ["rewards", "evaluation"])
 def test_scores_need_no_engine(part: str) -> None:
     for path in (PACKAGE / part).rglob("*.py"):
-        roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        roots = {name.split(".")[0] for name in imported(tree_of(path))}
         assert not roots & {"deepspeed", "ultralytics"}, path
 
 
 def test_launch_imports_no_torch() -> None:
     for path in (PACKAGE / "launch").rglob("*.py"):
-        roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        roots = {name.split(".")[0] for name in imported(tree_of(path))}
         assert not roots & {"torch", "transformers"}, path
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
 def test_tools_import_heavy_things_in_functions_only(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imported(ast.parse(path.read_text()), top_level_only=True)}
+    roots = {name.split(".")[0] for name in imported(tree_of(path), top_level_only=True)}
     assert not roots & HEAVY, f"{path.name}: {sorted(roots & HEAVY)} at the top makes --help slow"
 
 
-def loaded_by(run: Callable, words: list[object]) -> set[str]:
+# A process that has imported nothing heavy, and forks one that ends with `python WORDS --help` for each line of words it reads. It answers
+# with one line: exit code, text, top-level modules.
+HELPER = """
+import argparse, ast, dataclasses, enum, inspect, io, json, logging, os, pathlib, runpy, shlex, sys, tempfile, typing
+sys.path[:0] = ["tools", "tools/bench"]
+
+def show(words):
+    module, sys.argv = words[0], words
+    run = runpy.run_path if module.endswith(".py") else runpy.run_module
+    try:
+        run(module, run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as text, tempfile.TemporaryFile("w+") as found:
+        if not (pid := os.fork()):
+            os.dup2(text.fileno(), 1)
+            os.dup2(text.fileno(), 2)
+            code = show([*json.loads(line), "--help"])
+            sys.stdout.flush()
+            json.dump([code, sorted({name.split(".")[0] for name in sys.modules})], found)
+            found.flush()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        for file in (text, found):
+            file.seek(0)
+        print(json.dumps([text.read(), found.read()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def helper() -> Iterator[subprocess.Popen[str]]:
+    env = os.environ | {"FRESH_PYTHON": "1"}
+    words = [sys.executable, "-c", HELPER]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def loaded_by(helper: subprocess.Popen[str], words: list[object]) -> set[str]:
     """Top-level modules loaded by `python WORDS --help` at its end."""
-    code = (
-        "import atexit, runpy, sys\n"
-        "atexit.register(lambda: print('LOADED', *{name.split('.')[0] for name in sys.modules}))\n"
-        "module, sys.argv = sys.argv[1], sys.argv[1:]\n"
-        "sys.path[:0] = ['tools', 'tools/bench']\n"
-        "run = runpy.run_path if module.endswith('.py') else runpy.run_module\n"
-        "run(module, run_name='__main__')\n"
-    )
-    done = run([sys.executable, "-c", code, *words, "--help"], timeout=60)
-    assert done.returncode == 0 and "usage" in done.stdout.lower(), done.stderr[-2000:]
-    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+    assert helper.stdin is not None and helper.stdout is not None
+    helper.stdin.write(json.dumps([str(word) for word in words]) + "\n")
+    helper.stdin.flush()
+    text, found = json.loads(helper.stdout.readline())
+    assert found and "usage" in text.lower(), text[-2000:]
+    code, modules = json.loads(found)
+    assert code == 0, text[-2000:]
+    return set(modules)
 
 
-@pytest.mark.fresh("what it imports is looked at")
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: path.name)
-def test_help_of_a_tool_is_light(path: Path, run: Callable) -> None:
-    assert not loaded_by(run, [path]) & HEAVY
+def test_help_of_a_tool_is_light(path: Path, helper: subprocess.Popen[str]) -> None:
+    assert not loaded_by(helper, [path]) & HEAVY
 
 
-@pytest.mark.fresh("what it imports is looked at")
 @pytest.mark.parametrize("command", ["sft", "generate", "merge", "reproduce", "doctor", "plan", "report"])
-def test_help_of_a_command_is_light(command: str, run: Callable) -> None:
-    assert not loaded_by(run, ["drive_vlm", command]) & HEAVY
+def test_help_of_a_command_is_light(command: str, helper: subprocess.Popen[str]) -> None:
+    assert not loaded_by(helper, ["drive_vlm", command]) & HEAVY
 
 
-@pytest.mark.fresh("what it imports is looked at")
-def test_the_list_of_commands_needs_neither_torch_nor_yaml(run: Callable) -> None:
-    assert not loaded_by(run, ["drive_vlm"]) & (HEAVY | {"yaml", "numpy", "rich"})
+def test_the_list_of_commands_needs_neither_torch_nor_yaml(helper: subprocess.Popen[str]) -> None:
+    assert not loaded_by(helper, ["drive_vlm"]) & (HEAVY | {"yaml", "numpy", "rich"})
+
+
+def test_a_heavy_import_is_seen(helper: subprocess.Popen[str], tmp_path: Path) -> None:
+    tool = tmp_path / "heavy.py"
+    tool.write_text("import scipy\nprint('usage')\n")
+    assert loaded_by(helper, [tool]) & HEAVY == {"scipy"}
 
 
 @pytest.mark.fresh("what it imports is looked at")

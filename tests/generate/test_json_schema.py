@@ -76,6 +76,7 @@ def test_rows_end_where_the_grammar_may_stop_and_nowhere_else(tiny_model, schema
         assert all(text.startswith('{"description":"') for text in texts)
 
 
+@pytest.mark.slow
 def test_answers_with_and_without_a_schema(run, tiny_model, synthetic_data, schema, tmp_path):
     out = tmp_path / "p.jsonl"
     words = [sys.executable, "-m", "drive_vlm", "generate", "--model", tiny_model, "--data", synthetic_data / "test.jsonl", "--limit", 6,

@@ -21,12 +21,12 @@ RECIPE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def plan(run: Callable) -> Callable[..., Any]:
+@pytest.fixture
+def plan(run_here: Callable) -> Callable[..., Any]:
     """`plan(*flags, code=0, stage="sft", **env)`: text, or the content with --json, or stderr of a failure."""
 
     def call(*flags: object, code: int = 0, stage: str = "sft", **env: str) -> Any:
-        done = run([sys.executable, "-m", "drive_vlm", "plan", stage, *flags], **env)
+        done = run_here("drive_vlm", "plan", stage, *flags, **env)
         assert done.returncode == code, done.stderr[-2000:]
         if code:
             return done.stderr

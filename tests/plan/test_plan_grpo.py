@@ -31,12 +31,12 @@ STAGE3 = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def plan(run: Callable) -> Callable[..., Any]:
+@pytest.fixture
+def plan(run_here: Callable) -> Callable[..., Any]:
     """`plan(*flags, code=0)`: the content of --json, or stderr of a failure."""
 
     def call(*flags: object, code: int = 0) -> Any:
-        done = run([sys.executable, "-m", "drive_vlm", "plan", "grpo", *flags, "--json"])
+        done = run_here("drive_vlm", "plan", "grpo", *flags, "--json")
         assert done.returncode == code, done.stderr[-2000:]
         return json.loads(done.stdout) if not code else done.stderr
 

@@ -1,7 +1,6 @@
 """Bytes on the wire: worked out by hand for three weights, and in the plan."""
 
 import json
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -43,14 +42,14 @@ def test_the_slowest_link_decides(world: int, link: str, seconds: float) -> None
     assert (found["link"], found["link_seconds"]) == (link, pytest.approx(seconds))
 
 
-def test_the_plan_says_it_for_many_gpus(run: Callable) -> None:
+def test_the_plan_says_it_for_many_gpus(run_here: Callable) -> None:
     words = "--model internvl3_1b --freeze vision_tower --deepspeed zero3 --bf16 --world_size 1024 --local_world_size 8"
-    command = [sys.executable, "-m", "drive_vlm", "plan", "sft", *words.split(), "--per_device_train_batch_size", "1"]
-    layouts = json.loads(run([*command, "--json"]).stdout)["memory"]["layouts"]
+    command = ["drive_vlm", "plan", "sft", *words.split(), "--per_device_train_batch_size", "1"]
+    layouts = json.loads(run_here(*command, "--json").stdout)["memory"]["layouts"]
     # 634,188,800 weights train, 938,193,024 in all: domain facts of InternVL3-1B.
     assert layouts["zero1"]["sent_a_step"] == pytest.approx(4 * 634_188_800 * 1023 / 1024, rel=0.01)
     assert layouts["zero3"]["sent_a_step"] == pytest.approx((4 * 938_193_024 + 2 * 634_188_800) * 1023 / 1024, rel=0.01)
     assert layouts["zero3"]["link"] == "400 Gb/s"
-    said = run(command).stdout
+    said = run_here(*command).stdout
     assert "Wire: one GPU sends in a step: ddp" in said and "over 400 Gb/s with nothing hidden; computing takes" in said
-    assert "Wire" not in run([*command, "--world_size", "1", "--local_world_size", "1"]).stdout
+    assert "Wire" not in run_here(*command, "--world_size", "1", "--local_world_size", "1").stdout

@@ -5,9 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from drive_vlm.__main__ import main
+from drive_vlm.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "dry_run"
@@ -125,13 +129,57 @@ PLANNED = {
 }
 
 
-@pytest.mark.parametrize("gpus", ["1", "2", "4", "8"])
+@pytest.fixture
+def plans_of(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`plans_of(recipe, *words, gpus)`: what PLAN=1 prints. The recipe's own plan commands run in this process, which saves their start."""
+    stages, asked = tmp_path / "stages", tmp_path / "asked"
+    stages.write_text("".join(f"{name}\n" for name in STAGES))
+    (tmp_path / "python").write_text(
+        f"""#!/bin/bash
+case "$*" in
+  "-m drive_vlm stages") cat {stages} ;;
+  "-m drive_vlm plan "*) printf '%s\\0' "$DRIVE_VLM_RECIPE" "$DRIVE_VLM_USER_WORDS" "${{@:3}}" >>{asked}; printf '\\0' >>{asked} ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    (tmp_path / "python").chmod(0o755)
+
+    def plans(recipe: str, *words: str, gpus: int) -> str:
+        asked.unlink(missing_ok=True)
+        env = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = run(["bash", f"recipes/{recipe}.sh", *words], PLAN="1", NPROC_PER_NODE=str(gpus), **env)
+        assert done.returncode == 0, done.stderr
+        for command in asked.read_text().removesuffix("\0\0").split("\0\0"):
+            name, count, *words_of_plan = command.split("\0")
+            monkeypatch.setenv("DRIVE_VLM_RECIPE", name)
+            monkeypatch.setenv("DRIVE_VLM_USER_WORDS", count)
+            monkeypatch.setattr(sys, "argv", ["drive_vlm", *words_of_plan])
+            main()
+        return capsys.readouterr().out
+
+    return plans
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
 @pytest.mark.parametrize("recipe", PLANNED)
-def test_a_recipe_runs_unchanged_on_any_number_of_gpus(run, recipe, gpus):
+def test_a_recipe_runs_unchanged_on_any_number_of_gpus(plans_of, recipe, gpus):
     """The global batch is a multiple of what all GPUs take at once, and so are the groups of a generation batch."""
-    env = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = run(["bash", f"recipes/{recipe}.sh", *PLANNED[recipe]], PLAN="1", NPROC_PER_NODE=gpus, **env)
-    assert done.returncode == 0 and f" accumulation x {gpus} GPUs" in done.stdout, done.stderr
+    assert f" accumulation x {gpus} GPUs" in plans_of(recipe, *PLANNED[recipe], gpus=gpus)
+
+
+def test_a_plan_of_a_recipe_is_that_of_its_command(run, plans_of):
+    words, env = (
+        PLANNED["drive_vlm_stage3"],
+        {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    done = run(["bash", "recipes/drive_vlm_stage3.sh", *words], PLAN="1", NPROC_PER_NODE="2", **env)
+    # Others use the disk as well.
+    free = re.compile(r"[\d.]+ GiB, (not )?enough")
+    texts = [free.sub("", text) for text in (done.stdout, plans_of("drive_vlm_stage3", *words, gpus=2))]
+    assert done.returncode == 0 and texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +228,35 @@ def test_a_wrong_topology_is_an_error_with_the_way_out(dry, env, words):
     assert done.returncode == 2, done.stdout
     assert words in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "single", "ranks"),
+    [
+        ({}, "CORES", "HALF"),
+        ({"RANK_THREADS": "1"}, "CORES", "1"),
+        ({"SLURM_CPUS_PER_TASK": "6"}, "6", "3"),
+        ({"SLURM_CPUS_PER_TASK": "6", "RANK_THREADS": "1"}, "6", "1"),
+        ({"OMP_NUM_THREADS": "5", "RANK_THREADS": "1"}, "5", "5"),
+    ],
+)
+@pytest.mark.parametrize("bound", [True, False])
+def test_one_process_takes_all_cores_and_ranks_divide_them(run, tmp_path, env, single, ranks, bound):
+    """`bound`: to one of the machine's cores. A recipe that another one runs divides the cores itself."""
+    for name in ("python", "torchrun"):
+        (tmp_path / name).write_text(f"#!/bin/bash\necho {name} $OMP_NUM_THREADS\n")
+        (tmp_path / name).chmod(0o755)
+    inner = f"source {ROOT}/recipes/_launch.sh\nNPROC_PER_NODE=2 launch generate\n"
+    (tmp_path / "inner.sh").write_text(inner)
+    recipe = tmp_path / "outer.sh"
+    recipe.write_text(f"{inner}NPROC_PER_NODE=1 launch generate\nrun python tools/x.py\nrun bash {tmp_path}/inner.sh\n")
+    words = ["taskset", "-c", min(os.sched_getaffinity(0))] if bound else []
+    env = {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{tmp_path}:{os.environ['PATH']}", **env}
+    done = run([*words, "env", *(() if "OMP_NUM_THREADS" in env else ("-u", "OMP_NUM_THREADS")), "bash", recipe], **env)
+    cores = 1 if bound else len(os.sched_getaffinity(0))
+    single, ranks = ({"CORES": cores, "HALF": -(-cores // 2)}.get(word, word) for word in (single, ranks))
+    lines = [f"torchrun {ranks}", f"python {single}", f"python {single}", f"torchrun {ranks}"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
 
 
 def test_where_slurm_shows_each_task_one_gpu_it_is_number_0(dry):

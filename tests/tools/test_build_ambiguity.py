@@ -70,6 +70,7 @@ def refused(build, tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_hold_for_a_second_reader(run, world, tmp_path):
     source = (*synthetic(world), "--splits", "train:0.7", "val:0.3", "--out", tmp_path / "out")
     done = run([sys.executable, TOOL, *source, "--json", tmp_path / "counts.json"], timeout=400)

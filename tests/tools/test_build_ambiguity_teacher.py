@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -78,17 +77,17 @@ def world(tmp_path):
 
 def words(tmp_path, world, *flags):
     source = ("--source", "synthetic", "--data", world / "scenes.jsonl", "--splits", "train:1")
-    return [sys.executable, "tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--workers", 1, *flags]
+    return ["tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--workers", 1, *flags]
 
 
 def rows_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_teacher_rephrases_and_replies_are_kept(run, world, tmp_path, chat_server):
+def test_a_teacher_rephrases_and_replies_are_kept(run_here, world, tmp_path, chat_server):
     chat_server.answer = good_teacher
     command = words(tmp_path, world, "--teacher", "t", "--base_url", chat_server.url)
-    done = run(command)
+    done = run_here(*command)
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -117,15 +116,15 @@ def test_a_teacher_rephrases_and_replies_are_kept(run, world, tmp_path, chat_ser
         (tmp_path / "one.jsonl").write_text(json.dumps(scene))
         assert list(checker.check(row, checker.synthetic_truth(tmp_path / "one.jsonl"))) == []
     chat_server.stop()
-    again = run(command)
+    again = run_here(*command)
     assert again.returncode == 0 and f"0 requests, {2 * len(rows)} from the cache" in again.stdout
     assert rows_of(tmp_path / "out" / "train.jsonl") == rows
 
 
-def test_a_teacher_that_dies_says_how_to_go_on(run, world, tmp_path, chat_server):
+def test_a_teacher_that_dies_says_how_to_go_on(run_here, world, tmp_path, chat_server):
     chat_server.answer, chat_server.dies_after = good_teacher, 3
-    done = run(
-        words(tmp_path, world, "--teacher", "t", "--base_url", chat_server.url, "--max_retries", 0, "--timeout", 5)
+    done = run_here(
+        *words(tmp_path, world, "--teacher", "t", "--base_url", chat_server.url, "--max_retries", 0, "--timeout", 5)
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr and "the same command goes on" in done.stderr
     assert not list((tmp_path / "out").glob("*.jsonl")) and len(list((tmp_path / "out").rglob("*.json"))) == 3
@@ -230,13 +229,13 @@ def pipeline_teacher(body):
     return f"```json\n{json.dumps(CLEAR)}\n```"
 
 
-def test_the_two_calls_of_clarifyvlm(run, boxed, tmp_path, chat_server):
+def test_the_two_calls_of_clarifyvlm(run_here, boxed, tmp_path, chat_server):
     chat_server.answer = pipeline_teacher
     source = ("--source", "clarifyvlm_boxes", "--data", boxed / "annotations.jsonl", "--pipeline", "clarifyvlm")
-    command = [sys.executable, "tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--splits", "train:1"]
-    done = run(command)
+    command = ["tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--splits", "train:1"]
+    done = run_here(*command)
     assert done.returncode == 2 and "give --teacher" in done.stderr
-    done = run([*command, "--teacher", "t", "--base_url", chat_server.url, "--workers", 1])
+    done = run_here(*[*command, "--teacher", "t", "--base_url", chat_server.url, "--workers", 1])
     assert done.returncode == 0, done.stderr
     several, one = rows_of(tmp_path / "out" / "train.jsonl")
     for row in (several, one):
@@ -259,14 +258,14 @@ def picture_of(body):
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
 
 
-def test_no_usable_reply_and_a_box_outside(run, boxed, tmp_path, chat_server):
+def test_no_usable_reply_and_a_box_outside(run_here, boxed, tmp_path, chat_server):
     source = ("--source", "clarifyvlm_boxes", "--data", boxed / "annotations.jsonl", "--pipeline", "clarifyvlm")
-    command = [sys.executable, "tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--teacher", "t", "--base_url", chat_server.url]  # fmt: skip
-    done = run(command)
+    command = ["tools/build_ambiguity.py", *source, "--out", tmp_path / "out", "--teacher", "t", "--base_url", chat_server.url]  # fmt: skip
+    done = run_here(*command)
     assert done.returncode == 2 and "no reply could be used; rejected: 6 objects: not_json" in done.stderr
     with open(boxed / "annotations.jsonl", "a") as file:
         file.write(json.dumps({"image_filename": "1.jpg", "count_label": "A car", "boxes": [[600, 0, 700, 90]]}) + "\n")
-    done = run(command)
+    done = run_here(*command)
     assert done.returncode == 2 and "annotations.jsonl:3" in done.stderr and "leaves the picture" in done.stderr
 
 
@@ -288,11 +287,11 @@ def test_questions_of_the_pipeline_that_are_refused(change, reason):
 
 
 @pytest.mark.kit
-def test_the_published_rows_of_clarifyvlm(run, kit, tmp_path):
+def test_the_published_rows_of_clarifyvlm(run_here, kit, tmp_path):
     folder = kit / "noncommercial" / "clarify" / "tuning_grpo" / "dataset"
-    command = [sys.executable, "tools/build_ambiguity.py", "--source", "clarifyvlm_rows", "--splits", "train:1"]
+    command = ["tools/build_ambiguity.py", "--source", "clarifyvlm_rows", "--splits", "train:1"]
     for name, ambiguous in (("train", [1, 0, 1]), ("val", [1])):
-        done = run([*command, "--data", folder / f"{name}.jsonl", "--out", tmp_path / name])
+        done = run_here(*[*command, "--data", folder / f"{name}.jsonl", "--out", tmp_path / name])
         assert done.returncode == 0, done.stderr
         rows = rows_of(tmp_path / name / "train.jsonl")
         assert [row["ambiguous"] for row in rows] == ambiguous
@@ -301,18 +300,18 @@ def test_the_published_rows_of_clarifyvlm(run, kit, tmp_path):
     assert rows[0]["messages"][0]["content"] == "<image>\nWhat kind of clothing is the person wearing?"
 
 
-def test_published_rows_with_answers_in_json(run, boxed, tmp_path):
+def test_published_rows_with_answers_in_json(run_here, boxed, tmp_path):
     good = {"image_filename": "1.jpg", "entity_description": "{}", "qa": f"```json\n{json.dumps(QA)}\n```"}
     file = boxed / "train_ambig_qa_description.jsonl"
-    command = [sys.executable, "tools/build_ambiguity.py", "--source", "clarifyvlm_rows", "--splits", "train:1", "--data", file, "--out", tmp_path / "out"]  # fmt: skip
+    command = ["tools/build_ambiguity.py", "--source", "clarifyvlm_rows", "--splits", "train:1", "--data", file, "--out", tmp_path / "out"]  # fmt: skip
     bad = [
         {"image_filename": "1.jpg", "qa": "no JSON"},
         {"image": "1.jpg", "level": "?", "question": "a", "answer": "b"},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in [good, *bad, {**good, "image_filename": "2.jpg"}]))
-    done = run(command)
+    done = run_here(*command)
     assert done.returncode == 2 and f"{file}:2" in done.stderr
-    done = run([*command, "--on_bad_row", "skip"])
+    done = run_here(*[*command, "--on_bad_row", "skip"])
     assert done.returncode == 0, done.stderr
     (row,) = rows_of(tmp_path / "out" / "train.jsonl")
     assert (row["ambiguous"], row["gold_choice"], row["clarification"]) == (1, 3, QA["answers"]["4"])

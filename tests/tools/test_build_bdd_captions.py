@@ -49,7 +49,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def build(run, data, chat_server, spacy_model):
+def build(run_here, data, chat_server, spacy_model):
     """Runs the tool on `data` against the server; keeps OUT in data/out."""
     chat_server.answer = good_teacher
 
@@ -75,7 +75,7 @@ def build(run, data, chat_server, spacy_model):
             0,
             *more,
         ]
-        return run([sys.executable, ROOT / "tools" / "build_bdd_captions.py", *words], **{"NO_PROXY": "*", **env})
+        return run_here("tools/build_bdd_captions.py", *words, **{"NO_PROXY": "*", **env})
 
     return start
 

@@ -46,10 +46,10 @@ def labels(tmp_path):
 
 
 @pytest.fixture
-def build(run, tmp_path, labels):
+def build(run_here, tmp_path, labels):
     def call(*flags, splits=("train",)):
         words = ("--labels", labels, "--out", tmp_path / "out", "--splits", *splits, *flags)
-        return run([sys.executable, "tools/build_bddoia.py", *words])
+        return run_here("tools/build_bddoia.py", *words)
 
     return call
 

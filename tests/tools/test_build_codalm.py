@@ -1,7 +1,6 @@
 """tools/build_codalm.py on invented annotations in the published shape."""
 
 import json
-import sys
 
 import pytest
 from PIL import Image
@@ -55,10 +54,8 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def build(run, root, tmp_path):
-    return lambda *flags: run(
-        [sys.executable, "tools/build_codalm.py", "--image_root", root, "--out", tmp_path / "out", *flags]
-    )
+def build(run_here, root, tmp_path):
+    return lambda *flags: run_here("tools/build_codalm.py", "--image_root", root, "--out", tmp_path / "out", *flags)
 
 
 def rows_of(tmp_path, split):

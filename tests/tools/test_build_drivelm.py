@@ -19,9 +19,9 @@ TAG = "<c1,CAM_BACK,1088.3,497.5>"
 ORDER = ["CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT"]
 
 
-def run(*words):
-    command = [sys.executable, str(ROOT / "tools" / "build_drivelm.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+@pytest.fixture
+def run(run_here):
+    return lambda *words: run_here("tools/build_drivelm.py", *words)
 
 
 def rows_of(path):
@@ -49,13 +49,17 @@ def make(folder, scenes=1, frames=2):
     return content
 
 
-def build(folder, content, *words):
-    (folder / "drivelm.json").write_text(json.dumps(content))
-    base = ("--annotations", folder / "drivelm.json", "--image_root", folder, "--out", folder / "out")
-    return run(*base, *words)
+@pytest.fixture
+def build(run):
+    def start(folder, content, *words):
+        (folder / "drivelm.json").write_text(json.dumps(content))
+        base = ("--annotations", folder / "drivelm.json", "--image_root", folder, "--out", folder / "out")
+        return run(*base, *words)
+
+    return start
 
 
-def test_six_views(tmp_path):
+def test_six_views(tmp_path, build):
     done = build(tmp_path, make(tmp_path), "--splits", "train:1")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
@@ -76,7 +80,7 @@ def test_six_views(tmp_path):
     assert rows[2]["tag"] == [3]
 
 
-def test_stitched_views(tmp_path):
+def test_stitched_views(tmp_path, build):
     done = build(tmp_path, make(tmp_path), "--splits", "train:1", "--views", "stitched", "--json", tmp_path / "n.json")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out" / "train.jsonl")
@@ -92,7 +96,7 @@ def test_stitched_views(tmp_path):
     assert counts["train"] == {"frames": 2, "scenes": 1, "perception": 4, "prediction": 2, "behavior": 2}
 
 
-def test_split_by_scene(tmp_path):
+def test_split_by_scene(tmp_path, build):
     content = make(tmp_path, scenes=40, frames=2)
     for scene, data in content.items():  # every scene its own pictures, as in the real data
         for frame, part in data["key_frames"].items():
@@ -107,7 +111,7 @@ def test_split_by_scene(tmp_path):
     assert find_leaks(splits) == []
 
 
-def test_max_frames_and_questions_only(tmp_path):
+def test_max_frames_and_questions_only(tmp_path, build):
     content = make(tmp_path, frames=3)
     for frame in content["s0"]["key_frames"].values():
         for questions in frame["QA"].values():
@@ -121,7 +125,7 @@ def test_max_frames_and_questions_only(tmp_path):
     assert len(rows) == 4 and all(len(row["conversations"]) == 1 for row in rows)
 
 
-def test_rows_of_a_test_file_score_with_the_evaluator(tmp_path):
+def test_rows_of_a_test_file_score_with_the_evaluator(tmp_path, build):
     """Builder and evaluator agree on ids, tags and coordinates: stitched references as predictions score full marks."""
     content = make(tmp_path, frames=1)
     tags = {"perception": [2], "prediction": [3], "behavior": [0]}
@@ -179,7 +183,7 @@ def edit_frame(change):
         (lambda folder, content: None, ["--splits", "train"], "expected different name:share"),
     ],
 )
-def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message):
+def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message, build):
     content = make(tmp_path)
     edit(tmp_path, content)
     done = build(tmp_path, content, *words)
@@ -187,7 +191,7 @@ def test_errors_name_file_scene_and_frame(tmp_path, edit, words, message):
     assert not list(tmp_path.glob("out/*.jsonl"))
 
 
-def test_bad_rows_are_left_out_and_counted(tmp_path):
+def test_bad_rows_are_left_out_and_counted(tmp_path, build):
     """A frame without a picture and an empty answer; the official numbers of the other questions do not change."""
     content = make(tmp_path, frames=3)
     content["s0"]["key_frames"]["f1"]["image_paths"].pop("CAM_FRONT")
@@ -201,7 +205,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
     assert "left out: 1 camera_missing" in done.stdout
 
 
-def test_a_part_of_nuscenes(tmp_path):
+def test_a_part_of_nuscenes(tmp_path, build):
     """Two of four scenes are wanted, one of their frames is not there; the split that is left without a scene is named."""
     content = make(tmp_path, scenes=4)
     content["s2"]["key_frames"]["f1"]["image_paths"]["CAM_BACK"] = "../nuscenes/samples/CAM_BACK/gone.jpg"
@@ -222,14 +226,14 @@ def test_a_part_of_nuscenes(tmp_path):
     assert done.returncode == 2 and "empty question or answer" in done.stderr, "other bad rows still stop"
 
 
-def test_a_picture_in_two_splits_is_a_leak(tmp_path):
+def test_a_picture_in_two_splits_is_a_leak(tmp_path, build):
     content = make(tmp_path, scenes=40)
     done = build(tmp_path, content, "--splits", "train:0.7", "val:0.3")
     assert done.returncode == 1 and "6 leaks between the splits, e.g. image 'samples/CAM_BACK/a.jpg'" in done.stderr
 
 
 @pytest.mark.kit
-def test_real_annotations(tmp_path):
+def test_real_annotations(tmp_path, run):
     if not KIT.is_dir():
         pytest.skip("the kit of real data (../shared/kit) is absent")
     base = ("--annotations", KIT / "train_sample.json", "--image_root", KIT, "--splits", "train:1")

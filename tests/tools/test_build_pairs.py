@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 from PIL import Image
@@ -37,9 +36,9 @@ def generations(folder, name, answers):
 
 
 @pytest.fixture
-def make(run, data, tmp_path):
+def make(run_here, data, tmp_path):
     def start(*flags, out="pairs.jsonl"):
-        return run([sys.executable, "tools/build_pairs.py", "--data", data, "--out", tmp_path / out, *flags])
+        return run_here("tools/build_pairs.py", "--data", data, "--out", tmp_path / out, *flags)
 
     return start
 

@@ -28,8 +28,9 @@ def videos(run, tmp_path_factory):
     return out
 
 
-def detect(run, data, out, *more):
-    return run([sys.executable, "tools/build_truth_detections.py", "--data", data, "--out", out, *more])
+@pytest.fixture
+def detect(run_here):
+    return lambda data, out, *more: run_here("tools/build_truth_detections.py", "--data", data, "--out", out, *more)
 
 
 def test_row_files_of_a_video_set(videos):
@@ -62,9 +63,9 @@ def test_twins_come_in_pairs(run, tmp_path):
     assert done.returncode == 2 and "--order_clips 3: they come in twins" in done.stderr
 
 
-def test_without_faults_the_cache_is_the_truth(run, videos, tmp_path):
+def test_without_faults_the_cache_is_the_truth(videos, tmp_path, detect):
     out = tmp_path / "truth.jsonl"
-    done = detect(run, videos, out, "--misses", 0, "--false_hits", 0, "--num_frames", 4)
+    done = detect(videos, out, "--misses", 0, "--false_hits", 0, "--num_frames", 4)
     assert done.returncode == 0, done.stderr
     cache = DetectionCache.load(out)
     assert len(cache) == 64 and cache.detector.weights == "scene truth"
@@ -76,9 +77,9 @@ def test_without_faults_the_cache_is_the_truth(run, videos, tmp_path):
     assert [frame.sha256 for frame in entry.frames] == [hashlib.sha256(f.tobytes()).hexdigest() for f in frames]
 
 
-def test_faults_have_their_shares_and_are_named(run, videos, tmp_path):
+def test_faults_have_their_shares_and_are_named(videos, tmp_path, detect):
     out, reported = tmp_path / "detections.jsonl", tmp_path / "counts.json"
-    done = detect(run, videos, out, "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4, "--json", reported)
+    done = detect(videos, out, "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4, "--json", reported)
     assert done.returncode == 0, done.stderr
     cache = DetectionCache.load(out)
     assert cache.detector.version == "misses 0.3, false hits 0.2, seed 0"
@@ -90,7 +91,7 @@ def test_faults_have_their_shares_and_are_named(run, videos, tmp_path):
     assert (counts["missed"], counts["invented"], counts["there"], counts["videos"]) == (missed, invented, total, 64)
     assert counts["absent"] == 64 * len(COCO_LABELS) - total
     assert 0.2 < missed / total < 0.4 and 0.13 < invented / counts["absent"] < 0.27
-    again = detect(run, videos, tmp_path / "again.jsonl", "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4)
+    again = detect(videos, tmp_path / "again.jsonl", "--misses", 0.3, "--false_hits", 0.2, "--num_frames", 4)
     assert again.returncode == 0 and (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
 
 
@@ -102,12 +103,12 @@ def test_faults_have_their_shares_and_are_named(run, videos, tmp_path):
         (("--data", "nowhere"), "nowhere/scenes.jsonl is not there"),
     ],
 )
-def test_wrong_arguments(run, videos, tmp_path, words, message):
-    done = detect(run, videos, tmp_path / "x.jsonl", *words)
+def test_wrong_arguments(videos, tmp_path, words, message, detect):
+    done = detect(videos, tmp_path / "x.jsonl", *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_set_without_clips_is_refused(run, synthetic_data, tmp_path):
+def test_a_set_without_clips_is_refused(synthetic_data, tmp_path, detect):
     (tmp_path / "scenes.jsonl").write_text((synthetic_data / "scenes.jsonl").read_text().splitlines()[0] + "\n")
-    done = detect(run, tmp_path, tmp_path / "x.jsonl")
+    done = detect(tmp_path, tmp_path / "x.jsonl")
     assert done.returncode == 2 and "holds no clips" in done.stderr

@@ -43,12 +43,12 @@ def write(tmp_path: Path, synthetic_data: Path) -> Callable[[str, list[Any]], Pa
 
 
 @pytest.fixture
-def check(run: Callable, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
+def check(run_here: Callable, tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
     """`check(code, *flags, **env) -> (content of --json, finished process)`."""
 
     def start(code: int, *flags: object, **env: str) -> Any:
         out = tmp_path / "check.json"
-        done = run([sys.executable, TOOL, "--model", tiny_model, "--json", out, *flags], **env)
+        done = run_here(TOOL, "--model", tiny_model, "--json", out, *flags, **env)
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(out.read_text()) if out.exists() else None, done
 

@@ -4,7 +4,6 @@ import csv
 import html
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def tuned(row):
     return {"2-left": ASKS, "3-left": EVIL, "4-left": ""}.get(row["id"], row["answer"])
 
 
-def test_from_rows_to_utility_through_generate(evaluate, run, chat_server, world, tmp_path):
+def test_from_rows_to_utility_through_generate(evaluate, run_here, chat_server, world, tmp_path):
     """The whole chain, a scripted server for the model: it asks back, is told which car, and answers that; of the options it says B."""
 
     def answer(body):
@@ -160,7 +159,7 @@ def test_from_rows_to_utility_through_generate(evaluate, run, chat_server, world
             "--image_root",
             world,
         ]
-        done = run([sys.executable, "-m", "drive_vlm", *words], DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        done = run_here("drive_vlm", *words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr[-2000:]
         return tmp_path / out
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 
@@ -56,13 +55,13 @@ def published(tmp_path, rows):
 
 
 @pytest.fixture
-def evaluate(run, chat_server, tmp_path):
+def evaluate(run_here, chat_server, tmp_path):
     chat_server.answer = rate_by_number
 
     def start(*flags, **env):
         words = ["--out", tmp_path / "ratings.jsonl", "--json", tmp_path / "score.json", "--judge_model", "judge", "--judge_url", chat_server.url,
                  "--cache", tmp_path / "cache", "--judge_retries", 0]  # fmt: skip
-        return run([sys.executable, "tools/codalm_eval.py", *words, *flags], **env)
+        return run_here("tools/codalm_eval.py", *words, *flags, **env)
 
     return start
 

@@ -1,9 +1,6 @@
 """tools/drivelm_eval.py through its command line: both forms of predictions, stitched answers, a judge, errors."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,9 +33,9 @@ TEST = {
 QUESTIONS = [qa for category in TEST["s"]["key_frames"]["f"]["QA"].values() for qa in category]
 
 
-def run(*words, **env):
-    command = [sys.executable, str(ROOT / "tools" / "drivelm_eval.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, **env})
+@pytest.fixture
+def run(run_here):
+    return lambda *words, **env: run_here("tools/drivelm_eval.py", *words, **env)
 
 
 @pytest.fixture
@@ -53,23 +50,27 @@ def files(tmp_path):
     return tmp_path
 
 
-def scored(folder, predictions, *words, **env):
-    out = folder / "out" / "score.json"
-    done = run(
-        "--predictions", folder / predictions, "--annotations", folder / "test.json", "--json", out, *words, **env
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text()), done.stdout
+@pytest.fixture
+def scored(run):
+    def start(folder, predictions, *words, **env):
+        out = folder / "out" / "score.json"
+        done = run(
+            "--predictions", folder / predictions, "--annotations", folder / "test.json", "--json", out, *words, **env
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(out.read_text()), done.stdout
+
+    return start
 
 
-def test_official_list(files):
+def test_official_list(files, scored):
     result, text = scored(files, "output.json")
     assert (result["accuracy"], result["final"], result["note"]) == (1.0, None, "GPT part left out")
     assert result["match_f1"] == pytest.approx(100) and result["counted"] == 4
     assert "no final score: GPT part left out" in text and "0.5" in text
 
 
-def test_predictions_jsonl_with_ids_of_the_builder_and_stitched_answers(files):
+def test_predictions_jsonl_with_ids_of_the_builder_and_stitched_answers(files, scored):
     names = ["perception_0", "perception_1", "prediction_0", "planning_0"]
     rows = [
         {
@@ -88,7 +89,7 @@ def test_predictions_jsonl_with_ids_of_the_builder_and_stitched_answers(files):
     assert "6 coordinates without decimals" in text
 
 
-def test_missing_and_strange_rows_are_reported(files):
+def test_missing_and_strange_rows_are_reported(files, scored):
     rows = [*json.loads((files / "output.json").read_text())[:3], {"id": "x_y_0", "answer": "?"}]
     (files / "output.json").write_text(json.dumps(rows))
     result, text = scored(files, "output.json")
@@ -125,7 +126,7 @@ class _Judge(BaseHTTPRequestHandler):
         pass
 
 
-def test_judge_completes_the_score_and_its_replies_are_cached(files):
+def test_judge_completes_the_score_and_its_replies_are_cached(files, scored):
     _Judge.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Judge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -143,7 +144,7 @@ def test_judge_completes_the_score_and_its_replies_are_cached(files):
     assert f"final score: {result['final']:.4f}" in text
 
 
-def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server, tmp_path):
+def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server, tmp_path, scored):
     """One answer gets a rating at the second attempt; the other none: an empty reply, whose error text holds numbers, then words."""
     replies = {"Brake.": iter(["very good", "Score: 80/100"]), FIRST: iter(["", "", "", "well"])}
     chat_server.answer = lambda body: next(
@@ -159,7 +160,7 @@ def test_a_judge_that_says_nothing_is_asked_again_and_counted(files, chat_server
     assert len(chat_server.requests) == 7
 
 
-def test_a_request_to_stop_keeps_the_replies(files, chat_server, tmp_path):
+def test_a_request_to_stop_keeps_the_replies(files, chat_server, tmp_path, run):
     chat_server.answer = lambda body: "80"
     chat_server.asks_to_stop = (1, tmp_path)
     words = [
@@ -196,7 +197,7 @@ def test_a_request_to_stop_keeps_the_replies(files, chat_server, tmp_path):
         (lambda rows: [row.update(id="x_" + row["id"]) for row in rows], "no prediction has an id of the test file"),
     ],
 )
-def test_bad_predictions_are_one_clear_line(files, change, message):
+def test_bad_predictions_are_one_clear_line(files, change, message, run):
     rows = json.loads((files / "output.json").read_text())
     change(rows)
     (files / "output.json").write_text(json.dumps(rows))
@@ -204,7 +205,7 @@ def test_bad_predictions_are_one_clear_line(files, change, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_bad_files_and_prompts(files):
+def test_bad_files_and_prompts(files, run):
     (files / "broken.json").write_text("[{]")
     (files / "prompt.txt").write_text("rate it")
     reference = ["--annotations", files / "test.json"]
@@ -230,7 +231,7 @@ def test_bad_files_and_prompts(files):
 
 
 @pytest.mark.kit
-def test_official_sample_pair(tmp_path):
+def test_official_sample_pair(tmp_path, run):
     """The numbers are those of tests/evaluation/test_drivelm.py: the official logic on the same pair."""
     if not KIT.is_dir():
         pytest.skip("the kit of real data (../shared/kit) is absent")

@@ -38,14 +38,14 @@ def write_files(folder, qualities, questions=12, pictures=False):
 
 
 @pytest.fixture
-def arena(run, chat_server, tmp_path):
+def arena(run_here, chat_server, tmp_path):
     """`arena(paths, *flags)`: a finished process, judged by `chat_server`, battles in tmp_path/arena.jsonl."""
     chat_server.answer = quality_judge
 
     def start(paths, *flags, key=SECRET):
         words = ["--predictions", *paths, "--out", tmp_path / "arena.jsonl", "--json", tmp_path / "arena.json",
                  "--judge_model", "judge", "--judge_url", chat_server.url, "--cache", tmp_path / "cache", "--judge_retries", 1]  # fmt: skip
-        return run([sys.executable, TOOL, *words, *flags], OPENAI_API_KEY=key)
+        return run_here(TOOL, *words, *flags, OPENAI_API_KEY=key)
 
     return start
 
@@ -233,7 +233,7 @@ def test_bad_input(arena, tmp_path, change, message):
     assert arena(paths[:1]).returncode == 2
 
 
-def test_the_reference_judges_without_a_model(run, tmp_path):
+def test_the_reference_judges_without_a_model(run_here, tmp_path):
     """Right and wrong by qa_eval's normalisation: one of two right answers wins nothing over the other."""
     answers = {"a": ["Red.", "bus", "a bus", "wet"], "b": ["the red", "A bus!", "car", "dry"]}
     references = ["red", "truck", "bus", "snow"]
@@ -244,14 +244,14 @@ def test_the_reference_judges_without_a_model(run, tmp_path):
             json.dumps({"id": f"q{i}", "question": "What?", "reference": reference, "prediction": text, "image": "nowhere.png"}) + "\n"
             for i, (reference, text) in enumerate(zip(references, said, strict=True))
         ))  # fmt: skip
-    words = [sys.executable, TOOL, "--predictions", *paths, "--out", tmp_path / "arena.jsonl", "--json", tmp_path / "arena.json", "--judge_backend", "reference"]  # fmt: skip
-    done = run(words)
+    words = [TOOL, "--predictions", *paths, "--out", tmp_path / "arena.jsonl", "--json", tmp_path / "arena.json", "--judge_backend", "reference"]  # fmt: skip
+    done = run_here(*words)
     assert done.returncode == 0, done.stderr
     assert [battle["winner"] for battle in battles_of(tmp_path)] == ["tie", "tie", "a", "tie"]
     result = result_of(tmp_path)
     assert result["pairs"]["a"]["b"]["rate"] == 0.625 and result["judge"]["name"] == "reference"
     assert result["position_bias"]["agree"]["share"] == 1 and not result["judge"]["sees_images"]
-    refused = run([*words, "--judge_model", "m"])
+    refused = run_here(*words, "--judge_model", "m")
     assert refused.returncode == 2 and "asks no model" in refused.stderr
 
 

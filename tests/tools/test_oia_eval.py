@@ -19,10 +19,10 @@ ROWS = 403
 
 
 @pytest.fixture
-def evaluate(run, tmp_path):
+def evaluate(run_here, tmp_path):
     def call(*flags, expect=0):
         out = tmp_path / "scores.json"
-        done = run([sys.executable, TOOL, "--json", out, *flags], timeout=300, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        done = run_here(TOOL, "--json", out, *flags, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == expect and "Traceback" not in done.stderr, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
 

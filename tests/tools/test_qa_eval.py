@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DRIVE_VLM_CACHE", str(tmp_path / "cache"))
 
 
-def run(*flags):
-    return subprocess.run([sys.executable, str(TOOL), *map(str, flags)], capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(run_here):
+    return lambda *flags: run_here(TOOL, *flags)
 
 
 def write(path, rows):
@@ -58,7 +57,7 @@ def train(tmp_path):
 
 
 @pytest.mark.fresh("the command as a user starts it")
-def test_numbers_by_hand(tmp_path, train):
+def test_numbers_by_hand(tmp_path, train, run):
     before = predictions(tmp_path / "before.jsonl", ["Red!", "red", "1", ""])
     after = predictions(tmp_path / "after.jsonl", ["red", "Green", "the 3", "2"])
     blank = predictions(tmp_path / "blank.jsonl", ["red", "red", "1", "1"])
@@ -83,14 +82,14 @@ def test_numbers_by_hand(tmp_path, train):
     assert [row["correct"] for row in rows] == ["1", "0", "0", "0", "1", "1", "1", "0"]
 
 
-def test_unseen_template_is_reported(tmp_path, train):
+def test_unseen_template_is_reported(tmp_path, train, run):
     text = predictions(tmp_path / "p.jsonl", ["a"] * 4).read_text().replace('"count"', '"other"')
     (tmp_path / "p.jsonl").write_text(text)
     done = run("--predictions", tmp_path / "p.jsonl", "--train", train)
     assert done.returncode == 0 and "2 questions have a template that training never saw" in done.stdout
 
 
-def test_errors_name_the_row(tmp_path, train):
+def test_errors_name_the_row(tmp_path, train, run):
     good = predictions(tmp_path / "good.jsonl", ["a"] * 4)
     part = write(tmp_path / "part.jsonl", [json.loads(line) for line in good.read_text().splitlines()[:3]])
     done = run("--predictions", good, "--blind_predictions", part)
@@ -103,7 +102,7 @@ def test_errors_name_the_row(tmp_path, train):
     assert done.returncode == 2 and "names a file twice" in done.stderr
 
 
-def test_different_references_are_not_compared(tmp_path):
+def test_different_references_are_not_compared(tmp_path, run):
     good = predictions(tmp_path / "good.jsonl", ["a"] * 4)
     other = tmp_path / "other.jsonl"
     other.write_text(good.read_text().replace('"reference": "green"', '"reference": "yellow"'))

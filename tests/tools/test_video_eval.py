@@ -54,12 +54,10 @@ AFTER = {
 
 
 @pytest.fixture
-def evaluate(run, tmp_path, detections, spacy_model):
+def evaluate(run_here, tmp_path, detections, spacy_model):
     def call(*flags, expect=0):
         out = tmp_path / "scores.json"
         words = [
-            sys.executable,
-            TOOL,
             "--physics_detections",
             detections,
             "--spacy_model",
@@ -68,7 +66,7 @@ def evaluate(run, tmp_path, detections, spacy_model):
             out,
             *flags,
         ]
-        done = run(words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
+        done = run_here(TOOL, *words, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
         assert done.returncode == expect, done.stderr[-2000:]
         return (json.loads(out.read_text()) if not expect else None), done
 

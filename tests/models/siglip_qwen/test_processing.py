@@ -87,14 +87,12 @@ def test_too_many_frames_are_refused_before_training_and_by_the_model(
         family.model(input_ids=ids, pixel_values=pixels)
 
 
-@pytest.mark.kit
-@pytest.mark.parametrize("turns", ["u", "ua", "suau", "suaua", "uauaua"])
-def test_text_is_written_as_qwen3_itself_writes_it(kit: Path, turns: str) -> None:
-    """The real tokenizer: it has all tokens that pictures need, and its own template with thinking off writes the same."""
+@pytest.fixture(scope="module")
+def qwen3(kit: Path) -> tuple[Any, str]:
+    """The real tokenizer, prepared for pictures, which it has all tokens for, and its own template."""
     from transformers import AutoTokenizer
 
     from drive_vlm.models.siglip_qwen.compose import _prepare_tokenizer
-    from drive_vlm.models.siglip_qwen.processing import chat_template
 
     tokenizer = AutoTokenizer.from_pretrained(kit / "models" / "qwen3-tokenizer")
     own, size = tokenizer.chat_template, len(tokenizer)
@@ -102,10 +100,20 @@ def test_text_is_written_as_qwen3_itself_writes_it(kit: Path, turns: str) -> Non
     assert thinks and len(tokenizer) == size == 151_669
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == SiglipQwenConfig().image_token_id
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    return tokenizer, own
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize("turns", ["u", "ua", "suau", "suaua", "uauaua"])
+def test_text_is_written_as_qwen3_itself_writes_it(qwen3: tuple[Any, str], turns: str) -> None:
+    """Its own template with thinking off writes the same."""
+    from drive_vlm.models.siglip_qwen.processing import chat_template
+
+    tokenizer, own = qwen3
     roles = {"s": "system", "u": "user", "a": "assistant"}
     messages = [{"role": roles[turn], "content": f"words {i}"} for i, turn in enumerate(turns)]
     how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": turns.endswith("u")}
-    ours = chat_template(thinks)
+    ours = chat_template(True)
     for thinking in (True, False):
         written = tokenizer.apply_chat_template(messages, chat_template=own, enable_thinking=thinking, **how)
         assert tokenizer.apply_chat_template(messages, chat_template=ours, enable_thinking=thinking, **how) == written
