@@ -17,7 +17,6 @@ python tools/bench/gpu_tables.py gpu.json
 python tools/bench/gpu_tables.py h200.json rtx4090.json --dry_run
 """
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 # The case that runs a recipe's own flags, or its sizes.
 RECIPES = {
     "internvl3_1b_sft.sh": ("b", "packed_16384"),
@@ -83,12 +82,13 @@ def plan_table(measured: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def between(text: str, table: str, path: Path) -> str:
-    """`text` with `table` between the two comments. Raises ValueError where they are not there once each."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path}: {BEGIN} and {END} must each stand in it once")
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+def between(text: str, table: str, path: Path, name: str = "gpu") -> str:
+    """`text` with `table` between the two comments of `name`. Raises ValueError where they are not there once each."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path}: {begin} and {end} must each stand in it once")
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
 def with_measured(text: str, lines: list[str]) -> str:
