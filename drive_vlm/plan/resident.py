@@ -25,9 +25,11 @@ from drive_vlm.plan.memory_table import PlanCase, fixed_of, flag_of, layouts, lo
 
 _MIB = 1 << 20
 # Resident of Python, torch and transformers after two steps, and what DeepSpeed adds: measured (docs/plan.md).
-LIBRARIES, DEEPSPEED = 740 * _MIB, 40 * _MIB
+LIBRARIES, DEEPSPEED = 700 * _MIB, 80 * _MIB
 # glibc gives a block of this size or more back to the system when it is released (the upper end of M_MMAP_THRESHOLD).
 RETURNED = 32 * _MIB
+# Of activations in smaller blocks, what is lost between them: measured.
+FRAGMENTS = 0.15
 # Bytes that a loader process does not share with its rank: measured with pictures of 1600 x 900.
 LOADER = 100 * _MIB
 # Batches that a loader prepares ahead (torch's prefetch_factor).
@@ -36,7 +38,7 @@ _AHEAD = 2
 MARGIN, SYSTEM = 0.08, 1 << 30
 
 OF_CPU = [
-    "on a CPU: 740 MiB of libraries (780 with DeepSpeed), the checkpoint's file mapped, 100 MiB and two batches a loader process, "
+    "on a CPU: 700 MiB of libraries (780 with DeepSpeed), the checkpoint's file mapped, 100 MiB and two batches a loader process, "
     "8 % for the error of these figures and 1 GiB for the rest of the machine; drive_vlm/plan/resident.py.",
 ]
 
@@ -83,18 +85,19 @@ def resident(case: PlanCase, layout: Layout, batch: Batch, stored: int | None, l
 
 
 def kept_by_malloc(case: PlanCase, layout: Layout, batch: Batch, found: Peak) -> float:
-    """Bytes above the tensors' peak, because malloc still keeps the activations' blocks while ZeRO's optimizer works.
+    """Bytes above the tensors' peak: fragments, or under ZeRO the blocks of the activations that malloc still keeps in the step.
 
     The optimizer's flat buffers are large blocks of their own. Without ZeRO it finds room among the blocks that were released.
     Activations are blocks of a hidden state and of the MLP: taken as half and half.
     """
-    if not layout.stage:
-        return 0
     text, tokens = case.model.text, batch.rows * batch.tokens * (2 if case.half() else 4)
     share = sum(tokens * width < RETURNED for width in (text.width, text.inner)) / 2
+    fragments = FRAGMENTS * share * found.activations
+    if not layout.stage:
+        return fragments
     fixed = fixed_of(case, layout)
     step = fixed.resident + fixed.gradients + fixed.step
-    return max(0.0, step + share * found.activations - found.peak)
+    return max(fragments, step + share * found.activations - found.peak)
 
 
 def loaders(case: PlanCase, found: Peak, layout: Layout, batch: Batch, trained: float, written: float) -> float:

@@ -15,7 +15,17 @@ from drive_vlm.plan.command import make_plan
 from drive_vlm.plan.flags import parse
 from drive_vlm.plan.lookup import load_sizes
 from drive_vlm.plan.memory_table import PlanCase, layouts, peak_of
-from drive_vlm.plan.resident import DEEPSPEED, LIBRARIES, LOADER, MARGIN, SYSTEM, Resident, resident, stored_bytes
+from drive_vlm.plan.resident import (
+    DEEPSPEED,
+    FRAGMENTS,
+    LIBRARIES,
+    LOADER,
+    MARGIN,
+    SYSTEM,
+    Resident,
+    resident,
+    stored_bytes,
+)
 from drive_vlm.plan.rows import RowStatistics
 from drive_vlm.plan.tables import show
 
@@ -88,7 +98,7 @@ def test_a_checkpoint_in_another_dtype_leaves_no_map() -> None:
 
 def test_without_deepspeed_the_optimizer_writes_into_the_map() -> None:
     found, peak = of(*RUN)
-    assert (found.mapped, found.slack, found.libraries) == (0, 0, LIBRARIES) and found.tensors == peak
+    assert (found.mapped, found.libraries, found.tensors) == (0, LIBRARIES, peak)
     assert found.loaders == 4 * (LOADER + 2 * 9 * 3 * 448 * 448 * 4)
     # Weights that were converted are pages of the process, which its loaders go on to see as they were.
     converted, _ = of(*RUN, stored=2)
@@ -113,6 +123,12 @@ def test_large_blocks_are_given_back() -> None:
         step = module.kept_by_malloc(case, layout, batch, dataclasses.replace(found, activations=0.0))
         shares.append((module.kept_by_malloc(case, layout, batch, found) - step) / found.activations)
     assert shares == pytest.approx([1, 0.5, 0.5, 0])
+    # Without ZeRO, and where the backward pass is the fullest moment: fragments of the small blocks alone.
+    large = dataclasses.replace(found, peak=1e15)
+    for tokens, share in ((1724, 1), (1725, 0.5), (9363, 0)):
+        batch = Batch(1, tokens, 0, 1)
+        for other in (layout, all_layouts[0]):
+            assert module.kept_by_malloc(case, other, batch, large) == FRAGMENTS * share * found.activations
 
 
 def test_a_run_that_was_killed_is_predicted() -> None:

@@ -225,7 +225,7 @@ def predict(stage: str, words: list[str], batch: Any) -> dict[str, float]:
     if stage == "sft" and parsed.training["use_cpu"]:
         kept = resident(case, layout, shape, stored_bytes(parsed.model.model), 1)
         # Between steps malloc keeps the blocks of the activations, which the next step takes again.
-        rest = kept.process - kept.tensors - kept.slack + peak.between_steps + peak.activations
+        rest = kept.libraries + kept.mapped + peak.between_steps + peak.activations
         figures |= {"resident": kept.process, "together": rest + kept.loaders}
     return figures
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from drive_vlm.launch import machine
 from drive_vlm.plan.training_fields import FIELDS
 from drive_vlm.stages import STAGES
 from drive_vlm.stages.engine.arguments import parse_stage
@@ -180,6 +181,33 @@ def test_what_the_trainer_would_find_late_is_found_before_the_weights(words: str
         flags = parse("sft", "--output_dir", tmp_path, *words.split())
         training_arguments(TrainingArguments, flags)
     assert told in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "warned"),
+    [
+        ("--bf16", "avx2 avx512f", True),
+        ("--dtype bfloat16", "avx2 avx512f", True),
+        ("", "avx2 avx512f", False),
+        ("--bf16", "avx512f avx512_bf16", False),
+    ],
+)
+def test_the_start_says_that_bf16_is_slow_on_this_processor(
+    words: str,
+    flags: str,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from transformers import TrainingArguments
+
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    given = parse("sft", "--output_dir", tmp_path, "--report_to", "none", "--use_cpu", *words.split())
+    training_arguments(TrainingArguments, given)
+    told = "warning: this processor has no bf16 units (avx512_bf16, amx_bf16, bf16): bf16 is several times slower than fp32"
+    assert (told in capsys.readouterr().err) == warned
 
 
 def test_steps_ask_for_their_strategy_and_a_metric_for_its_direction() -> None:
