@@ -146,7 +146,7 @@ def read_model(spec: FamilySpec, path: str, config: ModelConfig, dtype: "torch.d
     if parts.vision is not None:
         from drive_vlm.models.pixels import normalise_on_device
 
-        normalise_on_device(model.model, parts.vision)
+        normalise_on_device(model.model, parts.vision.decimals)
     tower_tokens, tokens = spec.tile_tokens(hf_config.to_dict())
     return Family(spec=spec, model=model, tokens_per_tile=tower_tokens, projector_tokens=tokens, **vars(parts))
 

@@ -6,7 +6,7 @@ A quarter of the bytes pass the pipe of a loader worker and the bus, and the wor
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +15,6 @@ from drive_vlm.models.host_copies import to_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from drive_vlm.models.vision import VisionAdapter
 
 # What a processor is told, so that it hands pixels on as they are.
 AS_THEY_ARE = {"do_rescale": False, "do_normalize": False}
@@ -83,9 +81,9 @@ def is_levels(pixels: Any) -> bool:
     return isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8
 
 
-def normalise_on_device(body: Any, vision: "VisionAdapter") -> None:
-    """Let `body.get_image_features`, and `body.tower_features` where there is one, take pixels as uint8; decimals and cached
-    features pass as they are."""
+def normalise_on_device(body: Any, decimals: Callable[[Mapping[str, Any]], torch.Tensor]) -> None:
+    """Let `body.get_image_features`, and `body.tower_features` where there is one, take pixels as uint8, which `decimals` (of the
+    family's VisionAdapter) normalises; decimals and cached features pass as they are."""
 
     def taking_levels(own: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(own)
@@ -95,7 +93,7 @@ def normalise_on_device(body: Any, vision: "VisionAdapter") -> None:
             given = signature.bind(*args, **kwargs).arguments
             if is_levels(given.get("pixel_values")):
                 # In the model's precision, as DeepSpeed casts the decimals of a batch.
-                pixels = vision.decimals(given).to(body.dtype)
+                pixels = decimals(given).to(body.dtype)
                 # By name or by place, as it came: transformers' decorators look at how an argument is given.
                 if "pixel_values" in kwargs:
                     kwargs["pixel_values"] = pixels

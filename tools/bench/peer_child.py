@@ -328,7 +328,9 @@ def facts(packages: list[str]) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "facts":
+    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: started by bench_sft.py --peers\n\n{__doc__}")
+    elif sys.argv[1] == "facts":
         print(json.dumps(facts(sys.argv[2:])))
     else:
         sys.path.append(str(Path(__file__).resolve().parents[2]))
