@@ -56,10 +56,10 @@ class Normalisation:
             self._on[pixels.device] = (to_device(self._mean, pixels.device), to_device(self._std, pixels.device))
         mean, std = self._on[pixels.device]
         # Plane by plane in memory, however the levels lie: towers are fastest with that, and round alike.
-        order = {"memory_format": torch.contiguous_format}
+        planar = torch.contiguous_format
         if self._factor is None:
-            return pixels.to(torch.float32, **order).sub_(mean).div_(std)
-        return (pixels.to(torch.float64, **order) * self._factor).float().sub_(mean).div_(std)
+            return pixels.to(torch.float32, memory_format=planar).sub_(mean).div_(std)
+        return (pixels.to(torch.float64, memory_format=planar) * self._factor).float().sub_(mean).div_(std)
 
 
 def planes(picture: "Image") -> torch.Tensor:

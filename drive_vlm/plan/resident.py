@@ -113,7 +113,7 @@ def loaders(case: PlanCase, found: Peak, layout: Layout, batch: Batch, trained: 
     if layout.stage == 3:
         written = trained / flags.plan.world_size
     old = written + found.master + (found.optimizer if several_epochs(case) else 0)
-    ahead = _AHEAD * batch.tiles * case.model.pictures.pixels * 4
+    ahead = _AHEAD * batch.tiles * case.model.pictures.pixels
     return old + number * (LOADER + ahead)
 
 
