@@ -1,12 +1,13 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
 import dataclasses
+import importlib.util
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from drive_vlm.config import ModelConfig, RunConfig, nearest
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig, nearest
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.stop import check_launcher
@@ -102,6 +103,8 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
     check_same_checkpoint(resume)
     check_schedule(args)
     check_attention(flags.model, args)
+    if args.should_log and flags.data.packing:
+        print_packed_mask(flags.model, flags.data, args)
     return args, resume
 
 
@@ -193,6 +196,21 @@ def check_attention(model: ModelConfig, args: "TrainingArguments") -> None:
         raise ValueError(
             f"--attn_implementation {model.attn_implementation} trains on GPUs only. Use sdpa or eager on a CPU."
         )
+
+
+def print_packed_mask(model: ModelConfig, data: DataConfig, args: "TrainingArguments") -> None:
+    """A line where packs on a GPU pass sdpa or eager, which take a dense mask: what it holds, and which kernel takes none."""
+    if args.use_cpu or model.attn_implementation in ("flash", "flex"):
+        return
+    tokens = data.max_length or 0
+    share = args.per_device_train_batch_size * tokens**2 / 2**20
+    installed = importlib.util.find_spec("flash_attn") is not None
+    better = "flash" if installed else "flex (or flash, where flash-attn is installed)"
+    print(
+        f"attention: {model.attn_implementation} keeps the rows of a pack apart by a dense mask of {tokens:,} x {tokens:,} "
+        f"({share:,.0f} MiB a micro-batch); --attn_implementation {better} takes where they end instead.",
+        flush=True,
+    )
 
 
 def model_dtype(model: ModelConfig, args: "TrainingArguments") -> "torch.dtype":
