@@ -1,5 +1,6 @@
 """What the packed kernels are given: where rows end, once, and no dense mask. All but the kernel itself is the real thing."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -152,16 +153,19 @@ def test_wrong_ends_would_be_seen(tiny_model: Path, trainer_of: Any, kernel: Fla
 def test_flex_is_given_a_block_mask(
     family: str, tiny_families: Callable[[str], Path], trainer_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    from torch.nn.attention.flex_attention import BlockMask, create_mask
 
     masks: list[Any] = []
 
-    def eager(*args: Any, score_mod: Any = None, block_mask: Any = None, **kwargs: Any) -> Any:
+    def on_host(
+        q: Any, k: Any, v: Any, block_mask: Any = None, scale: Any = None, enable_gqa: bool = False, **_: Any
+    ) -> torch.Tensor:
         masks.append(block_mask)
-        return flex_attention(*args, score_mod=score_mod, block_mask=block_mask, **kwargs)
+        seen = block_mask and create_mask(block_mask.mask_mod, len(q), 1, q.shape[2], k.shape[2], q.device.type)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
 
-    # transformers compiles it, which takes a minute of a CPU; uncompiled it gives the same numbers.
-    monkeypatch.setattr(flex.WrappedFlexAttention, "__call__", lambda self: eager)
+    # The kernel in plain torch: transformers compiles its own, which takes a minute of a CPU.
+    monkeypatch.setattr(flex.WrappedFlexAttention, "__call__", lambda self: on_host)
     trainer = trainer_of(tiny_families(family))
     rows = (3, 0, 1, 4, 2)
     expected = rows_apart(trainer, rows)
@@ -171,3 +175,34 @@ def test_flex_is_given_a_block_mask(
     assert (
         sum(isinstance(mask, BlockMask) for mask in masks) >= trainer.model.config.get_text_config().num_hidden_layers
     )
+
+
+@pytest.mark.parametrize(("width", "again"), [(None, False), (8, True)])
+def test_flex_is_compiled_for_one_width(
+    width: int | None, again: bool, tiny_model: Path, trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packs of any filling have one width; with the width that other kernels take, each new one is compiled for (the control)."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(flex_attention, backend=counter)
+    monkeypatch.setattr(flex.WrappedFlexAttention, "__call__", lambda self: compiled)
+    trainer = trainer_of(tiny_model)
+    flags = trainer.parts.flags
+    trainer.parts.flags = dataclasses.replace(
+        flags, configs=(dataclasses.replace(flags.model, attn_implementation="flex"), flags.data, flags.run)
+    )
+    trainer.data_collator = trainer.parts.collator
+    if width is not None:
+        trainer.data_collator.pad_to_multiple_of = width
+    use(trainer, "flex_attention")
+    counts = []
+    # Without pictures: one dummy tile in each batch, so that the tower's own attention keeps its shape.
+    for pack in ((3,), (4, 3), (3, 4, 3)):
+        batch = batch_of(trainer, pack)
+        assert batch["input_ids"].shape[1] == 800 or width is not None
+        log_probs(trainer, batch)
+        counts.append(counter.frame_count)
+    assert (counts[-1] > counts[0]) == again, counts

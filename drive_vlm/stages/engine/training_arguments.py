@@ -1,13 +1,14 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from drive_vlm.config import ModelConfig, RunConfig, nearest
+from drive_vlm.config import DataConfig, ModelConfig, RunConfig, nearest
 from drive_vlm.launch.checkpoint import check_layout, find_checkpoint
 from drive_vlm.launch.deepspeed import load_deepspeed_config, zero_stage
 from drive_vlm.launch.machine import slow_bf16
@@ -106,6 +107,8 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
     check_attention(flags.model, args)
     if topology.is_main:
         warn_of_bf16(flags.model, args)
+    if args.should_log and flags.data.packing:
+        print_packed_mask(flags.model, flags.data, args)
     return args, resume
 
 
@@ -203,6 +206,21 @@ def warn_of_bf16(model: ModelConfig, args: "TrainingArguments") -> None:
     """A line where bf16 runs on a processor that has no units for it: a step would take minutes and nothing would say why."""
     if args.use_cpu and (args.bf16 or model.dtype == "bfloat16") and (slow := slow_bf16()):
         print(f"warning: {slow}", file=sys.stderr, flush=True)
+
+
+def print_packed_mask(model: ModelConfig, data: DataConfig, args: "TrainingArguments") -> None:
+    """A line where packs on a GPU pass sdpa or eager, which take a dense mask: what it holds, and which kernel takes none."""
+    if args.use_cpu or model.attn_implementation in ("flash", "flex"):
+        return
+    tokens = data.max_length or 0
+    share = args.per_device_train_batch_size * tokens**2 / 2**20
+    installed = importlib.util.find_spec("flash_attn") is not None
+    better = "flash" if installed else "flex (or flash, where flash-attn is installed)"
+    print(
+        f"attention: {model.attn_implementation} keeps the rows of a pack apart by a dense mask of {tokens:,} x {tokens:,} "
+        f"({share:,.0f} MiB a micro-batch); --attn_implementation {better} takes where they end instead.",
+        flush=True,
+    )
 
 
 def model_dtype(model: ModelConfig, args: "TrainingArguments") -> "torch.dtype":

@@ -1,12 +1,15 @@
 """The command line of a stage: what is refused, with which words; YAML beside flags. No model is loaded."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from drive_vlm.config import DataConfig, ModelConfig
 from drive_vlm.stages import STAGES, run
 from drive_vlm.stages.engine.arguments import parse_stage
-from drive_vlm.stages.engine.training_arguments import evaluation_defaults
+from drive_vlm.stages.engine.training_arguments import evaluation_defaults, print_packed_mask
 
 NEEDED = ["--model", "m", "--data", "d.jsonl"]
 
@@ -137,3 +140,23 @@ def test_ranks_that_found_different_checkpoints_stop(monkeypatch: pytest.MonkeyP
         check_same_checkpoint(Resume(Path("run/checkpoint-2")))
     with pytest.raises(ValueError, match="rank 0 none, rank 1 checkpoint-4"):
         check_same_checkpoint(None)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cpu", "said"),
+    [
+        ("sdpa", False, "a dense mask of 16,384 x 16,384 (512 MiB a micro-batch); --attn_implementation flex"),
+        ("flash", False, ""),
+        ("flex", False, ""),
+        ("sdpa", True, ""),
+    ],
+)
+def test_packs_with_a_dense_mask_on_a_gpu_are_told_of(
+    kernel: str, cpu: bool, said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    args: Any = SimpleNamespace(use_cpu=cpu, per_device_train_batch_size=2)
+    data = DataConfig(data=["d.jsonl"], packing=True, max_length=16384)
+    print_packed_mask(ModelConfig(model="m", attn_implementation=kernel), data, args)
+    told = capsys.readouterr().out
+    assert said in told and bool(told) == bool(said)
