@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.launch.machine import machine_memory, slow_bf16
+from drive_vlm.launch.machine import knows_memory, machine_memory, slow_bf16
 from drive_vlm.launch.manifest import gpus
 from drive_vlm.plan.activations import Batch
 from drive_vlm.plan.bytes import Layout, Peak
@@ -146,26 +146,32 @@ def stored_bytes(model: str) -> int | None:
     return max(counted, key=counted.__getitem__) or None if counted else None
 
 
-def planned_on_cpu(flags: PlanFlags) -> bool | None:
-    """True with --use_cpu; None where the run would go to the CPU because nothing says which GPU, and this machine has none."""
-    if flags.training["use_cpu"] is not None and flags.resolved["use_cpu"][1] != "default":
-        return bool(flags.training["use_cpu"])
-    named = any(flags.resolved[name][1] != "default" for name in ("gpu_memory", "gpu", "peak_flops"))
-    return False if named or gpus() else None
+def planned_on_cpu(flags: PlanFlags, local_world: int) -> bool | None:
+    """True with --use_cpu, False on a GPU.
+
+    None where the run would go to this machine's CPU, because it has no GPU, nothing says which one is meant, and one node runs
+    all processes.
+    """
+    if flags.training["use_cpu"]:
+        return True
+    named = any(flags.resolved[name][1] != "default" for name in ("gpu_memory", "gpu", "peak_flops", "use_cpu"))
+    return False if named or flags.plan.world_size > local_world or gpus() else None
 
 
 def cpu_memory(case: PlanCase, local_world: int) -> dict[str, Any] | None:
     """The plan of a training on a CPU: {layout: parts, node, fits}, the verdict, and the first way out; None on a GPU.
 
-    Raises ValueError where the memory of this machine is not known and --cpu_memory does not say it.
+    Raises ValueError where the memory of this machine is not known and --cpu_memory does not say it, and for --cpu_memory of a GPU.
     """
-    asked = planned_on_cpu(case.flags)
-    if asked is False:
+    asked, given = planned_on_cpu(case.flags, local_world), case.flags.plan.cpu_memory
+    if asked is False and given is not None:
+        raise ValueError(f"--cpu_memory {given}: this plan is that of a GPU. Add --use_cpu, or leave it out.")
+    if asked is False or (asked is None and given is None and not knows_memory()):
         return None
     flags = dataclasses.replace(case.flags, training={**case.flags.training, "use_cpu": True})
     case, stored = dataclasses.replace(case, flags=flags), stored_bytes(flags.model.model)
     all_layouts, chosen = layouts(flags)
-    machine = machine_bytes(flags.plan.cpu_memory)
+    machine = machine_bytes(given)
     table: dict[str, Any] = {}
     for layout in all_layouts:
         found, usual = (resident(case, layout, rows, stored, local_world) for rows in _batches(case))

@@ -207,6 +207,17 @@ def test_who_plans_for_a_gpu_reads_nothing_of_a_cpu(
     text = said(plan, capsys)
     assert not plan["cpu"]["asked"] and "this machine has no GPU, so the command would train on its CPU" in text
     assert "of one GPU" in text, "the table stays that of a GPU"
+    # Processes of several nodes do not run here.
+    several = ["--world_size", "4", "--local_world_size", "2"]
+    assert make_plan("sft", [*words, *several])["cpu"] is None
+    # A system that does not say its memory (not Linux): no verdict, unless it is given or asked for.
+    monkeypatch.setattr(machine, "_MEMINFO", Path("/nowhere/meminfo"))
+    assert make_plan("sft", words)["cpu"] is None
+    assert make_plan("sft", [*words, "--cpu_memory", "64GB"])["cpu"]["machine"] == 64 * GIB
+    with pytest.raises(ValueError, match=r"the memory of this machine is not known .* Give it: --cpu_memory"):
+        make_plan("sft", [*words, "--use_cpu"])
+    with pytest.raises(ValueError, match=r"--cpu_memory 8GB: this plan is that of a GPU\. Add --use_cpu"):
+        make_plan("sft", [*words, "--gpu_memory", "24GB", "--cpu_memory", "8GB"])
 
 
 def test_bf16_without_units_is_said(
