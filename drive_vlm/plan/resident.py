@@ -18,6 +18,7 @@ from typing import Any
 
 from drive_vlm.launch.machine import knows_memory, machine_memory, slow_bf16
 from drive_vlm.launch.manifest import gpus
+from drive_vlm.models.lora import base_of
 from drive_vlm.plan.activations import Batch
 from drive_vlm.plan.bytes import Layout, Peak
 from drive_vlm.plan.flags import PlanFlags, memory_bytes
@@ -128,21 +129,29 @@ def several_epochs(case: PlanCase) -> bool:
 def stored_bytes(model: str) -> int | None:
     """Bytes of a weight in the files of a directory; 2 for a model that ships (published checkpoints are bf16).
 
-    None for a directory without safetensors. The dtype that holds most bytes counts.
+    None for a directory without safetensors. The dtype that holds most bytes counts; of an adapter, that of its base. Raises
+    ValueError for a damaged file.
     """
     path = Path(model)
+    if (path / "adapter_config.json").is_file():
+        return stored_bytes(base_of(path))
     if not path.is_dir():
         return 2
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     sizes = {"F32": 4, "BF16": 2, "F16": 2}
     counted: Counter[int] = Counter()
     for name in sorted(path.glob("*.safetensors")):
-        with safe_open(name, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                tensor = file.get_slice(key)
-                each = sizes.get(tensor.get_dtype(), 0)
-                counted[each] += each * math.prod(tensor.get_shape())
+        try:
+            with safe_open(name, framework="np") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    tensor = file.get_slice(key)
+                    each = sizes.get(tensor.get_dtype(), 0)
+                    counted[each] += each * math.prod(tensor.get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{name}: cannot be read ({error}). Copy the file again from where the model came from."
+            ) from error
     return max(counted, key=counted.__getitem__) or None if counted else None
 
 
@@ -150,10 +159,12 @@ def planned_on_cpu(flags: PlanFlags, local_world: int) -> bool | None:
     """True with --use_cpu, False on a GPU.
 
     None where the run would go to this machine's CPU, because it has no GPU, nothing says which one is meant, and one node runs
-    all processes.
+    all processes. What trains on GPUs only would not.
     """
     if flags.training["use_cpu"]:
         return True
+    if flags.model.quantize == "nf4" or flags.model.attn_implementation in ("flash", "flex"):
+        return False
     named = any(flags.resolved[name][1] != "default" for name in ("gpu_memory", "gpu", "peak_flops", "use_cpu"))
     return False if named or flags.plan.world_size > local_world or gpus() else None
 
