@@ -74,6 +74,11 @@ def machine_memory() -> MachineMemory:
     return MachineMemory(kibibytes["MemTotal:"] * 1024, kibibytes["MemAvailable:"] * 1024, cgroup_memory())
 
 
+def knows_memory() -> bool:
+    """Whether this system says what memory it has (Linux does)."""
+    return _MEMINFO.is_file()
+
+
 def bf16_units() -> bool | None:
     """Whether this processor multiplies bf16 in units of its own; None where that is not known (no /proc/cpuinfo).
 

@@ -16,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from drive_vlm.launch.machine import machine_memory, slow_bf16
+from drive_vlm.launch.machine import knows_memory, machine_memory, slow_bf16
 from drive_vlm.launch.manifest import gpus
+from drive_vlm.models.lora import base_of
 from drive_vlm.plan.activations import Batch
 from drive_vlm.plan.bytes import Layout, Peak
 from drive_vlm.plan.flags import PlanFlags, memory_bytes
@@ -128,44 +129,60 @@ def several_epochs(case: PlanCase) -> bool:
 def stored_bytes(model: str) -> int | None:
     """Bytes of a weight in the files of a directory; 2 for a model that ships (published checkpoints are bf16).
 
-    None for a directory without safetensors. The dtype that holds most bytes counts.
+    None for a directory without safetensors. The dtype that holds most bytes counts; of an adapter, that of its base. Raises
+    ValueError for a damaged file.
     """
     path = Path(model)
+    if (path / "adapter_config.json").is_file():
+        return stored_bytes(base_of(path))
     if not path.is_dir():
         return 2
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     sizes = {"F32": 4, "BF16": 2, "F16": 2}
     counted: Counter[int] = Counter()
     for name in sorted(path.glob("*.safetensors")):
-        with safe_open(name, framework="np") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                tensor = file.get_slice(key)
-                each = sizes.get(tensor.get_dtype(), 0)
-                counted[each] += each * math.prod(tensor.get_shape())
+        try:
+            with safe_open(name, framework="np") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    tensor = file.get_slice(key)
+                    each = sizes.get(tensor.get_dtype(), 0)
+                    counted[each] += each * math.prod(tensor.get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{name}: cannot be read ({error}). Copy the file again from where the model came from."
+            ) from error
     return max(counted, key=counted.__getitem__) or None if counted else None
 
 
-def planned_on_cpu(flags: PlanFlags) -> bool | None:
-    """True with --use_cpu; None where the run would go to the CPU because nothing says which GPU, and this machine has none."""
-    if flags.training["use_cpu"] is not None and flags.resolved["use_cpu"][1] != "default":
-        return bool(flags.training["use_cpu"])
-    named = any(flags.resolved[name][1] != "default" for name in ("gpu_memory", "gpu", "peak_flops"))
-    return False if named or gpus() else None
+def planned_on_cpu(flags: PlanFlags, local_world: int) -> bool | None:
+    """True with --use_cpu, False on a GPU.
+
+    None where the run would go to this machine's CPU, because it has no GPU, nothing says which one is meant, and one node runs
+    all processes. What trains on GPUs only would not.
+    """
+    if flags.training["use_cpu"]:
+        return True
+    if flags.model.quantize == "nf4" or flags.model.attn_implementation in ("flash", "flex"):
+        return False
+    named = any(flags.resolved[name][1] != "default" for name in ("gpu_memory", "gpu", "peak_flops", "use_cpu"))
+    return False if named or flags.plan.world_size > local_world or gpus() else None
 
 
 def cpu_memory(case: PlanCase, local_world: int) -> dict[str, Any] | None:
     """The plan of a training on a CPU: {layout: parts, node, fits}, the verdict, and the first way out; None on a GPU.
 
-    Raises ValueError where the memory of this machine is not known and --cpu_memory does not say it.
+    Raises ValueError where the memory of this machine is not known and --cpu_memory does not say it, and for --cpu_memory of a GPU.
     """
-    asked = planned_on_cpu(case.flags)
-    if asked is False:
+    asked, given = planned_on_cpu(case.flags, local_world), case.flags.plan.cpu_memory
+    if asked is False and given is not None:
+        raise ValueError(f"--cpu_memory {given}: this plan is that of a GPU. Add --use_cpu, or leave it out.")
+    if asked is False or (asked is None and given is None and not knows_memory()):
         return None
     flags = dataclasses.replace(case.flags, training={**case.flags.training, "use_cpu": True})
     case, stored = dataclasses.replace(case, flags=flags), stored_bytes(flags.model.model)
     all_layouts, chosen = layouts(flags)
-    machine = machine_bytes(flags.plan.cpu_memory)
+    machine = machine_bytes(given)
     table: dict[str, Any] = {}
     for layout in all_layouts:
         found, usual = (resident(case, layout, rows, stored, local_world) for rows in _batches(case))

@@ -45,8 +45,7 @@ def show(plan: dict[str, Any]) -> None:
     console = Console(width=132, highlight=False, markup=False, emoji=False, soft_wrap=True)
     model = plan["model"]
     console.print(Text.assemble((model["name"], "bold"), f" (exact): {model['note']}"))
-    cpu = plan["cpu"]
-    asked = bool(cpu and cpu["asked"])
+    cpu, asked = plan["cpu"], _on_cpu(plan)
     for table in (_configuration(plan), _parameters(plan), _cpu_memory(plan) if asked else _memory(plan)):
         console.print(table)
     console.print(_batch(plan))
@@ -105,17 +104,23 @@ def _memory(plan: dict[str, Any]) -> Table:
     return table
 
 
+def _on_cpu(plan: dict[str, Any]) -> bool:
+    """Whether the plan is asked for a CPU, not only told of one."""
+    return bool(plan["cpu"] and plan["cpu"]["asked"])
+
+
 def _batch(plan: dict[str, Any]) -> str:
     batch, groups = plan["batch"], plan["batch"]["generation"]
+    one, all_ = ("process", "processes") if _on_cpu(plan) else ("GPU", "GPUs")
     line = (
-        f"Batch: {batch['global']} {batch['unit']} a step = {batch['micro']} a GPU x {batch['accumulation']} accumulation x "
-        f"{batch['world_size']} GPUs; typical row {batch['typical_row']:,} tokens ({plan['data']['source']})"
+        f"Batch: {batch['global']} {batch['unit']} a step = {batch['micro']} a {one} x {batch['accumulation']} accumulation x "
+        f"{batch['world_size']} {all_}; typical row {batch['typical_row']:,} tokens ({plan['data']['source']})"
     )
     if groups is None:
         return line
     return (
         f"{line}\nGeneration batch: {groups['prompts']} prompts x {groups['generations']} completions of at most {groups['length']:,} tokens "
-        f"= {groups['rows']} a GPU x {batch['world_size']} GPUs, learned from in {groups['steps']} micro batches x "
+        f"= {groups['rows']} a {one} x {batch['world_size']} {all_}, learned from in {groups['steps']} micro batches x "
         f"{groups['iterations']} iterations, scored {groups['passes']} times"
     )
 
@@ -161,7 +166,10 @@ def _cpu_words(cpu: dict[str, Any]) -> str:
 
 def _cost(plan: dict[str, Any]) -> str:
     cost = plan["cost"]
-    line = f"Time: {cost['tokens_a_step']:,} tokens and {cost['flops_a_step']:.3g} FLOPs a step, {cost['seconds_a_step']:.2f} s on {plan['batch']['world_size']} x {cost['device']} at MFU {cost['mfu']}"
+    work = f"Time: {cost['tokens_a_step']:,} tokens and {cost['flops_a_step']:.3g} FLOPs a step"
+    if _on_cpu(plan) and cost["device"] != "--peak_flops":
+        return f"{work}; for hours on a CPU give its --peak_flops"
+    line = f"{work}, {cost['seconds_a_step']:.2f} s on {plan['batch']['world_size']} x {cost['device']} at MFU {cost['mfu']}"
     if cost["hours"] is None:
         return line + "; hours unknown: give --data or --rows"
     return f"{line}; {cost['steps']:,} steps = {cost['hours']:.1f} h, {cost['gpu_hours']:,.1f} GPU-hours"

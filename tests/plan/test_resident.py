@@ -156,6 +156,13 @@ def test_bytes_of_a_weight_on_disk(tmp_path: Path, kind: str, each: int) -> None
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
     assert stored_bytes(str(tmp_path)) == each
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    assert stored_bytes(str(adapter)) == each, "an adapter's base is what is loaded"
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read .* Copy the file again"):
+        stored_bytes(str(tmp_path))
 
 
 def said(plan: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -207,6 +214,19 @@ def test_who_plans_for_a_gpu_reads_nothing_of_a_cpu(
     text = said(plan, capsys)
     assert not plan["cpu"]["asked"] and "this machine has no GPU, so the command would train on its CPU" in text
     assert "of one GPU" in text, "the table stays that of a GPU"
+    # What trains on GPUs only is meant for one.
+    assert make_plan("sft", [*words, "--attn_implementation", "flash"])["cpu"] is None
+    # Processes of several nodes do not run here.
+    several = ["--world_size", "4", "--local_world_size", "2"]
+    assert make_plan("sft", [*words, *several])["cpu"] is None
+    # A system that does not say its memory (not Linux): no verdict, unless it is given or asked for.
+    monkeypatch.setattr(machine, "_MEMINFO", Path("/nowhere/meminfo"))
+    assert make_plan("sft", words)["cpu"] is None
+    assert make_plan("sft", [*words, "--cpu_memory", "64GB"])["cpu"]["machine"] == 64 * GIB
+    with pytest.raises(ValueError, match=r"the memory of this machine is not known .* Give it: --cpu_memory"):
+        make_plan("sft", [*words, "--use_cpu"])
+    with pytest.raises(ValueError, match=r"--cpu_memory 8GB: this plan is that of a GPU\. Add --use_cpu"):
+        make_plan("sft", [*words, "--gpu_memory", "24GB", "--cpu_memory", "8GB"])
 
 
 def test_bf16_without_units_is_said(

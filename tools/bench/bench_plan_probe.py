@@ -79,13 +79,14 @@ def meter(found: dict[str, Any], phases: Sequence[str]) -> Any:
 def together() -> int:
     """Bytes that this process and its loader processes hold now; what they share counts once, files as this process has them."""
     fields = ("Pss_Anon:", "Pss_Shmem:")
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    lines = [line for number in (os.getpid(), *children) for line in _proc(number, "smaps_rollup") if line[0] in fields]
-    lines += [line for line in _proc(os.getpid(), "status") if line[0] == "RssFile:"]
+    own = str(os.getpid())
+    processes = [own, *Path(f"/proc/self/task/{own}/children").read_text().split()]
+    lines = [line for process in processes for line in _proc(process, "smaps_rollup") if line[0] in fields]
+    lines += [line for line in _proc(own, "status") if line[0] == "RssFile:"]
     return sum(int(line[1]) * 1024 for line in lines)
 
 
-def _proc(process: int | str, name: str) -> list[list[str]]:
+def _proc(process: str, name: str) -> list[list[str]]:
     """The words of each line of a file of /proc/PROCESS."""
     return [line.split() for line in Path(f"/proc/{process}/{name}").read_text().splitlines()]
 
