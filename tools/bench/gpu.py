@@ -236,7 +236,8 @@ def run_part(letter: str, part: Part, work: Path, result: dict[str, Any], args: 
         if why := skipped(case):
             entry["cases"][case.name] = {"state": "skipped", "why": why}
         elif left < _LEAST:
-            entry["cases"].setdefault(case.name, {"state": "left", "why": "no time was left; go on with --resume"})
+            if states.get(case.name) in (None, "skipped"):
+                entry["cases"][case.name] = {"state": "left", "why": "no time was left; go on with --resume"}
         else:
             print(f"{letter} {case.name} ...", end=" ", flush=True)
             found = run_case(letter, case, work, left, fresh)
