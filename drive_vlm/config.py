@@ -48,6 +48,17 @@ def field(
     return dataclasses.field(default=default, metadata=metadata, **kwargs)
 
 
+def image_root_field() -> Any:
+    """--image_root of every command that reads rows."""
+    return field(None, help="folder that picture paths start from (default: the data file's own folder)")
+
+
+def links_field() -> Any:
+    """--links of every command that reads rows."""
+    words = "symbolic links that leave the image root: follow, or refuse their rows"
+    return field("follow", help=words, choices=("follow", "refuse"))
+
+
 # Names that flags had, and the one that each thing has in every tool now.
 _RENAMED = {
     "videos": "image_root", "images": "image_root", "root": "image_root", "prompt": "judge_prompt", "prompts": "judge_prompts teacher_prompts",
@@ -411,14 +422,8 @@ class DataConfig:
         help="training rows: .jsonl, .json, .parquet or the folder of a data set (docs/data.md); several are joined"
     )
     eval_data: list[str] = field([], help="rows for the evaluation loss during training")
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    links: str = field(
-        "follow",
-        help="symbolic links that leave the image root: follow, or refuse their rows",
-        choices=("follow", "refuse"),
-    )
+    image_root: str | None = image_root_field()
+    links: str = links_field()
     max_length: int = field(4096, help="tokens of a row at most, and of a pack", least=1)
     packing: bool = field(
         False, help="put several rows into one sequence of --max_length tokens, without attention across rows"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_detector import Boxes, Detect, open_detector
 
-from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, run_tool
+from drive_vlm.config import CommandParser, DataConfig, add_dataclass, field, image_root_field, links_field, run_tool
 from drive_vlm.launch.stop import listening, until_stopped
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.report.tables import print_table
@@ -50,14 +50,8 @@ class DetectConfig:
     data: list[str] = field(
         [], help="rows: .jsonl, LLaVA .json or InternVL meta .json; also videos, folders of frames, and folders of both"
     )
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    links: str = field(
-        "follow",
-        help="symbolic links that leave the image root: follow, or refuse their rows",
-        choices=("follow", "refuse"),
-    )
+    image_root: str | None = image_root_field()
+    links: str = links_field()
     weights: str = field("yolov8x.pt", help="YOLO weights, a local .pt file")
     sha256: str | None = field(None, help="refuse weights with another SHA-256 before they are unpickled")
     imgsz: int = field(640, help="longer side of a frame for the detector, in pixels")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import CommandParser, add_dataclass, field, run_tool
+from drive_vlm.config import CommandParser, add_dataclass, field, image_root_field, links_field, run_tool
 from drive_vlm.launch.stop import listening, until_stopped
 from drive_vlm.launch.topology import read_topology
 from drive_vlm.sampling.process_group import gather, join_ranks, leave_ranks
@@ -44,14 +44,8 @@ class FeatureConfig:
         help="rows: .jsonl, LLaVA .json or InternVL meta .json; also videos, folders of frames, and folders of both"
     )
     out: str = field(help="folder of the cache; entries that are in it and still valid are kept")
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    links: str = field(
-        "follow",
-        help="symbolic links that leave the image root: follow, or refuse their rows",
-        choices=("follow", "refuse"),
-    )
+    image_root: str | None = image_root_field()
+    links: str = links_field()
     num_frames: int = field(8, help="frames taken from a video, evenly spread; the same as in training")
     max_tiles: int | None = field(None, help="tiles a row may use for its pictures; the same as in training", least=1)
     min_pixels: int | None = field(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from drive_vlm.config import field
+from drive_vlm.config import field, image_root_field, links_field
 from drive_vlm.data.videos import MODES
 from drive_vlm.sampling.local import Sampling
 
@@ -16,14 +16,8 @@ class GenerateConfig:
         "folders with both"
     )
     out: str = field(help="predictions JSONL; rows that are in it already are not answered again")
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    links: str = field(
-        "follow",
-        help="symbolic links that leave the image root: follow, or refuse their rows",
-        choices=("follow", "refuse"),
-    )
+    image_root: str | None = image_root_field()
+    links: str = links_field()
     mode: str | None = field(
         None,
         help="ask about videos: detailed or concise, each with its instruction in place of the rows' own question; rows of "

@@ -1,4 +1,4 @@
-"""What the tests of the synthesis steps' commands share."""
+"""What the tests of the tools share."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+@pytest.fixture
+def tool_with(run_here: Callable) -> Callable[..., Callable[..., Any]]:
+    """`tool_with("tools/x.py", *flags)(*more, ok=True)`: the finished tool, which has succeeded, or with `ok=False` has not."""
+
+    def of(tool: str, *flags: object) -> Callable[..., Any]:
+        def start(*more: object, ok: bool = True) -> Any:
+            done = run_here(tool, *flags, *more)
+            assert (done.returncode == 0) is ok, done.stderr
+            return done
+
+        return start
+
+    return of
+
+
+@pytest.fixture
+def evaluator_with(tool_with: Callable, tmp_path: Path) -> Callable[..., Callable[..., Any]]:
+    """`evaluator_with("tools/x_eval.py", *flags)(*more)`: (what --json holds, what is printed); with `ok=False` stderr."""
+
+    def of(tool: str, *flags: object) -> Callable[..., Any]:
+        out = tmp_path / "scores.json"
+        evaluate = tool_with(tool, *flags, "--json", out)
+
+        def start(*more: object, ok: bool = True) -> Any:
+            done = evaluate(*more, ok=ok)
+            return (json.loads(out.read_text()), done.stdout) if ok else done.stderr
+
+        return start
+
+    return of
 
 
 def _lines_of(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""tools/clarify_eval.py through its command line: the chain with generate and its dialogues, three checkpoints, a judge, and bad input."""
+"""tools/clarify_eval.py through its command line: the chain with generate and its dialogues, three checkpoints, and a judge."""
 
 import csv
 import html
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,119 +11,22 @@ import pytest
 from PIL import Image
 
 from drive_vlm.builders.ambiguity.rows import meant_by_user, said_by_user
-from drive_vlm.data.predictions import prediction_row
-from drive_vlm.data.samples import parse_row
 
-TOOL = Path(__file__).parents[2] / "tools" / "clarify_eval.py"
-SCENES = 12
-COLORS = ("red", "blue", "white")
-ASKS = "Do you mean the car on the left or the car on the right?"
-EVIL = "<script>alert('x')</script> It is green. [red]x[/red] $\\frac$"
-
-
-def thing(side, color):
-    box = {"left": [4.0, 30.0, 24.0, 46.0], "right": [40.0, 30.0, 56.0, 42.0]}[side]
-    attributes = {"color": color, "kind": "car", "side": side}
-    return {"box": box, "category": "vehicle", "attributes": attributes, "name": f"the car on the {side}"}
-
-
-def scene_rows(i):
-    """The ambiguous row of a scene, its twin about the left car, and one about a bus that is not there."""
-    things = [thing("left", COLORS[i % 3]), thing("right", COLORS[(i + 1) % 3])]
-    answers = {item["name"]: f"It is {item['attributes']['color']}." for item in things}
-    shared = {
-        "group": f"scene-{i}", "image": f"images/{i}.png", "class": "vehicle", "attribute": "color", "candidates": things,
-        "weather": ("sun", "rain")[i % 2], "gold_choice": i % 4,
-    }  # fmt: skip
-
-    def row(name, question, said, columns):
-        choices = [
-            said,
-            "Do you mean the bus or the truck?",
-            f"It is {COLORS[(i + 2) % 3]}.",
-            "Do you mean the van or the bus?",
-        ]
-        choices[0], choices[i % 4] = choices[i % 4], choices[0]
-        turns = [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": said}]
-        return {"id": f"{i}-{name}", **shared, "messages": turns, "question": question, "choices": choices, **columns}
-
-    left, none = answers["the car on the left"], "There is no bus in the picture."
-    two = {
-        "ambiguous": 1,
-        "level": 2,
-        "type": "ambiguous",
-        "target": None,
-        "answer": "",
-        "answers": answers,
-        "clarification": ASKS,
-    }
-    clear = {"ambiguous": 0, "level": 0, "answers": {}, "clarification": ""}
-    one = clear | {"type": "twin", "target": 0, "answer": left, "description": "the car on the left"}
-    bus = clear | {"type": "missing_referent", "target": None, "answer": none, "description": "the bus"}
-    return [
-        row("two", "What color is the car?", ASKS, two | {"description": "the car"}),
-        row("left", "What color is the car on the left?", left, one),
-        row("bus", "What color is the bus?", none, bus),
-    ]
-
-
-ROWS = [row for i in range(SCENES) for row in scene_rows(i)]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def predictions(path, rows, reply):
-    """What generate writes: a row is read, its nulls are gone, and its columns stay."""
-    made = []
-    for number, row in enumerate(rows):
-        sample = parse_row(row, f"{path}:{number + 1}", "")
-        sample.columns.update({"dataset": "clarify", "_image": row["image"]})
-        made.append(prediction_row(sample, reply(row)))
-    return write(path, made)
-
-
-@pytest.fixture
-def world(tmp_path):
-    folder = tmp_path / "world"
-    (folder / "images").mkdir(parents=True)
-    for i in range(SCENES):
-        Image.new("RGB", (64, 64), (10 * i, 90, 60)).save(folder / "images" / f"{i}.png")
-    write(folder / "val.jsonl", ROWS)
-    return folder
-
-
-@pytest.fixture
-def evaluate(run_here, tmp_path):
-    def call(*flags, expect=0):
-        out = tmp_path / "scores.json"
-        done = run_here(TOOL, "--json", out, *flags, DRIVE_VLM_CACHE=str(tmp_path / "cache"))
-        assert done.returncode == expect, done.stderr[-2000:]
-        return (json.loads(out.read_text()) if not expect else None), done
-
-    return call
-
-
-def base(row):
-    """Never asks; right about clear rows of even scenes."""
-    if row["ambiguous"]:
-        return next(iter(row["answers"].values()))
-    return row["answer"] if int(row["id"].split("-")[0]) % 2 == 0 else "It is green."
-
-
-def tuned(row):
-    """Asks when it should, but for one leading question, one about what is not there, and one needless one."""
-    if row["ambiguous"]:
-        return {"0-two": "Do you mean the car on the left?", "1-two": "Do you mean the bus or the tram?"}.get(
-            row["id"], ASKS
-        )
-    return {"2-left": ASKS, "3-left": EVIL, "4-left": ""}.get(row["id"], row["answer"])
+SPEC = importlib.util.spec_from_file_location("clarify_rows", Path(__file__).with_name("clarify_rows.py"))
+assert SPEC is not None and SPEC.loader is not None
+clarify_rows = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(clarify_rows)
+SCENES = clarify_rows.SCENES
+ASKS = clarify_rows.ASKS
+EVIL = clarify_rows.EVIL
+ROWS = clarify_rows.ROWS
+write = clarify_rows.write
+read = clarify_rows.read
+predictions = clarify_rows.predictions
+world = clarify_rows.world
+evaluate = clarify_rows.evaluate
+base = clarify_rows.base
+tuned = clarify_rows.tuned
 
 
 def test_from_rows_to_utility_through_generate(evaluate, run_here, chat_server, world, tmp_path):
@@ -399,117 +303,3 @@ def test_a_judge_with_pictures_and_facts(evaluate, chat_server, world, tmp_path)
     assert len(chat_server.requests) == before and again["checkpoints"] == result["checkpoints"]
     pairs = {(entry["first"], entry["second"]): entry for entry in again["agreement"]}
     assert pairs["judge j", "judge other"]["strategy"]["kappa"]["value"] == 1 and ("judge j", "rules") in pairs
-
-
-def broken(world, tmp_path, what):
-    """Flags that must be refused, and words of the refusal."""
-    good = predictions(tmp_path / "p.jsonl", ROWS, tuned)
-    data = ("--data", world / "val.jsonl")
-    if what == "a row without a prediction":
-        return ("--predictions", predictions(tmp_path / "few.jsonl", ROWS[:-2], tuned), *data), [
-            "2 of 36 rows",
-            "11-left",
-            "--on_missing skip",
-        ]
-    if what == "a prediction of another split":
-        return ("--predictions", good, "--data", write(tmp_path / "half.jsonl", ROWS[:6])), [
-            "p.jsonl:7",
-            "'2-two' is not in --data",
-        ]
-    if what == "rows of another builder":
-        rows = [{"id": "a", "prediction": "x", "reference": "y", "question": "z"}]
-        return ("--predictions", write(tmp_path / "other.jsonl", rows)), [
-            "other.jsonl:1",
-            "'a'",
-            "tools/build_ambiguity.py",
-        ]
-    if what == "an id twice in the rows":
-        return ("--predictions", good, "--data", write(tmp_path / "twice.jsonl", [*ROWS, ROWS[0]])), [
-            "twice.jsonl:37",
-            "came before",
-        ]
-    if what == "one file for two checkpoints":
-        other = predictions(tmp_path / "q.jsonl", ROWS, base)
-        return ("--predictions", good, other, "--after", good), ["--after: 1 for 2 --predictions"]
-    if what == "questions back without an answer":
-        return ("--predictions", good, "--after", good), ["13 questions back have no answer", "--on_missing skip"]
-    if what == "answers to another question back":
-        rows = [read(good)[0] | {"id": "0-two-after", "back": "Which?", "target": 0}]
-        return ("--predictions", good, "--after", write(tmp_path / "a.jsonl", rows)), [
-            "a.jsonl:1",
-            "another question back",
-            "--write_dialogues",
-        ]
-    if what == "dialogues without the rows":
-        return ("--predictions", good, "--write_dialogues", tmp_path / "d.jsonl"), ["need --data"]
-    if what == "rows without options":
-        rows = [{key: value for key, value in row.items() if key != "choices"} for row in ROWS]
-        flags = ("--data", write(tmp_path / "bare.jsonl", rows), "--write_choices", tmp_path / "c.jsonl")
-        return ("--predictions", good, *flags), ["'0-two'", "36 rows", "--on_missing skip"]
-    if what == "a label that cannot be":
-        (tmp_path / "h.csv").write_text("id,strategy,factual,asked\n0-two,5,pass,yes\n")
-        return ("--predictions", good, "--human", tmp_path / "h.csv"), ["h.csv:2", "'0-two'", "strategy", "'5'"]
-    if what == "a label of nobody":
-        (tmp_path / "h.csv").write_text("id,strategy,factual,asked\nzebra,4,pass,yes\n")
-        return ("--predictions", good, "--human", tmp_path / "h.csv"), ["h.csv:2", "'zebra' has no prediction"]
-    if what == "a judge without a file":
-        return ("--predictions", good, "--judge_model", "j"), ["--verdicts"]
-    if what == "a column of nobody":
-        return ("--predictions", good, "--by", "fog"), ["--by fog"]
-    if what == "answers that are no choices":
-        return ("--predictions", good, "--choices", good), ["p.jsonl:1", "--write_choices"]
-    if what == "samples of other rows":
-        rows = [row | {"id": f"x{i}"} for i, row in enumerate(ROWS)]
-        return ("--predictions", good, "--samples", predictions(tmp_path / "s.jsonl", rows, tuned)), [
-            "36 rows are not in all of --samples"
-        ]
-    if what == "a run on another reward":
-        write(tmp_path / "metrics.jsonl", [{"step": 1, "reward": 0.5}])
-        return ("--predictions", good, "--training", tmp_path), [
-            "no metrics.jsonl with clarify/ metrics",
-            "--rewards clarify",
-        ]
-    assert what == "a picture that is not there"
-    return ("--predictions", good, "--gallery", tmp_path / "g.html", "--image_root", tmp_path), [
-        "p.jsonl:1",
-        "images/0.png",
-        "--image_root",
-    ]
-
-
-WRONG = (
-    "a row without a prediction", "a prediction of another split", "rows of another builder", "an id twice in the rows", "one file for two checkpoints",
-    "questions back without an answer", "answers to another question back", "dialogues without the rows", "rows without options",
-    "a label that cannot be", "a label of nobody", "a judge without a file", "a column of nobody", "answers that are no choices",
-    "samples of other rows", "a run on another reward", "a picture that is not there",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_bad_input_is_named_with_the_way_out(evaluate, world, tmp_path, what):
-    flags, words = broken(world, tmp_path, what)
-    _, done = evaluate(*flags, expect=2)
-    assert all(word in done.stderr for word in words), done.stderr
-
-
-def test_what_is_missing_is_counted(evaluate, world, tmp_path):
-    file = predictions(tmp_path / "few.jsonl", ROWS[:-2], tuned)
-    more = predictions(tmp_path / "more.jsonl", ROWS, base)
-    asked = [row for row in read(file) if row["prediction"].endswith("?")]
-    after = [row | {"id": f"{row['id']}-after", "back": row["prediction"], "prediction": "It is red."} for row in asked]
-    for row in after:
-        if row["ambiguous"]:
-            row["target"] = meant_by_user(row["id"].removesuffix("-after"), 2, 0)
-    second = write(tmp_path / "after.jsonl", after[3:])
-    both = ("--predictions", file, more, "--data", world / "val.jsonl", "--on_missing", "skip")
-    result, done = evaluate(*both, "--after", second, second)
-    assert (result["rows"], result["missing"]) == (34, ["11-left", "11-bus"])
-    entry = result["checkpoints"]["few"]
-    assert len(entry["after"]["unanswered"]) == 3 and entry["scores"]["final_accuracy"]["n"] == 31
-    assert result["checkpoints"]["more"]["ids_left_out"] == 2
-    third = predictions(tmp_path / "third.jsonl", ROWS, tuned)
-    result, _ = evaluate("--predictions", more, file, third, "--on_missing", "skip")
-    pairs = [(entry["first"], entry["second"]) for entry in result["comparisons"]]
-    assert pairs == [("more", "few"), ("more", "third"), ("few", "third")]
-    for words in ("2 rows of --data have no prediction", "3 questions back have no answer", "more: 2 ids left out"):
-        assert words in done.stdout, words

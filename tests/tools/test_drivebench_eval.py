@@ -53,13 +53,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(data: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        done = run_here(BUILD, "--annotations", data / "test.json", "--image_root", data, "--out", data / "out", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return done
-
-    return start
+def build(data: Path, tool_with: Any) -> Any:
+    return tool_with(BUILD, "--annotations", data / "test.json", "--image_root", data, "--out", data / "out")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -155,14 +150,14 @@ def rows(data: Path, build: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def score(data: Path, run_here: Any) -> Any:
+def score(data: Path, evaluator_with: Any) -> Any:
+    evaluate = evaluator_with(EVAL)
+
     def start(
         *predictions: Path, settings: tuple[str, ...] = ("clean",), words: tuple[object, ...] = (), ok: bool = True
     ) -> Any:
         files = [data / "out" / f"{name}.jsonl" for name in settings]
-        done = run_here(EVAL, "--data", *files, "--predictions", *predictions, "--json", data / "scores.json", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return (json.loads((data / "scores.json").read_text()), done.stdout) if ok else done.stderr
+        return evaluate("--data", *files, "--predictions", *predictions, *words, ok=ok)
 
     return start
 

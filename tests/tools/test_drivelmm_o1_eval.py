@@ -44,13 +44,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(data: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        done = run_here(BUILD, "--test", data / "test.json", "--image_root", data, "--out", data / "rows", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return done
-
-    return start
+def build(data: Path, tool_with: Any) -> Any:
+    return tool_with(BUILD, "--test", data / "test.json", "--image_root", data, "--out", data / "rows")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -141,14 +136,9 @@ def rows(data: Path, build: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def score(data: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        files = ("--data", data / "rows/test.jsonl", "--predictions", data / "p.jsonl")
-        done = run_here(EVAL, *files, "--json", data / "scores.json", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return (json.loads((data / "scores.json").read_text()), done.stdout) if ok else done.stderr
-
-    return start
+def score(data: Path, evaluator_with: Any) -> Any:
+    files = ("--data", data / "rows/test.jsonl", "--predictions", data / "p.jsonl")
+    return evaluator_with(EVAL, *files)
 
 
 def predict(path: Path, rows: list[dict[str, Any]], said: dict[str, str]) -> Path:

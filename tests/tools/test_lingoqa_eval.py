@@ -87,13 +87,8 @@ def table(folder: Path, lines: list[tuple[Any, ...]] = LINES, **more: list[Any])
 
 
 @pytest.fixture
-def build(tmp_path: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        done = run_here(BUILD, "--table", tmp_path / "val.parquet", "--out", tmp_path / "rows", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return done
-
-    return start
+def build(tmp_path: Path, tool_with: Any) -> Any:
+    return tool_with(BUILD, "--table", tmp_path / "val.parquet", "--out", tmp_path / "rows")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -170,14 +165,9 @@ def rows(tmp_path: Path, build: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def score(tmp_path: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        files = ("--data", tmp_path / "rows/val.jsonl", "--predictions", tmp_path / "p.jsonl")
-        done = run_here(EVAL, *files, "--json", tmp_path / "scores.json", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return (json.loads((tmp_path / "scores.json").read_text()), done.stdout) if ok else done.stderr
-
-    return start
+def score(tmp_path: Path, evaluator_with: Any) -> Any:
+    files = ("--data", tmp_path / "rows/val.jsonl", "--predictions", tmp_path / "p.jsonl")
+    return evaluator_with(EVAL, *files)
 
 
 def predict(path: Path, rows: list[dict[str, Any]], said: list[str]) -> Path:

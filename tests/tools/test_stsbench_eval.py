@@ -52,13 +52,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(data: Path, run_here: Any) -> Any:
-    def start(*words: object, ok: bool = True) -> Any:
-        done = run_here(BUILD, "--annotations", data / "sts.json", "--image_root", data, "--out", data / "rows", *words)
-        assert (done.returncode == 0) is ok, done.stderr
-        return done
-
-    return start
+def build(data: Path, tool_with: Any) -> Any:
+    return tool_with(BUILD, "--annotations", data / "sts.json", "--image_root", data, "--out", data / "rows")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

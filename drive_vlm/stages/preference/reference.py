@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drive_vlm.config import CommandParser, ModelConfig, add_dataclass, field, from_namespace, user_errors
+from drive_vlm.config import (
+    CommandParser,
+    ModelConfig,
+    add_dataclass,
+    field,
+    from_namespace,
+    image_root_field,
+    links_field,
+    user_errors,
+)
 from drive_vlm.launch.stop import listening, until_stopped
 from drive_vlm.store.lock import sole_writer
 from drive_vlm.store.shards import parse_shard
@@ -36,14 +45,8 @@ class ReferenceConfig:
 
     data: list[str] = field(help="preference pairs: rows with chosen and rejected texts; those of --eval_data as well")
     out: str = field(help="cache directory; pairs that are in it already are not computed again")
-    image_root: str | None = field(
-        None, help="folder that picture paths start from (default: the data file's own folder)"
-    )
-    links: str = field(
-        "follow",
-        help="symbolic links that leave the image root: follow, or refuse their rows",
-        choices=("follow", "refuse"),
-    )
+    image_root: str | None = image_root_field()
+    links: str = links_field()
     batch_size: int = field(8, help="pairs computed at a time", least=1)
     max_length: int = field(4096, help="tokens of a prompt with one answer, at most", least=1)
     num_frames: int = field(8, help="frames taken from a video, evenly spread", least=1)

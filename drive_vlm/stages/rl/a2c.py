@@ -11,10 +11,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from drive_vlm.launch.topology import accumulation_steps
-from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
-from drive_vlm.stages.engine.training_flags import EVALUATION
 from drive_vlm.stages.rl.a2c_flags import A2CFlags
+from drive_vlm.stages.rl.flag_checks import check_weights, refuse
 from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
 
@@ -36,28 +35,12 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     """The flags for TrainingArguments with this stage's defaults. Raises ValueError for flags that it cannot obey, before anything
     is loaded."""
     own, data, extra = flags.of(A2CFlags), flags.data, flags.training
-    rewards = flags.of(RewardFlags).rewards
-    if own.reward_weights is not None and len(own.reward_weights) != len(rewards):
-        names = " ".join(map(reward_name, rewards))
-        raise ValueError(
-            f"--reward_weights has {len(own.reward_weights)} numbers, --rewards {len(rewards)} ({names}). Give one for each."
-        )
+    check_weights(own.reward_weights, flags.of(RewardFlags).rewards)
     refused = {
         "--packing": (data.packing, "completions stand in rows of their own"),
-        "--eval_data": (data.eval_data, "it has no loss of rows; held-out rows are answered with --eval_generate"),
         "--lora_dropout": (flags.model.lora_dropout, "the policy that learns must be the one that sampled"),
-        "--train_sampling_strategy": (
-            extra.get("train_sampling_strategy", "random") != "random",
-            "prompts come in a seeded random order",
-        ),
     }
-    nothing = not flags.scores.eval_generate
-    refused |= {
-        f"--{name}": (nothing and name in extra, "without --eval_generate nothing is evaluated") for name in EVALUATION
-    }
-    for flag, (given, why) in refused.items():
-        if given:
-            raise ValueError(f"{flag} has no place in a2c: {why}. Leave it out.")
+    refuse("a2c", flags, extra, refused)
     adapted = flags.model.lora_rank or os.path.isfile(os.path.join(flags.model.model, "adapter_config.json"))
     defaults: dict[str, Any] = {"learning_rate": 1e-5 if adapted else 1e-6}
     if "lr_scheduler_type" not in extra:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from drive_vlm.config import RunConfig
 from drive_vlm.launch.topology import accumulation_steps
-from drive_vlm.rewards import reward_name
 from drive_vlm.stages.engine.stage import StageFlags
-from drive_vlm.stages.engine.training_flags import EVALUATION
+from drive_vlm.stages.rl.flag_checks import check_weights, refuse
 from drive_vlm.stages.rl.generation import GenerationBatch
 from drive_vlm.stages.rl.reward_flags import RewardFlags, rewards_of
 
@@ -56,33 +55,17 @@ def check_flags(flags: StageFlags, world_size: int) -> dict[str, Any]:
     """The flags for GRPOConfig with this project's defaults. Raises ValueError for flags that GRPO cannot obey, before
     anything is loaded, and as `generation_batch` does."""
     data, rewards, extra = flags.data, flags.of(RewardFlags).rewards, DEFAULTS | flags.training
-    weights = extra.get("reward_weights")
-    if weights is not None and len(weights) != len(rewards):
-        names = " ".join(map(reward_name, rewards))
-        raise ValueError(
-            f"--reward_weights has {len(weights)} numbers, --rewards {len(rewards)} ({names}). Give one for each."
-        )
+    check_weights(extra.get("reward_weights"), rewards)
     refused = {
         "--packing": (data.packing, "prompts are padded to the left, not packed"),
-        "--eval_data": (data.eval_data, "it has no loss of rows; held-out rows are answered with --eval_generate"),
         "--sync_ref_model": (
             extra.get("sync_ref_model"),
             "the reference stays what the run began with; start a new run from the newer policy",
         ),
         "--temperature 0": (extra.get("temperature", 1.0) <= 0, "the completions of a group must differ"),
         "--use_liger_kernel": (extra.get("use_liger_kernel"), "its fused loss does not take these models"),
-        "--train_sampling_strategy": (
-            extra.get("train_sampling_strategy", "random") != "random",
-            "prompts come in a seeded random order",
-        ),
     }
-    nothing = not flags.scores.eval_generate
-    refused |= {
-        f"--{name}": (nothing and name in extra, "without --eval_generate nothing is evaluated") for name in EVALUATION
-    }
-    for flag, (given, why) in refused.items():
-        if given:
-            raise ValueError(f"{flag} has no place in grpo: {why}. Leave it out.")
+    refuse("grpo", flags, extra, refused)
     generation_batch(flags.run, extra, world_size)
     return extra
 
