@@ -18,7 +18,7 @@ def add(folder: Path) -> dict[str, str]:
     """
     from packaging.requirements import Requirement
 
-    found = {wheel: next(importlib.metadata.distributions(path=[str(wheel)]), None) for wheel in _wheels(folder)}
+    found = {wheel: next(iter(importlib.metadata.distributions(path=[str(wheel)])), None) for wheel in _wheels(folder)}
     own = {_plain(one.metadata["Name"]) for one in importlib.metadata.distributions() if one.metadata["Name"]}
     needs: dict[Path, set[str]] = {}
     for wheel, package in found.items():
