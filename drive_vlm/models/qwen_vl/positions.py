@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drive_vlm.config import ROW_ENDS
 from drive_vlm.models.host_copies import known_on_host, on_host, remember, to_device
 
 
@@ -97,8 +98,16 @@ def install_positions(model: Any) -> None:
 
     Patch 1, of model.model.forward: positions as above, and video tokens go the way of pictures.
     Patch 2, of model._prepare_position_ids_for_generation: it knows pictures only by token kinds, which no stage gives it.
+    Patch 3, of model.model.get_image_features: transformers 5.17 hands it where the rows of text end, and the tower has ends of
+    its own (5.23 leaves them out itself).
     """
     body = model.model
+    own_features = body.get_image_features
+
+    @functools.wraps(own_features)
+    def features(*args: Any, **kwargs: Any) -> Any:
+        return own_features(*args, **{name: value for name, value in kwargs.items() if name not in ROW_ENDS})
+
     own_forward, own_prepare = body.forward, model._prepare_position_ids_for_generation
 
     @functools.wraps(own_forward)
@@ -148,5 +157,5 @@ def install_positions(model: Any) -> None:
         body.rope_deltas = (laid.amax((0, 2)) + 1 - lengths)[:, None]
         return torch.cat([words.expand(1, *laid.shape[1:]), laid])
 
-    body.forward = forward
+    body.forward, body.get_image_features = forward, features
     model._prepare_position_ids_for_generation = prepare
