@@ -5,6 +5,7 @@ turn in one process, and each writes its "out". Of drive_vlm nothing is imported
 which lets its public wheel work next to a CPU build of torch: the peers pin versions of their own.
 """
 
+import argparse
 import functools
 import importlib
 import json
@@ -327,13 +328,21 @@ def facts(packages: list[str]) -> dict[str, str | None]:
     return found
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "what", choices=("facts", "llamafactory", "swift"), help="facts: versions; else whose code runs"
+    )
+    parser.add_argument("words", nargs="+", help="packages of facts; else `train` or `pictures`, and files of jobs")
+    args = parser.parse_args()
+    if args.what == "facts":
+        print(json.dumps(facts(args.words)))
+        return
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    importlib.import_module("drive_vlm")
+    for file in args.words[1:]:
+        ACTIONS[args.what, args.words[0]](json.loads(Path(file).read_text()))
+
+
 if __name__ == "__main__":
-    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
-        print(f"usage: started by bench_sft.py --peers\n\n{__doc__}")
-    elif sys.argv[1] == "facts":
-        print(json.dumps(facts(sys.argv[2:])))
-    else:
-        sys.path.append(str(Path(__file__).resolve().parents[2]))
-        importlib.import_module("drive_vlm")
-        for file in sys.argv[3:]:
-            ACTIONS[sys.argv[1], sys.argv[2]](json.loads(Path(file).read_text()))
+    main()

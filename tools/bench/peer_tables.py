@@ -38,14 +38,16 @@ def read(path: Path) -> dict[str, Any]:
 
 def readme_table(found: dict[str, Any]) -> str:
     """How much faster ours is than the best mode of each trainer, the best of all in bold. README is short."""
-    lines = ["| `drive-vlm sft --packing` next to | rows per CPU second | tokens/s |", "|---|---|---|"]
+    load = max(found["load_average"][when][0] for when in ("before", "after"))
+    where = f"a tiny InternVL on a CPU, load up to {load:.1f} on {found['machine']['cores']} cores; [all numbers](docs/results.md)"
+    lines = [f"| `drive-vlm sft --packing` next to ({where}) | rows per CPU second | tokens/s |", "|---|---|---|"]
     for name in ("peer", *found["peer_versions"]):
         modes = [side for side in found["against"] if side.removesuffix("_packed") == name]
         side = min(modes, key=lambda side: found[side]["cpu_ms_per_row"])
         faster, title = found["against"][side], _title(found, side)
         title = f"**{title}, the best peer**" if side == found["best_peer"] else title
         lines.append(f"| {title} | {faster['cpu_ms_per_row']:.2f}x | {faster['tokens_per_second']:.2f}x |")
-    return "\n".join([*lines, "", f"{_conditions(found)} [All numbers](docs/results.md)."])
+    return "\n".join(lines)
 
 
 def results_table(found: dict[str, Any]) -> str:
@@ -89,8 +91,9 @@ def _title(found: dict[str, Any], side: str) -> str:
 
 def _conditions(found: dict[str, Any]) -> str:
     settings, load = found["settings"], found["load_average"]
+    runs = f"Medians of {settings['repeats']} runs in turns" if settings["repeats"] > 1 else "One run each"
     return (
-        f"Medians of {settings['repeats']} in turns, {settings['threads']} thread, {settings['workers']} loader worker, float32, frozen tower, a tiny "
+        f"{runs}, {settings['threads']} thread, {settings['workers']} loader worker, float32, frozen tower, a tiny "
         f"InternVL, load {load['before'][0]:.1f} to {load['after'][0]:.1f} on {found['machine']['cores']} cores."
     )
 
