@@ -19,7 +19,7 @@ CORE = [
     "sentencepiece>=0.2.0",
     "tensorboard>=2.20",
     "numpy>=2.2.0",
-    "pillow>=11.1.0",
+    "pillow>=11.3.0",
     "simplejpeg>=1.8.0",
     "pyyaml>=6.0.1",
     "rich>=14",
@@ -35,11 +35,11 @@ EXTRAS = {
         "jinja2>=3.1",
     ],
     "judge": ["openai>=2"],
-    "video": ["av>=17"],
+    "video": ["av>=17.1"],
     "yolo": ["ultralytics>=8.4,<8.5"],
-    "trl": ["trl>=1.15.0,<2", "datasets>=4.7.0"],
+    "trl": ["trl>=1.16.0,<2", "datasets>=4.7.0"],
     # The physics reward reads text with spaCy; its model comes by `python -m spacy download en_core_web_sm`.
-    "reward": ["spacy>=3.8.2,<4"],
+    "reward": ["spacy>=3.8.11,<4"],
     # `synth_retrieve.py --search faiss`; without it the search is numpy's, with the same hits.
     "retrieval": ["faiss-cpu>=1.12,<2"],
     # `generate --json_schema`: llguidance holds answers to a schema, jsonschema checks them.

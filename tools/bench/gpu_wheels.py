@@ -27,12 +27,12 @@ def add(folder: Path) -> dict[str, str]:
         needs[wheel] = {_plain(line.name) for line in asked} - _NO_IMPORT
     left_out: dict[str, str] = {}
     usable = {_name(wheel): wheel for wheel in found}
-    # What is left out may have been asked for by another: until nothing changes.
+    # What is left out may have been asked for by another: until nothing changes. Named is what is missing at the end of that chain.
     while lacking := {
         name: min(gone) for name, wheel in usable.items() if (gone := needs[wheel] - own - usable.keys())
     }:
-        left_out |= lacking
-        for name in lacking:
+        for name, missing in lacking.items():
+            left_out[name] = left_out.get(missing, missing)
             del usable[name]
     sys.path += [str(wheel) for wheel in usable.values()]
     return left_out

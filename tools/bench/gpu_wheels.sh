@@ -10,7 +10,7 @@ folder="${1:-wheels}"
 version="${PYTHON_VERSION:-3.12}"
 # The range that setup.py allows.
 range() { grep -oE "\"$1>=[^\"]+\"" "$root/setup.py" | tr -d '"'; }
-packages=("$(range trl)" "$(range datasets)" dill multiprocess xxhash pandas python-dateutil six "$(range rich)" markdown-it-py mdurl pygments
+packages=("$(range trl)" "$(range datasets)" dill multiprocess xxhash pandas python-dateutil tzdata "$(range rich)" markdown-it-py mdurl pygments
   hjson py-cpuinfo msgpack einops "$(range num2words)" docopt)
 mkdir -p "$folder"
 fresh="$(mktemp -d)"

@@ -86,6 +86,7 @@ class DriveTrainerMixin(ScoreMixin, CheckpointMixin):
         self.bad_rows: list[BadRow] = []
         self.sample_ids = []
         self._step_flops = 0.0
+        self._begun_at = 0
         self.scores = {}
         # The Trainer evaluates only where it has rows for it.
         scores_only = parts.held_out is not None and kwargs.get("eval_dataset") is None
@@ -304,6 +305,7 @@ class DriveTrainerMixin(ScoreMixin, CheckpointMixin):
         """Before train(), after check_resume: set aside what comes after a checkpoint that --resume names, cut the logs behind it
         off (all of them in a new run), write the audit."""
         step = read_complete(self.parts.resume.checkpoint).step if self.parts.resume else -1
+        self._begun_at = max(step, 0)
         if self.args.should_save:
             # A launcher that starts all ranks again gives the same words: what it finds then is of this very run.
             again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -341,9 +343,14 @@ class DriveTrainerMixin(ScoreMixin, CheckpointMixin):
         """Add throughput to the training logs; every log also becomes a line of metrics.jsonl."""
         if "loss" in logs:
             logs.update(self.parts.throughput.report(self.args.device))
-        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
-            # A mean over no step is no loss.
-            del logs["train_loss"]
+        if "train_loss" in logs:
+            trained = self.state.global_step - self._begun_at
+            if not trained:
+                # A mean over no step is no loss.
+                del logs["train_loss"]
+            elif not hasattr(self, "_initial_global_step"):
+                # transformers 5.17 divides the sum over this run's steps by the number of all, those before the checkpoint included.
+                logs["train_loss"] *= self.state.global_step / trained
         super().log(logs, start_time)
         if self.args.should_save:
             append_line(self.out / "metrics.jsonl", finite({"step": self.state.global_step, **logs}))
