@@ -149,6 +149,7 @@ def test_wrong_ends_would_be_seen(tiny_model: Path, trainer_of: Any, kernel: Fla
     assert (log_probs(trainer, batch) - expected).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flex_is_given_a_block_mask(
     family: str, tiny_families: Callable[[str], Path], trainer_of: Any, monkeypatch: pytest.MonkeyPatch
