@@ -25,6 +25,8 @@ from typing import Any, Literal, NoReturn
 IGNORE_INDEX = -100
 # Logits that the loss holds at a time (models/training_forward.py): 256 MB in fp32. The plan counts them too.
 CHUNK_ELEMENTS = 1 << 26
+# The name of --attn_implementation sdpa in transformers (models/row_attention.py).
+ROW_ATTENTION = "sdpa_by_row"
 # Names under which a batch says where the rows of a pack end: transformers' FlashAttentionKwargs.
 ROW_ENDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 

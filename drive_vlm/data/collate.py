@@ -52,7 +52,7 @@ class Collator:
 
     Unpacked: right padding and `attention_mask int64[B, T]`. Packed: `position_ids int64[B, T]` that restart at 0 for
     each row, no attention mask, and the trailing padding is a segment of its own. With `flatten` the packs are laid end
-    to end in one sequence (B = 1): flash attention separates segments in a batch of one only. Where they end is said too
+    to end in one sequence (B = 1): sdpa and flash separate rows in a batch of one only. Where they end is said too
     (ROW_ENDS: `int32[S + 1]` and the longest, a plain number): from the positions every layer would work it out, and ask the
     device for it.
     An empty list of sequences (a short last step) gives one token with no label: a forward pass without a loss.

@@ -63,21 +63,29 @@ def places_before_labels(labels: torch.Tensor, ignored: int) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What is known of a batch: whether sequences are packs (None: look), and whether rows are padded (None: look)."""
+    """What is known of a batch: whether sequences are packs (None: look), whether rows are padded (None: look), and whether
+    attention is told where the rows of its one sequence end (ROW_ENDS)."""
 
     packed: bool | None = None
     padded: bool | None = None
+    ends: bool = False
 
 
 _ROWS: contextvars.ContextVar[Rows | None] = contextvars.ContextVar("rows", default=None)
 
 
-def rows_of(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> Rows:
+def rows_known() -> Rows:
+    """What is known of the batch that passes the model now."""
+    return _ROWS.get() or Rows()
+
+
+def rows_of(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, ends: bool = False) -> Rows:
     """`position_ids int64[B, T]` jump where a row of a pack begins; `attention_mask int64[B, T]` is 0 for padding."""
     positions, mask = known_on_host(position_ids), known_on_host(attention_mask)
     return Rows(
         packed=False if position_ids is None else None if positions is None else bool((positions.diff() != 1).any()),
         padded=False if attention_mask is None else None if mask is None else not bool(mask.all()),
+        ends=ends,
     )
 
 

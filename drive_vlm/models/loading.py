@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drive_vlm.config import ModelConfig
+from drive_vlm.config import ROW_ATTENTION, ModelConfig
 from drive_vlm.models.family import Family, FamilyModel, FamilySpec, ProcessorParts
 from drive_vlm.models.quantize import quantization_arguments
 from drive_vlm.models.vision import Tiling
@@ -28,7 +28,7 @@ _SMALL_FILES = (
 )
 # Published configs that name no model_type, by the class that they name.
 _UNNAMED = {"CogVLMForCausalLM": "cogvlm2"}
-ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
+ATTENTION = {"sdpa": ROW_ATTENTION, "flash": "flash_attention_2", "flex": "flex_attention", "eager": "eager"}
 
 
 def model_type(path: str, trust_remote_code: bool = False) -> str:
@@ -211,6 +211,10 @@ def build_on_meta(spec: FamilySpec, stored: Mapping[str, Any], config: ModelConf
 
 def _auto_class(spec: FamilySpec) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from drive_vlm.models.row_attention import register
+
+    register()
 
     return AutoModelForImageTextToText if spec.adapter else AutoModelForCausalLM
 

@@ -118,9 +118,10 @@ def peak_of(case: PlanCase, layout: Layout, batch: Batch, checkpointing: bool) -
     fixed = fixed_of(case, layout)
     memo = flags.groups is not None and has_memo(case.model, layout)
     model = case.model.without_tower() if memo else case.model
-    live = work.activations(
-        model, batch, compute, checkpointing, flags.model.attn_implementation, flags.run.chunk_tokens
-    )
+    kernel = flags.model.attn_implementation
+    # Packed rows pass sdpa one at a time, without a mask (models/row_attention.py).
+    kernel = "flash" if kernel == "sdpa" and flags.data.packing else kernel
+    live = work.activations(model, batch, compute, checkpointing, kernel, flags.run.chunk_tokens)
     if flags.groups is None:
         return peak(fixed, live.kept, live.work, live.logits)
     return group_peak(case, layout, batch, fixed, live)

@@ -66,7 +66,7 @@ def test_parts_of_zero2_in_fp32_by_hand() -> None:
     assert found.mapped == 4 * TRAINED
     assert found.process == found.libraries + peak + found.mapped + found.slack
     # Old pages: the weights, and half of the master copy. Each loader: its own, and two batches of nine tiles.
-    assert found.loaders == 4 * TRAINED + 4 * TRAINED / 2 + 4 * (LOADER + 2 * 9 * 3 * 448 * 448 * 4)
+    assert found.loaders == 4 * TRAINED + 4 * TRAINED / 2 + 4 * (LOADER + 2 * 9 * 3 * 448 * 448)
     each = found.process - found.mapped - 4 * FROZEN + found.loaders
     assert found.node == 2 * each + 4 * FROZEN
     assert found.needed == pytest.approx(found.node * (1 + MARGIN) + SYSTEM)
@@ -99,7 +99,7 @@ def test_a_checkpoint_in_another_dtype_leaves_no_map() -> None:
 def test_without_deepspeed_the_optimizer_writes_into_the_map() -> None:
     found, peak = of(*RUN)
     assert (found.mapped, found.libraries, found.tensors) == (0, LIBRARIES, peak)
-    assert found.loaders == 4 * (LOADER + 2 * 9 * 3 * 448 * 448 * 4)
+    assert found.loaders == 4 * (LOADER + 2 * 9 * 3 * 448 * 448)
     # Weights that were converted are pages of the process, which its loaders go on to see as they were.
     converted, _ = of(*RUN, stored=2)
     assert converted.loaders == found.loaders + 4 * TRAINED

@@ -12,7 +12,7 @@ import torch
 from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations import flex_attention as flex
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.config import ROW_ENDS, DataConfig, ModelConfig, RunConfig
 
 FAMILIES = (
     "internvl", "siglip_qwen", "minicpmv", "cogvlm2", "llava_next", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl",
@@ -114,6 +114,69 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FlashOnHost:
 
     monkeypatch.setattr(flash_utils, "prepare_fa_kwargs_from_position_ids", refuse)
     return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sdpa_takes_each_row_by_itself(
+    family: str, tiny_families: Callable[[str], Path], trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against rows alone, and against the dense mask that transformers makes of the same pack; no layer is given a mask."""
+    calls: list[list[int]] = []
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: Any, key: Any, value: Any, attn_mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("is_causal"):
+            assert attn_mask is None
+            calls.append(query.shape[2])
+        return own(query, key, value, attn_mask=attn_mask, **kwargs)
+
+    trainer = trainer_of(tiny_families(family))
+    rows = (3, 0, 1, 4, 2)
+    batch = batch_of(trainer, rows[:2], rows[2:])
+    lengths = [len(trainer.train_dataset[(row,)][0]["input_ids"]) for row in rows]
+    padding = batch["input_ids"].shape[1] - sum(lengths)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        found = log_probs(trainer, batch)
+    layers = trainer.model.config.get_text_config().num_hidden_layers
+    # A single token is given without a word on what is causal.
+    assert calls == [*lengths, *([padding] if padding > 1 else [])] * layers
+    dense = {name: value for name, value in batch.items() if name not in ROW_ENDS}
+    use(trainer.model, "sdpa")
+    torch.testing.assert_close(found, log_probs(trainer, dense), atol=2e-5, rtol=2e-5)
+    trainer.data_collator.flatten = False
+    torch.testing.assert_close(found, rows_apart(trainer, rows), atol=2e-5, rtol=2e-5)
+
+
+def test_rows_longer_than_a_sliding_window_see_the_window(tiny_model: Path) -> None:
+    """Against a mask written out: a row of 9 tokens and one of 3, windows of 4."""
+    from drive_vlm.models.row_attention import attention
+
+    module, ends = torch.nn.Module(), torch.tensor([0, 9, 12], dtype=torch.int32)
+    module.is_causal, module.num_key_value_groups = True, 1
+    query, key, value = torch.randn(3, 1, 2, 12, 8, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(12)
+    row = place >= 9
+    seen = (row[:, None] == row) & (place[:, None] >= place) & (place[:, None] - place < 4)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
+    found = attention(module, query, key, value, None, cu_seq_lens_q=ends, sliding_window=4)[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_layer_without_the_ends_is_refused(
+    tiny_model: Path, trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that see each other would only be a worse loss."""
+    trainer = trainer_of(tiny_model)
+    layer = trainer.model.model.language_model.layers[0].self_attn
+    own = layer.forward
+
+    def forgetful(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **{name: value for name, value in kwargs.items() if name != "cu_seq_lens_q"})
+
+    monkeypatch.setattr(layer, "forward", forgetful)
+    with pytest.raises(RuntimeError, match="packed rows reached this layer without their ends"):
+        log_probs(trainer, batch_of(trainer, (3, 0)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from drive_vlm.config import DataConfig, ModelConfig, RunConfig
+from drive_vlm.config import ROW_ENDS, DataConfig, ModelConfig, RunConfig
 
 IMPLEMENTATIONS = [
     "sdpa",
@@ -142,9 +142,13 @@ def test_without_restarted_positions_rows_would_mix(tiny_model: Path, rows_file:
     single = sum(step(trainer, [(row,)], count)[0] for row in pack)
 
     def run_on(batch: dict[str, Any]) -> None:
+        for name in ROW_ENDS:
+            del batch[name]
         batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
 
     def with_mask(batch: dict[str, Any]) -> None:
+        for name in ROW_ENDS:
+            del batch[name]
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
 
     assert step(trainer, [pack], count)[0] == pytest.approx(single, rel=1e-5)

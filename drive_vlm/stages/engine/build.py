@@ -78,10 +78,9 @@ class RunParts:
     def collator(self) -> Collator:
         """Joins sequences as the sampler draws them, packed or not."""
         data, kernel = self.flags.data, self.flags.model.attn_implementation
-        # flash separates packed rows in a batch of one only.
-        made = Collator(
-            self.family.tokenizer.pad_token_id, self.family.vision, data.packing, data.packing and kernel == "flash"
-        )
+        # Both take packed rows in a batch of one only.
+        flatten = data.packing and kernel in ("sdpa", "flash")
+        made = Collator(self.family.tokenizer.pad_token_id, self.family.vision, data.packing, flatten)
         if data.packing and kernel == "flex" and data.max_length:
             # flex is compiled, again for each width: all packs have one.
             made.pad_to_multiple_of = data.max_length

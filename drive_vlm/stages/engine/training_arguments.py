@@ -1,7 +1,6 @@
 """From flags to transformers' TrainingArguments on DeepSpeed, DDP or one process, on GPUs or a CPU."""
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import sys
@@ -209,16 +208,14 @@ def warn_of_bf16(model: ModelConfig, args: "TrainingArguments") -> None:
 
 
 def print_packed_mask(model: ModelConfig, data: DataConfig, args: "TrainingArguments") -> None:
-    """A line where packs on a GPU pass sdpa or eager, which take a dense mask: what it holds, and which kernel takes none."""
-    if args.use_cpu or model.attn_implementation in ("flash", "flex"):
+    """A line where packs on a GPU pass eager, which takes a dense mask: what it holds, and which kernels take none."""
+    if args.use_cpu or model.attn_implementation != "eager":
         return
     tokens = data.max_length or 0
     share = args.per_device_train_batch_size * tokens**2 / 2**20
-    installed = importlib.util.find_spec("flash_attn") is not None
-    better = "flash" if installed else "flex (or flash, where flash-attn is installed)"
     print(
-        f"attention: {model.attn_implementation} keeps the rows of a pack apart by a dense mask of {tokens:,} x {tokens:,} "
-        f"({share:,.0f} MiB a micro-batch); --attn_implementation {better} takes where they end instead.",
+        f"attention: eager keeps the rows of a pack apart by a dense mask of {tokens:,} x {tokens:,} "
+        f"({share:,.0f} MiB a micro-batch); --attn_implementation sdpa (or flash, flex) takes where they end instead.",
         flush=True,
     )
 
