@@ -18,7 +18,7 @@ SHAPES = ("circle", "square")
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
-    return {**os.environ, "DRIVE_VLM_CACHE": cache, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "DRIVE_VLM_CACHE": cache, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
