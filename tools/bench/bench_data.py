@@ -1,8 +1,10 @@
-"""Speed of what surrounds training: opening a JSONL file, pictures, rendering synthetic scenes, the physics reward.
+"""Speed of what surrounds training: data files, pictures, rendering synthetic scenes, the physics reward.
 
 jsonl: seconds and peak memory to open a file of --rows rows and read its last (or --row), next to json.loads of every line into
 a list. Each step runs in a fresh process: index, open again and read (ours), read all (the peer). Imports do not count in the
 seconds; they do in the peak memory.
+lengths: the tokens of --rows rows measured for the first time, as every training does before its first step: questions about
+pictures of 64 px with a tiny InternVL's tokenizer; and of a tenth of the rows, since memory should not grow with them.
 pictures: from a JPEG of 1600 x 900 to nine normalised tiles of 448 px, as the data path does it (simplejpeg, uint8 through the
 worker's pipe, normalised behind it), next to Pillow and the model's own processor, which normalises in the worker. CPU
 milliseconds a row in one thread, of the rows in turns; and rows a second with no loader worker and with one, where the
@@ -34,12 +36,13 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 python tools/bench/bench_data.py jsonl --json runs/bench_jsonl.json
+python tools/bench/bench_data.py lengths
 python tools/bench/bench_data.py pictures --pictures 40
 python tools/bench/bench_data.py synthetic --scenes 4000 --size 448
 python tools/bench/bench_data.py reward --spacy_model en_core_web_md --texts 500 --processes 1 4
 """
 NUMBERS = {
-    "rows": (1_000_000, 1, "jsonl: rows of the file"),
+    "rows": (1_000_000, 1, "jsonl, lengths: rows of the file"),
     "pictures": (40, 4, "pictures: rows, each of one picture"),
     "scenes": (1000, 1, "synthetic: pictures to render"),
     "size": (224, 1, "synthetic: width and height in pixels"),
@@ -124,6 +127,73 @@ def show_jsonl(result: dict[str, Any]) -> None:
     }
     rows = [[name, f"{part['seconds']:.4f}", f"{part['peak_rss_mb']:.0f}"] for name, part in parts.items()]
     print_table(title, ("", "seconds", "peak RSS MB"), rows)
+
+
+# ---- lengths
+
+
+def write_questions(data: Path, path: Path, count: int) -> Path:
+    """`count` rows of the synthetic world's questions, no two alike: each has a number of its own in its question."""
+    rows = measure.json_lines(data / "train.jsonl")
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            row = rows[i % len(rows)]
+            first, *rest = row["conversations"]
+            asked = {**first, "value": f"{first['value']} (row {i})"}
+            row = {**row, "id": f"{row['id']}-{i}", "image": str(data / row["image"]), "conversations": [asked, *rest]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def measure_rows(model: Path, path: Path) -> dict[str, Any]:
+    """{"rows", "measuring_s", "tokens"} of a data file that nobody measured before, in this process and those that it starts."""
+    from drive_vlm.config import ModelConfig
+    from drive_vlm.data.encoder import Encoder
+    from drive_vlm.data.sources import open_sources
+    from drive_vlm.data.table import build_table
+    from drive_vlm.models import load_processor
+
+    parts = load_processor(ModelConfig(model=str(model)))
+    encoder = Encoder(parts.tokenizer, parts.template, parts.vision)
+    started = time.perf_counter()
+    table = build_table(open_sources([str(path)], None), encoder)
+    return {"rows": len(table), "measuring_s": time.perf_counter() - started, "tokens": int(table.length.sum())}
+
+
+def measure_lengths(args: Any, work: Path) -> dict[str, Any]:
+    """A tenth of the rows, then all, each in a fresh process with a cache of its own."""
+    data = measure.build_synthetic(work, scenes=400, size=64)
+    model = measure.build_tiny(work, "model", data / "captions_train.jsonl")
+    sizes = {}
+    for count in (max(1, args.rows // 10), args.rows):
+        path, log = write_questions(data, work / f"rows_{count}.jsonl", count), work / f"lengths_{count}.log"
+        used = measure.start(
+            [sys.executable, __file__, "--child", "lengths", model, path], log, measure.environment(work)
+        )
+        sizes[str(count)] = used | measure.json_lines(log)[-1]
+    return {"sizes": sizes, "cores": len(os.sched_getaffinity(0))}
+
+
+def show_lengths(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            f"{int(count):,}",
+            f"{part['measuring_s']:.1f}",
+            f"{part['cpu_seconds']:.1f}",
+            f"{part['peak_rss_mb']:.0f}",
+            f"{part['tokens']:,}",
+        ]
+        for count, part in result["sizes"].items()
+    ]
+    columns = ("rows", "seconds", "CPU s with the imports", "peak RSS of a process, MB", "tokens")
+    print_table(f"the first measuring of rows on {result['cores']} cores", columns, rows)
+
+
+def child(words: list[str]) -> None:
+    if words[0] == "lengths":
+        print(json.dumps(measure_rows(Path(words[1]), Path(words[2]))))
+    else:
+        print(json.dumps(read_row(words[0], Path(words[1]), int(words[2]))))
 
 
 # ---- pictures
@@ -319,6 +389,7 @@ def show_reward(result: dict[str, Any]) -> None:
 
 CASES: dict[str, tuple[Callable[[Any, Path], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "jsonl": (measure_jsonl, show_jsonl),
+    "lengths": (measure_lengths, show_lengths),
     "pictures": (measure_pictures, show_pictures),
     "synthetic": (measure_synthetic, show_synthetic),
     "reward": (measure_reward, show_reward),
@@ -330,5 +401,5 @@ if __name__ == "__main__":
         make_parser(),
         lambda args, work: CASES[args.case][0](args, work),
         lambda result, args: CASES[args.case][1](result),
-        child=lambda words: print(json.dumps(read_row(words[0], Path(words[1]), int(words[2])))),
+        child=child,
     )

@@ -13,6 +13,15 @@ def test_jsonl(bench):
     assert "drive-vlm, indexed" in text
 
 
+def test_lengths(bench):
+    """Enough rows for several processes; each size is measured afresh."""
+    result, text = bench("bench_data", "lengths", "--rows", 20_000)
+    small, all_rows = result["sizes"]["2000"], result["sizes"]["20000"]
+    assert (small["rows"], all_rows["rows"]) == (2000, 20_000) and all_rows["tokens"] > 9 * small["tokens"]
+    assert all(part["measuring_s"] > 0 and part["cpu_seconds"] > 0 for part in (small, all_rows))
+    assert "first measuring of rows" in text
+
+
 def test_pictures(bench):
     """The bench itself compares the tiles of both sides; a quarter of the bytes pass the pipe."""
     result, text = bench("bench_data", "pictures", "--pictures", 6)
