@@ -9,13 +9,14 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "drive_vlm" / "__init__.py").read_text()).group(1)
 
 # Lower bounds are the oldest versions that were tried (constraints/oldest.txt repeats them, tests/oldest.sh runs them). Older torch, transformers
-# and accelerate were not tried. What fails below the others: a part that PEFT 0.19 trains in full (modules_to_save) takes no named arguments; DeepSpeed 0.18 lacks keys that the launcher checks;
-# TRL 1.15 starts Triton on a CPU; Pillow 11.1 reads no AVIF; PyAV 17.0 crashes on an MPEG file that was cut off; spaCy 3.8.7 finds other nouns;
-# nltk 3.9.0 cannot be imported; gguf 0.17.0 forbids today's sentencepiece.
+# and accelerate were not tried. What fails below the others: a part that PEFT 0.19 trains in full (modules_to_save) takes no named arguments;
+# DeepSpeed 0.19.0 lacks keys that the launcher checks, and fails with ZeRO-3 and checkpointing; TRL 1.15 starts Triton on a CPU; Pillow 11.1
+# reads no AVIF; PyAV 17.0 crashes on an MPEG file that was cut off; spaCy 3.8.7 finds other nouns; nltk 3.9.0 cannot be imported; gguf 0.17.0
+# forbids today's sentencepiece.
 CORE = [
     "torch>=2.11.0,<2.14",
     "torchvision>=0.26.0,<0.29",
-    "deepspeed>=0.19.0,<0.20",
+    "deepspeed>=0.19.8,<0.20",
     "transformers>=5.17.0,<6",
     "accelerate>=1.15.0,<2",
     "peft>=0.20.0,<0.22",
