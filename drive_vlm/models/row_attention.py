@@ -55,8 +55,8 @@ def attention(
             )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths = on_host(cu_seq_lens_q).diff().tolist()
-    rows = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    made = [sdpa_attention_forward(module, *row, _band(row[0], sliding_window), **kwargs)[0] for row in rows]
+    rows = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True)
+    made = [sdpa_attention_forward(module, q, k, v, _band(q, sliding_window), **kwargs)[0] for q, k, v in rows]
     return torch.cat(made, dim=1), None
 
 
