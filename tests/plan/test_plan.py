@@ -357,6 +357,7 @@ def test_features_of_qwen_vl_stand_for_its_tower_and_projector() -> None:
     layouts = [found["memory"]["layouts"]["zero2"] for found in (pixels, cached)]
     assert layouts[0]["weights"] - layouts[1]["weights"] == 2 * (tower + projector)
     tiles = pixels["batch"]["micro"] * 100
-    assert layouts[1]["activations"] - layouts[0]["activations"] == 2 * tiles * (4 * 2048 - 3 * 2 * 32 * 32)
+    # A byte a pixel, two bytes a feature.
+    assert layouts[1]["activations"] - layouts[0]["activations"] == tiles * (2 * 4 * 2048 - 3 * 2 * 32 * 32)
     flops = [found["cost"]["flops_a_step"] for found in (pixels, cached)]
     assert flops[0] - flops[1] == pytest.approx(8 * 100 * 2 * (4 * tower + projector))
