@@ -12,7 +12,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "drive_vlm" / "__init__.py"
 # and accelerate were not tried. What fails below the others: a part that PEFT 0.19 trains in full (modules_to_save) takes no named arguments;
 # DeepSpeed 0.19.0 lacks keys that the launcher checks, and fails with ZeRO-3 and checkpointing; TRL 1.15 starts Triton on a CPU; Pillow 11.1
 # reads no AVIF; PyAV 17.0 crashes on an MPEG file that was cut off; spaCy 3.8.7 finds other nouns; nltk 3.9.0 cannot be imported; gguf 0.17.0
-# forbids today's sentencepiece.
+# forbids today's sentencepiece; pytest 8.3 does not find a module among the tests.
 CORE = [
     "torch>=2.11.0,<2.14",
     "torchvision>=0.26.0,<0.29",
@@ -67,7 +67,7 @@ EXTRAS["dev"] = [
     "gguf>=0.17.1",
     "fastapi>=0.115",  # with uvicorn: `transformers serve`, a real server for a test
     "uvicorn>=0.30",
-    "pytest>=8",
+    "pytest>=8.4",
     "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6.1",
     "ruff>=0.14",

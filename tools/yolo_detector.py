@@ -45,8 +45,8 @@ def open_detector(path: Path, sha256: str | None, imgsz: int, conf: float, batch
         Image.open = own_open
     try:
         model = ultralytics.YOLO(str(path), task="detect")
-    except (TypeError, AttributeError, KeyError) as error:
-        # How ultralytics fails on a file that is not a checkpoint of its own.
+    except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+        # How ultralytics fails on a file that is not a checkpoint of its own; RuntimeError: torch's own, on one that was cut off (8.4.0).
         problem = str(error).partition("\n")[0]
         raise ValueError(
             f"--weights {path}: not YOLO weights, or not the whole file ({problem}). Fetch it again."

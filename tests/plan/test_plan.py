@@ -4,12 +4,14 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drive_vlm.plan.flags import memory_bytes, origins
+from drive_vlm.plan.training_fields import FIELDS
 
 TOP = {
     "stage", "model", "configuration", "shown_defaults", "batch", "parameters", "memory", "cpu", "cost", "disk", "data", "assumptions",
@@ -94,6 +96,9 @@ def test_neither_torch_nor_transformers_is_loaded(run: Callable) -> None:
     code = "import sys; from drive_vlm.plan.command import main; main(sys.argv[1:]); print('LOADED', *sys.modules)"
     done = run([sys.executable, "-c", code, "sft", *RECIPE])
     assert done.returncode == 0, done.stderr
+    listed = json.loads(FIELDS.read_text())["versions"]
+    if any(version(library) != known for library, known in listed.items()):
+        pytest.skip("the flags of other versions than training_fields.json lists are asked of transformers itself")
     assert not {"torch", "transformers", "deepspeed"} & set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 

@@ -13,7 +13,9 @@ def features_of(body: Any, vision: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`float[P, 1, D * (1 + layers of DeepStack)]` of the P tiles of `pixel_values float[P, 4, D]` and `image_grid_thw`."""
     made = body.get_image_features(vision["pixel_values"], vision["image_grid_thw"], return_dict=True)
     parts = [made.pooler_output, *(getattr(made, "deepstack_features", None) or ())]
-    return torch.cat([torch.cat(list(part)) for part in parts], dim=-1)[:, None]
+    # Of each picture apart; transformers 5.17 leaves those of DeepStack in one.
+    whole = [part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in parts]
+    return torch.cat(whole, dim=-1)[:, None]
 
 
 class CachedVisual(torch.nn.Module):
