@@ -110,7 +110,9 @@ def test_a_sharded_checkpoint_with_an_index(tiny_model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_and_dtype_are_as_asked(name: str, dtype: torch.dtype, tiny_model: Path) -> None:
     model = load_family(ModelConfig(model=str(tiny_model), attn_implementation=name), dtype).model
-    assert model.config.text_config._attn_implementation == ATTENTION[name] and {p.dtype for p in model.parameters()} == {dtype}
+    assert model.config.text_config._attn_implementation == ATTENTION[name] and {
+        p.dtype for p in model.parameters()
+    } == {dtype}
 
 
 def test_processor_without_weights_equals_the_family(tiny_model: Path, tmp_path: Path) -> None:
