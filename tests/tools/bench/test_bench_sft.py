@@ -30,8 +30,9 @@ def test_both_sides_run(family, bench, tmp_path):
     assert result["best_peer"] == "peer" and result["peer_versions"] == {} and "checked" not in result
     assert result["against"]["peer"]["cpu_ms_per_row"] == pytest.approx(peer["cpu_ms_per_row"] / ours["cpu_ms_per_row"])
     for side in (ours, peer):
-        # A row's processor time is of the window; the run's own holds imports too.
-        assert 0 < side["cpu_ms_per_row"] * (96 - side["batch"]) / 1000 < side["run_cpu_seconds"]
+        window = side["cpu_ms_per_row"] * (96 - side["batch"]) / 1000
+        # The run's own time holds imports too; of a forked process (fork_server.py) it is that of whoever asked for it.
+        assert 0 < window and (family != "internvl" or window < side["run_cpu_seconds"])
         assert min(side["tower_ms"], side["language_ms"]) > 0
         passes = (side["tower_ms"] + side["language_ms"]) * (side["steps"] - 1) / 1000
         # Data and optimizer take the rest of the time between the two logs.
