@@ -32,7 +32,7 @@ def test_both_sides_run(family, bench, tmp_path):
     for side in (ours, peer):
         window = side["cpu_ms_per_row"] * (96 - side["batch"]) / 1000
         # The run's own time holds imports too; of a forked process (fork_server.py) it is that of whoever asked for it.
-        assert 0 < window and (family != "internvl" or window < side["run_cpu_seconds"])
+        assert window > 0 and (family != "internvl" or window < side["run_cpu_seconds"])
         assert min(side["tower_ms"], side["language_ms"]) > 0
         passes = (side["tower_ms"] + side["language_ms"]) * (side["steps"] - 1) / 1000
         # Data and optimizer take the rest of the time between the two logs.
