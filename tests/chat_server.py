@@ -61,7 +61,10 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
                     server.keys.append(self.headers["Authorization"])
                 fault = server.faults.pop(0) if server.faults and not dead else None
                 if server.asks_to_stop and len(server.requests) == server.asks_to_stop[0]:
-                    (server.asks_to_stop[1] / "stop").write_text("time limit")
+                    # Whole at once: who sees it before its words are in would take it for one made by hand.
+                    written = server.asks_to_stop[1] / "stop.part"
+                    written.write_text("time limit")
+                    written.rename(written.with_name("stop"))
             if dead:
                 self.connection.close()
             elif server.required_key and self.headers["Authorization"] != f"Bearer {server.required_key}":

@@ -149,6 +149,7 @@ def test_tokens_and_answers_by_hand(child):
         counted.end()
 
 
+@pytest.mark.fresh("a forked process is no child of this one")
 def test_processor_time_counts_the_loader_s_workers(child):
     """A process that still runs has spent 0.3 s of processor time; it tells so, and this one has spent nearly none."""
     burn = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\nsys.stdin.read()"
