@@ -1,7 +1,7 @@
 """What the host knows of a batch that lies on a GPU, so that no forward pass has to ask for it.
 
-A GPU runs behind the Python that feeds it. `item()`, `tolist()`, `bool()`, an index by a mask, or a copy to the device that is
-not told to go on by itself lets Python wait until the device has done everything before it; then the device waits for Python.
+A GPU runs behind the Python that feeds it. `item()`, `tolist()`, `bool()`, an index by a mask, or a blocking copy
+to the device makes Python wait until the device has done everything before it; then the device waits for Python.
 The ids, labels, masks and sizes of a batch come from the host. `to_device` copies without waiting and keeps the host's tensor
 with the copy; `on_host` gives it back. A tensor without one (generation, TRL's own batches) is fetched, and the numbers are
 the same.
@@ -64,7 +64,7 @@ def places_before_labels(labels: torch.Tensor, ignored: int) -> torch.Tensor:
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """What is known of a batch: whether sequences are packs (None: look), whether rows are padded (None: look), and whether
-    attention is told where the rows of its one sequence end (ROW_ENDS)."""
+    attention gets the places where the rows of its one sequence end (ROW_ENDS)."""
 
     packed: bool | None = None
     padded: bool | None = None
@@ -90,7 +90,7 @@ def rows_of(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | No
 
 
 @contextlib.contextmanager
-def told(rows: Rows) -> Iterator[None]:
+def knowing(rows: Rows) -> Iterator[None]:
     """Inside, transformers' masks are made with what is known of `rows` instead of asking the device."""
     _install()
     token = _ROWS.set(rows)
@@ -104,7 +104,7 @@ def told(rows: Rows) -> Iterator[None]:
 def _install() -> None:
     """Three patches of transformers.masking_utils (5.23): whether a batch is packed or padded is read from the device there.
 
-    They act inside of `told` only, and give what the functions themselves would give.
+    They act inside of `knowing` only, and give what the functions themselves would give.
     """
     from transformers import masking_utils
 

@@ -16,7 +16,7 @@ from drive_vlm.models.host_copies import to_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a processor is told, so that it hands pixels on as they are.
+# Arguments of an image processor that leave its pixels uint8.
 AS_THEY_ARE = {"do_rescale": False, "do_normalize": False}
 
 
@@ -70,7 +70,7 @@ def planes(picture: "Image") -> torch.Tensor:
 
 
 def resized(pixels: torch.Tensor, height: int, width: int, processor: Any) -> torch.Tensor:
-    """uint8[..., 3, H, W] scaled as TorchvisionBackend.resize of `processor` scales it, whatever the order in memory."""
+    """uint8[..., 3, height, width] of `pixels uint8[..., 3, H, W]`, scaled as TorchvisionBackend.resize of `processor` scales it, whatever the order in memory."""
     from transformers.image_utils import SizeDict
 
     return processor.resize(pixels, SizeDict(height=height, width=width), resample=processor.resample)

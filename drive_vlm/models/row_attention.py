@@ -24,7 +24,7 @@ def register() -> None:
 
 
 def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """As `sdpa_mask`; None where attention is told the ends of rows that fill their sequence."""
+    """As `sdpa_mask`; None where attention gets the ends of rows (ROW_ENDS) and no row is padded."""
     from transformers.masking_utils import sdpa_mask
 
     known = rows_known()

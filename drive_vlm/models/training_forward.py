@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from drive_vlm.config import CHUNK_ELEMENTS, IGNORE_INDEX, ROW_ENDS
-from drive_vlm.models.host_copies import install_placeholder_check, places_before_labels, rows_of, to_device, told
+from drive_vlm.models.host_copies import install_placeholder_check, knowing, places_before_labels, rows_of, to_device
 from drive_vlm.models.vision import VisionAdapter
 
 
@@ -165,7 +165,7 @@ def install_training_forward(model: Any, vision: VisionAdapter | None, chunk_tok
             kwargs["tower_pass"] = True
         # From here on nothing waits for the device where the host knows the batch (host_copies.py).
         ends = kwargs.get(ROW_ENDS[0]) is not None
-        with told(rows_of(kwargs.get("position_ids"), kwargs.get("attention_mask"), ends)):
+        with knowing(rows_of(kwargs.get("position_ids"), kwargs.get("attention_mask"), ends)):
             hidden = model.model(*args, **kwargs)[0]
         places = places_before_labels(labels, IGNORE_INDEX)
         states = hidden.flatten(0, 1).index_select(0, places)

@@ -105,7 +105,7 @@ def _memory(plan: dict[str, Any]) -> Table:
 
 
 def _on_cpu(plan: dict[str, Any]) -> bool:
-    """Whether the plan is asked for a CPU, not only told of one."""
+    """Whether the user asked for the plan of a CPU (--use_cpu); else a line about it stands below the GPU's table."""
     return bool(plan["cpu"] and plan["cpu"]["asked"])
 
 

@@ -6,6 +6,7 @@ The tables stand between the comments `<!-- gpu: begin -->` and `<!-- gpu: end -
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,17 @@ def run(args: Any) -> dict[str, Any]:
         if lines := recipe_lines(name, measured):
             path = args.root / "recipes" / name
             new[path] = with_measured(path.read_text(), lines)
+    return {"changed": write_changed(new, args.dry_run)}
+
+
+def write_changed(new: Mapping[Path, str], dry_run: bool) -> list[str]:
+    """Write the files whose text is another one, with the rights that they have; their paths, also where nothing is written."""
     changed = [path for path, text in new.items() if path.read_text() != text]
-    for path in changed if not args.dry_run else ():
+    for path in changed if not dry_run else ():
         mode = path.stat().st_mode
         write_atomically(path, lambda file, path=path: file.write(new[path].encode()))
         path.chmod(mode)
-    return {"changed": [str(path) for path in changed]}
+    return [str(path) for path in changed]
 
 
 def show(result: dict[str, Any], args: Any) -> None:

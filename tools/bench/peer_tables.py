@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import ROOT, between
+from gpu_tables import ROOT, between, show, write_changed
 
 from drive_vlm.config import CommandParser, run_tool
-from drive_vlm.store.cache import read_json, write_atomically
+from drive_vlm.store.cache import read_json
 
 EXAMPLES = """
 python tools/bench/peer_tables.py runs/bench_peers.json
@@ -118,17 +118,7 @@ def run(args: Any) -> dict[str, Any]:
     for path, table in ((Path("README.md"), readme_table(found)), (Path("docs/results.md"), results_table(found))):
         file = args.root / path
         new[file] = between(file.read_text(), table, file, "peers")
-    changed = [path for path, text in new.items() if path.read_text() != text]
-    for path in changed if not args.dry_run else ():
-        write_atomically(path, lambda file, path=path: file.write(new[path].encode()))
-    return {"changed": [str(path) for path in changed]}
-
-
-def show(result: dict[str, Any], args: Any) -> None:
-    for path in result["changed"]:
-        print(f"{path}: {'would change' if args.dry_run else 'written'}")
-    if not result["changed"]:
-        print("every table says this already")
+    return {"changed": write_changed(new, args.dry_run)}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
-from drive_vlm.models.host_copies import Rows, to_device, told
+from drive_vlm.models.host_copies import Rows, knowing, to_device
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,7 +88,7 @@ class MiniCPMVTower(Idefics2VisionTransformer):
         embeds = embeds + self.embeddings.position_embedding(to_device(ids, embeds.device))
         mask: Any = None
         if places.valid is not None:
-            with told(Rows(padded=True)):
+            with knowing(Rows(padded=True)):
                 mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeds, attention_mask=places.valid)
         hidden = self.encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
         return BaseModelOutput(last_hidden_state=self.post_layernorm(hidden))
