@@ -253,6 +253,16 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
     return start
 
 
+@pytest.fixture(autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """A command in this process may set variables that its own libraries read (RANK, DS_ACCELERATOR): no later test inherits them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

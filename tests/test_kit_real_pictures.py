@@ -28,7 +28,6 @@ pytestmark = [
 
 def command(*words: object, cache: Path) -> str:
     env = os.environ | {"DRIVE_VLM_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    env.pop("TENSORBOARD_LOGGING_DIR", None)
     done = subprocess.run(
         [sys.executable, *map(str, words)], check=False, capture_output=True, text=True, env=env, timeout=400
     )

@@ -18,7 +18,8 @@ class Browser:
     """One page at a time. `problems` are console errors, exceptions and policy violations of it, `requests` the addresses it asked for."""
 
     def __init__(self, program: str) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="drive_vlm_browser_")
+        # Chromium's helpers end a little after it and may still write there.
+        self._profile = tempfile.TemporaryDirectory(prefix="drive_vlm_browser_", ignore_cleanup_errors=True)
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
         flags = (
@@ -41,8 +42,10 @@ class Browser:
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._loaded: set[str] = set()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, timeout: float = 60, **parameters: Any) -> dict[str, Any]:
         """The result of a command; raises RuntimeError with what the browser says against it."""
@@ -84,16 +87,18 @@ class Browser:
             self.problems.append(f"dialog: {facts['message']}")
         elif method == "Network.requestWillBeSent":
             self.requests.append(facts["request"]["url"])
-        self.loaded = method == "Page.loadEventFired" or getattr(self, "loaded", False)
+        elif method == "Page.lifecycleEvent" and facts["name"] == "load":
+            self._loaded.add(facts["loaderId"])
 
     def open(self, page: Path, script: bool = True, width: int = 1280, height: int = 900) -> None:
         """Load a file from the disk and wait for it; without `script` none of its JavaScript runs."""
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.look()
-        self.problems, self.requests, self.loaded = [], [], False
-        self.call("Page.navigate", url=page.absolute().as_uri())
-        while not self.loaded:
+        self.problems, self.requests = [], []
+        # The load event of the page before, or of the empty one at the start, may come late: only this page's own counts.
+        loader = self.call("Page.navigate", url=page.absolute().as_uri())["loaderId"]
+        while loader not in self._loaded:
             self._next(60)
 
     def look(self, media: str = "", scheme: str = "light") -> None:

@@ -177,11 +177,7 @@ def command(world: World) -> Callable[..., Run]:
     def run(
         out: Path, *words: object, launcher: str = "python", nproc: int = 2, code: int = 0, timeout: float = 120
     ) -> Run:
-        env = {
-            k: v
-            for k, v in os.environ.items()
-            if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TENSORBOARD_LOGGING_DIR")
-        }
+        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         env |= {
             "OMP_NUM_THREADS": "1",
             "DRIVE_VLM_CACHE": str(world.root / "cache"),
@@ -212,7 +208,6 @@ def inside(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     monkeypatch.setenv("DRIVE_VLM_CACHE", str(world.root / "cache"))
 
     def run(command: str, *words: object) -> None:
-        monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
         commands.run(command, [str(word) for word in words])
 
     return run

@@ -73,7 +73,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     from drive_vlm.launch.checkpoint import read_complete
     from drive_vlm.launch.manifest import complete_manifest, frames_note, start_manifest
     from drive_vlm.stages.engine.throughput import peak_memory_gib
-    from drive_vlm.stages.engine.trackers import SendsFlags
+    from drive_vlm.stages.engine.trackers import SendsFlags, place_tensorboard
 
     args = trainer.args
     manifest = trainer.out / "run.json"
@@ -102,6 +102,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     if trainer.parts.resume is not None:
         status.progress(read_complete(trainer.parts.resume.checkpoint).step, trainer.parts.resume.checkpoint)
     trainer.begin_files()
+    place_tensorboard(trainer.callback_handler.callbacks, args.output_dir)
     trainer.add_callback(SendsFlags(trainer.callback_handler.callbacks, facts))
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

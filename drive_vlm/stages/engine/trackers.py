@@ -6,6 +6,7 @@ is sent here; a tracker that is not in it gets the numbers alone. All of it happ
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,14 @@ def send_samples(callbacks: Sequence[TrainerCallback], step: int, rows: Sequence
         for tracker, callback in running:
             tracker.samples(callback, step, shown)
         restore_random_states(states)
+
+
+def place_tensorboard(callbacks: Sequence[TrainerCallback], output_dir: str) -> None:
+    """TensorBoard's files go to output_dir/tensorboard, where TENSORBOARD_LOGGING_DIR does not say otherwise."""
+    for one in callbacks:
+        # transformers 5 has no argument for it. The variable would stay set, and send the next run of this process here.
+        if type(one).__name__ == "TensorBoardCallback" and one.logging_dir is None:
+            one.logging_dir = os.path.join(output_dir, "tensorboard")
 
 
 class SendsFlags(TrainerCallback):

@@ -62,7 +62,6 @@ def training_arguments(cls: type[Arguments], flags: "StageFlags") -> tuple[Argum
     cpu = bool(given.get("use_cpu", not torch.cuda.is_available()))
     extra = TRAINING_DEFAULTS | given
     names = {item.name for item in dataclasses.fields(cls)}
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", os.path.join(extra["output_dir"], "tensorboard"))
     config = load_deepspeed_config(run.deepspeed, cpu) if run.deepspeed else None
     resume = _find_resume(cls, run, extra, config, topology.world_size)
     if resume and resume.convert and config:

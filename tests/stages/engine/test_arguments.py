@@ -97,7 +97,6 @@ def test_errors_of_the_run_are_one_line(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     out = ("--output_dir", str(tmp_path))
     text = refused(capsys, *NEEDED, *out, "--global_batch_size", "20")
     assert "--global_batch_size 20" in text and "--per_device_train_batch_size 8 x 1 processes = 8" in text

@@ -219,7 +219,6 @@ def test_an_evaluation_that_a_request_has_ended_is_made_up_for(
     assert scores_of(out) == [] and not (out / "eval_answers").exists() and (out / "checkpoint-2").is_dir()
     monkeypatch.undo()
     (out / "stop").unlink(missing_ok=True)
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     train("sft", out, *asked, "--resume", "auto")
     assert losses(out) == losses(tmp_path / "whole") and answers(out) == answers(tmp_path / "whole")
     assert [row["eval_word_f1"] for row in scores_of(out)] == [

@@ -1,6 +1,7 @@
 """What the trackers of --report_to hold after a short training: the project's flags, the numbers, answered rows with pictures."""
 
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -114,3 +115,14 @@ def test_a_tracker_that_is_not_known_or_not_installed_is_refused(
     with pytest.raises(SystemExit):
         tracked("tensorboard", "wandbb")
     assert "--report_to wandbb is not known" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_process_keep_their_files(inside: Callable, world: Any, tmp_path: Path) -> None:
+    """The folder of TensorBoard is the run's, not the one of the first run of the process."""
+    for name in ("first", "second"):
+        inside(
+            "sft", "--model", world.model, "--data", world.train, "--output_dir", tmp_path / name, "--max_steps", 1, "--logging_steps", 1,
+            "--freeze", "vision_tower", "--save_strategy", "no", "--disable_tqdm", "true", "--use_cpu", "true",
+        )  # fmt: skip
+        assert len(list((tmp_path / name).rglob("events.out.tfevents.*"))) == 1
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ

@@ -94,7 +94,6 @@ def test_every_flag_that_is_taken_reaches_the_arguments(
 ) -> None:
     import importlib
 
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path))
     assert set(TAKEN) | VLLM | {"loss_type", "loss_weights"} == set().union(*ACCEPTED.values())
     # An older transformers has not all of them (5.17: no activation_checkpointing).
     offered = ACCEPTED[name] & training_fields(name).keys()
