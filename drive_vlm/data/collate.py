@@ -67,6 +67,8 @@ class Collator:
     def __call__(self, sequences: Sequence[Sequence[dict[str, Any] | BadRow]]) -> dict[str, Any]:
         import torch
 
+        from drive_vlm.models.pixels import joined
+
         # Bad rows leave the batch here, and a sequence of nothing else leaves with them.
         bad = [row for sequence in sequences for row in sequence if isinstance(row, BadRow)]
         rows = [[row for row in sequence if not isinstance(row, BadRow)] for sequence in sequences]
@@ -77,7 +79,7 @@ class Collator:
         batch: dict[str, Any] = {key: torch.from_numpy(value) for key, value in arrays.items()}
         pictures = [row["vision"] for sequence in rows for row in sequence if row["vision"]]
         if pictures and "vision_features" in pictures[0]:
-            batch |= {name: torch.cat([row[name] for row in pictures]) for name in pictures[0]}
+            batch |= {name: joined([row[name] for row in pictures]) for name in pictures[0]}
         elif self.vision is not None:
             batch |= self.vision.collate_vision(pictures)
         if self.flatten:

@@ -15,7 +15,7 @@ from drive_vlm.data.chat import ChatRenderer, Rendered, has_thought, label_mask,
 from drive_vlm.data.samples import IMAGE, VIDEO, BadRow, Sample
 from drive_vlm.data.turns import one_row
 from drive_vlm.data.video_times import video_layouts
-from drive_vlm.data.vision import checked_image_size, load_image, load_video
+from drive_vlm.data.vision import checked_image_size, load_image, load_levels, load_video, load_video_levels
 from drive_vlm.models.vision import Layout, VisionAdapter
 from drive_vlm.store.cache import cache_key
 
@@ -196,11 +196,13 @@ class Encoder:
                 features = features[shuffled_order(sample.id, len(features))]
             return {"vision_features": features, **self.vision.beside_pixels(expected)}, expected
         if sample.video:
-            pictures = load_video(sample.video, self.num_frames, sample.where)
+            load_all = load_video_levels if self.vision.reads_levels else load_video
+            pictures: list[Any] = [*load_all(sample.video, self.num_frames, sample.where)]
             if self.shuffle_frames:
                 pictures = [pictures[i] for i in shuffled_order(sample.id, len(pictures))]
         else:
-            pictures = [load_image(path, sample.where) for path in sample.images]
+            load_one = load_levels if self.vision.reads_levels else load_image
+            pictures = [load_one(path, sample.where) for path in sample.images]
         if self.blank_images:
             pictures = [_grey(picture) for picture in pictures]
         if sample.video:
@@ -263,8 +265,11 @@ def _frames(parts: tuple[str, ...], count: int) -> tuple[str, ...]:
 
 
 def _grey(picture: Any) -> Any:
+    """A picture, of Pillow's or uint8[H, W, 3], without content."""
     from PIL import Image
 
+    if isinstance(picture, np.ndarray):
+        return np.full_like(picture, 128)
     return Image.new("RGB", picture.size, (128, 128, 128))
 
 

@@ -28,16 +28,14 @@ def check_mode(image: Any, path: str, where: str) -> None:
     raise BadRow("image_mode", where, f"the pixels of {path} are {kind}, whose range is not known", way_out)
 
 
-def plain_jpeg(image: Any, content: bytes) -> "Image | None":
-    """A colour or grey JPEG that is whole, decoded by simplejpeg: the pixels are Pillow's, in less time. None leaves it to Pillow,
-    which knows other kinds and says what is wrong with a damaged one."""
-    from PIL import Image
-
+def plain_jpeg(image: Any, content: bytes) -> np.ndarray | None:
+    """uint8[H, W, 3] of a colour or grey JPEG that is whole, decoded by simplejpeg: the pixels are Pillow's, in less time. None leaves
+    it to Pillow, which knows other kinds and says what is wrong with a damaged one."""
     decode = _jpeg_decoder() if image.format == "JPEG" and image.mode in ("RGB", "L") else None
     if decode is None:
         return None
     try:
-        return Image.fromarray(decode(content, colorspace="RGB", fastdct=False, fastupsample=False, strict=True))
+        return decode(content, colorspace="RGB", fastdct=False, fastupsample=False, strict=True)
     # A warning of libjpeg is an error here: Pillow decides which of them it takes.
     except ValueError:
         return None

@@ -76,16 +76,33 @@ def load_image(path: str, where: str) -> "Image":
     """The picture as RGB, upright. Raises BadRow (image_missing, image_corrupt, image_mode), also for a truncated file."""
     from PIL import Image
 
+    picture = _decoded(path, where)
+    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+
+
+def load_levels(path: str, where: str) -> np.ndarray:
+    """The pixels of `load_image` as uint8[H, W, 3]. A plain JPEG never becomes a picture of Pillow's, whose pixels are copied in and out."""
+    # A copy: a view of Pillow's pixels cannot be written to, of which torch warns.
+    return picture if isinstance(picture := _decoded(path, where), np.ndarray) else np.array(picture)
+
+
+def _decoded(path: str, where: str) -> "Image | np.ndarray":
+    """`load_image`; the pixels of a plain JPEG that stands upright as uint8[H, W, 3]."""
+    from PIL import Image
+
     try:
         with _open_regular(path) as file:
             content = file.read()
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             check_mode(image, path, where)
-            picture = plain_jpeg(image, content)
-            if picture is None:
+            levels = plain_jpeg(image, content)
+            if levels is None:
                 image.load()
-                picture = as_rgb(image)
+            # After `load`, with which Pillow puts a TIFF upright.
             turn = _EXIF_TURNS.get(_orientation(image))
+            if levels is not None and turn is None:
+                return levels
+            picture = as_rgb(image) if levels is None else Image.fromarray(levels)
             return picture.transpose(Image.Transpose[turn]) if turn else picture
     except Exception as error:
         raise _bad_picture(path, where, error) from error
@@ -230,19 +247,31 @@ def load_video(path: str, num_frames: int, where: str) -> list["Image"]:
     return load_frames(path, video_frames(path, num_frames, where), where)
 
 
+def load_video_levels(path: str, num_frames: int, where: str) -> list[np.ndarray]:
+    """The pixels of `load_video` as uint8[H, W, 3] each, as `load_levels` gives those of a picture."""
+    return _load_frames(path, video_frames(path, num_frames, where), where, load_levels, _shown_levels)
+
+
 def load_frames(path: str, wanted: list[int], where: str) -> list["Image"]:
     """The frames of these ascending numbers, which the video has. Raises as `load_video`."""
+    return _load_frames(path, wanted, where, load_image, _shown)
+
+
+def _load_frames(
+    path: str, wanted: list[int], where: str, of_file: Callable[[str, str], T], of_frame: Callable[[Any, Any], T]
+) -> list[T]:
+    """`load_frames`: a folder's by `of_file(path, where)`, a video file's by `of_frame(its frame, its stream)`."""
     if os.path.isdir(path):
         files = frame_files(path, where)
-        return [load_image(files[i], where) for i in wanted]
-    frames: list[Image] = []
+        return [of_file(files[i], where) for i in wanted]
+    frames: list[T] = []
     try:
         with _open(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for i, frame in enumerate(container.decode(stream)):
                 if i == wanted[len(frames)]:
-                    frames += [_shown(frame, stream)] * wanted.count(i)
+                    frames += [of_frame(frame, stream)] * wanted.count(i)
                     if len(frames) == len(wanted):
                         break
     except _pyav().error.FFmpegError as error:
@@ -424,6 +453,13 @@ def _shown(frame: Any, stream: Any) -> "Image":
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
     turn = _UPRIGHT.get(tuple((value > 0) - (value < 0) for value in (a, b, c, d)))
     return picture.transpose(Transpose[turn]) if turn else picture
+
+
+def _shown_levels(frame: Any, stream: Any) -> np.ndarray:
+    """`_shown` as uint8[H, W, 3]."""
+    if frame.side_data.get("DISPLAYMATRIX") is None and float(stream.sample_aspect_ratio or 1) == 1:
+        return frame.to_ndarray(format="rgb24")
+    return np.array(_shown(frame, stream))
 
 
 def _corrupt_video(path: str, where: str, error: object) -> BadRow:

@@ -69,6 +69,7 @@ class InternVLVision(VisionAdapter[int]):
     """Picture side of InternVL: `pixel_values uint8[P, 3, H, W]` holds the tiles of all pictures, each one's thumbnail last."""
 
     tiling: InternVLTiling
+    reads_levels = True
 
     def fingerprint(self) -> dict[str, Any]:
         pixels = self.processor.image_processor.to_dict()
@@ -93,31 +94,33 @@ class InternVLVision(VisionAdapter[int]):
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
         import torch
 
-        limit = self.tiling.share(len(images), 1 if is_video else max_tiles)
-        tiles = [self._cut(image, limit) for image in images]
-        return {"pixel_values": torch.cat(tiles)}, [len(one) for one in tiles]
+        from drive_vlm.models.pixels import planes
 
-    def _cut(self, image: "Image", limit: int) -> "torch.Tensor":
-        """The tiles uint8[P, 3, H, W] of a picture row by row, its thumbnail last.
+        limit, pictures = (
+            self.tiling.share(len(images), 1 if is_video else max_tiles),
+            [planes(image) for image in images],
+        )
+        grids = [best_grid(*pixels.shape[1:], self.tiling.tile, limit) for pixels in pictures]
+        counts = [columns * rows + (columns * rows > 1) for columns, rows in grids]
+        # The channels of a pixel stay next to each other in memory: copies are of whole lines.
+        tiles = torch.empty(sum(counts), *self.tiling.tile, 3, dtype=torch.uint8)
+        for pixels, grid, part in zip(pictures, grids, tiles.split(counts), strict=True):
+            self._cut(pixels, *grid, part)
+        return {"pixel_values": tiles.permute(0, 3, 1, 2)}, counts
 
-        The pixels are those of GotOcr2ImageProcessor.crop_image_to_patches, which copies each of them four times on the way. The
-        channels of a pixel stay next to each other in memory: copies are of whole lines.
+    def _cut(self, pixels: "torch.Tensor", columns: int, rows: int, tiles: "torch.Tensor") -> None:
+        """Write a picture uint8[3, H, W] into `tiles uint8[P, h, w, 3]`: the grid row by row, its thumbnail last.
+
+        The pixels are those of GotOcr2ImageProcessor.crop_image_to_patches, which copies each of them four times on the way.
         """
-        import torch
+        from drive_vlm.models.pixels import resized
 
-        from drive_vlm.models.pixels import planes, resized
-
-        (high, wide), processor, pixels = self.tiling.tile, self.processor.image_processor, planes(image)
-        columns, rows = best_grid(image.height, image.width, self.tiling.tile, limit)
-        whole = resized(pixels, high, wide, processor)[None]
-        if columns * rows == 1:
-            return whole
-        canvas = resized(pixels, rows * high, columns * wide, processor).permute(1, 2, 0)
-        tiles = torch.empty(columns * rows + 1, high, wide, 3, dtype=torch.uint8)
-        cells = canvas.view(rows, high, columns, wide, 3).transpose(1, 2)
-        tiles[:-1].view(rows, columns, high, wide, 3).copy_(cells)
-        tiles[-1] = whole[0].permute(1, 2, 0)
-        return tiles.permute(0, 3, 1, 2)
+        (high, wide), processor = self.tiling.tile, self.processor.image_processor
+        tiles[-1] = resized(pixels, high, wide, processor).permute(1, 2, 0)
+        if len(tiles) > 1:
+            canvas = resized(pixels, rows * high, columns * wide, processor).permute(1, 2, 0)
+            cells = canvas.view(rows, high, columns, wide, 3).transpose(1, 2)
+            tiles[:-1].view(rows, columns, high, wide, 3).copy_(cells)
 
 
 def _tile_tokens(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from drive_vlm.models.host_copies import to_device
@@ -62,11 +63,24 @@ class Normalisation:
         return (pixels.to(torch.float64, memory_format=planar) * self._factor).float().sub_(mean).div_(std)
 
 
-def planes(picture: "Image") -> torch.Tensor:
-    """An RGB picture as uint8[3, H, W]; the channels of a pixel stay next to each other in memory, which scaling is fastest with."""
-    import numpy as np
+def planes(picture: "Image | np.ndarray") -> torch.Tensor:
+    """An RGB picture, of Pillow's or uint8[H, W, 3], as uint8[3, H, W]; the channels of a pixel stay next to each other in memory, which
+    scaling is fastest with."""
+    return torch.from_numpy(picture if isinstance(picture, np.ndarray) else np.array(picture)).permute(2, 0, 1)
 
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """torch.cat(parts). In a worker of a DataLoader the result lies in shared memory, where it would be copied to next, as torch's own
+    default_collate does it."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.cat(parts)
+    # torch remembers the last 128 tensors that it handed over, each next to the freed pixels of its row: glibc could not use these again.
+    torch.multiprocessing.reductions.shared_cache.free_dead_references()
+    # On meta nothing is computed: the shape, and how torch.cat would lay it in memory.
+    like = torch.cat([part.to("meta") for part in parts])
+    shared = torch.UntypedStorage._new_shared(like.numel() * like.element_size(), device="cpu")
+    out = torch.empty(0, dtype=like.dtype).set_(shared, 0, like.shape, like.stride())
+    return torch.cat(parts, out=out)
 
 
 def resized(pixels: torch.Tensor, height: int, width: int, processor: Any) -> torch.Tensor:

@@ -86,11 +86,13 @@ class VisionAdapter(abc.ABC, Generic[L]):
             the model's own forward pass (pixels.py), or decimals where an adapter normalises them itself.
         read_by_host: those of the keys that the model reads number by number: they stay on the host, whatever the device.
         last_answer_only: whether the model learns the last answer of a row only: its layout writes earlier ones without an end.
+        reads_levels: whether `load_pixels` takes pictures as uint8[H, W, 3] too: without Pillow, whose pixels are copied in and out.
         apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
 
     keys: tuple[str, ...] = ("pixel_values",)
     read_by_host: tuple[str, ...] = ()
+    reads_levels = False
     apart = True
     last_answer_only = False
 
@@ -143,7 +145,8 @@ class VisionAdapter(abc.ABC, Generic[L]):
     def load_pixels(
         self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], Sequence[L]]:
-        """Vision tensors of one row, and how each picture was cut: what the tensors themselves say."""
+        """Vision tensors of one row, and how each picture was cut: what the tensors themselves say. With `reads_levels` the pictures
+        may be numpy.ndarray uint8[H, W, 3]."""
 
     def load_video(
         self, frames: Sequence["Image"], max_tiles: int | None, expected: Sequence[L]
@@ -162,9 +165,9 @@ class VisionAdapter(abc.ABC, Generic[L]):
 
     def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         """The vision tensors of the rows of a batch, joined along their first axis; {} without rows."""
-        import torch
+        from drive_vlm.models.pixels import joined
 
-        return {key: torch.cat([row[key] for row in rows]) for key in self.keys} if rows else {}
+        return {key: joined([row[key] for row in rows]) for key in self.keys} if rows else {}
 
     def dummy_inputs(self) -> dict[str, "torch.Tensor"]:
         """Vision tensors of one small picture, for batches without any (training_forward.py): here one black tile."""

@@ -1,7 +1,9 @@
 """Batches: padding, packs whose positions restart, pictures in the order of their rows, short and empty steps."""
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from drive_vlm.data.collate import Collator, EncodedRows
 from drive_vlm.data.samples import BadRow
 from drive_vlm.data.sources import open_sources
 from drive_vlm.data.table import build_table
+from drive_vlm.models.pixels import joined
 
 PAD = 99
 
@@ -108,3 +111,41 @@ def test_a_picture_changed_since_it_was_measured_is_a_bad_row(
     (found,) = rows[(0,)]
     assert isinstance(found, BadRow) and (found.where, found.reason) == (f"{path}:1", "changed_on_disk")
     assert re.search(r"the row has \d+ tokens now, but had \d+", found.problem)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_worker_joins_pictures_where_they_are_handed_over(layout: torch.memory_format) -> None:
+    """The same values in the same order of memory, in shared memory at once: the loader copies them no more."""
+    parts = [torch.rand(n, 3, 5, 4).mul(255).byte().to(memory_format=layout) for n in (2, 1)]
+
+    class Joined(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            batch = joined(parts)
+            return {"batch": batch, "shared": batch.is_shared()}
+
+    here = joined(parts)
+    (seen,) = torch.utils.data.DataLoader(Joined(), batch_size=None, num_workers=1)
+    assert seen["shared"] and not here.is_shared()
+    for batch in (here, seen["batch"]):
+        assert torch.equal(batch, torch.cat(parts)) and batch.stride() == torch.cat(parts).stride()
+
+
+def test_a_worker_does_not_grow_with_the_pictures_that_it_hands_over() -> None:
+    """torch notes the last 128 of them; what it notes must not keep the room of each from the next one."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return torch.full((8, 3, 448, 448), i, dtype=torch.uint8)
+
+    def resident(parts: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return joined(parts), pages * os.sysconf("SC_PAGESIZE")
+
+    sizes = [size for _, size in torch.utils.data.DataLoader(Rows(), num_workers=1, collate_fn=resident)]
+    assert max(sizes) < sizes[1] + 20 * 8 * 3 * 448**2, [size >> 20 for size in sizes]

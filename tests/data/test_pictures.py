@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both_ways import load_image, load_video
 from PIL import Image
 
 from drive_vlm.clip.encoder import ClipEncoder, ImageError
 from drive_vlm.data import picture_modes
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.vision import checked_image_size, load_image, picture_bytes
+from drive_vlm.data.vision import checked_image_size, picture_bytes
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (6, 1))
 
@@ -161,7 +162,7 @@ def test_other_formats_are_refused_by_name(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
-    from drive_vlm.data.vision import load_video, video_length
+    from drive_vlm.data.vision import video_length
 
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")

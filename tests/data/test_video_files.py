@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both_ways import load_video
 from PIL import Image
 
 from drive_vlm.builders.detection_items import PendingItem, load_frames
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.vision import frames_at, load_video, video_frames, video_length
+from drive_vlm.data.vision import frames_at, video_frames, video_length
 
 av = pytest.importorskip("av")
 

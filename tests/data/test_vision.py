@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both_ways import load_image, load_video
 from PIL import Image
 
+from drive_vlm.data import vision
 from drive_vlm.data.samples import BadRow
-from drive_vlm.data.vision import checked_image_size, frame_indices, image_size, load_image, load_video, video_length
+from drive_vlm.data.vision import checked_image_size, frame_indices, image_size, video_length
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -265,7 +267,7 @@ def test_frames_are_counted_once_where_no_header_tells_them(tmp_path: Path, deco
     path = encode(tmp_path / "clip.mkv", grey(6))
     assert [video_length(str(path), "f:1") for _ in range(3)] == [6, 6, 6]
     assert len(decoded) == 6
-    assert len(load_video(str(path), 6, "f:2")) == 6
+    assert len(vision.load_video(str(path), 6, "f:2")) == 6
     assert len(decoded) == 12
     encode(path, grey(9))
     assert video_length(str(path), "f:1") == 9, "another file of the same name is counted anew"

@@ -110,6 +110,9 @@ def test_pixels_are_the_processors_to_the_last_bit(kind: str, tiny_of: Callable[
     for row in (*([one] for one in pictures), pictures[:3], pictures[3:5]):
         tensors, layouts = vision.load_pixels(row, None, False)
         assert tensors["pixel_values"].dtype == torch.uint8
+        if vision.reads_levels:
+            arrays, cut = vision.load_pixels([np.array(one) for one in row], None, False)
+            assert torch.equal(arrays["pixel_values"], tensors["pixel_values"]) and cut == layouts
         ours = vision.decimals(tensors)
         assert ours.dtype == torch.float32
         alone = {} if kind != "internvl" else {

@@ -7,8 +7,9 @@ lengths: the tokens of --rows rows measured for the first time, as every trainin
 pictures of 64 px with a tiny InternVL's tokenizer; and of a tenth of the rows, since memory should not grow with them.
 pictures: from a JPEG of 1600 x 900 to nine normalised tiles of 448 px, as the data path does it (simplejpeg, uint8 through the
 worker's pipe, normalised behind it), next to Pillow and the model's own processor, which normalises in the worker. CPU
-milliseconds a row in one thread, of the rows in turns: in the loader, and with what is left for the device; and rows a second with no loader worker and with one, where the
-other end computes for as long as our row takes without one: a worker can win 2x at most.
+milliseconds a row in one thread, of the rows in turns: in the loader, and with what is left for the device. Then rows a second with
+no loader worker and with one, medians of --repeats. The other end computes, its normalising counted, for as long as a worker takes
+for a row: then both are busy all the time and a worker is worth most, at best 2x.
 synthetic: pictures a second of --size pixels, drawn, rendered and described by --workers processes. Starting them does not count.
 reward: texts a second, parsed and scored in each of --processes, and scored alone. The texts are made up from sentences of a
 drive, --words words each, no two alike, so that no memo helps. Loading spaCy does not count, starting its processes does.
@@ -44,6 +45,7 @@ python tools/bench/bench_data.py reward --spacy_model en_core_web_md --texts 500
 NUMBERS = {
     "rows": (1_000_000, 1, "jsonl, lengths: rows of the file"),
     "pictures": (40, 4, "pictures: rows, each of one picture"),
+    "repeats": (3, 1, "pictures: runs without and with a loader worker"),
     "scenes": (1000, 1, "synthetic: pictures to render"),
     "size": (224, 1, "synthetic: width and height in pixels"),
     "workers": (os.cpu_count() or 1, 1, "synthetic: processes that render"),
@@ -223,14 +225,18 @@ class Rows:
     def __init__(self, vision: Any, paths: list[Path], ours: bool) -> None:
         self.vision, self.paths, self.ours = vision, paths, ours
 
+    def collate(self, batch: list[Any]) -> Any:
+        """A batch of one row; the peer's is handed on as the processor returned it."""
+        return self.vision.collate_vision([{"pixel_values": batch[0]}])["pixel_values"] if self.ours else batch[0]
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Any:
         if self.ours:
-            from drive_vlm.data.vision import load_image
+            from drive_vlm.data.vision import load_levels
 
-            return self.vision.load_pixels([load_image(str(self.paths[i]), "row")], None, False)[0]["pixel_values"]
+            return self.vision.load_pixels([load_levels(str(self.paths[i]), "row")], None, False)[0]["pixel_values"]
         from PIL import Image
 
         cut = {"crop_to_patches": True, "min_patches": 1, "max_patches": self.vision.tiling.max_tiles}
@@ -239,20 +245,22 @@ class Rows:
 
 
 def rows_a_second(rows: Rows, workers: int, compute: float) -> float:
-    """Through a DataLoader whose other end normalises a row and computes for `compute` seconds of its CPU time."""
+    """Through a DataLoader whose other end normalises a row and computes on until it has used `compute` seconds of CPU for it."""
     import torch
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Subset
 
+    some: Any = Subset(rows, [i % len(rows) for i in range(3 * len(rows) + 8)])  # type: ignore[arg-type]
     square, started, count = torch.ones(256, 256), 0.0, 0
     # The first rows hide the start of the worker.
-    for i, pixels in enumerate(DataLoader(rows, batch_size=None, num_workers=workers)):  # type: ignore[arg-type]
-        if i == 3:
+    for i, pixels in enumerate(DataLoader(some, num_workers=workers, collate_fn=rows.collate)):
+        if i == 8:
             started = time.perf_counter()
-        rows.vision.decimals({"pixel_values": pixels})
         until = time.process_time() + compute
+        if compute:
+            rows.vision.decimals({"pixel_values": pixels})
         while time.process_time() < until:
             square @ square
-        count += i >= 3
+        count += i >= 8
     return (count - 1) / (time.perf_counter() - started)
 
 
@@ -282,13 +290,16 @@ def measure_pictures(args: Any, work: Path) -> dict[str, Any]:
     medians = {
         name: [1000 * statistics.median(part) for part in zip(*found, strict=True)] for name, found in seconds.items()
     }
-    compute = medians["ours"][1] / 1000
     for name, rows in sides.items():
-        pixels, rates = rows[0], {n: rows_a_second(rows, n, compute) for n in (0, 1)}
+        # What a worker delivers to an idle other end. One that computes for as long gains most from it: both are busy all the time.
+        pixels, compute = rows[0], 1 / rows_a_second(rows, 1, 0.0)
+        runs = [[rows_a_second(rows, workers, compute) for workers in (0, 1)] for _ in range(args.repeats)]
+        rates = dict(enumerate(map(statistics.median, zip(*runs, strict=True))))
         result[name] = {
             "loader_ms_a_row": medians[name][0],
             "cpu_ms_a_row": medians[name][1],
             "pipe_mb_a_row": pixels.numel() * pixels.element_size() / 1e6,
+            "computed_ms_a_row": 1000 * compute,
             "rows_per_s": rates,
             "one_worker": rates[1] / rates[0],
         }
@@ -303,6 +314,7 @@ def show_pictures(result: dict[str, Any]) -> None:
             f"{part['loader_ms_a_row']:.1f}",
             f"{part['cpu_ms_a_row']:.1f}",
             f"{part['pipe_mb_a_row']:.1f}",
+            f"{part['computed_ms_a_row']:.1f}",
             *(f"{rate:.1f}" for rate in part["rows_per_s"].values()),
             f"{part['one_worker']:.2f}x",
         ]
@@ -315,6 +327,7 @@ def show_pictures(result: dict[str, Any]) -> None:
         "CPU ms in the loader",
         "with the device's part",
         "MB through the pipe",
+        "ms computed a row",
         "rows/s, no worker",
         "one worker",
         "one over none",

@@ -15,7 +15,7 @@ from transformers.processing_utils import ProcessingKwargs
 from drive_vlm.models.host_copies import to_device
 from drive_vlm.models.minicpmv.tiling import WHOLE, Grid, grid_of, sizes_of
 from drive_vlm.models.minicpmv.versions import VERSIONS, Version
-from drive_vlm.models.pixels import Normalisation, planes
+from drive_vlm.models.pixels import Normalisation, joined, planes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -140,7 +140,7 @@ def join_slices(slices: Sequence[tuple[torch.Tensor, tuple[int, int]]]) -> dict[
 def pad_slices(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors [P_i, ..., L_i] as one [P, ..., L], zeros behind the shorter ones."""
     longest = max(tensor.shape[-1] for tensor in pixels)
-    return torch.cat([torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in pixels])
+    return joined([torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in pixels])
 
 
 def slice_text(version: Version, layout: Grid, queries: int) -> str:

@@ -19,6 +19,7 @@ class SiglipQwenVision(VisionAdapter[int]):
     """
 
     tiling: WholeFrames
+    reads_levels = True
 
     def fingerprint(self) -> dict[str, Any]:
         pixels = self.processor.image_processor

@@ -102,7 +102,7 @@ def run_training(trainer: "DriveTrainerMixin", status: RunStatus, hang_timeout: 
     if trainer.parts.resume is not None:
         status.progress(read_complete(trainer.parts.resume.checkpoint).step, trainer.parts.resume.checkpoint)
     trainer.begin_files()
-    place_tensorboard(trainer.callback_handler.callbacks, args.output_dir)
+    place_tensorboard(trainer.callback_handler.callbacks, str(trainer.out))
     trainer.add_callback(SendsFlags(trainer.callback_handler.callbacks, facts))
     with guarded(trainer, status, hang_timeout) as stop:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

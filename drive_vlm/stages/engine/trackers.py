@@ -139,7 +139,7 @@ def send_samples(callbacks: Sequence[TrainerCallback], step: int, rows: Sequence
         restore_random_states(states)
 
 
-def place_tensorboard(callbacks: Sequence[TrainerCallback], output_dir: str) -> None:
+def place_tensorboard(callbacks: Sequence[Any], output_dir: str) -> None:
     """TensorBoard's files go to output_dir/tensorboard, where TENSORBOARD_LOGGING_DIR does not say otherwise."""
     for one in callbacks:
         # transformers 5 has no argument for it. The variable would stay set, and send the next run of this process here.
