@@ -1,11 +1,16 @@
 """What the tests of the tools share."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
+# Fixtures of the tests of clarify_eval.
+from clarify_rows import evaluate, world  # noqa: F401
 
 
 @pytest.fixture
@@ -29,10 +34,10 @@ def evaluator_with(tool_with: Callable, tmp_path: Path) -> Callable[..., Callabl
 
     def of(tool: str, *flags: object) -> Callable[..., Any]:
         out = tmp_path / "scores.json"
-        evaluate = tool_with(tool, *flags, "--json", out)
+        started = tool_with(tool, *flags, "--json", out)
 
         def start(*more: object, ok: bool = True) -> Any:
-            done = evaluate(*more, ok=ok)
+            done = started(*more, ok=ok)
             return (json.loads(out.read_text()), done.stdout) if ok else done.stderr
 
         return start

@@ -2,31 +2,14 @@
 
 import csv
 import html
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from clarify_rows import ASKS, EVIL, ROWS, SCENES, base, predictions, read, tuned, write
 from PIL import Image
 
 from drive_vlm.builders.ambiguity.rows import meant_by_user, said_by_user
-
-SPEC = importlib.util.spec_from_file_location("clarify_rows", Path(__file__).with_name("clarify_rows.py"))
-assert SPEC is not None and SPEC.loader is not None
-clarify_rows = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(clarify_rows)
-SCENES = clarify_rows.SCENES
-ASKS = clarify_rows.ASKS
-EVIL = clarify_rows.EVIL
-ROWS = clarify_rows.ROWS
-write = clarify_rows.write
-read = clarify_rows.read
-predictions = clarify_rows.predictions
-world = clarify_rows.world
-evaluate = clarify_rows.evaluate
-base = clarify_rows.base
-tuned = clarify_rows.tuned
 
 
 def test_from_rows_to_utility_through_generate(evaluate, run_here, chat_server, world, tmp_path):

@@ -1,24 +1,9 @@
 """tools/clarify_eval.py: files that do not fit are refused with the way out, what is missing is counted."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from clarify_rows import ROWS, base, predictions, read, tuned, write
 
 from drive_vlm.builders.ambiguity.rows import meant_by_user
-
-SPEC = importlib.util.spec_from_file_location("clarify_rows", Path(__file__).with_name("clarify_rows.py"))
-assert SPEC is not None and SPEC.loader is not None
-clarify_rows = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(clarify_rows)
-ROWS = clarify_rows.ROWS
-write = clarify_rows.write
-read = clarify_rows.read
-predictions = clarify_rows.predictions
-world = clarify_rows.world
-evaluate = clarify_rows.evaluate
-base = clarify_rows.base
-tuned = clarify_rows.tuned
 
 
 def broken(world, tmp_path, what):
