@@ -75,6 +75,19 @@ class Tiling(abc.ABC, Generic[L]):
         """Tokens of the language model for one picture cut like this: the length of VisionAdapter.image_ids."""
 
 
+class OneTile(Tiling[int]):
+    """One tile a picture, whatever its size; frames of a video are pictures as well."""
+
+    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
+        return 1
+
+    def frame_layout(self) -> int:
+        return 1
+
+    def largest(self) -> int:
+        return 1
+
+
 class VisionAdapter(abc.ABC, Generic[L]):
     """What the data path needs to know of a model's pictures.
 

@@ -4,12 +4,13 @@ The published code joins the ids of question and answer, so that no token spans 
 writes a mark between the two, which the tokenizer takes as the end of a piece and drops.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import CLIPImageProcessorPil, ProcessorMixin
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import PILImageResampling, make_flat_list_of_images
-from transformers.processing_utils import ProcessingKwargs
+from transformers import CLIPImageProcessorPil
+from transformers.image_utils import PILImageResampling
+
+from drive_vlm.models.processing import PictureProcessor
 
 BOS, EOS, IMAGE_TOKEN = "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"
 # A code point that stands for no character.
@@ -67,7 +68,7 @@ def end_pieces_at_mark(tokenizer: Any) -> None:
         backend.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
 
 
-class CogVLM2Processor(ProcessorMixin):
+class CogVLM2Processor(PictureProcessor):
     """Pictures scaled to one square by PIL's bicubic filter, Llama 3's tokenizer, and the tokens of a picture."""
 
     def __init__(
@@ -81,38 +82,14 @@ class CogVLM2Processor(ProcessorMixin):
         if not isinstance(image_processor, CLIPImageProcessorPil):
             # transformers prefers torchvision, whose filter gives other pixels.
             image_processor = CLIPImageProcessorPil.from_dict(image_processor.to_dict())
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
-        # Generation needs it, and a saved tokenizer forgets it.
-        tokenizer.padding_side = "left"
+        super().__init__(image_processor, tokenizer, chat_template, **kwargs)
         end_pieces_at_mark(tokenizer)
         self.image_seq_length = image_seq_length
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """`input_ids`, `attention_mask` of `text`, and `pixel_values float[P, 3, H, W]` of `images` (nested lists as well).
-
-        Raises ValueError when the image tokens of all texts are not as many as the pictures.
-        """
-        known: Any = ProcessingKwargs
-        merged = self._merge_kwargs(known, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        pictures: Any = [] if images is None else make_flat_list_of_images(images)
-        written = sum(one.count(IMAGE_TOKEN) for one in texts)
-        if texts and written != len(pictures):
-            raise ValueError(f"The texts hold {written} {IMAGE_TOKEN}, but {len(pictures)} pictures are given.")
-        merged["text_kwargs"].pop("return_mm_token_type_ids", None)
-        data: dict[str, Any] = {}
-        if texts:
-            whole = [one.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.image_seq_length) for one in texts]
-            data |= self.tokenizer(whole, **merged["text_kwargs"])
-        if pictures:
-            data |= self.image_processor(pictures, **merged["images_kwargs"])
-        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+    def picture_texts(self, pictures: Sequence[Any]) -> list[str]:
+        return [IMAGE_TOKEN * self.image_seq_length] * len(pictures)
 
 
 def square_pixels(side: int) -> CLIPImageProcessorPil:

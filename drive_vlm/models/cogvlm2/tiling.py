@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from drive_vlm.models.vision import Tiling
+from drive_vlm.models.vision import OneTile
 
 # Patches along a side that the adapter's convolution joins.
 POOL = 2
@@ -17,8 +17,8 @@ def picture_tokens(image_size: int, patch_size: int) -> int:
     return (image_size // patch_size // POOL) ** 2 + ENDS
 
 
-class Squares(Tiling[int]):
-    """One tile a picture. Frames of a video are pictures as well."""
+class Squares(OneTile):
+    """One square a picture."""
 
     def __init__(self, side: int, tile_tokens: int) -> None:
         self.tile, self.tile_tokens = (side, side), tile_tokens
@@ -30,15 +30,6 @@ class Squares(Tiling[int]):
         published = {"height": math.isqrt(tokens - ENDS) * POOL * 14}
         size = numbers.get("image_processor", {}).get("size", published)
         return cls(int(size["height"]), tokens)
-
-    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
-        return 1
-
-    def frame_layout(self) -> int:
-        return 1
-
-    def largest(self) -> int:
-        return 1
 
     def tokens(self, layout: int) -> int:
         return layout * self.tile_tokens

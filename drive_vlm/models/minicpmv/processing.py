@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, ProcessorMixin
+from transformers import PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import make_flat_list_of_images
-from transformers.processing_utils import ProcessingKwargs
 
 from drive_vlm.models.host_copies import to_device
 from drive_vlm.models.minicpmv.tiling import WHOLE, Grid, grid_of, sizes_of
 from drive_vlm.models.minicpmv.versions import VERSIONS, Version
 from drive_vlm.models.pixels import Normalisation, joined, planes
+from drive_vlm.models.processing import PictureProcessor
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -60,6 +60,8 @@ _NAMED = {
 
 class MiniCPMVImageProcessor(ImageProcessingMixin):
     """A picture -> its slices as the tower takes them: the whole picture first, then the grid row by row."""
+
+    model_input_names = ("pixel_values", "tgt_sizes")
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ def slice_text(version: Version, layout: Grid, queries: int) -> str:
     return whole + "\n".join([(first + features + last) * columns] * rows)
 
 
-class MiniCPMVProcessor(ProcessorMixin):
+class MiniCPMVProcessor(PictureProcessor):
     """Image processor, tokenizer and chat template. A published directory gets the template that also serves training."""
 
     def __init__(
@@ -170,10 +172,8 @@ class MiniCPMVProcessor(ProcessorMixin):
         version = VERSIONS[image_processor.version]
         # The published template takes no pictures apart from the text, and writes the assistant's header after its answer.
         template = chat_template if chat_template and "part['type']" in chat_template else TEMPLATES[version.name]
-        super().__init__(image_processor, tokenizer, chat_template=template, **kwargs)
+        super().__init__(image_processor, tokenizer, template, **kwargs)
         tokenizer.chat_template = template
-        # Generation needs it, and a saved tokenizer forgets it.
-        tokenizer.padding_side = "left"
         self.version, self.image_token = version, IMAGE_TOKEN
         tags = TAGS + (ID_TAGS if version.name == "2.6" else ())
         missing = [token for token in (IMAGE_TOKEN, *tags) if token not in tokenizer.get_vocab()]
@@ -206,35 +206,10 @@ class MiniCPMVProcessor(ProcessorMixin):
     def text_of(self, layout: Grid) -> str:
         return slice_text(self.version, layout, self.image_processor.image_feature_size)
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """`input_ids`, `attention_mask` of `text`, and the slices of `images` (nested lists as well).
+    def picture_texts(self, pictures: Sequence["Picture"]) -> list[str]:
+        return [self.text_of(self._cut(picture)) for picture in pictures]
 
-        Raises ValueError when the image tokens of all texts are not as many as the pictures.
-        """
-        known: Any = ProcessingKwargs
-        merged = self._merge_kwargs(known, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        pictures: Any = [] if images is None else make_flat_list_of_images(images)
-        written = sum(one.count(IMAGE_TOKEN) for one in texts)
-        if texts and written != len(pictures):
-            raise ValueError(f"The texts hold {written} {IMAGE_TOKEN}, but {len(pictures)} pictures are given.")
-        merged["text_kwargs"].pop("return_mm_token_type_ids", None)
+    def _cut(self, picture: "Picture") -> Grid:
         numbers = self.image_processor
-        layouts = iter([self.text_of(self._cut(numbers, picture)) for picture in pictures])
-        data: dict[str, Any] = {}
-        if texts:
-            pieces = [one.split(IMAGE_TOKEN) for one in texts]
-            filled = [first + "".join(next(layouts) + piece for piece in rest) for first, *rest in pieces]
-            data |= self.tokenizer(filled, **merged["text_kwargs"])
-        if pictures:
-            data |= numbers(pictures)
-        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
-
-    @staticmethod
-    def _cut(numbers: MiniCPMVImageProcessor, picture: "Picture") -> Grid:
         columns, rows = grid_of(*picture.size, numbers.scale_resolution, numbers.max_slice_nums)
         return (rows * columns + 1, rows, columns) if rows else WHOLE
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, "pixel_values", "tgt_sizes"]

@@ -1,11 +1,9 @@
 """Processor and chat template: every frame becomes `<|vision_start|>`, its image tokens, `<|vision_end|>`."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import ProcessorMixin
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import make_flat_list_of_images
-from transformers.processing_utils import ProcessingKwargs
+from drive_vlm.models.processing import PictureProcessor
 
 IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = (
     "<|image_pad|>",
@@ -51,7 +49,7 @@ def chat_template(thinks: bool) -> str:
     return chat.replace("THINK", asked if thinks else "")
 
 
-class SiglipQwenProcessor(ProcessorMixin):
+class SiglipQwenProcessor(PictureProcessor):
     """SigLIP's image processor, the language model's tokenizer, the image tokens of a frame and the frames of a row at most."""
 
     def __init__(
@@ -63,38 +61,12 @@ class SiglipQwenProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
-        # Generation needs it, and a saved tokenizer forgets it.
-        tokenizer.padding_side = "left"
+        super().__init__(image_processor, tokenizer, chat_template, **kwargs)
         self.image_seq_length, self.max_frames = image_seq_length, max_frames
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.start_image_token_id = tokenizer.convert_tokens_to_ids(START_TOKEN)
         self.end_image_token_id = tokenizer.convert_tokens_to_ids(END_TOKEN)
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """`input_ids`, `attention_mask` of `text`, and `pixel_values float[P, 3, H, W]` of `images` (nested lists as well).
-
-        Raises ValueError when the image tokens of all texts are not as many as the pictures, and for a video placeholder.
-        """
-        known: Any = ProcessingKwargs
-        merged = self._merge_kwargs(known, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        pictures: Any = [] if images is None else make_flat_list_of_images(images)
-        written = sum(one.count(IMAGE_TOKEN) for one in texts)
-        if texts and written != len(pictures):
-            raise ValueError(f"The texts hold {written} {IMAGE_TOKEN}, but {len(pictures)} pictures are given.")
-        if any(VIDEO_TOKEN in one for one in texts):
-            raise ValueError(f"A text holds {VIDEO_TOKEN}: give a video as its frames, one {IMAGE_TOKEN} for each.")
-        merged["text_kwargs"].pop("return_mm_token_type_ids", None)
-        frame = START_TOKEN + IMAGE_TOKEN * self.image_seq_length + END_TOKEN
-        data: dict[str, Any] = {}
-        if texts:
-            data |= self.tokenizer([one.replace(IMAGE_TOKEN, frame) for one in texts], **merged["text_kwargs"])
-        if pictures:
-            data |= self.image_processor(pictures, **merged["images_kwargs"])
-        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+    def picture_texts(self, pictures: Sequence[Any]) -> list[str]:
+        return [START_TOKEN + IMAGE_TOKEN * self.image_seq_length + END_TOKEN] * len(pictures)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from drive_vlm.models.vision import Tiling
+from drive_vlm.models.vision import OneTile
 
 
 def frame_tokens(patches: int, projector_type: str, pool_size: int, num_queries: int) -> int:
@@ -20,7 +20,7 @@ def too_many_frames(frames: int, limit: int) -> str:
     )
 
 
-class WholeFrames(Tiling[int]):
+class WholeFrames(OneTile):
     """One tile a picture; `max_frames` is the number of temporal embeddings."""
 
     def __init__(self, tile: tuple[int, int], tile_tokens: int, max_frames: int) -> None:
@@ -30,15 +30,6 @@ class WholeFrames(Tiling[int]):
     def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "WholeFrames":
         size = numbers["image_processor"]["size"]
         return cls((int(size["height"]), int(size["width"])), numbers["image_seq_length"], numbers["max_frames"])
-
-    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
-        return 1
-
-    def frame_layout(self) -> int:
-        return 1
-
-    def largest(self) -> int:
-        return 1
 
     def tokens(self, layout: int) -> int:
         return layout * self.tile_tokens + 2
