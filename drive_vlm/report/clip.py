@@ -53,7 +53,12 @@ def _draw_distributions(axes: Any, names: Sequence[str], values: Sequence[Any], 
         axes.vlines(place, entry["q25"], entry["q75"], color=colour, linewidth=5, alpha=0.6)
         errors = errors_of(entry["mean"], entry["low"], entry["high"])
         axes.errorbar(place, entry["mean"], errors, fmt="o", color="black", markersize=4, capsize=5, zorder=3)
-        axes.annotate(f"{entry['mean']:.3f}", (place, entry["mean"]), (11, 0), textcoords="offset points", va="center")
+        # On a ground of its own: the line of the shuffled mean may pass behind it.
+        ground = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+        point = (place, entry["mean"])
+        axes.annotate(
+            f"{entry['mean']:.3f}", point, (11, 0), textcoords="offset points", va="center", bbox=ground, zorder=4
+        )
         if entry["shuffled_mean"] is not None:
             axes.hlines(entry["shuffled_mean"], place - 0.38, place + 0.38, color="black", linestyle=":", zorder=2)
     axes.set_xticks(places, names, rotation=0 if max(map(len, names)) < 14 else 15)
