@@ -255,10 +255,14 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(autouse=True)
 def environment_of_its_own() -> Iterator[None]:
-    """A command in this process may set variables that its own libraries read (RANK, DS_ACCELERATOR): no later test inherits them."""
-    before = dict(os.environ)
+    """A command in this process may set variables that its own libraries read (RANK, DS_ACCELERATOR): no later test inherits them.
+
+    What a first import sets goes as well. Fixtures of a wider scope keep theirs: they are set up before.
+    """
+    pytests = "PYTEST_CURRENT_TEST"
+    before = {name: value for name, value in os.environ.items() if name != pytests}
     yield
-    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+    for name in os.environ.keys() - before.keys() - {pytests}:
         del os.environ[name]
     os.environ.update(before)
 

@@ -458,7 +458,9 @@ def _shown(frame: Any, stream: Any) -> "Image":
 def _shown_levels(frame: Any, stream: Any) -> np.ndarray:
     """`_shown` as uint8[H, W, 3]."""
     if frame.side_data.get("DISPLAYMATRIX") is None and float(stream.sample_aspect_ratio or 1) == 1:
-        return frame.to_ndarray(format="rgb24")
+        levels = frame.to_ndarray(format="rgb24")
+        # PyAV gives a frame that FFmpeg stores upside down as a view with negative strides, which torch does not take.
+        return levels if min(levels.strides) > 0 else levels.copy()
     return np.array(_shown(frame, stream))
 
 

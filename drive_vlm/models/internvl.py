@@ -96,10 +96,8 @@ class InternVLVision(VisionAdapter[int]):
 
         from drive_vlm.models.pixels import planes
 
-        limit, pictures = (
-            self.tiling.share(len(images), 1 if is_video else max_tiles),
-            [planes(image) for image in images],
-        )
+        limit = self.tiling.share(len(images), 1 if is_video else max_tiles)
+        pictures = [planes(image) for image in images]
         grids = [best_grid(*pixels.shape[1:], self.tiling.tile, limit) for pixels in pictures]
         counts = [columns * rows + (columns * rows > 1) for columns, rows in grids]
         # The channels of a pixel stay next to each other in memory: copies are of whole lines.

@@ -70,12 +70,15 @@ def planes(picture: "Image | np.ndarray") -> torch.Tensor:
 
 
 def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """torch.cat(parts). In a worker of a DataLoader the result lies in shared memory, where it would be copied to next, as torch's own
-    default_collate does it."""
+    """torch.cat(parts), for tensors without a gradient. In a worker of a DataLoader the result lies in shared memory, where it would
+    be copied to next, as torch's own default_collate does it: call it once a batch."""
     if torch.utils.data.get_worker_info() is None:
         return torch.cat(parts)
-    # torch remembers the last 128 tensors that it handed over, each next to the freed pixels of its row: glibc could not use these again.
-    torch.multiprocessing.reductions.shared_cache.free_dead_references()
+    # torch keeps a small note of each of the last 128 tensors that it handed over. The notes lie between the freed pixels of their
+    # batches in the heap, where glibc (2.36) then finds no room for the next ones: the worker would grow. Another thread writes notes.
+    notes = torch.multiprocessing.reductions.shared_cache
+    with notes.lock:
+        notes.free_dead_references()
     # On meta nothing is computed: the shape, and how torch.cat would lay it in memory.
     like = torch.cat([part.to("meta") for part in parts])
     shared = torch.UntypedStorage._new_shared(like.numel() * like.element_size(), device="cpu")

@@ -99,7 +99,8 @@ class VisionAdapter(abc.ABC, Generic[L]):
             the model's own forward pass (pixels.py), or decimals where an adapter normalises them itself.
         read_by_host: those of the keys that the model reads number by number: they stay on the host, whatever the device.
         last_answer_only: whether the model learns the last answer of a row only: its layout writes earlier ones without an end.
-        reads_levels: whether `load_pixels` takes pictures as uint8[H, W, 3] too: without Pillow, whose pixels are copied in and out.
+        reads_levels: whether `load_pixels` and `load_video` take pictures as arrays uint8[H, W, 3] as well as Pillow's, whose pixels
+            are copied in and out.
         apart: whether tiles pass the tower apart from each other, so that the features of each can be kept.
     """
 

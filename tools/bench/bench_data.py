@@ -9,7 +9,7 @@ pictures: from a JPEG of 1600 x 900 to nine normalised tiles of 448 px, as the d
 worker's pipe, normalised behind it), next to Pillow and the model's own processor, which normalises in the worker. CPU
 milliseconds a row in one thread, of the rows in turns: in the loader, and with what is left for the device. Then rows a second with
 no loader worker and with one, medians of --repeats. The other end computes, its normalising counted, for as long as a worker takes
-for a row: then both are busy all the time and a worker is worth most, at best 2x.
+for a row: then both are busy all the time and a worker is worth most, at best 2x. That time differs between the two, and with it rows a second.
 synthetic: pictures a second of --size pixels, drawn, rendered and described by --workers processes. Starting them does not count.
 reward: texts a second, parsed and scored in each of --processes, and scored alone. The texts are made up from sentences of a
 drive, --words words each, no two alike, so that no memo helps. Loading spaCy does not count, starting its processes does.

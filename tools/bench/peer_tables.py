@@ -90,11 +90,12 @@ def _title(found: dict[str, Any], side: str) -> str:
 
 
 def _conditions(found: dict[str, Any]) -> str:
-    settings, load = found["settings"], found["load_average"]
+    settings = found["settings"]
+    least, most = sorted(found["load_average"][when][0] for when in ("before", "after"))
     runs = f"Medians of {settings['repeats']} runs in turns" if settings["repeats"] > 1 else "One run each"
     return (
         f"{runs}, {settings['threads']} thread, {settings['workers']} loader worker, float32, frozen tower, a tiny "
-        f"InternVL, load {load['before'][0]:.1f} to {load['after'][0]:.1f} on {found['machine']['cores']} cores."
+        f"InternVL, load {least:.1f} to {most:.1f} on {found['machine']['cores']} cores."
     )
 
 

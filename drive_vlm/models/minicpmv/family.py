@@ -54,11 +54,12 @@ class MiniCPMVVision(VisionAdapter[Grid]):
     def collate_vision(self, rows: Sequence[Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         import torch
 
-        from drive_vlm.models.minicpmv.processing import pad_slices
+        from drive_vlm.models.minicpmv.processing import padded
+        from drive_vlm.models.pixels import joined
 
         if not rows:
             return {}
-        pixels = pad_slices([row["pixel_values"] for row in rows])
+        pixels = joined(padded([row["pixel_values"] for row in rows]))
         return {"pixel_values": pixels, "tgt_sizes": torch.cat([row["tgt_sizes"] for row in rows])}
 
     def passes(self, vision: Mapping[str, "torch.Tensor"], count: int) -> Iterator[dict[str, "torch.Tensor"]]:

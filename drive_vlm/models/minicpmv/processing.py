@@ -14,7 +14,7 @@ from transformers.image_utils import make_flat_list_of_images
 from drive_vlm.models.host_copies import to_device
 from drive_vlm.models.minicpmv.tiling import WHOLE, Grid, grid_of, sizes_of
 from drive_vlm.models.minicpmv.versions import VERSIONS, Version
-from drive_vlm.models.pixels import Normalisation, joined, planes
+from drive_vlm.models.pixels import Normalisation, planes
 from drive_vlm.models.processing import PictureProcessor
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class MiniCPMVImageProcessor(ImageProcessingMixin):
         """`pixel_values float32[P, 3, p, p * L]` of the slices of all pictures, `tgt_sizes int64[P, 2]`."""
         pictures: list[Any] = list(make_flat_list_of_images(images))  # type: ignore[arg-type]
         cells = [cell for image in pictures for cell in self.cells(image.convert("RGB"))[0]]
-        joined = join_slices([self.patches(cell) for cell in cells])
-        return BatchFeature({**joined, "pixel_values": self.normalised(joined["pixel_values"], joined["tgt_sizes"])})
+        row = join_slices([self.patches(cell) for cell in cells])
+        return BatchFeature({**row, "pixel_values": self.normalised(row["pixel_values"], row["tgt_sizes"])})
 
 
 @functools.lru_cache(maxsize=8)
@@ -135,14 +135,14 @@ def patchify(pixels: torch.Tensor, patch: int) -> tuple[torch.Tensor, tuple[int,
 
 def join_slices(slices: Sequence[tuple[torch.Tensor, tuple[int, int]]]) -> dict[str, torch.Tensor]:
     """`pixel_values [P, 3, p, p * L]`, zeros behind the shorter ones, and `tgt_sizes int64[P, 2]`."""
-    pixels = pad_slices([tensor[None] for tensor, _ in slices])
+    pixels = torch.cat(padded([tensor[None] for tensor, _ in slices]))
     return {"pixel_values": pixels, "tgt_sizes": torch.tensor([size for _, size in slices], dtype=torch.int64)}
 
 
-def pad_slices(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors [P_i, ..., L_i] as one [P, ..., L], zeros behind the shorter ones."""
+def padded(pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors [P_i, ..., L_i] as [P_i, ..., L], zeros behind the shorter ones."""
     longest = max(tensor.shape[-1] for tensor in pixels)
-    return joined([torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in pixels])
+    return [torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1])) for tensor in pixels]
 
 
 def slice_text(version: Version, layout: Grid, queries: int) -> str:
