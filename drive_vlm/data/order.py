@@ -1,5 +1,5 @@
 """Step 4 of the flow in data/__init__.py, the order of training: which rows stand together, in which batch, on which rank. A pure function of
-(row lengths, seed, epoch): any rank computes the same plan, so a run can be sharded, resumed and compared.
+(row lengths, seed, epoch; with group_by_length also the global batch): any rank computes the same plan, so a run can be sharded, resumed and compared.
 
 An epoch is a list of *sequences* (one row each, or several rows packed to max_length). `global_batch` sequences make
 one optimizer step; every row appears exactly once an epoch, and the last step of an epoch may be smaller: nothing is

@@ -5,7 +5,8 @@
 * A batch without a picture sends one dummy tile through tower and projector, times zero. Under ZeRO-3 every module
   gathers its weights from all ranks, so a rank that left the tower out would let the others wait without end.
 
-`load_family(for_training=True)` patches three forwards here: the model's, its head's and its body's. The loss is therefore
+`load_family(for_training=True)` patches three forwards here, the model's, its head's and its body's, and the body's check of
+picture tokens; pixels.py wraps `get_image_features`, which normalises pixels. The loss is therefore
 computed in the patched model.forward, which Trainer.compute_loss reaches by `model(**batch)`. It divides by the tokens of all
 ranks, and the ranks' gradients are averaged: Trainer.compute_loss multiplies the loss by the number of processes in between.
 """

@@ -12,9 +12,9 @@ _FILE = "data_cursor.json"
 
 @dataclasses.dataclass(frozen=True)
 class DataCursor:
-    """Independent of how many ranks read the data: epoch, sequences and rows consumed in it.
+    """Independent of how many ranks read the data: epoch, sequences and rows consumed in it, which are there for people.
 
-    It only checks. What skips the rows already read is transformers' Trainer: it passes over as many batches of our sampler
+    It only checks that the other fields are the same. What skips the rows already read is transformers' Trainer: it passes over as many batches of our sampler
     as `global_step` x accumulation, without decoding them (the sampler alone is asked).
     """
 

@@ -1,4 +1,25 @@
-"""What a run writes and reads back: whole checkpoints, the weights in them, DeepSpeed's shards for another world size."""
+"""What a run writes and reads back: whole checkpoints, the weights in them, DeepSpeed's shards for another world size.
+
+The life of a resume, also on another number of ranks (docs/running.md says what it promises):
+
+    in checkpoint-N                        written by                    read by                              refused where it differs
+    trained weights, links to the frozen   `_save_weights`               build.weights_to_load, with the      `check_trained`: other parameters
+    ones; of LoRA the adapter                                            model                                train
+    optimizer: global_stepN/ of DeepSpeed, the engine; the Trainer       `_load_engine`, on other ranks by    launch/checkpoint.check_layout:
+    else optimizer.pt                                                    `convert_to_universal`; the Trainer  engine, ZeRO stage, optimizer
+    scheduler.pt, trainer_state.json       the Trainer                   the Trainer; `flags_win`: rate and   -
+                                                                         schedule are those of the flags
+    rng_state*.pth, one a rank             the Trainer                   the Trainer; a rank without a file   -
+                                                                         begins with --seed: dropout differs
+    data_cursor.json                       trainer.save_data_state       DataCursor.check (cursor.py)         other rows, order, seed, global batch
+    bad_rows.json                          trainer.save_data_state       trainer.check_resume                 damaged
+    complete.json, last of all             contract.complete             contract.read_complete               a file is missing, short or changed
+
+In order: training_arguments._find_resume (which checkpoint, does its layout fit, must shards be converted) -> build_parts (weights)
+-> trainer.check_resume (all checks that need data and model, before anything is trained) -> `_load_engine` or the Trainer's own
+loading -> the Trainer passes over the batches that were learned from, which the sampler alone is asked for. The rows of a step do
+not depend on the number of ranks (data/order.py), so they stay the same; accumulation makes up for the ranks.
+"""
 
 import contextlib
 import functools
