@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,10 @@ def test_wandb_offline(tracked: Callable, tmp_path: Path, monkeypatch: pytest.Mo
     wanted = [[row["id"], row["question"], row["reference"], row["prediction"]] for row in rows]
     assert wanted in [table["data"] for table in tables]
     (record,) = folder.glob("run-*.wandb")
+    # wandb's own process writes it, and may still do so when finish() has returned.
+    end = time.monotonic() + 60
+    while b"eval/word_f1_high" not in record.read_bytes() and time.monotonic() < end:
+        time.sleep(0.2)
     assert b"eval/word_f1_high" in record.read_bytes() and b"eval/samples" in record.read_bytes()
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
