@@ -13,12 +13,15 @@ The life of a resume, also on another number of ranks (docs/running.md says what
                                                                          begins with --seed: dropout differs
     data_cursor.json                       trainer.save_data_state       DataCursor.check (cursor.py)         other rows, order, seed, global batch
     bad_rows.json                          trainer.save_data_state       trainer.check_resume                 damaged
-    complete.json, last of all             contract.complete             contract.read_complete               a file is missing, short or changed
+    complete.json, last of all             contract.complete             contract.read_complete               a file is missing or of another
+                                                                                                              size, a JSON file has other words
+    NAME_state.json of RL stages           their save_data_state         their check_resume                   other rewards, sampling, detections
 
 In order: training_arguments._find_resume (which checkpoint, does its layout fit, must shards be converted) -> build_parts (weights)
--> trainer.check_resume (all checks that need data and model, before anything is trained) -> `_load_engine` or the Trainer's own
+-> trainer.check_resume (all checks that need data and model, and `check_code` of pickles, before anything is trained) -> `_load_engine` or the Trainer's own
 loading -> the Trainer passes over the batches that were learned from, which the sampler alone is asked for. The rows of a step do
-not depend on the number of ranks (data/order.py), so they stay the same; accumulation makes up for the ranks.
+not depend on the number of ranks (data/order.py), so they stay the same. With --global_batch_size accumulation makes up for the ranks;
+without it the global batch changes with them, and the cursor refuses.
 """
 
 import contextlib
