@@ -82,8 +82,9 @@ def load_image(path: str, where: str) -> "Image":
 
 def load_levels(path: str, where: str) -> np.ndarray:
     """The pixels of `load_image` as uint8[H, W, 3]. A plain JPEG never becomes a picture of Pillow's, whose pixels are copied in and out."""
-    # A copy: a view of Pillow's pixels cannot be written to, of which torch warns.
-    return picture if isinstance(picture := _decoded(path, where), np.ndarray) else np.array(picture)
+    picture = _decoded(path, where)
+    # np.array copies: a view of Pillow's pixels cannot be written to, of which torch warns.
+    return picture if isinstance(picture, np.ndarray) else np.array(picture)
 
 
 def _decoded(path: str, where: str) -> "Image | np.ndarray":

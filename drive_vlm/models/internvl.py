@@ -8,6 +8,7 @@ from drive_vlm.models.family import FamilySpec, llm_linears
 from drive_vlm.models.vision import Tiling, VisionAdapter
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
@@ -34,8 +35,7 @@ class InternVLTiling(Tiling[int]):
         return max(1, (max_tiles or self.max_tiles) // num_images)
 
     def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
-        columns, rows = best_grid(height, width, self.tile, self.share(num_images, max_tiles))
-        return columns * rows + (columns * rows > 1)
+        return with_thumbnail(*best_grid(height, width, self.tile, self.share(num_images, max_tiles)))
 
     def frame_layout(self) -> int:
         return 1
@@ -45,6 +45,11 @@ class InternVLTiling(Tiling[int]):
 
     def tokens(self, layout: int) -> int:
         return layout * self.tile_tokens + 2
+
+
+def with_thumbnail(columns: int, rows: int) -> int:
+    """The tiles of a picture that is cut into this grid."""
+    return columns * rows + (columns * rows > 1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,7 +95,7 @@ class InternVLVision(VisionAdapter[int]):
         return text.replace(self.processor.video_token, frames)
 
     def load_pixels(
-        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+        self, images: Sequence["Image | np.ndarray"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
         import torch
 
@@ -99,7 +104,7 @@ class InternVLVision(VisionAdapter[int]):
         limit = self.tiling.share(len(images), 1 if is_video else max_tiles)
         pictures = [planes(image) for image in images]
         grids = [best_grid(*pixels.shape[1:], self.tiling.tile, limit) for pixels in pictures]
-        counts = [columns * rows + (columns * rows > 1) for columns, rows in grids]
+        counts = [with_thumbnail(*grid) for grid in grids]
         # The channels of a pixel stay next to each other in memory: copies are of whole lines.
         tiles = torch.empty(sum(counts), *self.tiling.tile, 3, dtype=torch.uint8)
         for pixels, grid, part in zip(pictures, grids, tiles.split(counts), strict=True):

@@ -79,7 +79,8 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
     notes = torch.multiprocessing.reductions.shared_cache
     with notes.lock:
         notes.free_dead_references()
-    # On meta nothing is computed: the shape, and how torch.cat would lay it in memory.
+    # On meta nothing is computed: the shape, and how torch.cat would lay it in memory. `_new_shared` (torch 2.11 to 2.13) has no public
+    # name: share_memory_() would copy what is not written yet.
     like = torch.cat([part.to("meta") for part in parts])
     shared = torch.UntypedStorage._new_shared(like.numel() * like.element_size(), device="cpu")
     out = torch.empty(0, dtype=like.dtype).set_(shared, 0, like.shape, like.stride())

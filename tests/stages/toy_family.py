@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from drive_vlm.models.family import FamilySpec, llm_linears
-from drive_vlm.models.vision import Tiling, VisionAdapter
+from drive_vlm.models.vision import OneTile, VisionAdapter
 
 
-class ToyTiling(Tiling[int]):
+class ToyTiling(OneTile):
     """Each picture and each frame is one square tile."""
 
     def __init__(self, side: int, patch_size: int) -> None:
@@ -20,15 +20,6 @@ class ToyTiling(Tiling[int]):
     @classmethod
     def read(cls, numbers: Mapping[str, Any], max_tiles: int | None = None) -> "ToyTiling":
         return cls(int(numbers["image_processor"]["size"]["height"]), int(numbers["patch_size"]))
-
-    def layout(self, height: int, width: int, num_images: int = 1, max_tiles: int | None = None) -> int:
-        return 1
-
-    def frame_layout(self) -> int:
-        return 1
-
-    def largest(self) -> int:
-        return 1
 
     def tokens(self, layout: int) -> int:
         return layout * self.tile_tokens

@@ -8,6 +8,7 @@ from drive_vlm.models.siglip_qwen.tiling import WholeFrames, frame_tokens, too_m
 from drive_vlm.models.vision import VisionAdapter
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
@@ -45,7 +46,7 @@ class SiglipQwenVision(VisionAdapter[int]):
         return text.replace(self.processor.video_token, self.image_token * len(layouts))
 
     def load_pixels(
-        self, images: Sequence["Image"], max_tiles: int | None, is_video: bool
+        self, images: Sequence["Image | np.ndarray"], max_tiles: int | None, is_video: bool
     ) -> tuple[dict[str, "torch.Tensor"], list[int]]:
         import torch
 
